@@ -1,0 +1,189 @@
+"""The commands. Each imports what it needs when it runs, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from pipeline import plugins, spec
+from pipeline.errors import PipelineError
+from pipeline.registry import REGISTRIES
+
+STARTED = time.time()
+KILLED = 130  # what shells report after Ctrl-C
+
+Command = Callable[..., None]
+
+
+def _job_options(command: Command) -> Command:
+    """The argument and options of commands that take a job spec."""
+    for add in (
+        click.option("--json", "as_json", is_flag=True, help="End with one JSON object on a line."),
+        click.option(
+            "--import", "imports", multiple=True, metavar="MODULE",
+            help="Module or .py file with own losses, models or metrics; repeatable.",
+        ),
+        click.option(
+            "--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE",
+            help="Override one value of the spec, as in --set training.epochs=3; repeatable.",
+        ),
+        click.argument("job", metavar="JOB.yaml"),
+    ):  # fmt: skip
+        command = add(command)
+    return command
+
+
+def _overrides(texts: tuple[str, ...]) -> dict[str, Any]:
+    return dict(spec.parse_override(text) for text in texts)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="pipeline")
+def cli() -> None:
+    """Train what a job spec says: the same loss curve on any number of workers.
+
+    \b
+    pipeline check jobs/diabetes.yaml     what can be known before training
+    pipeline run jobs/diabetes.yaml       train, and record the run in MLflow
+    pipeline run jobs/diabetes.yaml --set workers.num=2
+    pipeline list losses                  what a spec can name
+    pipeline schema > job.schema.json     for your editor's completion
+    \b
+    Exit codes: 0 done, 1 the run failed, 2 spec, data or command wrong,
+    3 trained but not fully recorded, 130 stopped by Ctrl-C.
+    """
+
+
+@cli.command()
+@_job_options
+def run(job: str, overrides: tuple[str, ...], imports: tuple[str, ...], as_json: bool) -> None:
+    """Train a job and record it in MLflow.
+
+    One worker runs in this process; with --set workers.num=N, N Ray workers train with DDP.
+    Without MLFLOW_TRACKING_URI the record goes to a SQLite file beside the runs.
+    """
+    from pipeline.launch import run as launch
+
+    def finish(result: launch.Result) -> None:
+        if as_json:
+            click.echo(json.dumps(result.summary()))
+
+    try:
+        result = launch.run(
+            job, _overrides(overrides), imports, say=_say(as_json), started=STARTED
+        )
+    except launch.UnrecordedError as error:
+        click.echo(f"error: {error}", err=True)
+        finish(error.result)
+        sys.exit(error.exit_code)
+    _report(result, _say(as_json))
+    finish(result)
+
+
+def _say(as_json: bool) -> Callable[[str], None]:
+    return lambda line: click.echo(line, err=as_json)
+
+
+def _report(result: Any, say: Callable[[str], None]) -> None:
+    loss = "no items" if result.loss is None else f"{result.loss:.6g}"
+    say(f"done  {result.steps} steps, loss {loss}")
+    for name, value in result.metrics.items():
+        say(f"      validation {name} {value:.6g}")
+    say(f"saved {result.storage}")
+    say(f"mlflow run {result.run_id} in {result.tracking_uri}")
+    if result.tracking_uri.startswith("sqlite:"):
+        say(f"see   mlflow ui --backend-store-uri {result.tracking_uri}")
+
+
+@cli.command()
+@_job_options
+def check(job: str, overrides: tuple[str, ...], imports: tuple[str, ...], as_json: bool) -> None:
+    """Check a job without training it.
+
+    Spec, files and columns; then one real batch through model and loss on the CPU.
+    """
+    from pipeline.launch import run as launch
+
+    checked, prepared, notices = launch.check(job, _overrides(overrides), imports)
+    say = _say(as_json)
+    kinds = {field.name: field.kind for field in prepared.fields if not field.is_target}
+    targets = [field.name for field in prepared.fields if field.is_target]
+    say(f"ok    {checked.name}")
+    say(f"rows  {prepared.num_rows:,} training, {prepared.num_validation_rows:,} validation")
+    shown = ", ".join(f"{name} ({kind})" for name, kind in list(kinds.items())[:8])
+    say(f"in    {shown}{', ...' if len(kinds) > 8 else ''}")
+    say(f"out   {', '.join(targets) or '(no target)'}")
+    for notice in notices:
+        say(f"note  {notice}")
+    if as_json:
+        found = {
+            "state": "ok",
+            "name": checked.name,
+            "digest": checked.digest,
+            "rows": prepared.num_rows,
+            "validation_rows": prepared.num_validation_rows,
+            "notices": [str(notice) for notice in notices],
+        }
+        click.echo(json.dumps(found))
+
+
+@cli.command("list")
+@click.argument("kind", type=click.Choice(list(REGISTRIES)))
+@click.option("--import", "imports", multiple=True, metavar="MODULE", help="As for `run`.")
+def list_(kind: str, imports: tuple[str, ...]) -> None:
+    """Print what a spec can name: losses, models, optimizers, schedules or metrics."""
+    plugins.load(imports)
+    for name, entry in sorted(REGISTRIES[kind].entries.items()):
+        click.echo(f"{click.style(name, bold=True)}  {entry.doc}")
+        for option, field in entry.options.model_fields.items():
+            default = "required" if field.is_required() else json.dumps(field.default)
+            click.echo(f"    {option}: {default}")
+
+
+@cli.command()
+@click.option("--import", "imports", multiple=True, metavar="MODULE", help="As for `run`.")
+def schema(imports: tuple[str, ...]) -> None:
+    """Print the JSON schema of job specs, for completion in editors."""
+    plugins.load(imports)
+    click.echo(json.dumps(spec.schema(), indent=2))
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False))
+def sync(folder: str) -> None:
+    """Finish the MLflow record of a run's folder, after the server was down."""
+    from pipeline.track import delivery
+
+    found = delivery.finish(folder)
+    click.echo(f"mlflow run {found['run_id']} in {found['tracking_uri']} is complete")
+
+
+def main() -> None:
+    """Run a command; a known error is one message and its exit code, not a traceback."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped", err=True)
+        sys.exit(KILLED)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except PipelineError as error:
+        click.echo(f"error: {error}", err=True)
+        if "--json" in sys.argv:
+            click.echo(json.dumps({"state": "failed", "error": str(error)}))
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""What can go wrong, and the exit code that says so.
+
+PipelineError
+├── InputError            2  the spec, the command or the data is wrong: mend it and run again
+│   ├── SpecError            every fault of a job spec, with line, key path and the nearest name
+│   ├── UsageError           the command line or a Python call is wrong
+│   ├── DataError            a file, column or row is not what the spec says
+│   └── ContractError        loss, prediction and target do not fit each other
+├── RunError              1  training started and did not finish
+│   └── NonFiniteError       a loss or gradient became NaN or infinite; names the step
+└── RecordError           3  training finished, its record in MLflow is not complete
+
+An error hands its facts to `super().__init__` and words them in `__str__`, so that it survives
+pickling between processes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class PipelineError(Exception):
+    """Any failure this package knows how to explain."""
+
+    exit_code = 1
+
+
+class InputError(PipelineError):
+    """Wrong input: nothing was trained, nothing was recorded."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing wrong in a job spec: where it stands, what it is, what would be right."""
+
+    path: str
+    problem: str
+    line: int | None = None
+    advice: str = ""
+
+    def __str__(self) -> str:
+        place = f"line {self.line}, " if self.line else ""
+        advice = f"\n      {self.advice}" if self.advice else ""
+        return f"{place}{self.path}: {self.problem}{advice}"
+
+
+class SpecError(InputError):
+    """Every fault found in one job spec."""
+
+    def __init__(self, source: str, faults: list[Fault]) -> None:
+        super().__init__(source, faults)
+        self.source, self.faults = source, faults
+
+    def __str__(self) -> str:
+        count = f"{len(self.faults)} fault{'s' if len(self.faults) > 1 else ''}"
+        return "\n".join([f"{self.source}: {count}", *(f"  {fault}" for fault in self.faults)])
+
+
+class UsageError(InputError):
+    """A command line or Python call that cannot be carried out."""
+
+
+class DataError(InputError):
+    """Data that is not what the spec says: the file or column is named in the message."""
+
+
+class ContractError(InputError):
+    """A loss that does not fit its prediction or target; `fix` says what would."""
+
+    def __init__(self, term: str, problem: str, fix: str) -> None:
+        super().__init__(term, problem, fix)
+        self.term, self.problem, self.fix = term, problem, fix
+
+    def __str__(self) -> str:
+        return f"loss {self.term}: {self.problem}\n  fix: {self.fix}"
+
+
+class RunError(PipelineError):
+    """A run that started and did not finish."""
+
+
+class NonFiniteError(RunError):
+    """A loss or gradient that is NaN or infinite, found before the optimizer moved."""
+
+    def __init__(self, step: int, gradient_norm: float, terms: dict[str, float]) -> None:
+        super().__init__(step, gradient_norm, terms)
+        self.step, self.gradient_norm, self.terms = step, gradient_norm, terms
+
+    def __str__(self) -> str:
+        terms = ", ".join(f"{name} = {value:g}" for name, value in self.terms.items())
+        return (
+            f"step {self.step}: gradient norm {self.gradient_norm:g}, {terms}. "
+            "The optimizer did not take this step. Usual causes: a learning rate that is too high, "
+            "no training.clip_norm, inputs that are not scaled"
+        )
+
+
+class RecordError(PipelineError):
+    """Training finished, but MLflow does not hold the whole record."""
+
+    exit_code = 3

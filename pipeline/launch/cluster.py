@@ -1,0 +1,164 @@
+"""Ray, in one place: the settings that make it start fast and quietly, and `TorchTrainer`."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from pipeline.errors import PipelineError, RunError, UsageError
+from pipeline.spec import JobSpec
+
+# Read by Ray while it is imported or started; a user's own setting wins.
+DRIVER_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # no report to outside
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the new behaviour, without its warning
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # the patch prints every line twice
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # 2 s by default: how late an end is noticed
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same in every worker
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",  # 30 s by default, waited after a crash
+}
+OWN_CLUSTER_ENVIRONMENT = {
+    "RAY_AUTH_MODE": "disabled",  # local and private: no token file in the user's home
+    "RAY_worker_niceness": "0",  # 15 by default: workers starve beside any other load
+    "RAY_enable_worker_prestart": "0",  # prestarted processes are never used by Train
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nothing can preempt the only node
+}
+OBJECT_STORE_BYTES = 80 * 2**20  # the least Ray takes: rows never pass through it
+
+
+def in_process(spec: JobSpec) -> bool:
+    """One worker, and no cluster to put it on: it runs in the command's own process."""
+    return spec.workers.num == 1 and "RAY_ADDRESS" not in os.environ
+
+
+def fit(spec: JobSpec, config: dict[str, Any], name: str) -> None:
+    """Run the job on its workers, to the end.
+
+    Raises the first failing worker's own error, or RunError.
+    """
+    for key, value in DRIVER_ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    with warnings.catch_warnings(), _quiet():
+        warnings.simplefilter("ignore")
+        import ray
+        import ray.train.torch as ray_torch
+        from ray.train import LoggingConfig, RunConfig, ScalingConfig
+
+        from pipeline.train.worker import work
+
+        alone = in_process(spec)
+        threads = str(spec.workers.cpus_per_worker)
+        trainer = ray_torch.TorchTrainer(
+            work,
+            train_loop_config=config,
+            torch_config=ray_torch.TorchConfig(
+                backend="nccl" if spec.workers.gpu else "gloo", timeout_s=300
+            ),
+            scaling_config=ScalingConfig(
+                num_workers=0 if alone else spec.workers.num,
+                use_gpu=spec.workers.gpu,
+                resources_per_worker={"CPU": spec.workers.cpus_per_worker}
+                | ({"GPU": 1} if spec.workers.gpu else {}),
+            ),
+            run_config=RunConfig(
+                name=name,
+                storage_path=str(config["storage"]),
+                logging_config=LoggingConfig(log_level="ERROR"),
+                worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": threads}},
+            ),
+        )
+        with _cluster(spec, ray, alone):
+            try:
+                trainer.fit()
+            except PipelineError:
+                raise
+            except Exception as error:
+                raise _cause(error) from error
+
+
+@contextlib.contextmanager
+def _cluster(spec: JobSpec, ray: Any, alone: bool) -> Iterator[None]:
+    """A Ray cluster for the time of the run: the one we are in, or one of our own."""
+    if alone or ray.is_initialized():
+        yield
+        return
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(logging_level="ERROR")
+    else:
+        for key, value in OWN_CLUSTER_ENVIRONMENT.items():
+            os.environ.setdefault(key, value)
+        ray.init(
+            num_cpus=spec.workers.num * spec.workers.cpus_per_worker,  # more workers than cores run
+            include_dashboard=False,
+            logging_level="ERROR",
+            log_to_driver=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+        )
+    try:
+        _refuse_too_few(spec, ray.cluster_resources())
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _refuse_too_few(spec: JobSpec, resources: dict[str, float]) -> None:
+    """A cluster that can never hold the workers would let the job wait for ever."""
+    if spec.workers.gpu and resources.get("GPU", 0) < spec.workers.num and not _may_grow():
+        raise UsageError(
+            f"workers.num: {spec.workers.num} with a GPU each, "
+            f"the cluster has {resources.get('GPU', 0):g} GPUs"
+        )
+    wanted = spec.workers.num * spec.workers.cpus_per_worker
+    if resources.get("CPU", 0) < wanted and not _may_grow():
+        raise UsageError(
+            f"workers: {spec.workers.num} x {spec.workers.cpus_per_worker} CPUs, "
+            f"the cluster has {resources.get('CPU', 0):g}"
+        )
+
+
+def _may_grow() -> bool:
+    """Whether an autoscaler may add nodes (KubeRay sets this in the head)."""
+    return bool(os.environ.get("RAY_ENABLE_AUTOSCALER_V2") or os.environ.get("RAY_CLUSTER_NAME"))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Ray's loggers at ERROR: what matters reaches the user as an exception."""
+    names = ("ray", "ray.train", "ray.data", "ray._private", "torch.distributed")
+    before = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def _cause(error: BaseException) -> PipelineError:
+    """The first failing worker's own error out of Ray's layers around it."""
+    seen: BaseException | None = error
+    while seen is not None:
+        failures = getattr(seen, "worker_failures", None)
+        if failures:
+            first = failures[min(failures, key=lambda rank: (_is_echo(failures[rank]), rank))]
+            return _cause(getattr(first, "_base_exc", None) or first)
+        if isinstance(seen, PipelineError):
+            return seen
+        inner = getattr(seen, "_base_exc", None) or seen.__cause__ or getattr(seen, "cause", None)
+        if inner is None or not isinstance(inner, BaseException):
+            break
+        seen = inner
+    text = str(seen).strip() or repr(seen)
+    return RunError(f"{type(seen).__name__}: {text.splitlines()[-1] if text else ''}")
+
+
+def _is_echo(failure: Any) -> bool:
+    """A worker that only failed because another did: its connection was closed."""
+    text = str(failure)
+    return "Connection closed by peer" in text or "Connection reset" in text

@@ -1,0 +1,87 @@
+"""What the user sees while a job trains: one live line, or plain lines when not a terminal."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from typing import Any, TextIO
+
+from pipeline.train.curve import Reader
+
+LIVE_SECONDS = 0.2
+PLAIN_SECONDS = 10.0
+
+
+class Progress:
+    """Follows a journal in a thread and shows where the run is."""
+
+    def __init__(self, reader: Reader, num_steps: int, num_epochs: int, num_rows: int) -> None:
+        self.reader, self.num_steps, self.num_epochs = reader, num_steps, num_epochs
+        self.rows_per_step = num_rows * num_epochs / num_steps
+        self.stream: TextIO = sys.stderr
+        self.live = self.stream.isatty()
+        self.first_step_at: float | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._train: dict[str, Any] = {}
+        self._validation: dict[str, Any] = {}
+        self._step = 0
+        self._started = (0, 0.0)
+
+    def __enter__(self) -> Progress:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        shown = 0.0
+        while not self._stop.wait(LIVE_SECONDS):
+            self._read()
+            now = time.monotonic()
+            if self._step and (self.live or now - shown >= PLAIN_SECONDS):
+                shown = now
+                self._show(end="\r" if self.live else "\n")
+        self._read()
+        if self._step:
+            self._show(end="\n")
+
+    def _read(self) -> None:
+        for point in self.reader.new():
+            self._validation = point.get("validation", self._validation)
+            if "train" in point:
+                self._train, self._step = point["train"], point["step"]
+                if not self._started[0]:
+                    self._started = (point["step"], point["time"] / 1000)
+                self._now = point["time"] / 1000
+
+    def _show(self, end: str) -> None:
+        steps = self._step - self._started[0]
+        seconds = self._now - self._started[1]
+        speed = steps / seconds if steps and seconds > 0 else 0.0
+        epoch = min(self._step * self.num_epochs // self.num_steps + 1, self.num_epochs)
+        loss = self._train["loss"]
+        parts = [
+            f"epoch {epoch}/{self.num_epochs}",
+            f"step {self._step}/{self.num_steps}",
+            "loss (no items)" if loss is None else f"loss {loss:.4g}",
+            *(f"validation {k} {v:.4g}" for k, v in list(self._validation.items())[-2:]
+              if v is not None),
+        ]  # fmt: skip
+        if speed:
+            parts.append(f"{speed * self.rows_per_step:,.0f} rows/s")
+            left = (self.num_steps - self._step) / speed
+            if left >= 1:
+                parts.append(f"{_clock(left)} left")
+        line = "  ".join(parts)
+        self.stream.write(("\x1b[2K" + line if self.live else line) + end)
+        self.stream.flush()
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

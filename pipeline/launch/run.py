@@ -1,0 +1,216 @@
+"""Run a job spec: check, train on its workers, and see its record into MLflow."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import plugins
+from pipeline.errors import RecordError, RunError, UsageError
+from pipeline.spec import JobSpec, load
+
+if TYPE_CHECKING:
+    from pipeline.losses.fit import Notice
+    from pipeline.train.job import Job
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run."""
+
+    run_id: str
+    tracking_uri: str
+    storage: str
+    """Folder of the run: spec, journal of the curve, weights."""
+    steps: int
+    loss: float | None
+    """Loss of the last step."""
+    metrics: dict[str, float]
+    """Last values of the validation rows: `loss` and each metric."""
+    curve_sha256: str
+    weights_sha256: str
+    state: str = "finished"
+    curve: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    """Every point of the journal: `step` with `train` and `terms`, or with `validation`."""
+    first_step_seconds: float | None = None
+    """From the start of the command to the end of the first step."""
+
+    @cached_property
+    def model(self) -> Any:
+        """The recorded model: `model.predict(data_frame)` takes raw columns."""
+        from pipeline.track.model import load_model
+
+        return load_model(self.run_id, self.tracking_uri)
+
+    @property
+    def losses(self) -> list[float | None]:
+        """The global loss of every step."""
+        return [point["train"]["loss"] for point in self.curve if "train" in point]
+
+    def summary(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        keys = (
+            "run_id", "tracking_uri", "state", "steps", "loss", "metrics", "curve_sha256",
+            "weights_sha256", "storage", "first_step_seconds",
+        )  # fmt: skip
+        return {key: getattr(self, key) for key in keys}
+
+
+def check(
+    path: str | Path | Mapping[str, Any],
+    overrides: Mapping[str, Any] | None = None,
+    imports: Sequence[str] = (),
+) -> tuple[JobSpec, Job, list[Notice]]:
+    """Everything that can be known before workers start: spec, files, columns, one real batch.
+
+    Raises SpecError, DataError or ContractError, each saying what to change.
+    """
+    plugins.load(list(imports))
+    spec = load(path, overrides)
+    from pipeline.train import job as jobs
+    from pipeline.train.evaluate import chosen
+
+    with _one_thread():
+        job = jobs.prepared(spec, base_of(path))
+        notices = jobs.check(job)
+        chosen(jobs.objective(spec, job.fields).terms, spec.metrics)
+    return spec, job, notices
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """A small batch is faster on one thread, and the user's own setting is kept."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def base_of(path: str | Path | Mapping[str, Any]) -> Path:
+    """Where relative data paths of the spec start."""
+    return Path.cwd() if isinstance(path, Mapping) else Path(path).resolve().parent
+
+
+def run(
+    path: str | Path | Mapping[str, Any],
+    overrides: Mapping[str, Any] | None = None,
+    imports: Sequence[str] = (),
+    *,
+    say: Callable[[str], None] | None = None,
+    started: float | None = None,
+) -> Result:
+    """Train the job of `path` with dotted `overrides`, and record it in MLflow.
+
+    `imports` are modules or files with own losses, models or metrics. `say` gets lines for the
+    user. Raises the errors of `check`, RunError, or RecordError when only the record is missing.
+    """
+    started = time.time() if started is None else started
+    tell = say or (lambda _: None)
+    spec, job, notices = check(path, overrides, imports)
+    for notice in notices:
+        tell(f"note  {notice}")
+    storage = Path(spec.storage).expanduser().resolve()
+    folder = _new_folder(storage, spec.name)
+    modules = plugins.load(list(imports))
+    plugins.carry(modules, folder / "imports")
+
+    from pipeline.launch.cluster import fit, in_process
+    from pipeline.launch.progress import Progress
+    from pipeline.track import delivery
+    from pipeline.train.curve import Reader
+
+    delivery.prepare(spec, job, folder, modules)
+    delivering = delivery.start(folder)
+    config = {
+        "spec": spec.model_dump(mode="json"),
+        "base": str(base_of(path)),
+        "folder": str(folder),
+        "storage": str(storage / ".ray"),
+        "imports": modules,
+    }
+    if in_process(spec):
+        config["job"] = job
+    where = "in this process" if in_process(spec) else f"on {spec.workers.num} Ray workers"
+    tell(f"run   {folder.name}, {job.num_rows:,} rows {where}")
+    steps = spec.training.epochs * -(-job.num_rows // spec.training.batch_size)
+    state = "failed"
+    try:
+        with Progress(Reader(folder / "curve.jsonl"), steps, spec.training.epochs, job.num_rows):
+            fit(spec, config, folder.name)
+        state = "finished"
+    except KeyboardInterrupt:
+        state = "killed"
+        raise
+    finally:
+        delivery.end(folder, state)
+        recorded = delivery.wait(delivering, folder, tell)
+        if state != "finished" and recorded.get("run_id"):
+            tell(f"mlflow run {recorded['run_id']} ({state}) in {recorded['tracking_uri']}")
+    return _result(folder, recorded, started)
+
+
+def _new_folder(storage: Path, name: str) -> Path:
+    """A folder for this run: job name, time and two random bytes."""
+    slug = "".join(c if c.isalnum() or c in "._-" else "-" for c in name)
+    folder = storage / f"{slug}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise UsageError(f"storage: {folder} cannot be made: {error.strerror}") from None
+    return folder
+
+
+def _result(folder: Path, recorded: dict[str, Any], started: float) -> Result:
+    from pipeline.train.curve import Reader, curve_sha256
+
+    points = list(Reader(folder / "curve.jsonl").new())
+    try:
+        done = json.loads((folder / "done.json").read_text())
+    except OSError:
+        raise RunError(f"the workers ended without a result in {folder}") from None
+    train = [point for point in points if "train" in point]
+    validation = [point["validation"] for point in points if "validation" in point]
+    result = Result(
+        run_id=recorded.get("run_id", ""),
+        tracking_uri=recorded.get("tracking_uri", ""),
+        storage=str(folder),
+        steps=done["steps"],
+        loss=train[-1]["train"]["loss"] if train else None,
+        metrics=validation[-1] if validation else {},
+        curve_sha256=curve_sha256(points),
+        weights_sha256=done["weights_sha256"],
+        state="finished" if recorded.get("complete") else "unrecorded",
+        curve=points,
+        first_step_seconds=round(train[0]["time"] / 1000 - started, 3) if train else None,
+    )
+    if not recorded.get("complete"):
+        raise UnrecordedError(result, recorded.get("error", "the delivery to MLflow was cut off"))
+    return result
+
+
+class UnrecordedError(RecordError):
+    """Training is done and kept in `result.storage`; MLflow lacks some or all of its record."""
+
+    def __init__(self, result: Result, reason: str) -> None:
+        super().__init__(result, reason)
+        self.result, self.reason = result, reason
+
+    def __str__(self) -> str:
+        return (
+            f"trained, but the record in MLflow is not complete: {self.reason}\n"
+            f"  everything is kept in {self.result.storage}\n"
+            f"  finish it with: pipeline sync {self.result.storage}"
+        )
+
+

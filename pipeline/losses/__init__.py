@@ -1,0 +1,13 @@
+"""The loss registry: torch's losses, users' own, and weighted sums of them.
+
+`contract` says what a loss is; one file per family holds the entries; `terms` binds the losses a
+job spec names to a model's outputs and the data's targets; `fit` checks that they belong together.
+"""
+
+from pipeline.losses import classification, ranking, regression, sequence
+from pipeline.losses.contract import Loss, Role, build, elements, per_item, register, rows
+
+__all__ = [
+    "Loss", "Role", "build", "classification", "elements", "per_item", "ranking", "register",
+    "regression", "rows", "sequence",
+]  # fmt: skip

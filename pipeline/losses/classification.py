@@ -1,0 +1,262 @@
+"""Losses of classes: one of many, yes or no, many at once, and distributions over classes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from pipeline.losses.contract import Loss, Role, elements, register, rows
+from pipeline.registry import lazy
+
+if TYPE_CHECKING:
+    import torch
+    import torch.nn.functional as F
+    from torch import Tensor, nn
+else:
+    torch, F, nn = lazy("torch"), lazy("torch.nn.functional"), lazy("torch.nn")
+
+ClassWeight = list[Annotated[float, Field(ge=0)]] | Literal["balanced"] | None
+"""One factor per class in the order of the sorted labels; `balanced`: rows / (classes * count)."""
+Smoothing = Annotated[float, Field(ge=0, le=1)]
+
+
+def _like(prediction: Tensor, weight: Any) -> Tensor | None:
+    return None if weight is None else prediction.new_tensor(weight)
+
+
+def _per_class(prediction: Tensor, weight: Any) -> Tensor | None:
+    """The weights, checked against the number of classes where torch would only say 'size'."""
+    made = _like(prediction, weight)
+    if made is not None and made.numel() != prediction.shape[1]:
+        raise ValueError(
+            f"{made.numel()} class weights for {prediction.shape[1]} classes (dimension 1)"
+        )
+    return made
+
+
+def _counted(class_weight: Any, ignore_index: int) -> Any:
+    """Denominator of class losses: the weights of all items that are not ignored."""
+
+    def denominator(num_rows: int, target: Tensor) -> Tensor:
+        kept = target[target != ignore_index]
+        if class_weight is None:
+            return torch.tensor(float(kept.numel()), dtype=torch.float64)
+        weight = torch.tensor(class_weight, dtype=torch.float64, device=target.device)
+        return weight[kept].sum()
+
+    return denominator
+
+
+@register("cross_entropy")
+def cross_entropy(
+    *,
+    class_weight: ClassWeight = None,
+    ignore_index: int = -100,
+    label_smoothing: Smoothing = 0.0,
+    target: Literal["classes", "distribution"] = "classes",
+) -> Loss:
+    """One class of many, from logits [N, C, ...]. Mean over the weights of counted items.
+
+    With `target: distribution` the target holds a probability per class, and the mean is over
+    rows (and positions), whatever the weights, as in torch.
+    """
+
+    def items(prediction: Tensor, truth: Tensor) -> Tensor:
+        return F.cross_entropy(
+            prediction,
+            truth,
+            weight=_per_class(prediction, class_weight),
+            ignore_index=ignore_index,
+            reduction="none",
+            label_smoothing=label_smoothing,
+        )
+
+    def positions(num_rows: int, truth: Tensor) -> Tensor:
+        return torch.tensor(truth.numel() / truth.shape[1], dtype=torch.float64)
+
+    def link(prediction: Tensor) -> Tensor:
+        return prediction.softmax(1)
+
+    role = Role(kind="logits", size="classes")
+    if target == "distribution":
+        return Loss(items, positions, (role,), "distribution", link=link)
+    counted = _counted(class_weight, ignore_index)
+    return Loss(items, counted, (role,), "classes", "classes", link, ignore_index)
+
+
+@register("nll")
+def nll(*, class_weight: ClassWeight = None, ignore_index: int = -100) -> Loss:
+    """One class of many, from log-probabilities. Mean over the weights of counted items."""
+
+    def items(prediction: Tensor, target: Tensor) -> Tensor:
+        weight = _per_class(prediction, class_weight)
+        return F.nll_loss(
+            prediction, target, weight=weight, ignore_index=ignore_index, reduction="none"
+        )
+
+    role = Role(kind="log_probabilities", size="classes", activation="log_softmax")
+    counted = _counted(class_weight, ignore_index)
+    return Loss(items, counted, (role,), "classes", "classes", torch.exp, ignore_index)
+
+
+@register("linear_cross_entropy")
+def linear_cross_entropy(
+    *,
+    in_features: Annotated[int, Field(gt=0)] = 64,
+    bias: bool = False,
+    class_weight: ClassWeight = None,
+    ignore_index: int = -100,
+    label_smoothing: Smoothing = 0.0,
+) -> Loss:
+    """Cross-entropy that owns its last linear layer: `features` [N, in_features] to classes."""
+
+    def head(width: int, num_classes: int) -> nn.Module:
+        return nn.LinearCrossEntropyLoss(
+            width,
+            num_classes,
+            bias=bias,
+            reduction="none",
+            weight=None if class_weight is None else torch.tensor(class_weight),
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+        )
+
+    def items(module: nn.Module, prediction: Tensor, target: Tensor) -> Tensor:
+        return module(prediction, target)  # type: ignore[no-any-return]
+
+    def link(module: Any, prediction: Tensor) -> Tensor:
+        return module.linear(prediction).softmax(1)  # type: ignore[no-any-return]
+
+    return Loss(
+        items,
+        _counted(class_weight, ignore_index),
+        (Role("features", "features", in_features),),
+        "classes",
+        "rows",
+        link,
+        ignore_index,
+        head,
+    )
+
+
+@register("adaptive_log_softmax")
+def adaptive_log_softmax(
+    *,
+    cutoffs: list[Annotated[int, Field(gt=0)]],
+    in_features: Annotated[int, Field(gt=0)] = 64,
+    div_value: Annotated[float, Field(gt=0)] = 4.0,
+    head_bias: bool = False,
+) -> Loss:
+    """Very many classes, frequent ones first; owns its layers (AdaptiveLogSoftmaxWithLoss)."""
+
+    def head(width: int, num_classes: int) -> nn.Module:
+        return nn.AdaptiveLogSoftmaxWithLoss(
+            width, num_classes, cutoffs, div_value=div_value, head_bias=head_bias
+        )
+
+    def items(module: nn.Module, prediction: Tensor, target: Tensor) -> Tensor:
+        if not len(target):  # torch's own forward refuses an empty batch
+            return prediction.sum(1)
+        return -module(prediction, target).output  # type: ignore[no-any-return]
+
+    def link(module: Any, prediction: Tensor) -> Tensor:
+        return module.log_prob(prediction).exp()  # type: ignore[no-any-return]
+
+    role = Role("features", "features", in_features)
+    return Loss(items, rows, (role,), "classes", "rows", link, head=head)
+
+
+@register("bce")
+def bce(*, class_weight: list[float] | None = None) -> Loss:
+    """Yes or no, from probabilities (a sigmoid output). Mean over elements (torch.nn.BCELoss)."""
+
+    def items(prediction: Tensor, target: Tensor) -> Tensor:
+        weight = _like(prediction, class_weight)
+        return F.binary_cross_entropy(prediction, target, weight=weight, reduction="none")
+
+    role = Role(kind="probabilities", activation="sigmoid")
+    return Loss(items, elements, (role,), "binary")
+
+
+@register("bce_with_logits")
+def bce_with_logits(
+    *,
+    class_weight: list[float] | None = None,
+    pos_weight: float | list[float] | Literal["balanced"] | None = None,
+) -> Loss:
+    """Yes or no, or many labels at once, from logits. Mean over elements."""
+
+    def items(prediction: Tensor, target: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(
+            prediction,
+            target,
+            weight=_like(prediction, class_weight),
+            pos_weight=_like(prediction, pos_weight),
+            reduction="none",
+        )
+
+    return Loss(items, elements, (Role(kind="logits"),), "binary", link=torch.sigmoid)
+
+
+@register("multilabel_soft_margin")
+def multilabel_soft_margin(*, class_weight: list[float] | None = None) -> Loss:
+    """Many labels at once, logits [N, C] against 0/1 [N, C]. Mean over rows."""
+
+    def items(prediction: Tensor, target: Tensor) -> Tensor:
+        weight = _like(prediction, class_weight)
+        return F.multilabel_soft_margin_loss(prediction, target, weight=weight, reduction="none")
+
+    return Loss(items, rows, (Role(kind="logits"),), "binary", link=torch.sigmoid)
+
+
+@register("multilabel_margin")
+def multilabel_margin() -> Loss:
+    """Many labels at once, scores [N, C]; target [N, C] lists class numbers, then -1."""
+
+    def items(prediction: Tensor, target: Tensor) -> Tensor:
+        return F.multilabel_margin_loss(prediction, target, reduction="none")
+
+    return Loss(items, rows, (Role(kind="scores"),), "class_lists")
+
+
+@register("multi_margin")
+def multi_margin(
+    *, p: Literal[1, 2] = 1, margin: float = 1.0, class_weight: ClassWeight = None
+) -> Loss:
+    """One class of many by margin, from scores [N, C]. Mean over rows, weights not counted."""
+
+    def items(prediction: Tensor, target: Tensor) -> Tensor:
+        weight = _per_class(prediction, class_weight)
+        return F.multi_margin_loss(
+            prediction, target, p=p, margin=margin, weight=weight, reduction="none"
+        )
+
+    return Loss(items, rows, (Role(kind="scores", size="classes"),), "classes", "classes")
+
+
+@register("soft_margin")
+def soft_margin() -> Loss:
+    """Two classes as -1 and 1, from scores: log(1 + exp(-y x)). Mean over elements."""
+    role = Role(kind="scores")
+    return Loss(
+        lambda p, t: F.soft_margin_loss(p, t, reduction="none"), elements, (role,), "signs"
+    )
+
+
+@register("kl_div")
+def kl_div(*, per: Literal["element", "batch"], log_target: bool = False) -> Loss:
+    """Distance of a distribution from log-probabilities. `per: batch` is torch's `batchmean`.
+
+    torch's plain `mean` divides by the number of elements today and will divide by rows in a
+    coming release: the spec has to say which one it means.
+    """
+
+    def items(prediction: Tensor, target: Tensor) -> Tensor:
+        return F.kl_div(prediction, target, reduction="none", log_target=log_target)
+
+    role = Role(kind="log_probabilities", activation="log_softmax")
+    kind: Literal["distribution", "log_distribution"] = (
+        "log_distribution" if log_target else "distribution"
+    )
+    return Loss(items, rows if per == "batch" else elements, (role,), kind, link=torch.exp)

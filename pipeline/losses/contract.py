@@ -1,0 +1,169 @@
+"""What a loss is: one number per item, and how many items count.
+
+A loss never reduces. `items` gives its unreduced numbers and `denominator` what their sum is
+divided by; the training step sums both over all workers and micro-batches and divides once. The
+denominator depends on the target alone, so it is known before the forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from pipeline import registry
+from pipeline.registry import Entry, lazy
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+else:
+    torch, nn = lazy("torch"), lazy("torch.nn")
+
+PredictionKind = Literal[
+    "values",  # any real number, in the target's unit
+    "logits",  # before softmax or sigmoid
+    "probabilities",  # in [0, 1]
+    "log_probabilities",  # after log_softmax
+    "log_rates",  # logarithm of an expected count
+    "rates",  # an expected count, above 0
+    "variances",  # at least 0
+    "scores",  # larger means more likely; no other scale
+    "features",  # input of a head that the loss owns
+    "embeddings",  # vectors compared by distance or angle
+    "any",
+]
+TargetKind = Literal[
+    "values",  # float, any number
+    "counts",  # float, at least 0
+    "classes",  # int64 class numbers, or `ignore_index`
+    "binary",  # float in [0, 1]
+    "signs",  # float, -1 or 1
+    "distribution",  # float, probabilities over the prediction's classes
+    "log_distribution",  # their logarithms
+    "class_lists",  # int64 [N, C]: class numbers, then -1
+    "tokens",  # ragged int64: class numbers without the blank
+    "none",  # the loss compares predictions only
+    "any",
+]
+Shape = Literal["as_target", "classes", "rows", "any"]
+"""Prediction against target [N, d...]: the same shape; [N, C, d...]; [N, D]; unchecked."""
+
+ACTIVATIONS: dict[str, tuple[PredictionKind, ...]] = {
+    "identity": ("values", "logits", "log_rates", "scores", "features", "embeddings"),
+    "sigmoid": ("probabilities",),
+    "softmax": ("probabilities",),
+    "log_softmax": ("log_probabilities",),
+    "softplus": ("rates", "variances"),
+    "exp": ("rates", "variances"),
+    "normalize": ("embeddings",),
+    "tanh": ("values", "scores"),
+}
+"""What each activation of a model output makes of it."""
+
+
+@dataclass(frozen=True)
+class Role:
+    """One prediction a loss reads: its default output name, what it must be, how wide it is."""
+
+    name: str = "prediction"
+    kind: PredictionKind = "values"
+    size: int | Literal["as_target", "classes"] = "as_target"
+    activation: str = "identity"
+    """Activation of a built-in model's output when the spec names none."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A criterion as numerator and denominator, what it expects, and its inverse link.
+
+    `items(*predictions, *targets)` returns the unreduced numbers; their sum is the numerator.
+    `denominator(num_rows, *targets)` returns a float64 scalar, or is None for a user's loss, whose
+    number of items is then found by a trial on one batch (one per row, or per target element).
+    """
+
+    items: Callable[..., Tensor]
+    denominator: Callable[..., Tensor] | None = None
+    roles: tuple[Role, ...] = (Role(),)
+    target: TargetKind = "values"
+    shape: Shape = "as_target"
+    link: Callable[..., Tensor] | None = None
+    """From predictions to what is served: probabilities, rates, values. None: as they are."""
+    ignore_index: int | None = None
+    """Class number that marks items to leave out; padding of ragged class targets."""
+    head: Callable[[int, int], nn.Module] | None = None
+    """Makes the module of parameters the loss owns, from feature width and number of classes;
+    `items` and `link` then take the module first."""
+    module: nn.Module | None = None
+    """Parameters of a user's loss, trained with the model."""
+    blank: int | None = None
+    """The class that no target names (ctc); the others are numbered around it."""
+
+    def numerator(self, *arguments: Any) -> Tensor:
+        """Sum of the items: differentiable scalar in the items' own dtype."""
+        return self.items(*arguments).sum()
+
+
+def rows(num_rows: int, *targets: Tensor) -> Tensor:
+    """Number of rows, float64."""
+    return torch.tensor(float(num_rows), dtype=torch.float64)
+
+
+def elements(num_rows: int, *targets: Tensor) -> Tensor:
+    """Number of elements of the first target, float64."""
+    return torch.tensor(float(targets[0].numel()), dtype=torch.float64)
+
+
+def per_item(
+    function: Callable[..., Tensor],
+    *,
+    per: Literal["row", "element"] | None = None,
+    prediction: PredictionKind = "any",
+    target: TargetKind = "any",
+    link: Callable[..., Tensor] | None = None,
+) -> Loss:
+    """A Loss from a function of prediction and target giving one number per row or element.
+
+    Without `per`, a trial on one batch tells which it is.
+    """
+    denominator = {"row": rows, "element": elements, None: None}[per]
+    return Loss(function, denominator, (Role(kind=prediction),), target, shape="any", link=link)
+
+
+def build(entry: Entry, options: dict[str, Any]) -> Loss:
+    """The Loss of a registry entry.
+
+    An entry is a function with options only, returning a Loss; or a function of prediction and
+    target, giving one number per item; or an `nn.Module` class, with or without `reduction`.
+    """
+    import inspect
+
+    parameters = inspect.signature(entry.build).parameters
+    if inspect.isclass(entry.build) and issubclass(entry.build, nn.Module):
+        unreduced = {"reduction": "none"} if "reduction" in parameters else {}
+        module = entry.build(**{**options, **unreduced})
+        return replace(per_item(module), module=module)
+    if any(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters.values()):
+
+        def with_options(*arguments: Tensor) -> Tensor:
+            return entry.build(*arguments, **options)  # type: ignore[no-any-return]
+
+        return per_item(with_options)
+    made = entry.build(**options)
+    if not isinstance(made, Loss):
+        from pipeline.errors import ContractError
+
+        raise ContractError(
+            entry.name,
+            f"{entry.place} returned {type(made).__name__}",
+            "take (prediction, target) and return one number per item, or return a Loss",
+        )
+    return made
+
+
+register = registry.losses.register
+
+__all__ = [
+    "ACTIVATIONS", "Loss", "PredictionKind", "Role", "TargetKind", "build", "elements",
+    "per_item", "register", "rows",
+]  # fmt: skip

@@ -1,0 +1,287 @@
+"""Do loss, prediction and target belong together? Asked of real rows before training starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.data.batch import Batch, Ragged, num_rows
+from pipeline.errors import ContractError
+from pipeline.losses.terms import Objective, Term
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something that is allowed, but that its user should know."""
+
+    about: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.about}: {self.text}"
+
+
+def check_targets(terms: list[Term], rows: Batch) -> None:
+    """Refuse targets that a loss cannot mean; `rows` are the target columns of all rows."""
+    for term in terms:
+        truth = term.truth(rows)
+        if not truth or isinstance(truth[0], Ragged):
+            continue
+        target, kind, name = truth[0], term.loss.target, term.targets[0].name
+        low, high = (float(target.min()), float(target.max())) if target.numel() else (0.0, 0.0)
+        found = f"target {name!r} holds values from {low:g} to {high:g}"
+        if kind == "binary" and (low < 0 or high > 1):
+            raise ContractError(
+                term.label,
+                f"{found}, expected 0 to 1",
+                "store yes and no as 0 and 1, true and false, or two texts",
+            )
+        if kind == "signs" and not bool(((target == 1) | (target == -1)).all()):
+            raise ContractError(
+                term.label,
+                f"{found}, expected -1 and 1 only",
+                "map 0 to -1, or store the two classes as booleans or text",
+            )
+        if kind == "counts" and low < 0:
+            raise ContractError(
+                term.label, f"{found}, counts are at least 0", "use mse or huber for other amounts"
+            )
+        if kind == "distribution":
+            sums = target.sum(1)
+            if low < 0 or not torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
+                raise ContractError(
+                    term.label,
+                    f"{found}; each row must be probabilities that sum to 1",
+                    "divide each row by its sum; leave target_scale at none",
+                )
+        if kind == "log_distribution" and high > 1e-6:
+            raise ContractError(
+                term.label,
+                f"{found}, expected logarithms of probabilities (at most 0)",
+                "set log_target to false, or take the logarithm of the target",
+            )
+        if kind == "class_lists":
+            _check_class_lists(term, target, name)
+
+
+def _check_class_lists(term: Term, target: Tensor, name: str) -> None:
+    num_classes = target.shape[1] if target.dim() == 2 else 0
+    if num_classes > 2 and bool(((target == 0) | (target == 1)).all()):
+        raise ContractError(
+            term.label,
+            f"target {name!r} looks one-hot; this loss reads class numbers, then -1",
+            "use multilabel_soft_margin or bce_with_logits for 0/1 targets",
+        )
+    if target.numel() and not bool(((target >= -1) & (target < num_classes)).all()):
+        raise ContractError(
+            term.label,
+            f"target {name!r} holds class {int(target.max())}, rows have {num_classes} places",
+            f"number the classes 0 to {num_classes - 1} and fill up with -1",
+        )
+
+
+def check_batch(objective: Objective, batch: Batch) -> list[Notice]:
+    """Put one real batch through model and losses, forward and backward, on the CPU.
+
+    Raises ContractError with the fix; returns what is allowed but worth knowing.
+    """
+    was_training = objective.training
+    objective.eval()
+    with torch.no_grad():
+        predictions = objective.predict(batch)
+    notices = []
+    for number, term in enumerate(objective.terms):
+        arguments = term.arguments(predictions, batch)
+        _check_shape(term, arguments, num_rows(batch))
+        notices += _check_kinds(term, arguments)
+        _check_items(objective, number, predictions, batch)
+    objective.train(was_training)
+    return notices + _check_parameters(objective, batch) + _check_model(objective)
+
+
+def _shape(value: object) -> list[int]:
+    return list(value.shape) if isinstance(value, Tensor) else ["lists"]  # type: ignore[list-item]
+
+
+def _check_shape(term: Term, arguments: list[object], rows: int) -> None:
+    num_outputs = len(term.outputs)
+    predictions = [a for a in arguments[:num_outputs] if isinstance(a, Tensor)]
+    target = arguments[num_outputs] if len(arguments) > num_outputs else None
+    for name, prediction in zip(term.outputs, predictions, strict=True):
+        if prediction.dim() == 0 or len(prediction) != rows:
+            raise ContractError(
+                term.label,
+                f"output {name!r} has shape {_shape(prediction)} for {rows} rows",
+                "keep rows as the first dimension of every output",
+            )
+    first, shape = predictions[0], term.loss.shape
+    if shape == "rows" and first.dim() != 2:
+        raise ContractError(
+            term.label,
+            f"output {term.outputs[0]!r} has shape {_shape(first)}, expected [rows, size]",
+            "give one vector per row",
+        )
+    if not isinstance(target, Tensor):
+        return
+    if shape == "as_target" and first.shape != target.shape:
+        squeeze = first.dim() == target.dim() + 1 and first.shape[-1] == 1
+        raise ContractError(
+            term.label,
+            f"output {term.outputs[0]!r} has shape {_shape(first)}, the target {_shape(target)}: "
+            "they would be broadcast into wrong numbers",
+            "squeeze the last dimension of the output" if squeeze else "make the shapes equal",
+        )
+    if shape == "classes":
+        wanted = [target.shape[0], "classes", *target.shape[1:]]
+        if first.dim() != target.dim() + 1 or first.shape[2:] != target.shape[1:]:
+            raise ContractError(
+                term.label,
+                f"output {term.outputs[0]!r} has shape {_shape(first)}, expected {wanted}",
+                "classes stand in dimension 1, before positions",
+            )
+        if first.shape[1] == 1:
+            raise ContractError(
+                term.label,
+                "one class only: the loss is always 0",
+                "for yes or no use bce_with_logits; for classes give one output per class",
+            )
+
+
+def _check_kinds(term: Term, arguments: list[object]) -> list[Notice]:
+    """Prediction and target by their numbers."""
+    notices = []
+    num_outputs = len(term.outputs)
+    target = arguments[num_outputs] if len(arguments) > num_outputs else None
+    for name, role, value in zip(term.outputs, term.loss.roles, arguments, strict=False):
+        if not isinstance(value, Tensor) or not value.numel():
+            continue
+        low, high, where = float(value.min()), float(value.max()), f"output {name!r}"
+        if role.kind == "logits" and role.size == "classes" and _sums_to_one(value) and low >= 0:
+            raise ContractError(
+                term.label,
+                f"{where} is already a softmax (each row sums to 1); this loss takes logits",
+                "leave the softmax out of the model, or use nll on log_softmax",
+            )
+        if role.kind == "logits" and role.size != "classes" and 0 <= low and high <= 1 and len(value) > 7:
+            notices.append(
+                Notice(
+                    f"loss {term.label}",
+                    f"every value of {where} is between 0 and 1: if the model ends in a sigmoid, "
+                    "use bce, since this loss applies it itself",
+                )
+            )
+        if role.kind == "log_probabilities" and not _sums_to_one(value.exp(), 2 if term.loss.blank is not None else 1):
+            raise ContractError(
+                term.label,
+                f"{where} is no log_softmax (values from {low:.3g} to {high:.3g})",
+                "end the model in log_softmax, or use cross_entropy on logits",
+            )
+        if role.kind == "probabilities" and (low < 0 or high > 1):
+            raise ContractError(
+                term.label,
+                f"{where} has values from {low:.3g} to {high:.3g}, expected probabilities",
+                "end the model in a sigmoid, or use bce_with_logits on logits",
+            )
+        if role.kind in ("variances", "rates") and low < 0:
+            raise ContractError(
+                term.label,
+                f"{where} has negative values ({low:.3g}), expected {role.kind}",
+                "end this output in softplus or exp",
+            )
+    if term.loss.target == "classes" and isinstance(target, Tensor):
+        prediction = arguments[0]
+        kept = target[target != term.loss.ignore_index]
+        if (
+            isinstance(prediction, Tensor)
+            and kept.numel()
+            and term.loss.shape == "classes"
+            and int(kept.max()) >= prediction.shape[1]
+        ):
+            raise ContractError(
+                term.label,
+                f"target {term.targets[0].name!r} has class number {int(kept.max())}, "
+                f"the model gives {prediction.shape[1]} classes",
+                "leave model.outputs' size to be inferred, or make it larger",
+            )
+    return notices
+
+
+def _sums_to_one(values: Tensor, dim: int = 1) -> bool:
+    sums = values.sum(dim)
+    return torch.allclose(sums, torch.ones_like(sums), atol=1e-4)
+
+
+def _check_items(
+    objective: Objective, number: int, predictions: dict[str, Tensor], batch: Batch
+) -> None:
+    """The items are finite, as many as the denominator says, and do not depend on each other."""
+    term, head = objective.terms[number], objective.head(number)
+    owned = [head] if head is not None else []
+
+    def items(rows: slice) -> Tensor:
+        part = {
+            name: Ragged(column.values[rows], column.lengths[rows])
+            if isinstance(column, Ragged)
+            else column[rows]
+            for name, column in batch.items()
+        }
+        arguments = term.arguments({k: v[rows] for k, v in predictions.items()}, part)
+        return term.loss.items(*owned, *arguments)
+
+    try:
+        with torch.no_grad():
+            whole, half = items(slice(None)), items(slice(0, -(-num_rows(batch) // 2)))
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        raise ContractError(
+            term.label,
+            f"cannot be computed: {str(error).splitlines()[0]}",
+            "compare shapes and types of output and target with `pipeline list losses`",
+        ) from None
+    if not bool(torch.isfinite(whole).all()):
+        fix = (
+            "a target longer than its prediction gives infinity: zero_infinity: true leaves it out"
+            if term.loss.blank is not None
+            else "scale the inputs, or look for infinite values in the target"
+        )
+        raise ContractError(term.label, "is not finite on the first rows", fix)
+    if whole.dim() and not torch.allclose(half, whole[: len(half)], rtol=1e-3, atol=1e-5):
+        raise ContractError(
+            term.label,
+            "gives other numbers for the same rows in a smaller batch: it couples the rows of a "
+            "batch, so no split over workers or micro-batches can be exact",
+            "give each row a number that depends on that row alone",
+        )
+
+
+def _check_parameters(objective: Objective, batch: Batch) -> list[Notice]:
+    trained = [name for name, p in objective.named_parameters() if p.requires_grad]
+    if not trained:
+        raise ContractError(
+            objective.terms[0].label, "the model has no parameter to train", "check model"
+        )
+    numerators, _ = objective(batch)
+    numerators.sum().backward()
+    idle = [name for name, p in objective.named_parameters() if p.requires_grad and p.grad is None]
+    objective.zero_grad(set_to_none=True)
+    if idle:
+        return [Notice("model", f"no loss reaches the parameters {', '.join(idle[:5])}")]
+    return []
+
+
+def _check_model(objective: Objective) -> list[Notice]:
+    normed = [
+        name for name, module in objective.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+    ]  # fmt: skip
+    if not normed:
+        return []
+    return [
+        Notice(
+            "model",
+            f"{normed[0]} is a BatchNorm: its statistics are those of one micro-batch, so the "
+            "curve depends on training.microbatch_size and on the number of workers; use "
+            "GroupNorm or LayerNorm for one curve everywhere",
+        )
+    ]

@@ -1,0 +1,386 @@
+"""The losses of one job: bound to model outputs and target columns, and summed by weight."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pipeline import registry
+from pipeline.data.batch import Batch, Column, Ragged, num_rows
+from pipeline.data.columns import Field
+from pipeline.errors import ContractError
+from pipeline.losses.contract import ACTIVATIONS, Loss, Role, build, elements, rows
+from pipeline.registry import nearest
+from pipeline.spec import JobSpec
+from pipeline.spec import Term as TermSpec
+
+Predictions = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Output:
+    """One model output: `size` numbers per row, or one number without a dimension of its own."""
+
+    name: str
+    size: int | None
+    activation: str
+
+
+@dataclass(frozen=True)
+class Term:
+    """A loss that knows its outputs, its target columns and its weight in the sum."""
+
+    label: str
+    weight: float
+    loss: Loss
+    outputs: tuple[str, ...]
+    targets: tuple[Field, ...]
+
+    def arguments(self, predictions: Predictions, batch: Batch) -> list[Any]:
+        """Predictions, then targets, as the loss takes them; predictions in full precision."""
+        read = [self._prediction(predictions, name) for name in self.outputs]
+        return [*read, *self.truth(batch, read[0])]
+
+    def _prediction(self, predictions: Predictions, name: str) -> Tensor:
+        if name not in predictions:
+            raise ContractError(
+                self.label,
+                f"the model gives no output {name!r}, only {', '.join(predictions)}",
+                f"return it, or name another with `prediction:`{nearest(name, predictions)}",
+            )
+        prediction = predictions[name]
+        low = prediction.dtype in (torch.bfloat16, torch.float16)
+        return prediction.float() if low else prediction
+
+    def truth(self, batch: Batch, prediction: Tensor | None = None) -> list[Column]:
+        """Targets as the loss takes them; class lists padded to the prediction's positions."""
+        columns = [batch[field.name] for field in self.targets]
+        kind = self.loss.target
+        if kind == "none":
+            return []
+        if kind == "tokens":
+            first = columns[0]
+            if isinstance(first, Ragged):
+                first = Ragged(_around(first.values, self.loss.blank), first.lengths)
+            return [first, *columns[1:]]
+        made = [self._values(column, field) for column, field in zip(columns, self.targets, strict=True)]
+        if len(made) > 1:
+            made = [torch.stack(made, dim=1)]
+        if prediction is not None:
+            missing = prediction.shape[-1] - made[0].shape[-1]
+            if isinstance(columns[0], Ragged) and missing > 0:
+                made = [nn.functional.pad(made[0], (0, missing), value=self._padding)]
+            if made[0].is_floating_point() and prediction.is_floating_point():
+                made = [made[0].to(prediction.dtype)]
+        return list(made)
+
+    @property
+    def _padding(self) -> int:
+        if self.loss.ignore_index is None:
+            raise ContractError(
+                self.label,
+                f"target {self.targets[0].name!r} holds lists of different lengths",
+                "use cross_entropy, nll or ctc, or lists of one fixed size",
+            )
+        return self.loss.ignore_index
+
+    def _values(self, column: Column, field: Field) -> Tensor:
+        kind = self.loss.target
+        if isinstance(column, Ragged):
+            return column.padded(self._padding)
+        if field.kind != "category" or kind == "classes":
+            if kind == "class_lists":
+                return column.long()
+            return column
+        if kind == "binary":
+            return column.float()
+        if kind == "signs":
+            return column.float() * 2 - 1
+        if field.vocabulary and isinstance(field.vocabulary[0], int | float):
+            return torch.tensor(field.vocabulary, dtype=torch.float32, device=column.device)[column]
+        return column if kind == "any" else column.float()
+
+    def denominator(self, batch: Batch) -> Tensor:
+        """What the sum of this batch's items is divided by: float64 scalar."""
+        assert self.loss.denominator is not None, "resolved by `tried`"
+        return self.loss.denominator(num_rows(batch), *self.truth(batch))
+
+    def served(self, head: nn.Module | None, predictions: Predictions) -> Tensor:
+        """The prediction on the target's scale: probabilities, rates or values."""
+        read = [self._prediction(predictions, name) for name in self.outputs]
+        if self.loss.link is None:
+            return read[0]
+        return self.loss.link(*([head] if head is not None else []), *read)
+
+
+def _around(values: Tensor, blank: int | None) -> Tensor:
+    """Token numbers with the blank's number left free."""
+    return values if blank is None else values + (values >= blank).to(values.dtype)
+
+
+def class_targets(spec: JobSpec) -> set[str]:
+    """Target columns that some loss reads as class numbers, so that whole numbers are labels."""
+    found: set[str] = set()
+    for term in spec.loss:
+        if build(registry.losses[term.name], _unbalanced(term.options)).target == "classes":
+            found.update(_target_names(term, spec))
+    return found
+
+
+def _unbalanced(options: dict[str, Any]) -> dict[str, Any]:
+    return {key: None if value == "balanced" else value for key, value in options.items()}
+
+
+def _target_names(term: TermSpec, spec: JobSpec) -> list[str]:
+    if term.target is not None:
+        return [term.target] if isinstance(term.target, str) else term.target
+    return spec.data.targets
+
+
+def bind(spec: JobSpec, fields: list[Field]) -> list[Term]:
+    """The spec's loss terms over the data's targets. Raises ContractError with the fix."""
+    targets = {field.name: field for field in fields if field.is_target}
+    terms = []
+    for label, term in zip(spec.labels, spec.loss, strict=True):
+        names = _target_names(term, spec)
+        bound = tuple(targets[name] for name in names)
+        options = _balanced(label, term.options, bound)
+        try:
+            loss = build(registry.losses[term.name], options)
+        except (TypeError, ValueError) as error:
+            raise ContractError(label, str(error), "see `pipeline list losses`") from None
+        if loss.target == "none":
+            bound = ()
+        elif not bound:
+            raise ContractError(
+                label, f"needs a target ({loss.target}), found none", "name one in data.target"
+            )
+        outputs = tuple(role.name for role in loss.roles)
+        if term.prediction is not None:
+            outputs = (
+                (term.prediction,) if isinstance(term.prediction, str) else tuple(term.prediction)
+            )
+        if len(outputs) != len(loss.roles):
+            wanted = ", ".join(role.name for role in loss.roles)
+            raise ContractError(
+                label,
+                f"reads {len(loss.roles)} predictions ({wanted}), the spec names {len(outputs)}",
+                "give `prediction:` as a list in that order",
+            )
+        made = Term(label, term.weight, loss, outputs, bound)
+        _check_targets(made)
+        terms.append(made)
+    return terms
+
+
+def _balanced(label: str, options: dict[str, Any], fields: tuple[Field, ...]) -> dict[str, Any]:
+    """The options with `balanced` replaced by weights from the training rows' class counts."""
+    if "balanced" not in [value for value in options.values() if isinstance(value, str)]:
+        return options
+    counts = fields[0].counts if len(fields) == 1 else None
+    if not counts:
+        raise ContractError(
+            label, "`balanced` needs one target column of classes", "give the weights as a list"
+        )
+    weights: dict[str, Any] = {
+        "class_weight": [sum(counts) / (len(counts) * count) for count in counts],
+        "pos_weight": counts[0] / counts[-1],
+    }
+    return {k: weights[k] if v == "balanced" else v for k, v in options.items()}
+
+
+def _check_targets(term: Term) -> None:
+    """What each target column can be said to be before any row is looked at."""
+    kind = term.loss.target
+    for field in term.targets:
+        where = f"target {field.name!r}"
+        two = field.kind == "category" and len(field.vocabulary or ()) != 2
+        if kind in ("binary", "signs") and two:
+            raise ContractError(
+                term.label,
+                f"{where} has {len(field.vocabulary or ())} distinct values: {_some(field)}",
+                "two are needed; for more classes use cross_entropy",
+            )
+        if kind == "classes" and field.kind == "number":
+            raise ContractError(
+                term.label, f"{where} is {field.arrow_type}", "store the classes as text or integers"
+            )
+        if kind in ("classes",) and field.kind == "category" and field.num_codes < 2:
+            raise ContractError(
+                term.label,
+                f"{where} has one class only ({_some(field)}): the loss would always be 0",
+                "check data.target and the training rows",
+            )
+        if kind in ("values", "counts") and field.kind == "category" and not _is_numeric(field):
+            raise ContractError(
+                term.label,
+                f"{where} holds {_some(field)}, the loss needs numbers",
+                "for classes use cross_entropy, for two classes bce_with_logits",
+            )
+        if kind == "tokens" and field is term.targets[0] and field.kind != "tokens":
+            raise ContractError(
+                term.label, f"{where} is {field.arrow_type}", "give a column of lists of tokens"
+            )
+
+
+def _is_numeric(field: Field) -> bool:
+    return all(
+        isinstance(value, int | float) and not isinstance(value, bool)
+        for value in field.vocabulary or ()
+    )
+
+
+def _some(field: Field) -> str:
+    values = [repr(value) for value in (field.vocabulary or ())[:4]]
+    return ", ".join(values) + (", ..." if len(field.vocabulary or ()) > 4 else "")
+
+
+def outputs(terms: list[Term], spec: JobSpec) -> dict[str, Output]:
+    """The model outputs that the terms read, with size and activation: declared or inferred.
+
+    Raises ContractError where an activation is not what a loss takes, or two losses disagree.
+    """
+    declared, made = spec.model.outputs, {}
+    for term in terms:
+        for role, name in zip(term.loss.roles, term.outputs, strict=True):
+            given = declared.get(name)
+            size = given.size if given and given.size else _size(role, term)
+            activation = (given.activation if given else None) or role.activation
+            if role.kind not in ("any", *ACTIVATIONS[activation]):
+                raise ContractError(
+                    term.label,
+                    f"reads {role.kind}, but output {name!r} has the activation {activation}",
+                    f"set model.outputs.{name}.activation to {role.activation}"
+                    if given
+                    else f"give the losses different outputs with `prediction:`, not both {name!r}",
+                )
+            output = Output(name, size, activation)
+            known = made.setdefault(name, output)
+            if known != output and role.kind != "any":
+                raise ContractError(
+                    term.label,
+                    f"output {name!r}: {_described(output)}; another loss reads {_described(known)}",
+                    f"name another output with `prediction:`, or set model.outputs.{name}",
+                )
+    for name in declared:
+        if name not in made:
+            known = ", ".join(made)
+            raise ContractError(
+                terms[0].label,
+                f"model.outputs.{name}: no loss reads it; the losses read {known}",
+                "take it out, or name it in a loss's `prediction:`",
+            )
+    return made
+
+
+def _described(output: Output) -> str:
+    return f"{output.size or 1} number(s) per row, activation {output.activation}"
+
+
+def _size(role: Role, term: Term) -> int | None:
+    if isinstance(role.size, int):
+        return role.size
+    if role.size == "classes":
+        blank = 0 if term.loss.blank is None else 1
+        return max(num_classes(term) + blank, 1)
+    if term.loss.target in ("distribution", "log_distribution", "binary", "values", "class_lists",
+                            "counts", "signs", "any") and term.targets:  # fmt: skip
+        if len(term.targets) > 1:
+            return len(term.targets)
+        return int(torch.tensor(term.targets[0].shape).prod()) if term.targets[0].shape else None
+    return None
+
+
+def num_classes(term: Term) -> int:
+    """Classes of the term's target in the training rows."""
+    return term.targets[0].num_codes if term.targets else 0
+
+
+class Objective(nn.Module):
+    """Model and loss terms as one module: a batch in, one numerator per term out.
+
+    Wrapping both lets DDP see every parameter, those that a loss owns included.
+    """
+
+    def __init__(self, model: nn.Module, terms: list[Term], sizes: Mapping[str, int | None]) -> None:
+        super().__init__()
+        self.model, self.terms, self.sizes = model, terms, dict(sizes)
+        self.precision = torch.float32
+        heads: dict[str, nn.Module] = {}
+        for number, term in enumerate(terms):
+            if term.loss.head is not None:
+                width = sizes[term.outputs[0]] or 1
+                heads[str(number)] = term.loss.head(width, num_classes(term))
+            elif term.loss.module is not None:
+                heads[str(number)] = term.loss.module
+        self.heads = nn.ModuleDict(heads)
+
+    def head(self, number: int) -> nn.Module | None:
+        """Parameters that the loss of term `number` owns and takes as first argument."""
+        owned = self.terms[number].loss.head is not None
+        return self.heads[str(number)] if owned else None
+
+    def predict(self, batch: Batch) -> dict[str, Tensor]:
+        """The model's outputs by name; with `precision` bfloat16, under autocast."""
+        device = next(self.parameters()).device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self.precision == torch.bfloat16):
+            made = self.model(batch)
+        return {"prediction": made} if isinstance(made, Tensor) else dict(made)
+
+    def items(self, predictions: Predictions, batch: Batch) -> list[Tensor]:
+        """The unreduced numbers of each term."""
+        found = []
+        for number, term in enumerate(self.terms):
+            head = self.head(number)
+            arguments = term.arguments(predictions, batch)
+            found.append(term.loss.items(*([head] if head is not None else []), *arguments))
+        return found
+
+    def denominators(self, batch: Batch) -> Tensor:
+        """What each term divides by, from the targets alone: float64 [K]."""
+        return torch.stack([term.denominator(batch).to("cpu") for term in self.terms])
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Numerator of each term: differentiable [K], and summed in float64 for the record [K]."""
+        items = self.items(self.predict(batch), batch)
+        numerators = torch.stack([item.sum() for item in items])
+        recorded = torch.stack([item.detach().double().sum() for item in items])
+        return numerators, recorded
+
+
+def tried(terms: list[Term], objective: Objective, batch: Batch) -> list[Term]:
+    """The terms with every denominator known: users' losses are tried on one batch."""
+    if all(term.loss.denominator is not None for term in terms):
+        return terms
+    with torch.no_grad():
+        found = objective.items(objective.predict(batch), batch)
+    resolved = []
+    for term, items in zip(terms, found, strict=True):
+        if term.loss.denominator is not None:
+            resolved.append(term)
+            continue
+        truth = [column for column in term.truth(batch) if isinstance(column, Tensor)]
+        num_items, num_targets = items.numel(), truth[0].numel() if truth else -1
+        per: Literal["row", "element"]
+        if items.dim() > 0 and num_items == num_rows(batch):
+            per = "row"
+        elif items.dim() > 0 and num_items == num_targets:
+            per = "element"
+        else:
+            raise ContractError(
+                term.label,
+                f"gave shape {list(items.shape)} for {num_rows(batch)} rows: a loss gives one "
+                "number per row or per target element, the mean is taken over all workers",
+                "leave out .mean() or .sum(); or return a Loss with its own denominator",
+            )
+        resolved.append(replace(term, loss=replace(term.loss, denominator={"row": rows, "element": elements}[per])))
+    return resolved
+
+
+__all__ = [
+    "Objective", "Output", "Term", "bind", "class_targets", "outputs", "tried",
+]  # fmt: skip

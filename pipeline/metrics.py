@@ -1,0 +1,154 @@
+"""Metrics of validation rows, exact over any number of workers.
+
+A metric is a vector of sums that add up over rows, and a number made of them at the end. No mean
+of means, and no rows gathered in one place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from pipeline import registry
+from pipeline.registry import lazy
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = lazy("torch")
+
+Task = Literal["classes", "binary", "values"]
+register = registry.metrics.register
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Sums over rows (float64 vector) of served prediction and truth, and their value.
+
+    For `classes`: probabilities [N, C, ...] and class numbers, ignored ones left out before.
+    For `binary`: booleans, both. For `values`: numbers in the target's own unit.
+    """
+
+    tasks: tuple[Task, ...]
+    sums: Callable[[Tensor, Tensor], Tensor]
+    value: Callable[[Tensor], float]
+    higher_is_better: bool = True
+
+
+DEFAULTS: dict[Task, tuple[str, ...]] = {
+    "classes": ("accuracy",),
+    "binary": ("accuracy", "f1"),
+    "values": ("r2", "rmse"),
+}
+
+
+@register("accuracy")
+def accuracy() -> Metric:
+    """Share of items whose predicted class is the true one."""
+
+    def sums(prediction: Tensor, truth: Tensor) -> Tensor:
+        right = (_classes(prediction, truth) == truth).sum()
+        return torch.stack([right, torch.tensor(truth.numel(), device=right.device)]).double()
+
+    return Metric(("classes", "binary"), sums, lambda s: _ratio(s[0], s[1]))
+
+
+@register("f1")
+def f1() -> Metric:
+    """Harmonic mean of precision and recall; for many classes, its mean over the classes."""
+
+    def value(counts: Tensor) -> float:
+        right, predicted, actual = counts.reshape(3, -1)
+        both = predicted + actual
+        scores = torch.where(both > 0, 2 * right / both.clamp(min=1), 0.0)
+        return float(scores[both > 0].mean()) if (both > 0).any() else math.nan
+
+    return Metric(("classes", "binary"), _confusion, value)
+
+
+@register("precision")
+def precision() -> Metric:
+    """Share of predicted positives that are positive; for many classes, the mean over them."""
+
+    def value(counts: Tensor) -> float:
+        right, predicted, _ = counts.reshape(3, -1)
+        return float((right / predicted.clamp(min=1)).mean())
+
+    return Metric(("classes", "binary"), _confusion, value)
+
+
+@register("recall")
+def recall() -> Metric:
+    """Share of positives that are predicted so; for many classes, the mean over them."""
+
+    def value(counts: Tensor) -> float:
+        right, _, actual = counts.reshape(3, -1)
+        return float((right / actual.clamp(min=1)).mean())
+
+    return Metric(("classes", "binary"), _confusion, value)
+
+
+@register("r2")
+def r2() -> Metric:
+    """Share of the target's variance that is explained: 1 is perfect, 0 is the mean."""
+
+    def sums(prediction: Tensor, truth: Tensor) -> Tensor:
+        prediction, truth = prediction.double(), truth.double()
+        number = torch.tensor(float(truth.numel()), dtype=torch.float64, device=truth.device)
+        return torch.stack(
+            [number, truth.sum(), (truth**2).sum(), ((prediction - truth) ** 2).sum()]
+        )
+
+    def value(s: Tensor) -> float:
+        number, total, squares, errors = s.tolist()
+        spread = squares - total**2 / number if number else 0.0
+        return 1 - errors / spread if spread > 0 else math.nan
+
+    return Metric(("values",), sums, value)
+
+
+@register("rmse")
+def rmse() -> Metric:
+    """Root of the mean squared error, in the target's unit."""
+
+    def sums(prediction: Tensor, truth: Tensor) -> Tensor:
+        errors = (prediction.double() - truth.double()) ** 2
+        return torch.stack([errors.sum(), torch.ones_like(errors).sum()])
+
+    return Metric(("values",), sums, lambda s: math.sqrt(_ratio(s[0], s[1])), False)
+
+
+@register("mae")
+def mae() -> Metric:
+    """Mean absolute error, in the target's unit."""
+
+    def sums(prediction: Tensor, truth: Tensor) -> Tensor:
+        errors = (prediction.double() - truth.double()).abs()
+        return torch.stack([errors.sum(), torch.ones_like(errors).sum()])
+
+    return Metric(("values",), sums, lambda s: _ratio(s[0], s[1]), False)
+
+
+def _ratio(part: Tensor, whole: Tensor) -> float:
+    return float(part / whole) if whole > 0 else math.nan
+
+
+def _classes(prediction: Tensor, truth: Tensor) -> Tensor:
+    return prediction if truth.dtype == torch.bool else prediction.argmax(1)
+
+
+def _confusion(prediction: Tensor, truth: Tensor) -> Tensor:
+    """Right, predicted and actual items of each class (of True only, for two): float64 [3 C]."""
+    chosen = _classes(prediction, truth)
+    if truth.dtype == torch.bool:
+        return torch.stack([(chosen & truth).sum(), chosen.sum(), truth.sum()]).double()
+    num_classes = prediction.shape[1]
+    return torch.cat(
+        [
+            torch.bincount(part.flatten(), minlength=num_classes).double()
+            for part in (truth[chosen == truth], chosen, truth)
+        ]
+    )

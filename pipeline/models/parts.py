@@ -1,0 +1,100 @@
+"""What models share: columns to one feature vector, features to named outputs."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.data.batch import Batch, Ragged
+from pipeline.data.columns import Field
+from pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from pipeline.losses.terms import Output
+
+
+class Features(nn.Module):
+    """All input columns side by side: numbers, flattened tensors and embedded categories.
+
+    A batch in, float [N, width] out.
+    """
+
+    def __init__(self, inputs: dict[str, Field]) -> None:
+        super().__init__()
+        self.width, self.names = 0, list(inputs)
+        embeddings: dict[str, nn.Module] = {}
+        for place, (name, field) in enumerate(inputs.items()):
+            if field.kind in ("tokens", "series"):
+                raise UsageError(
+                    f"data.inputs: column {name!r} holds lists of different lengths, which this "
+                    "model cannot read: use `transformer` (tokens), or lists of one fixed size"
+                )
+            if field.kind == "category":
+                size = min(32, math.ceil(field.num_codes**0.5) + 1)
+                embeddings[str(place)] = nn.Embedding(field.num_codes, size)
+            else:
+                size = math.prod(field.shape)
+            self.width += size
+        self.embeddings = nn.ModuleDict(embeddings)
+
+    def forward(self, batch: Batch) -> Tensor:
+        parts = []
+        for place, name in enumerate(self.names):
+            column = batch[name]
+            assert not isinstance(column, Ragged)
+            if str(place) in self.embeddings:
+                column = self.embeddings[str(place)](column)
+            parts.append(column.reshape(len(column), math.prod(column.shape[1:])))
+        return torch.cat(parts, dim=1)
+
+
+class Outputs(nn.Module):
+    """One linear layer and activation per named output.
+
+    Features [N, width] (or [N, L, width]) in; per output [N], [N, size] (or [N, size, L]) out.
+    """
+
+    def __init__(self, width: int, outputs: dict[str, Output], bias: bool = True) -> None:
+        super().__init__()
+        self.outputs = list(outputs.values())
+        self.layers = nn.ModuleList(
+            nn.Linear(width, output.size or 1, bias=bias) for output in self.outputs
+        )
+
+    def forward(self, features: Tensor) -> dict[str, Tensor]:
+        made = {}
+        for output, layer in zip(self.outputs, self.layers, strict=True):
+            raw: Tensor = layer(features)
+            if raw.dim() == 3:
+                raw = raw.transpose(1, 2)  # classes stand in dimension 1, as torch's losses expect
+            made[output.name] = activated(raw if output.size else raw.squeeze(1), output.activation)
+        return made
+
+
+def activated(raw: Tensor, activation: str) -> Tensor:
+    """The activation by name, over dimension 1 where it has one; in full precision."""
+    raw = raw.float() if raw.dtype in (torch.bfloat16, torch.float16) else raw
+    if activation == "identity":
+        return raw
+    if activation == "softmax":
+        return raw.softmax(1)
+    if activation == "log_softmax":
+        return raw.log_softmax(1)
+    if activation == "normalize":
+        return nn.functional.normalize(raw, dim=1)
+    if activation == "softplus":
+        return nn.functional.softplus(raw)
+    pointwise = {"sigmoid": torch.sigmoid, "exp": torch.exp, "tanh": torch.tanh}
+    return pointwise[activation](raw)
+
+
+def only(inputs: dict[str, Field], kind: str, what: str) -> Field:
+    """The one input of `kind`; UsageError when there is none, or another beside it."""
+    found = [field for field in inputs.values() if field.kind == kind]
+    if len(found) != 1 or len(inputs) != 1:
+        named = ", ".join(f"{field.name} ({field.kind})" for field in inputs.values())
+        raise UsageError(f"model reads one input column of {what}; data.inputs gives: {named}")
+    return found[0]

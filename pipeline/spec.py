@@ -1,0 +1,623 @@
+"""The job spec: what is trained (first half) and how it is carried out (second half).
+
+`load` reads YAML, applies overrides and reports every fault at once. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from pipeline import registry
+from pipeline.errors import Fault, SpecError
+from pipeline.registry import Registry, nearest
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._ -]{0,99}$")]
+Positive = Annotated[int, Field(gt=0)]
+LARGEST_SPEC_BYTES = 1_000_000
+
+
+class Section(BaseModel):
+    """A part of the spec: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class Choice(Section):
+    """A registered component by name, with its options beside the name."""
+
+    registry: ClassVar[Registry[Any]]
+
+    name: str
+    """Registered name; `pipeline list` prints them."""
+    options: dict[str, Any] = Field(default_factory=dict, validate_default=True)
+    """The component's own options, written beside `name`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_options(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value}
+        if not isinstance(value, Mapping):
+            raise PydanticCustomError("choice", "expected a name or a mapping with `name`")
+        own = {key: value[key] for key in cls.model_fields if key in value and key != "options"}
+        return own | {"options": {key: value[key] for key in value if key not in own}}
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        known = cls.registry.entries
+        if name not in known:
+            raise PydanticCustomError(
+                "unknown_name",
+                "no {kind} {found}{nearest}; known: {known}",
+                {
+                    "kind": cls.registry.kind,
+                    "found": repr(name),
+                    "nearest": nearest(name, known),
+                    "known": ", ".join(sorted(known)),
+                },
+            )
+        return name
+
+    @field_validator("options")
+    @classmethod
+    def _allowed(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        name = info.data.get("name")
+        if name is None:  # an unknown name has been reported already
+            return options
+        model = cls.registry[name].options
+        return model.model_validate(options).model_dump(mode="json")
+
+    @model_serializer(mode="wrap")
+    def _flat(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        dumped = handler(self)
+        return dumped | dumped.pop("options")
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: Any, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        base = handler.resolve_ref_schema(handler(core_schema))
+        own = {k: v for k, v in base["properties"].items() if k not in ("name", "options")}
+        forms: list[dict[str, Any]] = [{"enum": sorted(cls.registry.entries)}]
+        for name, entry in sorted(cls.registry.entries.items()):
+            options = entry.options.model_json_schema()
+            forms.append(
+                {
+                    "type": "object",
+                    "description": entry.doc,
+                    "properties": {"name": {"const": name}, **own, **options["properties"]},
+                    "required": ["name", *options.get("required", [])],
+                    "additionalProperties": False,
+                    **({"$defs": options["$defs"]} if "$defs" in options else {}),
+                }
+            )
+        return {"description": base.get("description", ""), "anyOf": forms}
+
+
+class Term(Choice):
+    """A loss, alone or as one term of a weighted sum."""
+
+    registry = registry.losses
+
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Factor of this term in the sum."""
+    label: Name | None = None
+    """Name of this term's curve; the loss's name unless two terms share it."""
+    prediction: str | list[str] | None = None
+    """Model output (or outputs, in the loss's order) that the loss reads."""
+    target: str | list[str] | None = None
+    """Target column (or columns) that the loss reads; the only target unless given."""
+
+
+class Output(Section):
+    """One named output of the model."""
+
+    size: Positive | None = None
+    """Numbers per row (or position); from the loss and its target unless given."""
+    activation: (
+        Literal[
+            "identity", "sigmoid", "softmax", "log_softmax", "softplus", "exp", "normalize", "tanh"
+        ]
+        | None
+    ) = None
+    """Last operation; what the loss reads unless given (none for losses that take logits)."""
+
+
+class Model(Choice):
+    """The model to train."""
+
+    registry = registry.models
+
+    outputs: dict[str, Output] = {}
+    """Named outputs, where their size or activation should not follow from the loss."""
+
+
+class Optimizer(Choice):
+    """The rule that moves the weights."""
+
+    registry = registry.optimizers
+
+
+class Schedule(Choice):
+    """The learning rate over the steps, as a factor of the optimizer's `lr`."""
+
+    registry = registry.schedules
+
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps over which the learning rate rises linearly to its full value."""
+
+
+class Data(Section):
+    """Which rows and columns are trained on."""
+
+    train: str | list[str]
+    """Parquet, Arrow IPC or CSV: path, glob, folder, list or URI; or `sample:NAME`.
+    Relative paths start at the job spec's folder."""
+    validation: str | list[str] | Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Validation files, or the fraction of the training rows to hold out."""
+    split_seed: int = 0
+    """Chooses which rows a validation fraction holds out; independent of training.seed."""
+    inputs: list[str] | None = None
+    """Input columns; every column that is no target unless given."""
+    target: str | list[str] | None = None
+    """Target column or columns; none for losses that compare predictions only."""
+    shift: dict[str, str] = {}
+    """Targets made from list columns, new name: column. Each position's target is the next item."""
+    categorical: list[str] = []
+    """Input columns of whole numbers that are names, not amounts: read through a vocabulary."""
+    scale: Literal["standard", "none"] = "standard"
+    """Numeric inputs: mean 0 and deviation 1 over the training rows, or left as they are."""
+    target_scale: Literal["standard", "none"] = "none"
+    """The same for numeric targets; metrics and served predictions stay in the column's unit."""
+
+    @field_validator("train", "validation", "inputs", "target", "categorical")
+    @classmethod
+    def _distinct(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, list):
+            if not value and info.field_name != "categorical":
+                raise PydanticCustomError("empty", "an empty list")
+            twice = {item for item in value if value.count(item) > 1}
+            if twice:
+                raise PydanticCustomError("twice", "{items} twice", {"items": sorted(twice)})
+        return value
+
+    @model_validator(mode="after")
+    def _apart(self) -> Data:
+        both = sorted(set(self.inputs or []) & set(self.targets))
+        if both:
+            raise PydanticCustomError(
+                "leak", "{columns}: both input and target", {"columns": ", ".join(both)}
+            )
+        return self
+
+    @property
+    def targets(self) -> list[str]:
+        """Target columns as a list, empty without a target."""
+        return [self.target] if isinstance(self.target, str) else (self.target or [])
+
+
+class Training(Section):
+    """How long, in which batches, from which seed."""
+
+    epochs: Positive = 10
+    """Passes over the training rows."""
+    batch_size: Positive = 32
+    """Rows per optimizer step over all workers: the global batch."""
+    microbatch_size: Positive | None = None
+    """Rows per forward pass; every batch is cut into these. One per worker unless given."""
+    shuffle: bool = True
+    """A new row order each epoch, drawn from the seed."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Initial weights, row order and dropout follow from it."""
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    """Largest norm of the whole gradient; a larger one is scaled down to it."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: autocast of the forward pass; weights, loss and reduction stay float32."""
+
+
+class Workers(Section):
+    """On what it is trained."""
+
+    num: Positive = 1
+    """Worker processes; one worker runs inside the command's own process."""
+    gpu: bool = False
+    """One GPU per worker."""
+    cpus_per_worker: Positive = 1
+    """CPUs, and threads of one operation, per worker."""
+
+
+class Tracking(Section):
+    """Where the run is recorded in MLflow."""
+
+    experiment: Name | None = None
+    """MLflow experiment; the job's name unless given."""
+    register_as: Name | None = None
+    """Name in MLflow's model registry under which the trained model becomes a new version."""
+
+
+class JobSpec(Section):
+    """A job: what is trained, and below `workers` how it is carried out."""
+
+    name: Name
+    """Name of the job; runs are called after it."""
+    data: Data
+    model: Model
+    loss: list[Term] = Field(min_length=1)
+    """A loss by name, one with options, or a list of weighted terms."""
+    optimizer: Optimizer = Field(default="adamw", validate_default=True)
+    """`adamw` unless given."""
+    schedule: Schedule = Field(default="constant", validate_default=True)
+    """`constant` unless given."""
+    training: Training = Training()
+    metrics: list[str] | None = None
+    """Metrics of the validation rows; chosen by the loss unless given."""
+    workers: Workers = Workers()
+    tracking: Tracking = Tracking()
+    storage: str = "runs"
+    """Folder of the runs, from where the command is started; every worker must see it."""
+
+    @field_validator("loss", mode="before")
+    @classmethod
+    def _as_list(cls, value: Any) -> Any:
+        return value if isinstance(value, list) else [value]
+
+    @field_validator("metrics")
+    @classmethod
+    def _known_metrics(cls, value: list[str] | None) -> list[str] | None:
+        for name in value or []:
+            if name not in registry.metrics.entries:
+                raise PydanticCustomError(
+                    "unknown_name",
+                    "no metric {found}{nearest}; known: {known}",
+                    {
+                        "found": repr(name),
+                        "nearest": nearest(name, registry.metrics.entries),
+                        "known": ", ".join(sorted(registry.metrics.entries)),
+                    },
+                )
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> JobSpec:
+        for number, term in enumerate(self.loss):
+            wanted = [term.target] if isinstance(term.target, str) else term.target or []
+            for column in wanted:
+                if column not in self.data.targets:
+                    raise PydanticCustomError(
+                        "unknown_target",
+                        "loss.{number}.target: {found} is not in data.target{nearest}",
+                        {
+                            "number": number,
+                            "found": repr(column),
+                            "nearest": nearest(column, self.data.targets),
+                        },
+                    )
+        labels = self.labels
+        twice = sorted({label for label in labels if labels.count(label) > 1})
+        if twice:
+            raise PydanticCustomError(
+                "labels", "two loss terms are called {twice}: give each a `label`", {"twice": twice}
+            )
+        size, micro = self.training.batch_size, self.training.microbatch_size
+        if micro and micro > size:
+            raise PydanticCustomError(
+                "microbatch",
+                "training.microbatch_size: {micro} is more than training.batch_size {size}",
+                {"micro": micro, "size": size},
+            )
+        return self
+
+    @property
+    def labels(self) -> list[str]:
+        """Name of each term's curve: its label, its loss's name, or loss and target."""
+        names = [term.name for term in self.loss]
+        return [
+            term.label
+            or (
+                term.name
+                if names.count(term.name) == 1
+                else f"{term.name}_{term.target or term.prediction}"
+            )
+            for term in self.loss
+        ]
+
+    def dump(self) -> str:
+        """YAML that loads back to an equal spec."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the first half: what is trained, not on what, nor what it is called."""
+        first_half = self.model_dump(
+            mode="json", include={"data", "model", "loss", "optimizer", "schedule", "training"}
+        )
+        return hashlib.sha256(json.dumps(first_half, sort_keys=True).encode()).hexdigest()
+
+
+# ---- reading ----------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's scalars: `1e-3` is a number, `no` and dates are text."""
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in [
+    ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", list("tTfF")),
+    ("int", r"^[-+]?[0-9]+$", list("-+0123456789")),
+    (
+        "float",
+        r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
+        list("-+.0123456789"),
+    ),
+]:
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
+_Loader.add_constructor(
+    "tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node))
+)
+_Loader.add_constructor(
+    "tag:yaml.org,2002:float",
+    lambda loader, node: float(re.sub(r"\.(?=inf|nan)", "", loader.construct_scalar(node).lower())),
+)
+
+Lines = dict[tuple[Any, ...], int]
+
+
+def _parse(text: str, source: str) -> tuple[Any, Lines, list[Fault]]:
+    """Values, the line of each key path, and the faults of the YAML itself."""
+    loader = _Loader(text)
+    lines: Lines = {}
+    faults: list[Fault] = []
+
+    def build(node: yaml.Node, path: tuple[Any, ...]) -> Any:
+        lines.setdefault(path, node.start_mark.line + 1)
+        if isinstance(node, yaml.SequenceNode):
+            return [build(child, (*path, i)) for i, child in enumerate(node.value)]
+        if not isinstance(node, yaml.MappingNode):
+            return loader.construct_object(node)
+        mapping: dict[str, Any] = {}
+        for key_node, child in node.value:
+            key, line = str(key_node.value), key_node.start_mark.line + 1
+            if key in mapping:
+                first = lines[(*path, key)]
+                faults.append(
+                    Fault(_dotted((*path, key)), f"given twice, first on line {first}", line)
+                )
+                continue
+            lines[(*path, key)] = line
+            mapping[key] = build(child, (*path, key))
+        return mapping
+
+    try:
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                line = event.start_mark.line + 1
+                raise SpecError(
+                    source, [Fault("YAML", "an alias (*): write the value out", line)]
+                )
+        node = loader.get_single_node()
+        return (build(node, ()) if node else None), lines, faults
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        problem = f"not YAML that can be read: {error.problem or error.context}"
+        raise SpecError(source, [Fault("YAML", problem, mark.line + 1 if mark else None)]) from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise SpecError(source, [Fault("YAML", f"cannot be read: {error}")]) from None
+    finally:
+        loader.dispose()
+
+
+def _override(tree: Any, path: str, value: Any) -> None:
+    """Set `value` at the dotted `path`, making the mappings on the way."""
+    *parents, last = path.split(".")
+    for depth, key in enumerate(parents):
+        index: Any = int(key) if isinstance(tree, list) and key.isdigit() else key
+        try:
+            child = tree[index]
+        except (KeyError, IndexError, TypeError):
+            child = None
+        if isinstance(child, str) and depth == 0 and key in JobSpec.model_fields:
+            child = {"name": child}  # `loss: huber` and `--set loss.delta=2`
+        if not isinstance(child, dict | list):
+            child = {}
+        tree[index] = child
+        tree = child
+    tree[int(last) if isinstance(tree, list) and last.isdigit() else last] = value
+
+
+def _faults(error: ValidationError, tree: Any, lines: Lines, texts: dict[str, str]) -> Iterator[Fault]:
+    """Pydantic's errors in the words of the spec."""
+    branches: dict[tuple[Any, ...], list[str]] = {}
+    for item in error.errors(include_url=False):
+        path = _spec_path(item["loc"], tree)
+        if item["type"] == "extra_forbidden":
+            known = _keys_beside(path, tree)
+            problem = f"unknown key{nearest(path[-1], known)}"
+            advice = f"allowed: {', '.join(known)}"
+        elif item["type"] == "missing":
+            problem, advice = "missing", ""
+        else:
+            message = item["msg"]
+            own = item["type"] in _OWN_ERRORS
+            problem = message if own else f"{message}, found {_short(item['input'])}"
+            advice = ""
+        dotted = _dotted(path)
+        if own_path := re.match(r"^((?:loss|training)\.[\w.]+): (.*)", problem):
+            dotted, problem = own_path.groups()
+            path = tuple(int(k) if k.isdigit() else k for k in dotted.split("."))
+        override = next((texts[k] for k in texts if dotted == k or dotted.startswith(k + ".")), "")
+        if override:
+            advice = f"{advice + '; ' if advice else ''}from --set {override}"
+        fault = Fault(dotted, problem, None if override else _line(path, lines), advice)
+        seen = branches.setdefault(path, [])
+        if problem not in seen:  # a union reports once for each of its branches
+            seen.append(problem)
+            yield fault
+
+
+_OWN_ERRORS = {"unknown_name", "choice", "twice", "empty", "leak", "labels", "microbatch"} | {
+    "unknown_target"
+}
+
+
+def _spec_path(loc: tuple[Any, ...], tree: Any) -> tuple[Any, ...]:
+    """Pydantic's location without the steps that are not keys of the spec."""
+    path: list[Any] = []
+    for key in loc:
+        if key == "options" and path and path[0] in ("loss", "model", "optimizer", "schedule"):
+            continue
+        if isinstance(key, str) and ("[" in key or key in ("str", "float", "int", "bool")):
+            continue  # the branch of a union
+        if path == ["loss"] and isinstance(key, int) and not isinstance(_at(tree, path), list):
+            continue  # a single loss is a list of one
+        path.append(key)
+    return tuple(path)
+
+
+def _at(tree: Any, path: list[Any] | tuple[Any, ...]) -> Any:
+    for key in path:
+        try:
+            tree = tree[key]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return tree
+
+
+def _keys_beside(path: tuple[Any, ...], tree: Any) -> list[str]:
+    """Keys allowed where the last key of `path` stands."""
+    sections: dict[str, type[Section]] = {
+        "data": Data, "training": Training, "workers": Workers, "tracking": Tracking
+    }  # fmt: skip
+    choices: dict[str, type[Choice]] = {
+        "loss": Term, "model": Model, "optimizer": Optimizer, "schedule": Schedule
+    }  # fmt: skip
+    if len(path) == 1:
+        return list(JobSpec.model_fields)
+    if path[0] in sections and len(path) == 2:
+        return list(sections[path[0]].model_fields)
+    if path[0] in choices and len(path) <= 3:
+        choice, here = choices[path[0]], _at(tree, path[:-1])
+        own = [key for key in choice.model_fields if key != "options"]
+        name = here.get("name") if isinstance(here, dict) else None
+        if name in choice.registry.entries:
+            own += list(choice.registry[name].options.model_fields)
+        return own
+    return []
+
+
+def _line(path: tuple[Any, ...], lines: Lines) -> int | None:
+    """Line of the deepest part of `path` that the file holds."""
+    for end in range(len(path), -1, -1):
+        if path[:end] in lines:
+            return lines[path[:end]]
+    return None
+
+
+def _dotted(path: tuple[Any, ...]) -> str:
+    return ".".join(str(key) for key in path) or "job spec"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def load(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> JobSpec:
+    """The job spec in a YAML file (or a mapping), with dotted `overrides` applied.
+
+    Raises SpecError with every fault found.
+    """
+    overrides = dict(overrides or {})
+    if isinstance(source, Mapping):
+        name, tree, lines, faults = "job spec", json.loads(json.dumps(source)), {}, []
+    else:
+        name = str(source)
+        try:
+            if Path(source).stat().st_size > LARGEST_SPEC_BYTES:
+                raise SpecError(name, [Fault("file", "larger than 1 MB: not a job spec")])
+            text = Path(source).read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+            raise SpecError(name, [Fault("file", f"cannot be read: {reason}")]) from None
+        tree, lines, faults = _parse(text, name)
+    if not isinstance(tree, dict):
+        problem = f"expected a mapping with the keys name, data, model, loss; found {_short(tree)}"
+        raise SpecError(name, [*faults, Fault("job spec", problem, 1)])
+    texts = {}
+    for path, value in overrides.items():
+        texts[path] = f"{path}={value}"
+        _override(tree, path, value)
+    try:
+        spec = JobSpec.model_validate(tree)
+    except ValidationError as error:
+        raise SpecError(name, [*faults, *_faults(error, tree, lines, texts)]) from None
+    if faults:
+        raise SpecError(name, faults)
+    return spec
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Key path and value of one `key.path=value`, the value read as YAML."""
+    path, equals, value = text.partition("=")
+    if not equals or not re.fullmatch(r"[A-Za-z_][\w-]*(\.[\w-]+)*", path.strip()):
+        problem = f"expected key.path=value, found {_short(text)}"
+        raise SpecError("--set", [Fault("override", problem)])
+    tree, _, faults = _parse(value, f"--set {text}")
+    if faults:
+        raise SpecError(f"--set {text}", faults)
+    return path.strip(), tree
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema of a job spec, for editors; every field carries its doc line."""
+    described = JobSpec.model_json_schema()
+    term = described["properties"]["loss"]
+    described["properties"]["loss"] = {
+        "description": term.get("description", ""),
+        "anyOf": [term["items"], {"type": "array", "items": term["items"], "minItems": 1}],
+    }
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **described}
+
+
+def flat(spec: JobSpec) -> dict[str, Any]:
+    """The whole spec as dotted key paths, for tables and MLflow params."""
+
+    def walk(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+        if isinstance(value, dict) and value:
+            for key, child in value.items():
+                yield from walk(child, f"{path}.{key}" if path else str(key))
+        elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            for i, child in enumerate(value):
+                yield from walk(child, f"{path}.{i}")
+        else:
+            yield path, value
+
+    return dict(walk(spec.model_dump(mode="json"), ""))
+
+

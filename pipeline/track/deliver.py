@@ -1,0 +1,190 @@
+"""Deliver one run's journal, params and model to MLflow: `python -m pipeline.track.deliver FOLDER`.
+
+Runs beside training, from a high-water mark kept in the run's folder, and can be run again: a
+point that MLflow has already is dropped there, since its time was fixed when it was first written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.track.delivery import recorded, write_json
+from pipeline.train.curve import Reader
+
+BATCH = 1000  # MLflow's limit of metrics in one request
+EVERY_SECONDS = 1.0
+PATIENCE_SECONDS = 30.0  # after training's end, for a server that does not answer
+ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the default blocks for minutes; we retry ourselves
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+STATUS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
+
+
+class Delivery:
+    """One run on its way to MLflow; the folder's `recorded.json` holds how far it has come."""
+
+    def __init__(self, folder: Path) -> None:
+        import mlflow
+
+        self.folder = folder
+        self.record = json.loads((folder / "record.json").read_text())
+        before = recorded(folder) if (folder / "recorded.json").exists() else {}
+        self.state: dict[str, Any] = {"delivered": 0, **before, "complete": False}
+        self.state["tracking_uri"] = self.record["tracking_uri"]
+        self.state.pop("error", None)
+        self.reader = Reader(folder / "curve.jsonl")
+        self.unsent: list[dict[str, Any]] = []
+        self.num_read = 0
+        mlflow.set_tracking_uri(self.record["tracking_uri"])
+        self.client = mlflow.MlflowClient()
+
+    def save(self, **changes: Any) -> None:
+        """Remember how far the delivery has come."""
+        self.state.update(changes)
+        write_json(self.folder / "recorded.json", self.state)
+
+    def begin(self) -> None:
+        """Make the run, once, with its params, tags and spec."""
+        from mlflow.entities import Param
+
+        if "run_id" not in self.state:
+            tags = {key: value[:5000] for key, value in self.record["tags"].items()}
+            run = self.client.create_run(self._experiment(), run_name=self.record["name"], tags=tags)
+            self.save(run_id=run.info.run_id, experiment_id=run.info.experiment_id)
+        if not self.state.get("begun"):
+            params = [Param(key[:250], value[:6000]) for key, value in self.record["params"].items()]
+            for start in range(0, len(params), 100):
+                self.client.log_batch(self.state["run_id"], params=params[start : start + 100])
+            self.client.log_artifact(self.state["run_id"], str(self.folder / "spec.yaml"))
+            self.save(begun=True)
+
+    def _experiment(self) -> str:
+        from mlflow.exceptions import MlflowException
+
+        name = self.record["experiment"]
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            place = (self.folder.parent / "mlflow-artifacts").as_uri()
+            try:
+                return str(
+                    self.client.create_experiment(
+                        name, artifact_location=place if self.record["is_local"] else None
+                    )
+                )
+            except MlflowException:  # another run made it at the same moment
+                found = self.client.get_experiment_by_name(name)
+                if found is None:
+                    raise
+        elif found.lifecycle_stage == "deleted":
+            self.client.restore_experiment(found.experiment_id)
+        return str(found.experiment_id)
+
+    def points(self) -> None:
+        """Send what the journal holds by now and MLflow does not."""
+        for point in self.reader.new():
+            self.num_read += 1
+            if self.num_read > self.state["delivered"]:
+                self.unsent.append(point)
+        while self.unsent:
+            metrics: list[Any] = []
+            num_points = 0
+            for point in self.unsent:
+                made = list(_metrics(point))
+                if metrics and len(metrics) + len(made) > BATCH:
+                    break
+                metrics += made
+                num_points += 1
+            self.client.log_batch(self.state["run_id"], metrics=metrics)
+            del self.unsent[:num_points]
+            self.save(delivered=self.state["delivered"] + num_points)
+
+    def finish(self, state: str) -> None:
+        """The rest of the curve, the model of a finished run, and the run's status."""
+        self.points()
+        if state == "finished" and not self.state.get("model_uri"):
+            from pipeline.track.model import log_model
+
+            self.save(model_uri=log_model(self.folder, self.state["run_id"], self.record))
+        self.client.set_terminated(self.state["run_id"], STATUS[state])
+        self.save(complete=True)
+
+
+def _metrics(point: dict[str, Any]) -> Iterator[Any]:
+    from mlflow.entities import Metric
+
+    terms = point.get("terms", {})
+    groups = {
+        "train": point.get("train", {}),
+        "train/loss": terms if len(terms) > 1 else {},
+        "validation": point.get("validation", {}),
+    }
+    for group, values in groups.items():
+        for name, value in values.items():
+            if value is not None:
+                yield Metric(f"{group}/{name}", float(value), point["time"], point["step"])
+
+
+def main(folder: Path) -> int:
+    """Deliver until training has ended; 0 when the record is complete."""
+    for key, value in ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    os.nice(5)  # training comes first
+    delivery: Delivery | None = None
+    deadline = float("inf")
+    while True:
+        ended = _ended(folder)
+        if ended and deadline == float("inf"):
+            deadline = time.monotonic() + PATIENCE_SECONDS
+        try:
+            delivery = delivery or Delivery(folder)
+            delivery.begin()
+            if ended:
+                delivery.finish(ended)
+                return 0
+            delivery.points()
+        except Exception as error:  # whatever a server or disk does, training is not to feel it
+            traceback.print_exc()
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            said = {"complete": False, "error": reason[:500]}
+            if delivery is not None:
+                delivery.save(**said)
+            elif not (folder / "recorded.json").exists():
+                write_json(folder / "recorded.json", said)
+            if time.monotonic() > deadline:
+                return 3
+        _pause(folder)
+
+
+def _pause(folder: Path) -> None:
+    """Until the next delivery, or shorter when training ends meanwhile."""
+    until, already = time.monotonic() + EVERY_SECONDS, (folder / "ended.json").exists()
+    while time.monotonic() < until and ((folder / "ended.json").exists() == already):
+        time.sleep(0.02)
+
+
+def _ended(folder: Path) -> str | None:
+    """How training ended, or None while it goes on."""
+    try:
+        return str(json.loads((folder / "ended.json").read_text())["state"])
+    except OSError:
+        pass
+    launcher = json.loads((folder / "record.json").read_text())["launcher"]
+    if os.getppid() != launcher and launcher != 0:
+        return "finished" if (folder / "done.json").exists() else "failed"
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

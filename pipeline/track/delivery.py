@@ -1,0 +1,171 @@
+"""The launcher's side of the record: what is handed to the delivering process, and its answer.
+
+Nothing here imports MLflow, and the training process never waits for it: `deliver` runs beside it
+and reads the run's folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import spec as specs
+from pipeline.errors import RecordError, UsageError
+from pipeline.spec import JobSpec
+
+if TYPE_CHECKING:
+    from pipeline.train.job import Job
+
+EXAMPLE_ROWS = 5
+
+
+def prepare(spec: JobSpec, job: Job, folder: Path, modules: list[str]) -> None:
+    """Write what MLflow is told besides the curve: spec, tags, fields and example rows."""
+    import pyarrow as pa
+
+    inputs = [field.name for field in job.fields if not field.is_target]
+    example = job.example.train.select(inputs).slice(0, EXAMPLE_ROWS)
+    with pa.ipc.new_file(folder / "example.arrow", example.schema) as writer:
+        writer.write_table(example)
+    write_json(folder / "fields.json", [field.to_json() for field in job.fields])
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.parent / 'mlflow.db'}"
+    tags = {
+        "pipeline.spec_digest": spec.digest,
+        "pipeline.data_fingerprint": job.fingerprint,
+        "pipeline.storage": str(folder),
+        "pipeline.versions": _versions(),
+        **_git(),
+    }
+    if job_id := os.environ.get("RAY_JOB_SUBMISSION_ID") or _submission():
+        tags["ray.job_id"] = job_id
+    record = {
+        "name": folder.name,
+        "experiment": spec.tracking.experiment or spec.name,
+        "register_as": spec.tracking.register_as,
+        "tracking_uri": uri,
+        "is_local": "MLFLOW_TRACKING_URI" not in os.environ,
+        "params": {key: _text(value) for key, value in specs.flat(spec).items()},
+        "tags": tags,
+        "modules": modules,
+        "launcher": os.getpid(),
+    }
+    write_json(folder / "record.json", record)
+    (folder / "spec.yaml").write_text(spec.dump(), encoding="utf-8")
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, list | dict) else str(value)
+
+
+def _versions() -> str:
+    packages = ("pipeline", "torch", "ray", "mlflow", "pyarrow", "numpy")
+    found = [f"{package} {version(package)}" for package in packages]
+    return ", ".join([f"python {platform.python_version()}", *found])
+
+
+def _git() -> dict[str, str]:
+    """Commit of the folder the command was started in, marked when files differ from it."""
+
+    def git(*arguments: str) -> str:
+        try:
+            done = subprocess.run(
+                ["git", *arguments], capture_output=True, text=True, timeout=5, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return ""
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    commit = git("rev-parse", "HEAD")
+    if not commit:
+        return {}
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    return {"mlflow.source.git.commit": commit, "pipeline.git_changed": str(bool(changed)).lower()}
+
+
+def _submission() -> str:
+    """Submission id of the Ray job this command is the entry point of."""
+    try:
+        config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+        return str(config.get("metadata", {}).get("job_submission_id", ""))
+    except ValueError:
+        return ""
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` to `path`: the whole file or none of it."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(json.dumps(value), encoding="utf-8")
+    aside.replace(path)
+
+
+def start(folder: Path) -> subprocess.Popen[bytes]:
+    """The process that delivers the run's record, apart from the terminal's Ctrl-C."""
+    with (folder / "deliver.log").open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "pipeline.track.deliver", str(folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+
+def end(folder: Path, state: str) -> None:
+    """Tell the delivering process how training ended: finished, failed or killed."""
+    write_json(folder / "ended.json", {"state": state})
+
+
+def wait(
+    process: subprocess.Popen[bytes], folder: Path, tell: Callable[[str], None]
+) -> dict[str, Any]:
+    """What was recorded: `run_id`, `tracking_uri`, `complete`, and `error` if something is missing."""
+    patience = time.monotonic() + 3
+    try:
+        while process.poll() is None:
+            if time.monotonic() > patience:
+                tell("      recording to MLflow ...")
+                patience = float("inf")
+            time.sleep(0.05)
+    except KeyboardInterrupt:
+        process.terminate()
+        process.wait()
+    return recorded(folder)
+
+
+def recorded(folder: Path) -> dict[str, Any]:
+    """The delivering process's last word."""
+    try:
+        found: dict[str, Any] = json.loads((folder / "recorded.json").read_text())
+    except (OSError, ValueError):
+        return {"complete": False, "error": f"the delivery did not start: see {folder}/deliver.log"}
+    return found
+
+
+def finish(folder: str | Path) -> dict[str, Any]:
+    """Deliver what a run's folder holds and MLflow does not. Raises RecordError when it cannot."""
+    place = Path(folder).resolve()
+    if not (place / "record.json").exists():
+        raise UsageError(f"{folder}: not the folder of a run (no record.json)")
+    if not (place / "ended.json").exists() and _alive(place):
+        raise UsageError(f"{folder}: the run is still going on")
+    found = wait(start(place), place, lambda _: None)
+    if not found.get("complete"):
+        raise RecordError(f"{folder}: {found.get('error')}")
+    return found
+
+
+def _alive(folder: Path) -> bool:
+    launcher = json.loads((folder / "record.json").read_text())["launcher"]
+    try:
+        os.kill(launcher, 0)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,72 @@
+"""The trained model in MLflow: raw columns in, predictions in the target's own terms out."""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pipeline
+
+
+def log_model(folder: Path, run_id: str, record: dict[str, Any]) -> str:
+    """Log the run's model with signature and input example; returns its URI."""
+    import mlflow
+    import pandas as pd
+    import pyarrow as pa
+
+    from pipeline.track.served import Served
+
+    modules = record["modules"]
+    (folder / "imports.json").write_text(json.dumps(modules))
+    files = {
+        "spec": "spec.yaml", "fields": "fields.json", "weights": "weights.pt",
+        "imports": "imports.json",
+    }  # fmt: skip
+    artifacts = {name: str(folder / file) for name, file in files.items()}
+    example = pa.ipc.open_file(folder / "example.arrow").read_all()
+    frame = pd.DataFrame(
+        {name: _cells(example[name]) for name in example.column_names}
+    )
+    predicted = Served.load(artifacts).predict(None, frame)
+    imports = folder / "imports"
+    own = [str(path) for path in sorted(imports.iterdir())] if imports.exists() else []
+    packages = ("torch", "numpy", "pandas", "pyarrow", "pydantic", "pyyaml")
+    with mlflow.start_run(run_id=run_id):
+        info = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(Path(__file__).with_name("served.py")),
+            artifacts=artifacts,
+            code_paths=[str(Path(pipeline.__file__).parent), *own],
+            signature=mlflow.models.infer_signature(frame, predicted),
+            input_example=frame,
+            pip_requirements=[f"{package}=={version(package)}" for package in packages],
+            registered_model_name=record["register_as"],
+        )
+    return str(info.model_uri)
+
+
+def _cells(column: Any) -> list[Any]:
+    """Plain Python values; tensors as nested lists."""
+    if hasattr(column.type, "shape"):
+        shape = column.type.shape
+        flat = column.combine_chunks()
+        flat = flat.chunk(0) if hasattr(flat, "chunk") else flat
+        return list(flat.to_numpy_ndarray().reshape(-1, *shape).tolist())
+    return list(column.to_pylist())
+
+
+def load_model(run_id: str, tracking_uri: str) -> Any:
+    """The recorded model of a run, as `mlflow.pyfunc.load_model` gives it."""
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+    import mlflow
+
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(tracking_uri)
+    try:
+        found = mlflow.MlflowClient().get_run(run_id).outputs.model_outputs
+        return mlflow.pyfunc.load_model(f"models:/{found[0].model_id}")
+    finally:
+        mlflow.set_tracking_uri(before)

@@ -1,0 +1,108 @@
+"""What `mlflow.pyfunc` runs: preprocessing, model and inverse link, loaded without a pickle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+
+from pipeline import plugins, spec
+from pipeline.data.columns import Field, encode, gather
+from pipeline.train.checkpoint import load_weights
+from pipeline.train.evaluate import unscaled
+from pipeline.train.job import objective
+
+if TYPE_CHECKING:
+    from pipeline.losses.terms import Objective, Term
+
+MOST_PROBABILITIES = 1000
+"""With more classes than this, only the best class and its probability are served."""
+
+
+class Served(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+    """A trained model from a run's files."""
+
+    def load_context(self, context: Any) -> None:
+        """Read what `log_model` stored."""
+        self._read(context.artifacts)
+
+    @classmethod
+    def load(cls, artifacts: dict[str, str]) -> Served:
+        """The model from the files' paths, without MLflow around it."""
+        made = cls()
+        made._read(artifacts)
+        return made
+
+    def _read(self, artifacts: dict[str, str]) -> None:
+        folder = Path(artifacts["spec"]).parent / "imports"
+        plugins.receive(json.loads(Path(artifacts["imports"]).read_text()), folder)
+        job = spec.load(artifacts["spec"])
+        fields = [Field.from_json(f) for f in json.loads(Path(artifacts["fields"]).read_text())]
+        self.inputs = [field for field in fields if not field.is_target]
+        self.objective: Objective = objective(job, fields)
+        self.objective.load_state_dict(load_weights(Path(artifacts["weights"])))
+        self.objective.eval()
+
+    def predict(
+        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
+        """One row of predictions per row of raw input columns."""
+        columns = {field.name: _arrow(model_input[field.name]) for field in self.inputs}
+        rows = encode(self.inputs, pa.table(columns))
+        batch = gather(rows, np.arange(len(model_input)))
+        found: dict[str, Any] = {}
+        with torch.inference_mode():
+            predictions = self.objective.predict(batch)
+            for number, term in enumerate(self.objective.terms):
+                served = term.served(self.objective.head(number), predictions)
+                for name, values in _served(term, served).items():
+                    found.setdefault(name, values)
+        return pd.DataFrame(found)
+
+
+def _arrow(cells: pd.Series[Any]) -> Any:
+    """A column of cells; arrays inside cells become lists."""
+    plain = [cell.tolist() if isinstance(cell, np.ndarray) else cell for cell in cells]
+    return pa.array(plain, from_pandas=True)
+
+
+def _served(term: Term, served: torch.Tensor) -> dict[str, Any]:
+    """Named columns of one term: labels and probabilities, or values in the column's unit."""
+    if not term.targets:
+        return {term.label: served.tolist()}
+    field, name = term.targets[0], term.targets[0].name
+    if term.loss.target == "classes" and served.dim() == 2:
+        labels = _labels(term, served.argmax(1))
+        if served.shape[1] > MOST_PROBABILITIES:
+            return {name: labels, f"{name}_probability": served.max(1).values.tolist()}
+        columns = served.unbind(1)
+        vocabulary = field.vocabulary or range(len(columns))
+        kind = "probability" if term.loss.link is not None else "score"
+        shares = zip(vocabulary, columns, strict=False)
+        return {name: labels} | {f"{name}_{kind}_{v}": c.numpy() for v, c in shares}
+    if term.loss.target in ("binary", "signs") and served.dim() == 1:
+        threshold = 0.5 if term.loss.target == "binary" else 0.0
+        kind = "probability" if term.loss.target == "binary" else "score"
+        chosen = served > threshold
+        return {name: _labels(term, chosen.long()), f"{name}_{kind}": served.numpy()}
+    if term.loss.target in ("values", "counts", "any") and field.kind in ("number", "tensor"):
+        values = unscaled(term, served)
+        if len(term.targets) > 1:
+            return {f.name: values[:, i].numpy() for i, f in enumerate(term.targets)}
+        return {name: values.numpy() if values.dim() == 1 else values.tolist()}
+    return {name: served.numpy() if served.dim() == 1 else served.tolist()}
+
+
+def _labels(term: Term, codes: torch.Tensor) -> list[Any]:
+    """The target column's own values for class numbers."""
+    vocabulary = term.targets[0].vocabulary
+    return [vocabulary[code] if vocabulary else code for code in codes.tolist()]
+
+
+mlflow.models.set_model(Served())
