@@ -89,6 +89,11 @@ class Choice(Section):
         if name is None:  # an unknown name has been reported already
             return options
         model = cls.registry[name].options
+        reserved = sorted((set(cls.model_fields) - {"options"}) & set(model.model_fields))
+        if reserved:
+            text = "{kind} {name}: its option {reserved} is a key of the spec itself; rename it"
+            facts = {"kind": cls.registry.kind, "name": name, "reserved": ", ".join(reserved)}
+            raise PydanticCustomError("reserved", text, facts)  # type: ignore[arg-type]
         return model.model_validate(options).model_dump(mode="json")
 
     @model_serializer(mode="wrap")
@@ -481,9 +486,10 @@ def _faults(error: ValidationError, tree: Any, lines: Lines, texts: dict[str, st
             yield fault
 
 
-_OWN_ERRORS = {"unknown_name", "choice", "twice", "empty", "leak", "labels", "microbatch"} | {
-    "unknown_target"
-}
+_OWN_ERRORS = {
+    "unknown_name", "choice", "twice", "empty", "leak", "labels", "microbatch", "unknown_target",
+    "reserved",
+}  # fmt: skip
 
 
 def _spec_path(loc: tuple[Any, ...], tree: Any) -> tuple[Any, ...]:

@@ -54,12 +54,12 @@ def cross_entropy(
     class_weight: ClassWeight = None,
     ignore_index: int = -100,
     label_smoothing: Smoothing = 0.0,
-    target: Literal["classes", "distribution"] = "classes",
+    soft_targets: bool = False,
 ) -> Loss:
     """One class of many, from logits [N, C, ...]. Mean over the weights of counted items.
 
-    With `target: distribution` the target holds a probability per class, and the mean is over
-    rows (and positions), whatever the weights, as in torch.
+    With `soft_targets` the target holds a probability per class, and the mean is over rows (and
+    positions), whatever the weights, as in torch.
     """
 
     def items(prediction: Tensor, truth: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ def cross_entropy(
         return prediction.softmax(1)
 
     role = Role(kind="logits", size="classes")
-    if target == "distribution":
+    if soft_targets:
         return Loss(items, positions, (role,), "distribution", link=link)
     counted = _counted(class_weight, ignore_index)
     return Loss(items, counted, (role,), "classes", "classes", link, ignore_index)

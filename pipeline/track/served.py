@@ -90,7 +90,8 @@ def _served(term: Term, served: torch.Tensor) -> dict[str, Any]:
         threshold = 0.5 if term.loss.target == "binary" else 0.0
         kind = "probability" if term.loss.target == "binary" else "score"
         chosen = served > threshold
-        return {name: _labels(term, chosen.long()), f"{name}_{kind}": served.numpy()}
+        positive = f"_{field.vocabulary[-1]}" if field.vocabulary else ""
+        return {name: _labels(term, chosen.long()), f"{name}_{kind}{positive}": served.numpy()}
     if term.loss.target in ("values", "counts", "any") and field.kind in ("number", "tensor"):
         values = unscaled(term, served)
         if len(term.targets) > 1:

@@ -1,7 +1,6 @@
 """Sums over workers: gradients, denominators and losses. Never means of means."""
 
-from __future__ import annotations
-
+# no `from __future__ import annotations`: DDP compares the hook's annotation with the type itself
 from typing import Any
 
 import torch
