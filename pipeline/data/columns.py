@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -39,11 +39,14 @@ class Field:
     """Training rows of each vocabulary entry, for targets."""
     shape: tuple[int, ...] = ()
     num_tokens: int = 0
+    """Tokens or classes, counted from 0, of lists and tensors."""
+    ignored: int | None = None
+    """A class number that marks items to leave out; it is no class."""
 
     @property
     def num_codes(self) -> int:
         """How many codes a category or token can have, unknown included."""
-        if self.kind == "tokens":
+        if self.kind in ("tokens", "tensor"):
             return self.num_tokens
         return len(self.vocabulary or ()) + (0 if self.is_target else 1)
 
@@ -95,10 +98,13 @@ def gather(columns: Columns, rows: Rows | Tensor) -> Batch:
     }
 
 
-def fit(data: Data, inputs: list[str], train: pa.Table, class_targets: set[str]) -> list[Field]:
+def fit(
+    data: Data, inputs: list[str], train: pa.Table, class_targets: dict[str, int | None]
+) -> list[Field]:
     """Fields of all inputs and targets, from the training rows only.
 
-    `class_targets` are the whole-number targets that a loss reads as class numbers.
+    `class_targets` are the targets that a loss reads as class numbers, each with the number that
+    marks items to leave out.
     """
     fields = [
         _fit(train, name, name in data.categorical, False, data.scale == "standard")
@@ -106,28 +112,42 @@ def fit(data: Data, inputs: list[str], train: pa.Table, class_targets: set[str])
     ]
     for name in data.targets:
         stored = data.shift.get(name, name)
-        is_class = name in class_targets
-        field = _fit(train, stored, is_class, True, data.target_scale == "standard")
-        fields.append(Field(**{**field.__dict__, "name": name}))
+        is_class, ignored = name in class_targets, class_targets.get(name)
+        field = _fit(train, stored, is_class, True, data.target_scale == "standard", ignored)
+        fields.append(replace(field, name=name))
     return fields
 
 
-def _fit(table: pa.Table, name: str, is_category: bool, is_target: bool, scale: bool) -> Field:
+def _fit(
+    table: pa.Table,
+    name: str,
+    is_category: bool,
+    is_target: bool,
+    scale: bool,
+    ignored: int | None = None,
+) -> Field:
     column, role = table[name], "data.target" if is_target else "data.inputs"
-    kind, shape = _kind(column.type, f"{role}: column {name!r}")
+    where = f"{role}: column {name!r}"
+    kind, shape = _kind(column.type, where)
     if is_category and kind == "number":
         kind = "category"
-    base: dict[str, Any] = {"arrow_type": str(column.type), "is_target": is_target}
-    _refuse_missing(column, f"{role}: column {name!r}")
+    base: dict[str, Any] = {
+        "arrow_type": str(column.type), "is_target": is_target, "ignored": ignored
+    }  # fmt: skip
+    _refuse_missing(column, where)
     if kind == "category":
         values = _plain(column)
-        if pa.types.is_floating(values.type):
+        if pa.types.is_floating(values.type) or pa.types.is_decimal(values.type):
             raise DataError(
-                f"{role}: column {name!r} is {values.type}, but is read as classes: "
+                f"{where} is {values.type}, but is read as classes: "
                 "store it as whole numbers or text"
             )
         counted = sorted(
-            ((item["values"], item["counts"]) for item in pc.value_counts(values).to_pylist()),
+            (
+                (item["values"], item["counts"])
+                for item in pc.value_counts(values).to_pylist()
+                if item["values"] != ignored
+            ),
             key=lambda pair: pair[0],
         )
         if len(counted) > LARGEST_VOCABULARY:
@@ -141,17 +161,16 @@ def _fit(table: pa.Table, name: str, is_category: bool, is_target: bool, scale: 
     if kind == "tokens":
         values = _flat(column)[0]
         if pa.types.is_integer(values.type):
-            lowest, highest = pc.min_max(values).values() if len(values) else (0, 0)
-            low, high = int(_python(lowest)), int(_python(highest))
-            if low < 0:
-                raise DataError(f"{role}: column {name!r} holds token {low}: count from 0")
-            return Field(name, "tokens", **base, num_tokens=high + 1)
+            return Field(name, "tokens", **base, num_tokens=_num_classes(values, ignored, where))
         distinct = tuple(sorted(pc.unique(values).to_pylist()))
         return Field(
             name, "tokens", **base, vocabulary=distinct,
             num_tokens=len(distinct) + (0 if is_target else 1),
         )  # fmt: skip
-    numbers = _numbers(column, f"{role}: column {name!r}")
+    numbers = _numbers(column, where)
+    if is_category and kind == "tensor":
+        classes = _num_classes(_flat(column)[0], ignored, where)
+        return Field(name, "tensor", **base, shape=shape, num_tokens=classes)
     mean, deviation = 0.0, 1.0
     if scale and len(numbers):
         mean, deviation = float(numbers.mean()), float(numbers.std())
@@ -160,8 +179,13 @@ def _fit(table: pa.Table, name: str, is_category: bool, is_target: bool, scale: 
     return Field(name, kind, **base, mean=mean, deviation=deviation, shape=shape)
 
 
-def _python(value: Any) -> Any:
-    return value.as_py() if hasattr(value, "as_py") else value
+def _num_classes(values: Any, ignored: int | None, where: str) -> int:
+    """One more than the highest class number. Raises DataError for negative ones."""
+    numbers = values.to_numpy(zero_copy_only=False)
+    kept = numbers[numbers != ignored] if ignored is not None else numbers
+    if len(kept) and (kept.min() < 0 or (kept != kept.astype(np.int64)).any()):
+        raise DataError(f"{where} holds {kept.min()}: class numbers and tokens count from 0")
+    return int(kept.max()) + 1 if len(kept) else 1
 
 
 def _kind(
@@ -276,22 +300,32 @@ def _encode(field: Field, table: pa.Table, shift: dict[str, str]) -> Tensor | Li
     if field.kind == "tokens":
         if field.vocabulary is None:
             codes = values.to_numpy(zero_copy_only=False).astype(np.int64)
-            if len(codes) and not 0 <= codes.min() <= codes.max() < field.num_tokens:
-                raise DataError(
-                    f"{where}: token {codes.max() if codes.min() >= 0 else codes.min()} "
-                    f"outside 0..{field.num_tokens - 1} of the training rows"
-                )
+            _refuse_unseen(field, codes, where)
         else:
             codes = _codes(field, values, where)
         lists = Lists(torch.from_numpy(codes.copy()), torch.from_numpy(offsets))
         return _next_items(lists) if field.name in shift else lists
     numbers = (_numbers(column, where) - field.mean) / field.deviation
+    if field.num_tokens:
+        _refuse_unseen(field, numbers, where)
     tensor = torch.from_numpy(numbers.astype(np.float32))
     if field.kind == "series":
         return Lists(tensor, torch.from_numpy(offsets))
     if tensor.numel() != len(column) * int(np.prod(field.shape)):
         raise DataError(f"{where}: expected {field.shape} numbers in each row")
     return tensor.reshape(len(column), *field.shape)
+
+
+def _refuse_unseen(field: Field, codes: np.ndarray[Any, Any], where: str) -> None:
+    """Class numbers and tokens must be among those of the training rows."""
+    outside = (codes < 0) | (codes >= field.num_tokens)
+    if field.ignored is not None:
+        outside &= codes != field.ignored
+    if outside.any():
+        raise DataError(
+            f"{where}: {codes[outside][0]:g} is outside 0..{field.num_tokens - 1}, "
+            "the range of the training rows"
+        )
 
 
 def _codes(field: Field, values: Any, where: str) -> np.ndarray[Any, Any]:
@@ -302,6 +336,9 @@ def _codes(field: Field, values: Any, where: str) -> np.ndarray[Any, Any]:
     except pa.ArrowException:
         found = pa.nulls(len(values), pa.int32())
     if field.is_target:
+        if field.ignored is not None and pa.types.is_integer(values.type):
+            left_out = pc.equal(values, field.ignored)
+            found = pc.if_else(left_out, pa.scalar(field.ignored, pa.int32()), found)
         unseen = np.flatnonzero(pc.is_null(found).to_numpy(zero_copy_only=False))
         if len(unseen):
             value = values[int(unseen[0])].as_py()

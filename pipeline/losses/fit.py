@@ -197,11 +197,11 @@ def _check_kinds(term: Term, arguments: list[object]) -> list[Notice]:
             isinstance(prediction, Tensor)
             and kept.numel()
             and term.loss.shape == "classes"
-            and int(kept.max()) >= prediction.shape[1]
+            and not 0 <= int(kept.min()) <= int(kept.max()) < prediction.shape[1]
         ):
             raise ContractError(
                 term.label,
-                f"target {term.targets[0].name!r} has class number {int(kept.max())}, "
+                f"target {term.targets[0].name!r} has class numbers {int(kept.min())} to {int(kept.max())}, "
                 f"the model gives {prediction.shape[1]} classes",
                 "leave model.outputs' size to be inferred, or make it larger",
             )

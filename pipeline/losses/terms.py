@@ -92,9 +92,9 @@ class Term:
         kind = self.loss.target
         if isinstance(column, Ragged):
             return column.padded(self._padding)
-        if field.kind != "category" or kind == "classes":
-            if kind == "class_lists":
-                return column.long()
+        if kind in ("classes", "class_lists"):
+            return column.long()
+        if field.kind != "category":
             return column
         if kind == "binary":
             return column.float()
@@ -122,12 +122,13 @@ def _around(values: Tensor, blank: int | None) -> Tensor:
     return values if blank is None else values + (values >= blank).to(values.dtype)
 
 
-def class_targets(spec: JobSpec) -> set[str]:
-    """Target columns that some loss reads as class numbers, so that whole numbers are labels."""
-    found: set[str] = set()
+def class_targets(spec: JobSpec) -> dict[str, int | None]:
+    """Target columns that a loss reads as class numbers, with the number it leaves out."""
+    found: dict[str, int | None] = {}
     for term in spec.loss:
-        if build(registry.losses[term.name], _unbalanced(term.options)).target == "classes":
-            found.update(_target_names(term, spec))
+        loss = build(registry.losses[term.name], _unbalanced(term.options))
+        if loss.target == "classes":
+            found |= dict.fromkeys(_target_names(term, spec), loss.ignore_index)
     return found
 
 

@@ -1,0 +1,42 @@
+"""Real gloo processes for tests of what only several workers can get wrong."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+Work = Callable[[int, int], Any]
+
+
+def on_workers(num_workers: int, work: Work) -> list[Any]:
+    """What `work(rank, num_workers)` returned in each of `num_workers` gloo processes."""
+    with tempfile.TemporaryDirectory() as folder:
+        mp.start_processes(
+            _one, args=(num_workers, work, folder), nprocs=num_workers, start_method="spawn"
+        )  # type: ignore[no-untyped-call]
+        return [
+            torch.load(Path(folder) / f"{rank}.pt", weights_only=False)
+            for rank in range(num_workers)
+        ]
+
+
+def _one(rank: int, num_workers: int, work: Work, folder: str) -> None:
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=num_workers,
+        timeout=timedelta(seconds=60),
+    )  # fmt: skip
+    try:
+        torch.save(work(rank, num_workers), Path(folder) / f"{rank}.pt")
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,222 @@
+"""Gradient and loss of a step are those of the global batch, whoever computes which part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline import registry
+from pipeline.data.batch import Batch
+from pipeline.data.columns import Field
+from pipeline.errors import NonFiniteError
+from pipeline.losses.contract import build
+from pipeline.losses.terms import Objective, Term
+from pipeline.train import reduce
+from pipeline.train.step import Losses, train_step
+from tests.losses.cases import case
+from tests.processes import on_workers
+
+EXACT = 1e-12  # float64; sums of a few dozen numbers in another order
+BUILT_IN = sorted(registry.losses.entries)
+NUM_ROWS = 11
+CPU = torch.device("cpu")
+
+# Per worker, the rows of its micro-batches. The first two rows hold nothing that counts for losses
+# with ignored items; with three workers one has only those, and with five one has no rows at all.
+SPLITS: dict[int, list[list[list[int]]]] = {
+    1: [[[0, 1], [2, 3, 4, 5], [6], [7, 8, 9, 10]]],
+    2: [[[0, 1, 2, 3], [4], [5, 6]], [[7, 8, 9, 10]]],
+    3: [[[0, 1]], [[2, 3, 4, 5, 6], [7]], [[8, 9, 10]]],
+    5: [[[0, 1]], [[2]], [], [[3, 4, 5, 6, 7, 8], [9]], [[10]]],
+}
+
+
+class Recorder(torch.optim.SGD):
+    """Keeps the gradients it was given and leaves the weights alone."""
+
+    def step(self, closure: Any = None) -> None:
+        self.seen = [p.grad.clone() for g in self.param_groups for p in g["params"]]
+
+
+@dataclass
+class Outcome:
+    losses: Losses
+    gradients: list[Tensor]
+
+
+def one_step(objective: Objective, rows: Callable[[list[int]], Batch], rank: int, num: int) -> Outcome:
+    shared = reduce.shared(objective, CPU)
+    recorder = Recorder(objective.parameters(), lr=1.0)
+    number = sum(len(parts) for parts in SPLITS[num][:rank])
+    own = [(number + i, rows(part)) for i, part in enumerate(SPLITS[num][rank])]
+    losses = train_step(
+        shared, objective, recorder, own, step=0, seed=0, clip_norm=None, device=CPU
+    )
+    return Outcome(losses, recorder.seen)
+
+
+def every_loss(rank: int, num: int) -> dict[str, list[Outcome]]:
+    found: dict[str, list[Outcome]] = {}
+    for name in BUILT_IN:
+        for seed in (1, 2, 3):
+            made = case(name, seed, NUM_ROWS)
+            found.setdefault(name, []).append(one_step(made.objective(), made.rows, rank, num))
+    return found
+
+
+@cache
+def outcomes(num: int) -> list[dict[str, list[Outcome]]]:
+    return [every_loss(0, 1)] if num == 1 else on_workers(num, every_loss)
+
+
+@pytest.mark.parametrize("num", [1, 2, 3, 5])
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_any_split_gives_the_gradient_and_loss_of_torchs_own_mean(name: str, num: int) -> None:
+    for index, seed in enumerate((1, 2, 3)):
+        made = case(name, seed, NUM_ROWS)
+        reference = made.objective()
+        arguments = reference.terms[0].arguments(reference.predict(made.batch), made.batch)
+        expected = made.oracle(reference.head(0), *arguments)
+        expected.backward()  # type: ignore[no-untyped-call]
+        for worker in outcomes(num):
+            got = worker[name][index]
+            assert got.losses.total == pytest.approx(float(expected.detach()), rel=EXACT, abs=EXACT)
+            for gradient, parameter in zip(got.gradients, reference.parameters(), strict=True):
+                wanted = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                torch.testing.assert_close(gradient, wanted, rtol=EXACT, atol=EXACT)
+
+
+class TwoHeads(nn.Module):
+    """Two outputs and a parameter that no loss reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.classes, self.amount = nn.Linear(3, 4), nn.Linear(3, 1)
+        self.idle = nn.Parameter(torch.ones(2))
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        features = batch["features"]
+        assert isinstance(features, Tensor)
+        return {"classes": self.classes(features), "amount": self.amount(features).squeeze(1)}
+
+
+def two_terms() -> tuple[Objective, Batch]:
+    torch.manual_seed(0)
+    batch: Batch = {
+        "features": torch.randn(NUM_ROWS, 3, dtype=torch.float64),
+        "label": torch.tensor([-100, -100, 2, 1, 0, 3, -100, 2, 2, -100, 1]),
+        "price": torch.randn(NUM_ROWS, dtype=torch.float64),
+    }
+    weight = [0.5, 2.0, 0.1, 3.0]
+    label = Field("label", "category", "int64", True, vocabulary=(0, 1, 2, 3))
+    price = Field("price", "number", "double", True)
+    classes = build(registry.losses["cross_entropy"], {"class_weight": weight})
+    amount = build(registry.losses["huber"], {"delta": 0.5})
+    terms = [
+        Term("classes", 0.3, classes, ("classes",), (label,)),
+        Term("amount", 2.0, amount, ("amount",), (price,)),
+    ]
+    return Objective(TwoHeads(), terms, {"classes": 4, "amount": None}).double(), batch
+
+
+def two_weighted_terms(rank: int, num: int) -> Outcome:
+    objective, batch = two_terms()
+    return one_step(objective, lambda rows: {k: v[rows] for k, v in batch.items()}, rank, num)  # type: ignore[index]
+
+
+@pytest.mark.parametrize("num", [2, 3, 5])
+def test_two_weighted_terms_divide_by_their_own_counts(num: int) -> None:
+    objective, batch = two_terms()
+    made = objective.predict(batch)
+    weight = torch.tensor([0.5, 2.0, 0.1, 3.0], dtype=torch.float64)
+    cross = nn.functional.cross_entropy(made["classes"], batch["label"], weight)  # type: ignore[arg-type]
+    huber = nn.functional.huber_loss(made["amount"], batch["price"], delta=0.5)  # type: ignore[arg-type]
+    (0.3 * cross + 2.0 * huber).backward()  # type: ignore[no-untyped-call]
+    for got in on_workers(num, two_weighted_terms):
+        assert got.losses.terms == pytest.approx((float(cross), float(huber)), rel=EXACT)
+        assert got.losses.total == pytest.approx(0.3 * float(cross) + 2 * float(huber), rel=EXACT)
+        for gradient, parameter in zip(got.gradients, objective.parameters(), strict=True):
+            wanted = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            torch.testing.assert_close(gradient, wanted, rtol=EXACT, atol=EXACT)
+
+
+def test_a_term_without_any_item_is_absent_and_the_others_train() -> None:
+    objective, batch = two_terms()
+    batch["label"] = torch.full((NUM_ROWS,), -100)
+    got = one_step(objective, lambda rows: {k: v[rows] for k, v in batch.items()}, 0, 1)  # type: ignore[index]
+    assert got.losses.terms[0] is None
+    assert got.losses.terms[1] is not None
+    assert got.losses.total == pytest.approx(2.0 * got.losses.terms[1])
+
+
+def plain_mean(rank: int, num: int) -> list[Tensor]:
+    """What DDP does by itself: each worker's own mean, then the mean of these."""
+    made = case("cross_entropy", 2, NUM_ROWS)
+    objective = made.objective()
+    rows = [row for part in SPLITS[num][rank] for row in part]
+    wrapped = nn.parallel.DistributedDataParallel(objective)
+    numerators, _ = wrapped(made.rows(rows))
+    (numerators[0] / objective.denominators(made.rows(rows))[0].clamp(min=1e-9)).backward()
+    return [p.grad for p in objective.parameters() if p.grad is not None]
+
+
+def test_the_comparison_can_see_a_mean_of_means() -> None:
+    made = case("cross_entropy", 2, NUM_ROWS)
+    reference = made.objective()
+    arguments = reference.terms[0].arguments(reference.predict(made.batch), made.batch)
+    made.oracle(None, *arguments).backward()  # type: ignore[no-untyped-call]
+    (wanted,) = [p.grad for p in reference.parameters()]
+    assert wanted is not None
+    (gradient,) = on_workers(3, plain_mean)[0]
+    assert float((gradient - wanted).norm() / wanted.norm()) > 0.01
+
+
+def not_finite_on_one_worker(rank: int, num: int) -> tuple[str, list[Tensor]]:
+    objective, batch = two_terms()
+    assert isinstance(batch["price"], Tensor)
+    batch["price"][10] = torch.inf  # the last worker's row
+    before = [p.detach().clone() for p in objective.parameters()]
+    try:
+        one_step(objective, lambda rows: {k: v[rows] for k, v in batch.items()}, rank, num)  # type: ignore[index]
+    except NonFiniteError as error:
+        after = list(objective.parameters())
+        return str(error), [a.detach() - b for a, b in zip(after, before, strict=True)]
+    return "", []
+
+
+def test_a_loss_that_is_not_finite_stops_every_worker_before_the_weights_move() -> None:
+    for message, moved in on_workers(3, not_finite_on_one_worker):
+        assert "step 1" in message
+        assert "amount = inf" in message
+        assert not any(bool(change.any()) for change in moved)
+
+
+def clipped(rank: int, num: int) -> tuple[float, list[Tensor]]:
+    objective, batch = two_terms()
+    recorder = Recorder(objective.parameters(), lr=1.0)
+    number = sum(len(parts) for parts in SPLITS[num][:rank])
+    own = [
+        (number + i, {k: v[part] for k, v in batch.items()})  # type: ignore[index]
+        for i, part in enumerate(SPLITS[num][rank])
+    ]
+    losses = train_step(
+        reduce.shared(objective, CPU), objective, recorder, own,
+        step=0, seed=0, clip_norm=0.01, device=CPU,
+    )  # fmt: skip
+    return losses.gradient_norm, recorder.seen
+
+
+def test_clipping_sees_the_whole_gradient() -> None:
+    alone = clipped(0, 1)
+    assert alone[0] > 0.01
+    for norm, gradients in on_workers(3, clipped):
+        assert norm == pytest.approx(alone[0], rel=EXACT)
+        for got, wanted in zip(gradients, alone[1], strict=True):
+            torch.testing.assert_close(got, wanted, rtol=EXACT, atol=EXACT)
