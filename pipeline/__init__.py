@@ -1,15 +1,16 @@
 """Distributed training whose loss curve belongs to the job spec, not to the cluster.
 
-    import pipeline
-    result = pipeline.run("jobs/diabetes.yaml", overrides={"training.epochs": 5})
-    result.metrics, result.losses, result.model
+import pipeline
+result = pipeline.run("jobs/diabetes.yaml", overrides={"training.epochs": 5})
+result.metrics, result.losses, result.model
 """
 
 from importlib.metadata import PackageNotFoundError, version
 
 from pipeline.launch.run import Result, check, run
 from pipeline.registry import losses, metrics, models, optimizers, schedules
-from pipeline.spec import JobSpec, load
+from pipeline.spec import JobSpec
+from pipeline.specfile import load
 
 try:
     __version__ = version("pipeline")
@@ -20,5 +21,3 @@ __all__ = [
     "JobSpec", "Result", "__version__", "check", "load", "losses", "metrics", "models",
     "optimizers", "run", "schedules",
 ]  # fmt: skip
-
-

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from pipeline import plugins, spec
+from pipeline import plugins, spec, specfile
 from pipeline.errors import PipelineError
 from pipeline.registry import REGISTRIES
 
@@ -39,7 +39,7 @@ def _job_options(command: Command) -> Command:
 
 
 def _overrides(texts: tuple[str, ...]) -> dict[str, Any]:
-    return dict(spec.parse_override(text) for text in texts)
+    return dict(specfile.parse_override(text) for text in texts)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -74,9 +74,7 @@ def run(job: str, overrides: tuple[str, ...], imports: tuple[str, ...], as_json:
             click.echo(json.dumps(result.summary()))
 
     try:
-        result = launch.run(
-            job, _overrides(overrides), imports, say=_say(as_json), started=STARTED
-        )
+        result = launch.run(job, _overrides(overrides), imports, say=_say(as_json), started=STARTED)
     except launch.UnrecordedError as error:
         click.echo(f"error: {error}", err=True)
         finish(error.result)

@@ -155,13 +155,17 @@ def step_decay(
 
 
 @schedule("exponential")
-def exponential(progress: float, step: int, *, final: Annotated[float, Field(gt=0, le=1)] = 0.01) -> float:
+def exponential(
+    progress: float, step: int, *, final: Annotated[float, Field(gt=0, le=1)] = 0.01
+) -> float:
     """Shrinks by the same factor each step, to `final` at the end."""
     return float(final**progress)
 
 
 @schedule("inverse_sqrt")
-def inverse_sqrt(progress: float, step: int, *, scale_steps: Annotated[int, Field(gt=0)] = 1000) -> float:
+def inverse_sqrt(
+    progress: float, step: int, *, scale_steps: Annotated[int, Field(gt=0)] = 1000
+) -> float:
     """1 / sqrt(1 + step / scale_steps): for runs whose length is open."""
     return 1 / math.sqrt(1 + step / scale_steps)
 

@@ -1,16 +1,13 @@
 """The job spec: what is trained (first half) and how it is carried out (second half).
 
-`load` reads YAML, applies overrides and reports every fault at once. Nothing here imports torch.
+`pipeline.specfile` reads it from YAML. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
@@ -20,7 +17,6 @@ from pydantic import (
     Field,
     GetJsonSchemaHandler,
     SerializerFunctionWrapHandler,
-    ValidationError,
     ValidationInfo,
     field_validator,
     model_serializer,
@@ -29,12 +25,10 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from pipeline import registry
-from pipeline.errors import Fault, SpecError
 from pipeline.registry import Registry, nearest
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._ -]{0,99}$")]
 Positive = Annotated[int, Field(gt=0)]
-LARGEST_SPEC_BYTES = 1_000_000
 
 
 class Section(BaseModel):
@@ -93,13 +87,15 @@ class Choice(Section):
         if reserved:
             text = "{kind} {name}: its option {reserved} is a key of the spec itself; rename it"
             facts = {"kind": cls.registry.kind, "name": name, "reserved": ", ".join(reserved)}
-            raise PydanticCustomError("reserved", text, facts)  # type: ignore[arg-type]
-        return model.model_validate(options).model_dump(mode="json")
+            raise PydanticCustomError("reserved", text, facts)
+        dumped: dict[str, Any] = model.model_validate(options).model_dump(mode="json")
+        return dumped
 
     @model_serializer(mode="wrap")
     def _flat(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        dumped = handler(self)
-        return dumped | dumped.pop("options")
+        dumped: dict[str, Any] = handler(self)
+        options: dict[str, Any] = dumped.pop("options")
+        return dumped | options
 
     @classmethod
     def __get_pydantic_json_schema__(
@@ -363,243 +359,6 @@ class JobSpec(Section):
         return hashlib.sha256(json.dumps(first_half, sort_keys=True).encode()).hexdigest()
 
 
-# ---- reading ----------------------------------------------------------------------------------
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's scalars: `1e-3` is a number, `no` and dates are text."""
-
-
-_Loader.yaml_implicit_resolvers = {}
-for _tag, _pattern, _first in [
-    ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
-    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", list("tTfF")),
-    ("int", r"^[-+]?[0-9]+$", list("-+0123456789")),
-    (
-        "float",
-        r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
-        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
-        list("-+.0123456789"),
-    ),
-]:
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
-_Loader.add_constructor(
-    "tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node))
-)
-_Loader.add_constructor(
-    "tag:yaml.org,2002:float",
-    lambda loader, node: float(re.sub(r"\.(?=inf|nan)", "", loader.construct_scalar(node).lower())),
-)
-
-Lines = dict[tuple[Any, ...], int]
-
-
-def _parse(text: str, source: str) -> tuple[Any, Lines, list[Fault]]:
-    """Values, the line of each key path, and the faults of the YAML itself."""
-    loader = _Loader(text)
-    lines: Lines = {}
-    faults: list[Fault] = []
-
-    def build(node: yaml.Node, path: tuple[Any, ...]) -> Any:
-        lines.setdefault(path, node.start_mark.line + 1)
-        if isinstance(node, yaml.SequenceNode):
-            return [build(child, (*path, i)) for i, child in enumerate(node.value)]
-        if not isinstance(node, yaml.MappingNode):
-            return loader.construct_object(node)
-        mapping: dict[str, Any] = {}
-        for key_node, child in node.value:
-            key, line = str(key_node.value), key_node.start_mark.line + 1
-            if key in mapping:
-                first = lines[(*path, key)]
-                faults.append(
-                    Fault(_dotted((*path, key)), f"given twice, first on line {first}", line)
-                )
-                continue
-            lines[(*path, key)] = line
-            mapping[key] = build(child, (*path, key))
-        return mapping
-
-    try:
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            if isinstance(event, yaml.AliasEvent):
-                line = event.start_mark.line + 1
-                raise SpecError(
-                    source, [Fault("YAML", "an alias (*): write the value out", line)]
-                )
-        node = loader.get_single_node()
-        return (build(node, ()) if node else None), lines, faults
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        problem = f"not YAML that can be read: {error.problem or error.context}"
-        raise SpecError(source, [Fault("YAML", problem, mark.line + 1 if mark else None)]) from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise SpecError(source, [Fault("YAML", f"cannot be read: {error}")]) from None
-    finally:
-        loader.dispose()
-
-
-def _override(tree: Any, path: str, value: Any) -> None:
-    """Set `value` at the dotted `path`, making the mappings on the way."""
-    *parents, last = path.split(".")
-    for depth, key in enumerate(parents):
-        index: Any = int(key) if isinstance(tree, list) and key.isdigit() else key
-        try:
-            child = tree[index]
-        except (KeyError, IndexError, TypeError):
-            child = None
-        if isinstance(child, str) and depth == 0 and key in JobSpec.model_fields:
-            child = {"name": child}  # `loss: huber` and `--set loss.delta=2`
-        if not isinstance(child, dict | list):
-            child = {}
-        tree[index] = child
-        tree = child
-    tree[int(last) if isinstance(tree, list) and last.isdigit() else last] = value
-
-
-def _faults(error: ValidationError, tree: Any, lines: Lines, texts: dict[str, str]) -> Iterator[Fault]:
-    """Pydantic's errors in the words of the spec."""
-    branches: dict[tuple[Any, ...], list[str]] = {}
-    for item in error.errors(include_url=False):
-        path = _spec_path(item["loc"], tree)
-        if item["type"] == "extra_forbidden":
-            known = _keys_beside(path, tree)
-            problem = f"unknown key{nearest(path[-1], known)}"
-            advice = f"allowed: {', '.join(known)}"
-        elif item["type"] == "missing":
-            problem, advice = "missing", ""
-        else:
-            message = item["msg"]
-            own = item["type"] in _OWN_ERRORS
-            problem = message if own else f"{message}, found {_short(item['input'])}"
-            advice = ""
-        dotted = _dotted(path)
-        if own_path := re.match(r"^((?:loss|training)\.[\w.]+): (.*)", problem):
-            dotted, problem = own_path.groups()
-            path = tuple(int(k) if k.isdigit() else k for k in dotted.split("."))
-        override = next((texts[k] for k in texts if dotted == k or dotted.startswith(k + ".")), "")
-        if override:
-            advice = f"{advice + '; ' if advice else ''}from --set {override}"
-        fault = Fault(dotted, problem, None if override else _line(path, lines), advice)
-        seen = branches.setdefault(path, [])
-        if problem not in seen:  # a union reports once for each of its branches
-            seen.append(problem)
-            yield fault
-
-
-_OWN_ERRORS = {
-    "unknown_name", "choice", "twice", "empty", "leak", "labels", "microbatch", "unknown_target",
-    "reserved",
-}  # fmt: skip
-
-
-def _spec_path(loc: tuple[Any, ...], tree: Any) -> tuple[Any, ...]:
-    """Pydantic's location without the steps that are not keys of the spec."""
-    path: list[Any] = []
-    for key in loc:
-        if key == "options" and path and path[0] in ("loss", "model", "optimizer", "schedule"):
-            continue
-        if isinstance(key, str) and ("[" in key or key in ("str", "float", "int", "bool")):
-            continue  # the branch of a union
-        if path == ["loss"] and isinstance(key, int) and not isinstance(_at(tree, path), list):
-            continue  # a single loss is a list of one
-        path.append(key)
-    return tuple(path)
-
-
-def _at(tree: Any, path: list[Any] | tuple[Any, ...]) -> Any:
-    for key in path:
-        try:
-            tree = tree[key]
-        except (KeyError, IndexError, TypeError):
-            return None
-    return tree
-
-
-def _keys_beside(path: tuple[Any, ...], tree: Any) -> list[str]:
-    """Keys allowed where the last key of `path` stands."""
-    sections: dict[str, type[Section]] = {
-        "data": Data, "training": Training, "workers": Workers, "tracking": Tracking
-    }  # fmt: skip
-    choices: dict[str, type[Choice]] = {
-        "loss": Term, "model": Model, "optimizer": Optimizer, "schedule": Schedule
-    }  # fmt: skip
-    if len(path) == 1:
-        return list(JobSpec.model_fields)
-    if path[0] in sections and len(path) == 2:
-        return list(sections[path[0]].model_fields)
-    if path[0] in choices and len(path) <= 3:
-        choice, here = choices[path[0]], _at(tree, path[:-1])
-        own = [key for key in choice.model_fields if key != "options"]
-        name = here.get("name") if isinstance(here, dict) else None
-        if name in choice.registry.entries:
-            own += list(choice.registry[name].options.model_fields)
-        return own
-    return []
-
-
-def _line(path: tuple[Any, ...], lines: Lines) -> int | None:
-    """Line of the deepest part of `path` that the file holds."""
-    for end in range(len(path), -1, -1):
-        if path[:end] in lines:
-            return lines[path[:end]]
-    return None
-
-
-def _dotted(path: tuple[Any, ...]) -> str:
-    return ".".join(str(key) for key in path) or "job spec"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def load(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> JobSpec:
-    """The job spec in a YAML file (or a mapping), with dotted `overrides` applied.
-
-    Raises SpecError with every fault found.
-    """
-    overrides = dict(overrides or {})
-    if isinstance(source, Mapping):
-        name, tree, lines, faults = "job spec", json.loads(json.dumps(source)), {}, []
-    else:
-        name = str(source)
-        try:
-            if Path(source).stat().st_size > LARGEST_SPEC_BYTES:
-                raise SpecError(name, [Fault("file", "larger than 1 MB: not a job spec")])
-            text = Path(source).read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-            raise SpecError(name, [Fault("file", f"cannot be read: {reason}")]) from None
-        tree, lines, faults = _parse(text, name)
-    if not isinstance(tree, dict):
-        problem = f"expected a mapping with the keys name, data, model, loss; found {_short(tree)}"
-        raise SpecError(name, [*faults, Fault("job spec", problem, 1)])
-    texts = {}
-    for path, value in overrides.items():
-        texts[path] = f"{path}={value}"
-        _override(tree, path, value)
-    try:
-        spec = JobSpec.model_validate(tree)
-    except ValidationError as error:
-        raise SpecError(name, [*faults, *_faults(error, tree, lines, texts)]) from None
-    if faults:
-        raise SpecError(name, faults)
-    return spec
-
-
-def parse_override(text: str) -> tuple[str, Any]:
-    """Key path and value of one `key.path=value`, the value read as YAML."""
-    path, equals, value = text.partition("=")
-    if not equals or not re.fullmatch(r"[A-Za-z_][\w-]*(\.[\w-]+)*", path.strip()):
-        problem = f"expected key.path=value, found {_short(text)}"
-        raise SpecError("--set", [Fault("override", problem)])
-    tree, _, faults = _parse(value, f"--set {text}")
-    if faults:
-        raise SpecError(f"--set {text}", faults)
-    return path.strip(), tree
-
-
 def schema() -> dict[str, Any]:
     """JSON schema of a job spec, for editors; every field carries its doc line."""
     described = JobSpec.model_json_schema()
@@ -625,5 +384,3 @@ def flat(spec: JobSpec) -> dict[str, Any]:
             yield path, value
 
     return dict(walk(spec.model_dump(mode="json"), ""))
-
-

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import start_processes
 
 Work = Callable[[int, int], Any]
 
@@ -19,7 +19,7 @@ Work = Callable[[int, int], Any]
 def on_workers(num_workers: int, work: Work) -> list[Any]:
     """What `work(rank, num_workers)` returned in each of `num_workers` gloo processes."""
     with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(
+        start_processes(
             _one, args=(num_workers, work, folder), nprocs=num_workers, start_method="spawn"
         )  # type: ignore[no-untyped-call]
         return [

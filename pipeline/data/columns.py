@@ -57,7 +57,9 @@ class Field:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Field:
         """The inverse of `to_json`."""
-        tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+        tuples: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in value.items()
+        }
         return cls(**tuples)
 
 

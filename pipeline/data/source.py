@@ -149,7 +149,9 @@ def _open_one(key: str, name: str, base: Path) -> ds.Dataset:
         else:
             filesystem = pafs.LocalFileSystem()
             pattern = str(base / Path(name).expanduser())
-            found = sorted(glob.glob(pattern, recursive=True)) if glob.has_magic(name) else [pattern]
+            found = (
+                sorted(glob.glob(pattern, recursive=True)) if glob.has_magic(name) else [pattern]
+            )
             paths = [file for path in found for file in _files(filesystem, path)]
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{key}: {_without_secrets(name)} cannot be opened: {error}") from None

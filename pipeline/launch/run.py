@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import plugins
 from pipeline.errors import RecordError, RunError, UsageError
-from pipeline.spec import JobSpec, load
+from pipeline.spec import JobSpec
+from pipeline.specfile import load
 
 if TYPE_CHECKING:
     from pipeline.losses.fit import Notice
@@ -78,10 +79,10 @@ def check(
     from pipeline.train.evaluate import chosen
 
     with _one_thread():
-        job = jobs.prepared(spec, base_of(path))
-        notices = jobs.check(job)
-        chosen(jobs.objective(spec, job.fields).terms, spec.metrics)
-    return spec, job, notices
+        made = jobs.prepared(spec, base_of(path))
+        notices = jobs.check(made)
+        chosen(jobs.objective(spec, made.fields).terms, spec.metrics)
+    return spec, made, notices
 
 
 @contextlib.contextmanager
@@ -132,7 +133,7 @@ def run(
 
     delivery.prepare(spec, job, folder, modules)
     delivering = delivery.start(folder)
-    config = {
+    config: dict[str, Any] = {
         "spec": spec.model_dump(mode="json"),
         "base": str(base_of(path)),
         "folder": str(folder),
@@ -212,5 +213,3 @@ class UnrecordedError(RecordError):
             f"  everything is kept in {self.result.storage}\n"
             f"  finish it with: pipeline sync {self.result.storage}"
         )
-
-

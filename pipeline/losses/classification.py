@@ -239,9 +239,7 @@ def multi_margin(
 def soft_margin() -> Loss:
     """Two classes as -1 and 1, from scores: log(1 + exp(-y x)). Mean over elements."""
     role = Role(kind="scores")
-    return Loss(
-        lambda p, t: F.soft_margin_loss(p, t, reduction="none"), elements, (role,), "signs"
-    )
+    return Loss(lambda p, t: F.soft_margin_loss(p, t, reduction="none"), elements, (role,), "signs")
 
 
 @register("kl_div")

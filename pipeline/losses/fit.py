@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from pipeline.data.batch import Batch, Ragged, num_rows
 from pipeline.errors import ContractError
-from pipeline.losses.terms import Objective, Term
+from pipeline.losses.objective import Objective
+from pipeline.losses.terms import Term
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,13 @@ def _check_kinds(term: Term, arguments: list[object]) -> list[Notice]:
                 f"{where} is already a softmax (each row sums to 1); this loss takes logits",
                 "leave the softmax out of the model, or use nll on log_softmax",
             )
-        if role.kind == "logits" and role.size != "classes" and 0 <= low and high <= 1 and len(value) > 7:
+        if (
+            role.kind == "logits"
+            and role.size != "classes"
+            and low >= 0
+            and high <= 1
+            and len(value) > 7
+        ):
             notices.append(
                 Notice(
                     f"loss {term.label}",
@@ -172,7 +179,9 @@ def _check_kinds(term: Term, arguments: list[object]) -> list[Notice]:
                     "use bce, since this loss applies it itself",
                 )
             )
-        if role.kind == "log_probabilities" and not _sums_to_one(value.exp(), 2 if term.loss.blank is not None else 1):
+        if role.kind == "log_probabilities" and not _sums_to_one(
+            value.exp(), 2 if term.loss.blank is not None else 1
+        ):
             raise ContractError(
                 term.label,
                 f"{where} is no log_softmax (values from {low:.3g} to {high:.3g})",

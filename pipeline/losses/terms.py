@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from pipeline import registry
 from pipeline.data.batch import Batch, Column, Ragged, num_rows
 from pipeline.data.columns import Field
 from pipeline.errors import ContractError
-from pipeline.losses.contract import ACTIVATIONS, Loss, Role, build, elements, rows
+from pipeline.losses.contract import ACTIVATIONS, Loss, Role, build
 from pipeline.registry import nearest
 from pipeline.spec import JobSpec
 from pipeline.spec import Term as TermSpec
@@ -67,7 +67,9 @@ class Term:
             if isinstance(first, Ragged):
                 first = Ragged(_around(first.values, self.loss.blank), first.lengths)
             return [first, *columns[1:]]
-        made = [self._values(column, field) for column, field in zip(columns, self.targets, strict=True)]
+        made = [
+            self._values(column, field) for column, field in zip(columns, self.targets, strict=True)
+        ]
         if len(made) > 1:
             made = [torch.stack(made, dim=1)]
         if prediction is not None:
@@ -208,7 +210,9 @@ def _check_targets(term: Term) -> None:
             )
         if kind == "classes" and field.kind == "number":
             raise ContractError(
-                term.label, f"{where} is {field.arrow_type}", "store the classes as text or integers"
+                term.label,
+                f"{where} is {field.arrow_type}",
+                "store the classes as text or integers",
             )
         if kind in ("classes",) and field.kind == "category" and field.num_codes < 2:
             raise ContractError(
@@ -245,7 +249,8 @@ def outputs(terms: list[Term], spec: JobSpec) -> dict[str, Output]:
 
     Raises ContractError where an activation is not what a loss takes, or two losses disagree.
     """
-    declared, made = spec.model.outputs, {}
+    declared = spec.model.outputs
+    made: dict[str, Output] = {}
     for term in terms:
         for role, name in zip(term.loss.roles, term.outputs, strict=True):
             given = declared.get(name)
@@ -264,7 +269,7 @@ def outputs(terms: list[Term], spec: JobSpec) -> dict[str, Output]:
             if known != output and role.kind != "any":
                 raise ContractError(
                     term.label,
-                    f"output {name!r}: {_described(output)}; another loss reads {_described(known)}",
+                    f"output {name!r}: {_described(output)}; another loss: {_described(known)}",
                     f"name another output with `prediction:`, or set model.outputs.{name}",
                 )
     for name in declared:
@@ -299,89 +304,3 @@ def _size(role: Role, term: Term) -> int | None:
 def num_classes(term: Term) -> int:
     """Classes of the term's target in the training rows."""
     return term.targets[0].num_codes if term.targets else 0
-
-
-class Objective(nn.Module):
-    """Model and loss terms as one module: a batch in, one numerator per term out.
-
-    Wrapping both lets DDP see every parameter, those that a loss owns included.
-    """
-
-    def __init__(self, model: nn.Module, terms: list[Term], sizes: Mapping[str, int | None]) -> None:
-        super().__init__()
-        self.model, self.terms, self.sizes = model, terms, dict(sizes)
-        self.precision = torch.float32
-        heads: dict[str, nn.Module] = {}
-        for number, term in enumerate(terms):
-            if term.loss.head is not None:
-                width = sizes[term.outputs[0]] or 1
-                heads[str(number)] = term.loss.head(width, num_classes(term))
-            elif term.loss.module is not None:
-                heads[str(number)] = term.loss.module
-        self.heads = nn.ModuleDict(heads)
-
-    def head(self, number: int) -> nn.Module | None:
-        """Parameters that the loss of term `number` owns and takes as first argument."""
-        owned = self.terms[number].loss.head is not None
-        return self.heads[str(number)] if owned else None
-
-    def predict(self, batch: Batch) -> dict[str, Tensor]:
-        """The model's outputs by name; with `precision` bfloat16, under autocast."""
-        device = next(self.parameters()).device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self.precision == torch.bfloat16):
-            made = self.model(batch)
-        return {"prediction": made} if isinstance(made, Tensor) else dict(made)
-
-    def items(self, predictions: Predictions, batch: Batch) -> list[Tensor]:
-        """The unreduced numbers of each term."""
-        found = []
-        for number, term in enumerate(self.terms):
-            head = self.head(number)
-            arguments = term.arguments(predictions, batch)
-            found.append(term.loss.items(*([head] if head is not None else []), *arguments))
-        return found
-
-    def denominators(self, batch: Batch) -> Tensor:
-        """What each term divides by, from the targets alone: float64 [K]."""
-        return torch.stack([term.denominator(batch).to("cpu") for term in self.terms])
-
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Numerator of each term: differentiable [K], and summed in float64 for the record [K]."""
-        items = self.items(self.predict(batch), batch)
-        numerators = torch.stack([item.sum() for item in items])
-        recorded = torch.stack([item.detach().double().sum() for item in items])
-        return numerators, recorded
-
-
-def tried(terms: list[Term], objective: Objective, batch: Batch) -> list[Term]:
-    """The terms with every denominator known: users' losses are tried on one batch."""
-    if all(term.loss.denominator is not None for term in terms):
-        return terms
-    with torch.no_grad():
-        found = objective.items(objective.predict(batch), batch)
-    resolved = []
-    for term, items in zip(terms, found, strict=True):
-        if term.loss.denominator is not None:
-            resolved.append(term)
-            continue
-        truth = [column for column in term.truth(batch) if isinstance(column, Tensor)]
-        num_items, num_targets = items.numel(), truth[0].numel() if truth else -1
-        per: Literal["row", "element"]
-        if items.dim() > 0 and num_items == num_rows(batch):
-            per = "row"
-        elif items.dim() > 0 and num_items == num_targets:
-            per = "element"
-        else:
-            raise ContractError(
-                term.label,
-                f"gave shape {list(items.shape)} for {num_rows(batch)} rows: a loss gives one "
-                "number per row or per target element, the mean is taken over all workers",
-                "leave out .mean() or .sum(); or return a Loss with its own denominator",
-            )
-        resolved.append(replace(term, loss=replace(term.loss, denominator={"row": rows, "element": elements}[per])))
-    return resolved
-
-
-__all__ = [
-    "Objective", "Output", "Term", "bind", "class_targets", "outputs", "tried",
-]  # fmt: skip

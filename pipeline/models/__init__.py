@@ -80,7 +80,7 @@ def transformer(
     max_length: Size = 1024,
     per: Literal["token", "row"] = "token",
 ) -> nn.Module:
-    """Attention over one token column: `per: token` is a causal language model, `row` classifies."""
+    """Attention over a token column: `per: token` is a causal language model, `row` classifies."""
     from pipeline.models.transformer import Transformer
 
     return Transformer(

@@ -1,1 +1,1 @@
-"""MLflow: the journal's way into it (`deliver`) and the model that is served (`model`, `served`)."""
+"""MLflow: the journal's way into it (`deliver`), and the served model (`model`, `served`)."""

@@ -61,10 +61,14 @@ class Delivery:
 
         if "run_id" not in self.state:
             tags = {key: value[:5000] for key, value in self.record["tags"].items()}
-            run = self.client.create_run(self._experiment(), run_name=self.record["name"], tags=tags)
+            run = self.client.create_run(
+                self._experiment(), run_name=self.record["name"], tags=tags
+            )
             self.save(run_id=run.info.run_id, experiment_id=run.info.experiment_id)
         if not self.state.get("begun"):
-            params = [Param(key[:250], value[:6000]) for key, value in self.record["params"].items()]
+            params = [
+                Param(key[:250], value[:6000]) for key, value in self.record["params"].items()
+            ]
             for start in range(0, len(params), 100):
                 self.client.log_batch(self.state["run_id"], params=params[start : start + 100])
             self.client.log_artifact(self.state["run_id"], str(self.folder / "spec.yaml"))

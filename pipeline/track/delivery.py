@@ -126,7 +126,7 @@ def end(folder: Path, state: str) -> None:
 def wait(
     process: subprocess.Popen[bytes], folder: Path, tell: Callable[[str], None]
 ) -> dict[str, Any]:
-    """What was recorded: `run_id`, `tracking_uri`, `complete`, and `error` if something is missing."""
+    """What was recorded: `run_id`, `tracking_uri`, `complete`, and `error` if not all is."""
     patience = time.monotonic() + 3
     try:
         while process.poll() is None:

@@ -12,14 +12,15 @@ import pandas as pd
 import pyarrow as pa
 import torch
 
-from pipeline import plugins, spec
+from pipeline import plugins, specfile
 from pipeline.data.columns import Field, encode, gather
 from pipeline.train.checkpoint import load_weights
 from pipeline.train.evaluate import unscaled
 from pipeline.train.job import objective
 
 if TYPE_CHECKING:
-    from pipeline.losses.terms import Objective, Term
+    from pipeline.losses.objective import Objective
+from pipeline.losses.terms import Term
 
 MOST_PROBABILITIES = 1000
 """With more classes than this, only the best class and its probability are served."""
@@ -42,7 +43,7 @@ class Served(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     def _read(self, artifacts: dict[str, str]) -> None:
         folder = Path(artifacts["spec"]).parent / "imports"
         plugins.receive(json.loads(Path(artifacts["imports"]).read_text()), folder)
-        job = spec.load(artifacts["spec"])
+        job = specfile.load(artifacts["spec"])
         fields = [Field.from_json(f) for f in json.loads(Path(artifacts["fields"]).read_text())]
         self.inputs = [field for field in fields if not field.is_target]
         self.objective: Objective = objective(job, fields)

@@ -12,7 +12,8 @@ from pipeline.data.batch import Batch, Ragged, moved
 from pipeline.data.columns import Columns, gather
 from pipeline.data.order import Rows
 from pipeline.errors import UsageError
-from pipeline.losses.terms import Objective, Term
+from pipeline.losses.objective import Objective
+from pipeline.losses.terms import Term
 from pipeline.metrics import DEFAULTS, Metric, Task
 from pipeline.train import reduce
 
@@ -32,7 +33,9 @@ def chosen(terms: list[Term], names: list[str] | None) -> Named:
         metric: Metric = registry.metrics[name].build()
         fitting = [i for i, task in enumerate(tasks) if task in metric.tasks]
         if not fitting and names is not None:
-            kinds = ", ".join(f"{t.label} ({k or 'no task'})" for t, k in zip(terms, tasks, strict=True))
+            kinds = ", ".join(
+                f"{t.label} ({k or 'no task'})" for t, k in zip(terms, tasks, strict=True)
+            )
             raise UsageError(
                 f"metrics: {name} is for {' and '.join(metric.tasks)}, the losses are {kinds}"
             )
@@ -54,7 +57,11 @@ def _task(term: Term) -> Task | None:
 
 @torch.inference_mode()
 def evaluate(
-    objective: Objective, columns: Columns, rows: Rows, batch_size: int, metrics: Named,
+    objective: Objective,
+    columns: Columns,
+    rows: Rows,
+    batch_size: int,
+    metrics: Named,
     device: torch.device,
 ) -> dict[str, float]:
     """`loss`, `loss/<term>` and each metric over all validation rows."""  # fmt: skip
@@ -115,7 +122,10 @@ def unscaled(term: Term, values: Tensor) -> Tensor:
 
 
 def _values(
-    objective: Objective, numerators: Tensor, denominators: Tensor, sums: dict[str, Tensor],
+    objective: Objective,
+    numerators: Tensor,
+    denominators: Tensor,
+    sums: dict[str, Tensor],
     metrics: Named,
 ) -> dict[str, float]:
     """The parts of all workers, added up and divided once."""  # fmt: skip

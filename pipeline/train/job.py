@@ -15,7 +15,8 @@ from pipeline.data.batch import Batch
 from pipeline.data.columns import Columns, Field, encode, fit, gather
 from pipeline.errors import InputError, UsageError
 from pipeline.losses import fit as fitting
-from pipeline.losses.terms import Objective, bind, class_targets, outputs, tried
+from pipeline.losses.objective import Objective, tried
+from pipeline.losses.terms import bind, class_targets, outputs
 from pipeline.spec import JobSpec
 
 

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.losses.terms import Objective
+from pipeline.losses.objective import Objective
 
 
 def num_workers() -> int:
@@ -67,10 +67,11 @@ class Shared(nn.Module):
             recorded = torch.zeros(num_terms, dtype=torch.float64, device=like.device)
         else:
             numerators, recorded = self.objective(batch)
-        return _Reached.apply(numerators, *self.trained), recorded
+        reached: Tensor = _Reached.apply(numerators, *self.trained)  # type: ignore[no-untyped-call]
+        return reached, recorded
 
 
-def _summed(state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+def _summed(state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
     """DDP communication hook: the sum over workers, where DDP's own would take the mean."""
     future = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
     return future.then(lambda done: done.value()[0])  # type: ignore[no-any-return]

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.data.batch import Batch, moved
 from pipeline.errors import NonFiniteError
-from pipeline.losses.terms import Objective
+from pipeline.losses.objective import Objective
 from pipeline.train import reduce
 
 Microbatch = tuple[int, Batch]
@@ -54,8 +54,9 @@ def train_step(
     scales = torch.where(denominators > 0, weights / denominators, 0.0).to(device)
 
     numerators = torch.zeros_like(scales)
-    for number, batch in microbatches or [(0, None)]:
-        is_last = not microbatches or number == microbatches[-1][0]
+    own: Sequence[tuple[int, Batch | None]] = microbatches or [(0, None)]
+    for number, batch in own:
+        is_last = number == own[-1][0]
         torch.manual_seed(_mixed(seed, step, number))
         with _gradients_reduced(shared, is_last):
             losses, recorded = shared(batch and moved(batch, device))
@@ -65,7 +66,9 @@ def train_step(
     norm = _clipped(objective, clip_norm)
     result = _losses(objective, reduce.total(numerators), denominators, weights, norm)
     if not math.isfinite(norm) or not math.isfinite(result.total or 0.0):
-        named = {t.label: v for t, v in zip(objective.terms, result.terms, strict=True) if v is not None}
+        named = {
+            t.label: v for t, v in zip(objective.terms, result.terms, strict=True) if v is not None
+        }
         raise NonFiniteError(step + 1, norm, named)
     optimizer.step()
     optimizer.zero_grad()

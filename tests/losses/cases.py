@@ -19,7 +19,8 @@ from pipeline import registry
 from pipeline.data.batch import Batch, Ragged
 from pipeline.data.columns import Field
 from pipeline.losses.contract import build
-from pipeline.losses.terms import Objective, Term
+from pipeline.losses.objective import Objective
+from pipeline.losses.terms import Term
 
 FEATURES = 3
 CLASSES = 4
@@ -142,9 +143,7 @@ class _Maker:
         return list(self.rng.uniform(0.1, 3, CLASSES)) if self.flip() else None
 
     def signs(self, *shape: int) -> Tensor:
-        return torch.from_numpy(
-            self.rng.integers(2, size=(self.num_rows, *shape)) * 2.0 - 1
-        )
+        return torch.from_numpy(self.rng.integers(2, size=(self.num_rows, *shape)) * 2.0 - 1)
 
     def field(self, kind: str = "number") -> Field:
         return Field("target", kind, "double", is_target=True, num_tokens=CLASSES)  # type: ignore[arg-type]
@@ -245,8 +244,8 @@ class _Maker:
 
     def adaptive_log_softmax(self) -> Case:
         made = self.built(
-            ((6,),), (self.classes(),), identity, {"cutoffs": [2], "in_features": 6, "div_value": 2.0},
-            kind="tensor",
+            ((6,),), (self.classes(),), identity,
+            {"cutoffs": [2], "in_features": 6, "div_value": 2.0}, kind="tensor",
         )  # fmt: skip
         return Case(**{**made.__dict__, "oracle": lambda head, x, t: head(x, t).loss})
 
@@ -323,13 +322,11 @@ class _Maker:
     def triplet_margin(self) -> Case:
         swap = self.flip()
         own = nn.TripletMarginLoss(margin=2.0, p=3.0, swap=swap)
-        return self.built(
-            ((5,), (5,), (5,)), (), own, {"margin": 2.0, "p": 3.0, "swap": swap}
-        )
+        return self.built(((5,), (5,), (5,)), (), own, {"margin": 2.0, "p": 3.0, "swap": swap})
 
     def triplet_margin_with_distance(self) -> Case:
         distance = str(self.rng.choice(["euclidean", "cosine", "manhattan"]))
-        functions = {
+        functions: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
             "euclidean": nn.PairwiseDistance(),
             "cosine": lambda a, b: 1 - F.cosine_similarity(a, b),
             "manhattan": nn.PairwiseDistance(p=1.0),

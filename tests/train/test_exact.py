@@ -16,7 +16,8 @@ from pipeline.data.batch import Batch
 from pipeline.data.columns import Field
 from pipeline.errors import NonFiniteError
 from pipeline.losses.contract import build
-from pipeline.losses.terms import Objective, Term
+from pipeline.losses.objective import Objective
+from pipeline.losses.terms import Term
 from pipeline.train import reduce
 from pipeline.train.step import Losses, train_step
 from tests.losses.cases import case
@@ -40,7 +41,7 @@ SPLITS: dict[int, list[list[list[int]]]] = {
 class Recorder(torch.optim.SGD):
     """Keeps the gradients it was given and leaves the weights alone."""
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         self.seen = [p.grad.clone() for g in self.param_groups for p in g["params"]]
 
 
@@ -50,7 +51,9 @@ class Outcome:
     gradients: list[Tensor]
 
 
-def one_step(objective: Objective, rows: Callable[[list[int]], Batch], rank: int, num: int) -> Outcome:
+def one_step(
+    objective: Objective, rows: Callable[[list[int]], Batch], rank: int, num: int
+) -> Outcome:
     shared = reduce.shared(objective, CPU)
     recorder = Recorder(objective.parameters(), lr=1.0)
     number = sum(len(parts) for parts in SPLITS[num][:rank])
