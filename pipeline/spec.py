@@ -66,7 +66,7 @@ class Choice(Section):
         if name not in known:
             raise PydanticCustomError(
                 "unknown_name",
-                "no {kind} {found}{nearest}; known: {known}",
+                "no {kind} {found}{nearest}. Known: {known}",
                 {
                     "kind": cls.registry.kind,
                     "found": repr(name),
@@ -293,7 +293,7 @@ class JobSpec(Section):
             if name not in registry.metrics.entries:
                 raise PydanticCustomError(
                     "unknown_name",
-                    "no metric {found}{nearest}; known: {known}",
+                    "no metric {found}{nearest}. Known: {known}",
                     {
                         "found": repr(name),
                         "nearest": nearest(name, registry.metrics.entries),

@@ -138,7 +138,7 @@ def _faults(
         if own_path := re.match(r"^((?:loss|training)\.[\w.]+): (.*)", problem):
             dotted, problem = own_path.groups()
             path = tuple(int(k) if k.isdigit() else k for k in dotted.split("."))
-        override = next((texts[k] for k in texts if dotted == k or dotted.startswith(k + ".")), "")
+        override = next((texts[k] for k in texts if _overlap(dotted, k)), "")
         if override:
             advice = f"{advice + '; ' if advice else ''}from --set {override}"
         fault = Fault(dotted, problem, None if override else _line(path, lines), advice)
@@ -152,6 +152,12 @@ _OWN_ERRORS = {
     "unknown_name", "choice", "twice", "empty", "leak", "labels", "microbatch", "unknown_target",
     "reserved",
 }  # fmt: skip
+
+
+def _overlap(path: str, other: str) -> bool:
+    """Whether one key path is the other or lies above it."""
+    one, two = sorted([path.split("."), other.split(".")], key=len)
+    return two[: len(one)] == one
 
 
 def _spec_path(loc: tuple[Any, ...], tree: Any) -> tuple[Any, ...]:
@@ -248,7 +254,8 @@ def load(
     try:
         spec = JobSpec.model_validate(tree)
     except ValidationError as error:
-        raise SpecError(name, [*faults, *_faults(error, tree, lines, texts)]) from None
+        faults += _faults(error, tree, lines, texts)
+        raise SpecError(name, sorted(faults, key=lambda fault: fault.line or 0)) from None
     if faults:
         raise SpecError(name, faults)
     return spec

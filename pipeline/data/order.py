@@ -38,7 +38,7 @@ def microbatches(
     workers; without it each worker has one micro-batch, its even share. A worker may get none.
     """
     if microbatch_size is None:
-        pieces = [part for part in np.array_split(rows, num_workers)]
+        pieces = list(np.array_split(rows, num_workers))
     else:
         pieces = [
             rows[start : start + microbatch_size] for start in range(0, len(rows), microbatch_size)

@@ -210,8 +210,8 @@ def _check_kinds(term: Term, arguments: list[object]) -> list[Notice]:
         ):
             raise ContractError(
                 term.label,
-                f"target {term.targets[0].name!r} has class numbers {int(kept.min())} to {int(kept.max())}, "
-                f"the model gives {prediction.shape[1]} classes",
+                f"target {term.targets[0].name!r} has class numbers {int(kept.min())} to "
+                f"{int(kept.max())}, the model gives {prediction.shape[1]} classes",
                 "leave model.outputs' size to be inferred, or make it larger",
             )
     return notices

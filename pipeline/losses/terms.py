@@ -274,10 +274,9 @@ def outputs(terms: list[Term], spec: JobSpec) -> dict[str, Output]:
                 )
     for name in declared:
         if name not in made:
-            known = ", ".join(made)
             raise ContractError(
                 terms[0].label,
-                f"model.outputs.{name}: no loss reads it; the losses read {known}",
+                f"model.outputs.{name}: no loss reads it; the losses read {', '.join(made)}",
                 "take it out, or name it in a loss's `prediction:`",
             )
     return made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -133,7 +134,8 @@ def _values(
     own = [sums.get(name, torch.zeros(n)).double() for name, n in zip(metrics, sizes, strict=True)]
     everything = reduce.total(torch.cat([numerators, denominators, *own]))
     num_terms = len(objective.terms)
-    numerators, denominators, *whole = everything.split([num_terms, num_terms, *sizes])
+    parts = np.split(everything.numpy(), np.cumsum([num_terms, num_terms, *sizes])[:-1])
+    numerators, denominators, *whole = (torch.from_numpy(part) for part in parts)
     found: dict[str, float] = {}
     total = 0.0
     for term, n, d in zip(objective.terms, numerators, denominators, strict=True):
