@@ -28,6 +28,8 @@ from pipeline.spec import (
 )
 
 LARGEST_SPEC_BYTES = 1_000_000
+YAML_TAG = "tag:yaml.org,2002:"
+PLAIN_TAGS = {YAML_TAG + kind for kind in ("map", "seq", "str", "int", "float", "bool", "null")}
 
 
 class _Loader(yaml.SafeLoader):
@@ -46,10 +48,10 @@ for _tag, _pattern, _first in [
         list("-+.0123456789"),
     ),
 ]:
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
+    _Loader.add_implicit_resolver(YAML_TAG + _tag, re.compile(_pattern), _first)
+_Loader.add_constructor(YAML_TAG + "int", lambda loader, node: int(node.value))
 _Loader.add_constructor(
-    "tag:yaml.org,2002:float",
+    YAML_TAG + "float",
     lambda loader, node: float(re.sub(r"\.(?=inf|nan)", "", node.value.lower())),
 )
 
@@ -58,12 +60,16 @@ Lines = dict[tuple[Any, ...], int]
 
 def _parse(text: str, source: str) -> tuple[Any, Lines, list[Fault]]:
     """Values, the line of each key path, and the faults of the YAML itself."""
-    loader = _Loader(text)
     lines: Lines = {}
     faults: list[Fault] = []
 
     def build(node: yaml.Node, path: tuple[Any, ...]) -> Any:
         lines.setdefault(path, node.start_mark.line + 1)
+        if node.tag not in PLAIN_TAGS:
+            tag = node.tag.removeprefix(YAML_TAG)
+            problem = f"a tag ({tag}): write a plain value"
+            faults.append(Fault(_dotted(path), problem, node.start_mark.line + 1))
+            return None
         if isinstance(node, yaml.SequenceNode):
             return [build(child, (*path, i)) for i, child in enumerate(node.value)]
         if not isinstance(node, yaml.MappingNode):
@@ -86,6 +92,7 @@ def _parse(text: str, source: str) -> tuple[Any, Lines, list[Fault]]:
             if isinstance(event, yaml.AliasEvent):
                 line = event.start_mark.line + 1 if event.start_mark else None
                 raise SpecError(source, [Fault("YAML", "an alias (*): write the value out", line)])
+        loader = _Loader(text)
         node = loader.get_single_node()
         return (build(node, ()) if node else None), lines, faults
     except yaml.MarkedYAMLError as error:
@@ -94,8 +101,6 @@ def _parse(text: str, source: str) -> tuple[Any, Lines, list[Fault]]:
         raise SpecError(source, [Fault("YAML", problem, mark.line + 1 if mark else None)]) from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise SpecError(source, [Fault("YAML", f"cannot be read: {error}")]) from None
-    finally:
-        loader.dispose()
 
 
 def _override(tree: Any, path: str, value: Any) -> None:
@@ -107,7 +112,10 @@ def _override(tree: Any, path: str, value: Any) -> None:
             child = tree[index]
         except (KeyError, IndexError, TypeError):
             child = None
-        if isinstance(child, str) and depth == 0 and key in JobSpec.model_fields:
+        field = JobSpec.model_fields.get(key) if depth == 0 else None
+        if child is None and field and isinstance(field.default, str):
+            child = field.default  # `--set optimizer.lr=1` without an optimizer in the spec
+        if isinstance(child, str) and field:
             child = {"name": child}  # `loss: huber` and `--set loss.delta=2`
         if not isinstance(child, dict | list):
             child = {}

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from pipeline.data.arrow import flat, plain, refuse_missing
 from pipeline.data.batch import Batch, Ragged
 from pipeline.data.order import Rows
 from pipeline.errors import DataError
@@ -136,9 +137,8 @@ def _fit(
     base: dict[str, Any] = {
         "arrow_type": str(column.type), "is_target": is_target, "ignored": ignored
     }  # fmt: skip
-    _refuse_missing(column, where)
     if kind == "category":
-        values = _plain(column)
+        values = plain(column)
         if pa.types.is_floating(values.type) or pa.types.is_decimal(values.type):
             raise DataError(
                 f"{where} is {values.type}, but is read as classes: "
@@ -161,7 +161,7 @@ def _fit(
         vocabulary = tuple(value for value, _ in counted)
         return Field(name, "category", **base, vocabulary=vocabulary, counts=counts)
     if kind == "tokens":
-        values = _flat(column)[0]
+        values = flat(column)[0]
         if pa.types.is_integer(values.type):
             return Field(name, "tokens", **base, num_tokens=_num_classes(values, ignored, where))
         distinct = tuple(sorted(pc.unique(values).to_pylist()))
@@ -171,7 +171,7 @@ def _fit(
         )  # fmt: skip
     numbers = _numbers(column, where)
     if is_category and kind == "tensor":
-        classes = _num_classes(_flat(column)[0], ignored, where)
+        classes = _num_classes(flat(column)[0], ignored, where)
         return Field(name, "tensor", **base, shape=shape, num_tokens=classes)
     mean, deviation = 0.0, 1.0
     if scale and len(numbers):
@@ -226,54 +226,8 @@ def _kind(
     raise DataError(f"{where} is {kind}: expected numbers, text, booleans or lists of them")
 
 
-def _plain(column: Any) -> Any:
-    """The column without dictionary encoding, as one array."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if isinstance(array, pa.ChunkedArray):  # combine_chunks of no chunks, or of several
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
-    if isinstance(array, pa.ExtensionArray):
-        array = array.storage
-    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
-
-
-def _flat(column: Any) -> tuple[Any, Any]:
-    """Innermost values and, for lists, the int64 offsets of the outermost."""
-    array, offsets = _plain(column), None
-    while pa.types.is_nested(array.type):
-        if offsets is None and not pa.types.is_fixed_size_list(array.type):
-            lengths = pc.list_value_length(array).to_numpy(zero_copy_only=False)
-            offsets = np.concatenate([[0], np.cumsum(lengths.astype(np.int64))])
-        array = _plain(array.flatten())
-    return array, offsets
-
-
-def _refuse_missing(column: Any, where: str) -> None:
-    values, offsets = _flat(column)
-    plain = _plain(column)
-    missing = pc.is_null(plain).to_numpy(zero_copy_only=False)
-    what = "missing values"
-    if not missing.any() and values.null_count:
-        raise DataError(f"{where}: {values.null_count} missing values inside its lists")
-    if not missing.any() and pa.types.is_floating(values.type) and len(values):
-        bad = ~np.isfinite(values.to_numpy(zero_copy_only=False))
-        if bad.any():
-            per_row = len(values) // max(len(plain), 1)
-            if offsets is not None:
-                missing = np.zeros(len(plain), bool)
-                missing[np.searchsorted(offsets, np.flatnonzero(bad), side="right") - 1] = True
-            else:
-                missing = bad.reshape(len(plain), per_row).any(1)
-            what = "rows with NaN or infinity"
-    if missing.any():
-        first = ", ".join(str(row) for row in np.flatnonzero(missing)[:5])
-        raise DataError(
-            f"{where}: {int(missing.sum())} {what}, first at row {first}; "
-            "fill or drop them before training"
-        )
-
-
 def _numbers(column: Any, where: str) -> np.ndarray[Any, Any]:
-    values = _flat(column)[0]
+    values = flat(column)[0]
     if not (
         pa.types.is_floating(values.type)
         or pa.types.is_integer(values.type)
@@ -295,10 +249,10 @@ def _encode(field: Field, table: pa.Table, shift: dict[str, str]) -> Tensor | Li
     where = f"{'data.target' if field.is_target else 'data.inputs'}: column {stored!r}"
     column = table[stored]
     if field.is_target or field.kind != "category":
-        _refuse_missing(column, where)
+        refuse_missing(column, where)
     if field.kind == "category":
-        return torch.from_numpy(_codes(field, _plain(column), where))
-    values, offsets = _flat(column)
+        return torch.from_numpy(_codes(field, plain(column), where))
+    values, offsets = flat(column)
     if field.kind == "tokens":
         if field.vocabulary is None:
             codes = values.to_numpy(zero_copy_only=False).astype(np.int64)

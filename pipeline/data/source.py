@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 
+from pipeline.data.arrow import refuse_missing
 from pipeline.errors import DataError
 from pipeline.registry import nearest
 from pipeline.spec import Data
@@ -102,6 +103,9 @@ def _table(
         table = dataset.to_table(columns=list(wanted))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{key}: {names} cannot be read: {error}") from None
+    for column, at in wanted.items():
+        of = "" if like is None else f" of {key}"
+        refuse_missing(table[column], f"{at}: column {column!r}{of}")
     if like is not None:
         for column in table.schema:
             if column.type != like.field(column.name).type:

@@ -1,0 +1,58 @@
+"""Arrow columns as plain arrays, and the values that no column may hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.errors import DataError
+
+
+def plain(column: Any) -> Any:
+    """The column as one array, without extension type or dictionary encoding."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(array, pa.ChunkedArray):  # combine_chunks of no chunks, or of several
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
+    if isinstance(array, pa.ExtensionArray):
+        array = array.storage
+    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+
+
+def flat(column: Any) -> tuple[Any, Any]:
+    """Innermost values and, for lists of different lengths, the int64 offsets of the rows."""
+    array, offsets = plain(column), None
+    while pa.types.is_nested(array.type):
+        if offsets is None and not pa.types.is_fixed_size_list(array.type):
+            lengths = pc.list_value_length(array).to_numpy(zero_copy_only=False)
+            offsets = np.concatenate([[0], np.cumsum(lengths.astype(np.int64))])
+        array = plain(array.flatten())
+    return array, offsets
+
+
+def refuse_missing(column: Any, where: str) -> None:
+    """Raise DataError with the first rows that hold a missing value, NaN or infinity."""
+    rows = plain(column)
+    if pa.types.is_struct(rows.type) or pa.types.is_map(rows.type):
+        return  # refused by its type
+    missing = pc.is_null(rows).to_numpy(zero_copy_only=False)
+    what = "missing values"
+    if not missing.any():
+        values, offsets = flat(column)
+        what = "rows with a missing value inside their list"
+        bad = pc.is_null(values).to_numpy(zero_copy_only=False)
+        if pa.types.is_floating(values.type) and not bad.any():
+            what = "rows with NaN or infinity"
+            bad = ~np.isfinite(values.to_numpy(zero_copy_only=False))
+        if offsets is None:
+            missing = bad.reshape(len(rows), -1).any(1) if len(rows) else bad
+        else:
+            missing[np.searchsorted(offsets, np.flatnonzero(bad), side="right") - 1] = True
+    if missing.any():
+        first = ", ".join(str(row) for row in np.flatnonzero(missing)[:5])
+        raise DataError(
+            f"{where}: {int(missing.sum())} {what}, first at row {first} (counted from 0); "
+            "fill or drop them before training"
+        )

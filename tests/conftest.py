@@ -1,0 +1,83 @@
+"""What tests share: a small table, a spec over it, and the command in this process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline import cli
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+JOBS = Path(__file__).parent.parent / "jobs"
+
+Write = Callable[..., Path]
+Command = Callable[..., tuple[int, str, str]]
+
+
+def merged(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The tree with dotted `changes`; a value of None takes the key out."""
+    for path, value in changes.items():
+        node = tree
+        *parents, last = path.split(".")
+        for key in parents:
+            node = node.setdefault(key, {})
+        if value is None:
+            node.pop(last, None)
+        else:
+            node[last] = value
+    return tree
+
+
+def rows(num_rows: int = 24) -> str:
+    """A CSV of whole numbers, amounts, text and classes."""
+    lines = ["a,b,color,kind,flag,y"]
+    for i in range(num_rows):
+        color = ["red", "green", "blue"][i % 3]
+        flag = ["true", "false"][i % 2]
+        lines.append(f"{i}.5,{(i * 7) % 11},{color},{i % 3},{flag},{2 * i + 1}.25")
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Write:
+    """Writes `job.yaml` with changes to a small valid spec, and its data beside it."""
+
+    def write(changes: dict[str, Any] | None = None, data: str | None = None) -> Path:
+        (tmp_path / "data.csv").write_text(data if data is not None else rows())
+        tree: dict[str, Any] = {
+            "name": "small",
+            "data": {"train": "data.csv", "validation": 0.25, "inputs": ["a", "b"], "target": "y"},
+            "model": {"name": "linear"},
+            "loss": {"name": "mse"},
+            "optimizer": {"name": "sgd", "lr": 0.01},
+            "training": {"epochs": 2, "batch_size": 8},
+            "storage": str(tmp_path / "runs"),
+        }
+        path = tmp_path / "job.yaml"
+        path.write_text(yaml.safe_dump(merged(tree, changes or {}), sort_keys=False))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs `pipeline ARGUMENTS` in this process: exit code, standard output, standard error."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["pipeline", *map(str, arguments)])
+        capsys.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as done:
+            code = int(done.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
