@@ -279,7 +279,8 @@ class JobSpec(Section):
     workers: Workers = Workers()
     tracking: Tracking = Tracking()
     storage: str = "runs"
-    """Folder of the runs, from where the command is started; every worker must see it."""
+    """Folder of the runs, which every worker must see; relative ones start where the command
+    does, in a Ray job at the home folder."""
 
     @field_validator("loss", mode="before")
     @classmethod

@@ -69,7 +69,7 @@ def fit(spec: JobSpec, config: dict[str, Any], name: str) -> None:
                 name=name,
                 storage_path=str(config["storage"]),
                 logging_config=LoggingConfig(log_level="ERROR"),
-                worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": threads}},
+                worker_runtime_env={"env_vars": {**DRIVER_ENVIRONMENT, "OMP_NUM_THREADS": threads}},
             ),
         )
         with _cluster(spec, ray, alone):

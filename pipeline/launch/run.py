@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -121,7 +122,7 @@ def run(
     spec, job, notices = check(path, overrides, imports)
     for notice in notices:
         tell(f"note  {notice}")
-    storage = Path(spec.storage).expanduser().resolve()
+    storage = storage_of(spec)
     folder = _new_folder(storage, spec.name)
     modules = plugins.load(list(imports))
     plugins.carry(modules, folder / "imports")
@@ -159,6 +160,12 @@ def run(
         if state != "finished" and recorded.get("run_id"):
             tell(f"mlflow run {recorded['run_id']} ({state}) in {recorded['tracking_uri']}")
     return _result(folder, recorded, started)
+
+
+def storage_of(spec: JobSpec) -> Path:
+    """Folder of the runs. A Ray job's own folder is deleted with it, so there it is below home."""
+    start = Path.home() if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else Path.cwd()
+    return (start / Path(spec.storage).expanduser()).resolve()
 
 
 def _new_folder(storage: Path, name: str) -> Path:

@@ -20,7 +20,8 @@ from pipeline.train.curve import Reader
 
 BATCH = 1000  # MLflow's limit of metrics in one request
 EVERY_SECONDS = 1.0
-PATIENCE_SECONDS = 30.0  # after training's end, for a server that does not answer
+PATIENCE_SECONDS = 30.0
+"""After training's end, for a server that does not answer; PIPELINE_DELIVERY_PATIENCE_SECONDS."""
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the default blocks for minutes; we retry ourselves
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -150,7 +151,8 @@ def main(folder: Path) -> int:
     while True:
         ended = _ended(folder)
         if ended and deadline == float("inf"):
-            deadline = time.monotonic() + PATIENCE_SECONDS
+            patience = os.environ.get("PIPELINE_DELIVERY_PATIENCE_SECONDS", PATIENCE_SECONDS)
+            deadline = time.monotonic() + float(patience)
         try:
             delivery = delivery or Delivery(folder)
             delivery.begin()

@@ -27,7 +27,7 @@ def log_model(folder: Path, run_id: str, record: dict[str, Any]) -> str:
     }  # fmt: skip
     artifacts = {name: str(folder / file) for name, file in files.items()}
     example = pa.ipc.open_file(folder / "example.arrow").read_all()
-    frame = pd.DataFrame({name: _cells(example[name]) for name in example.column_names})
+    frame = pd.DataFrame({name: cells(example[name]) for name in example.column_names})
     predicted = Served.load(artifacts).predict(None, frame)
     imports = folder / "imports"
     own = [str(path) for path in sorted(imports.iterdir())] if imports.exists() else []
@@ -46,8 +46,8 @@ def log_model(folder: Path, run_id: str, record: dict[str, Any]) -> str:
     return str(info.model_uri)
 
 
-def _cells(column: Any) -> list[Any]:
-    """Plain Python values; tensors as nested lists."""
+def cells(column: Any) -> list[Any]:
+    """An Arrow column as a data frame's cells; tensors as nested lists."""
     if hasattr(column.type, "shape"):
         shape = column.type.shape
         flat = column.combine_chunks()

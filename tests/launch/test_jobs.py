@@ -1,0 +1,161 @@
+"""Every job in `jobs/` trains to what it promises, read back from MLflow by its own client."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+import pipeline
+from pipeline.track.model import cells
+from tests.conftest import JOBS
+
+IMPORTS = {"custom_loss": [str(JOBS / "custom_loss.py")]}
+PROMISED = {
+    "digits": ("validation/accuracy", 0.97),
+    "breast_cancer": ("validation/accuracy", 0.95),
+    "breast_cancer_probabilities": ("validation/accuracy", 0.95),
+    "diabetes": ("validation/r2", 0.4),
+}
+ALL_JOBS = sorted(path.stem for path in JOBS.glob("*.yaml"))
+VALIDATED = [name for name in ALL_JOBS if name != "linear"]
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+Trained = Callable[[str], pipeline.Result]
+
+
+@pytest.fixture(scope="module")
+def trained(storage: Path) -> Trained:
+    """The job's run, trained once for all tests."""
+
+    @cache
+    def train(name: str) -> pipeline.Result:
+        overrides = {"storage": str(storage)}
+        return pipeline.run(JOBS / f"{name}.yaml", overrides, IMPORTS.get(name, []))
+
+    return train
+
+
+every_job = pytest.mark.parametrize("name", ALL_JOBS)
+
+
+def run_of(result: pipeline.Result) -> tuple[mlflow.MlflowClient, Any]:
+    client = mlflow.MlflowClient(result.tracking_uri)
+    return client, client.get_run(result.run_id)
+
+
+@pytest.mark.jobs
+@every_job
+def test_mlflow_holds_every_step_of_the_curve_once(trained: Trained, name: str) -> None:
+    result = trained(name)
+    client, run = run_of(result)
+    history = client.get_metric_history(result.run_id, "train/loss")
+    assert [m.step for m in history] == list(range(1, result.steps + 1))
+    assert [m.value for m in history] == result.losses
+    assert run.info.status == "FINISHED"
+    for key in ("train/learning_rate", "train/gradient_norm", "train/rows_per_second"):
+        assert len(client.get_metric_history(result.run_id, key)) == result.steps
+
+
+@pytest.mark.jobs
+@pytest.mark.parametrize("name", VALIDATED)
+def test_the_validation_loss_ends_better_than_it_began(trained: Trained, name: str) -> None:
+    result = trained(name)
+    client, _ = run_of(result)
+    losses = [m.value for m in client.get_metric_history(result.run_id, "validation/loss")]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.jobs
+@pytest.mark.parametrize("name", PROMISED)
+def test_the_promised_quality_is_reached(trained: Trained, name: str) -> None:
+    _, run = run_of(trained(name))
+    metric, least = PROMISED[name]
+    assert run.data.metrics[metric] >= least
+
+
+@pytest.mark.jobs
+@every_job
+def test_params_tags_and_spec_tell_what_was_run(
+    trained: Trained, name: str, tmp_path: Path
+) -> None:
+    result = trained(name)
+    _, run = run_of(result)
+    path = mlflow.artifacts.download_artifacts(
+        run_id=result.run_id, artifact_path="spec.yaml", dst_path=str(tmp_path),
+        tracking_uri=result.tracking_uri,
+    )  # fmt: skip
+    spec = pipeline.load(path)
+    assert spec.name == name
+    assert run.data.tags["pipeline.spec_digest"] == spec.digest
+    assert len(run.data.tags["pipeline.data_fingerprint"]) == 64
+    assert "torch" in run.data.tags["pipeline.versions"]
+    assert run.data.params["optimizer.name"] == spec.optimizer.name
+    assert run.data.params["training.batch_size"] == str(spec.training.batch_size)
+
+
+@pytest.mark.jobs
+def test_each_weighted_term_has_a_curve_and_they_add_up(trained: Trained) -> None:
+    result = trained("multi_term")
+    client, _ = run_of(result)
+    spec = pipeline.load(Path(result.storage) / "spec.yaml")
+    curves = [
+        [m.value for m in client.get_metric_history(result.run_id, f"train/loss/{label}")]
+        for label in spec.labels
+    ]
+    weights = [term.weight for term in spec.loss]
+    sums = [sum(w * v for w, v in zip(weights, step, strict=True))
+            for step in zip(*curves, strict=True)]  # fmt: skip
+    assert sums == pytest.approx(result.losses, rel=1e-12)
+
+
+@pytest.mark.jobs
+@every_job
+def test_the_model_takes_raw_columns_and_gives_target_columns(trained: Trained, name: str) -> None:
+    result = trained(name)
+    table = pa.ipc.open_file(Path(result.storage) / "example.arrow").read_all()
+    frame = pd.DataFrame({name: cells(table[name]) for name in table.column_names})
+    predicted = result.model.predict(frame)
+    spec = pipeline.load(Path(result.storage) / "spec.yaml")
+    assert len(predicted) == len(frame)
+    assert set(spec.data.targets) <= set(predicted.columns)
+    signature = result.model.metadata.signature
+    assert signature.inputs.input_names() == table.column_names
+    one_row = result.model.predict(frame.iloc[:1])
+    assert list(one_row.columns) == list(predicted.columns)
+
+
+@pytest.mark.jobs
+@every_job
+def test_the_model_is_loaded_without_a_pickle(trained: Trained, name: str) -> None:
+    result = trained(name)
+    record = json.loads((Path(result.storage) / "recorded.json").read_text())
+    mlflow.set_tracking_uri(result.tracking_uri)
+    folder = Path(mlflow.artifacts.download_artifacts(record["model_uri"]))
+    assert not list(folder.rglob("*.pkl"))
+    assert (folder / "artifacts" / "weights.pt").exists()
+
+
+@pytest.mark.jobs
+def test_the_served_accuracy_is_the_recorded_one(storage: Path) -> None:
+    result = pipeline.run(JOBS / "digits.yaml", {"storage": str(storage), "training.epochs": 2})
+    from pipeline.data.source import read
+
+    spec = pipeline.load(JOBS / "digits.yaml")
+    validation = read(spec.data, JOBS).validation
+    assert validation is not None
+    frame = pd.DataFrame({"image": cells(validation["image"])})
+    right = result.model.predict(frame)["digit"].to_numpy() == validation["digit"].to_numpy()
+    assert right.mean() == pytest.approx(result.metrics["accuracy"], abs=1e-9)

@@ -1,0 +1,169 @@
+"""`pipeline.run` from Python: a script without a main guard, a thread as notebooks have, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+
+import pipeline
+from pipeline.errors import NonFiniteError, RecordError, SpecError
+from tests.conftest import JOBS, Command, Write
+
+
+@pytest.mark.ray
+def test_a_script_without_a_main_guard_trains_on_two_workers(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(
+        textwrap.dedent(f"""
+            import pipeline
+            result = pipeline.run({str(JOBS / "linear.yaml")!r},
+                                  overrides={{"workers.num": 2, "training.epochs": 3}})
+            print(result.run_id, len(result.losses), result.model.predict)
+        """)
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[1] == "3"
+
+
+def test_it_runs_in_a_thread_that_is_not_the_main_one(tmp_path: Path) -> None:
+    found: list[pipeline.Result] = []
+    overrides = {"training.epochs": 3, "storage": str(tmp_path)}
+    thread = threading.Thread(
+        target=lambda: found.append(pipeline.run(JOBS / "linear.yaml", overrides))
+    )
+    thread.start()
+    thread.join(120)
+    assert found[0].steps == 3
+
+
+def test_a_mapping_is_a_spec_too(tmp_path: Path) -> None:
+    spec = {
+        "name": "mapping", "data": {"train": "sample:diabetes", "target": "progression"},
+        "model": "linear", "loss": "mse", "training": {"epochs": 1, "batch_size": 200},
+        "storage": str(tmp_path),
+    }  # fmt: skip
+    result = pipeline.run(spec)
+    assert result.steps == 3
+    assert result.metrics == {}
+
+
+def test_two_runs_of_one_spec_give_the_same_bits(tmp_path: Path) -> None:
+    overrides = {"training.epochs": 3, "model.dropout": 0.5, "storage": str(tmp_path)}
+    one, two = (pipeline.run(JOBS / "diabetes.yaml", overrides) for _ in range(2))
+    assert one.curve_sha256 == two.curve_sha256
+    assert one.weights_sha256 == two.weights_sha256
+    other = pipeline.run(JOBS / "diabetes.yaml", overrides | {"training.seed": 1})
+    assert other.curve_sha256 != one.curve_sha256
+
+
+def test_a_spec_error_names_the_line(job: Write) -> None:
+    with pytest.raises(SpecError, match=r"line \d+, training\.epochs"):
+        pipeline.run(job({"training.epochs": 0}))
+
+
+def test_json_ends_with_one_object(job: Write, command: Command) -> None:
+    code, out, _ = command("run", job(), "--json")
+    assert code == 0
+    found = json.loads(out.splitlines()[-1])
+    assert len(out.splitlines()) == 1
+    wanted = {"run_id", "tracking_uri", "state", "steps", "loss", "metrics", "curve_sha256",
+              "weights_sha256", "storage"}  # fmt: skip
+    assert wanted <= set(found)
+    assert found["state"] == "finished"
+    assert found["steps"] == 2 * 3
+
+
+def test_check_in_json_tells_what_it_saw(job: Write, command: Command) -> None:
+    code, out, _ = command("check", job({"training.batch_size": 1000}), "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert (found["rows"], found["validation_rows"]) == (18, 6)
+    assert "training.batch_size" in found["notices"][0]
+
+
+def test_a_run_that_explodes_fails_with_the_step_and_is_marked_failed(
+    job: Write, command: Command
+) -> None:
+    path = job({"optimizer.lr": 1e12, "training.epochs": 50})
+    code, out, err = command("run", path, "--json")
+    assert code == 1
+    assert "step" in err
+    assert "mse = " in err
+    runs = path.parent / "runs"
+    (folder,) = [p for p in runs.iterdir() if p.name.startswith("small-")]
+    record = json.loads((folder / "recorded.json").read_text())
+    run = mlflow.MlflowClient(record["tracking_uri"]).get_run(record["run_id"])
+    assert run.info.status == "FAILED"
+    assert json.loads(out.splitlines()[-1])["state"] == "failed"
+
+
+def test_an_error_of_python_keeps_its_type(job: Write) -> None:
+    with pytest.raises(NonFiniteError) as raised:
+        pipeline.run(job({"optimizer.lr": 1e12, "training.epochs": 50}))
+    assert raised.value.step > 1
+
+
+def test_a_dead_tracking_server_leaves_a_trained_run_that_sync_can_finish(
+    job: Write, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    from pipeline.track import deliver
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("PIPELINE_DELIVERY_PATIENCE_SECONDS", "1")
+    path = job()
+    code, out, err = command("run", path, "--json")
+    assert code == 3, err
+    found = json.loads(out.splitlines()[-1])
+    assert found["state"] == "unrecorded"
+    assert len(found["weights_sha256"]) == 64
+    assert f"pipeline sync {found['storage']}" in err
+    record = Path(found["storage"]) / "record.json"
+    server_is_back = f"sqlite:///{path.parent / 'mlflow.db'}"
+    record.write_text(record.read_text().replace("http://127.0.0.1:9", server_is_back))
+    code, out, err = command("sync", found["storage"])
+    assert code == 0, err
+    recorded = json.loads((Path(found["storage"]) / "recorded.json").read_text())
+    client = mlflow.MlflowClient(server_is_back)
+    assert len(client.get_metric_history(recorded["run_id"], "train/loss")) == found["steps"]
+    assert deliver.PATIENCE_SECONDS > 1
+
+
+def test_record_errors_carry_the_result(job: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("PIPELINE_DELIVERY_PATIENCE_SECONDS", "1")
+    with pytest.raises(RecordError) as raised:
+        pipeline.run(job())
+    assert raised.value.result.steps == 6  # type: ignore[attr-defined]
+
+
+def test_ctrl_c_ends_cleanly_and_the_run_is_marked_killed(job: Write) -> None:
+    path = job({"training.epochs": 100_000})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "run", str(path)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    runs = path.parent / "runs"
+    deadline = time.monotonic() + 60
+    while not list(runs.glob("small-*/recorded.json")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    (folder,) = runs.glob("small-*")
+    record = json.loads((folder / "recorded.json").read_text())
+    run = mlflow.MlflowClient(record["tracking_uri"]).get_run(record["run_id"])
+    assert run.info.status == "KILLED"

@@ -1,0 +1,134 @@
+"""A real Ray head with token authentication: submit a job, follow it, read its run from MLflow."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from tests.conftest import JOBS
+
+BIN = Path(sys.executable).parent
+
+
+@dataclass
+class Head:
+    """Where a running head answers, and what its clients need in their environment."""
+
+    address: str
+    token: str
+    environment: dict[str, str]
+
+    def status(self, token: str | None) -> int:
+        """HTTP status of the jobs API with this token."""
+        request = urllib.request.Request(f"{self.address}/api/jobs/")
+        if token:
+            request.add_header("Authorization", f"Bearer {token}")
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    token, port, dashboard = secrets.token_hex(16), free_port(), free_port()
+    temporary = Path("/tmp") / f"ray-{secrets.token_hex(3)}"  # sockets need a short path
+    environment = {
+        **{k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")},
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "HOME": str(tmp_path_factory.mktemp("home")),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": token,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+    }
+    log = (tmp_path_factory.mktemp("head") / "head.log").open("wb")
+    process = subprocess.Popen(
+        [str(BIN / "ray"), "start", "--head", "--block", f"--port={port}", "--num-cpus=4",
+         "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+         f"--temp-dir={temporary}", "--object-store-memory=100000000"],
+        env=environment, stdout=log, stderr=log, start_new_session=True,
+    )  # fmt: skip
+    found = Head(f"http://127.0.0.1:{dashboard}", token, environment)
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                if found.status(token) == 200:
+                    break
+            except OSError:
+                pass
+            assert process.poll() is None, Path(log.name).read_text()
+            assert time.monotonic() < deadline, "the head did not answer within two minutes"
+            time.sleep(0.5)
+        yield found
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@pytest.mark.ray
+def test_the_jobs_api_refuses_who_has_no_token(head: Head) -> None:
+    assert head.status(None) == 401
+    assert head.status("wrong") == 403
+    assert head.status(head.token) == 200
+
+
+@pytest.mark.ray
+def test_a_submission_without_a_token_is_refused(head: Head, tmp_path: Path) -> None:
+    environment = {k: v for k, v in head.environment.items() if k != "RAY_AUTH_TOKEN"}
+    done = subprocess.run(
+        [str(BIN / "ray"), "job", "submit", "--address", head.address, "--", "true"],
+        env=environment | {"HOME": str(tmp_path)}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "token" in (done.stdout + done.stderr).lower()
+
+
+@pytest.mark.ray
+def test_a_submitted_job_carries_its_own_loss_and_is_recorded(head: Head, tmp_path: Path) -> None:
+    shutil.copytree(JOBS, tmp_path / "jobs")
+    submission = f"custom-loss-{secrets.token_hex(3)}"
+    done = subprocess.run(
+        [str(BIN / "ray"), "job", "submit", "--address", head.address, "--working-dir", ".",
+         "--submission-id", submission, "--",
+         "pipeline", "run", "jobs/custom_loss.yaml", "--import", "jobs/custom_loss.py",
+         "--set", "workers.num=2", "--set", "training.epochs=2", "--json"],
+        cwd=tmp_path, env=head.environment, capture_output=True, text=True, timeout=400,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    line = next(line for line in done.stdout.splitlines() if line.startswith("{"))
+    result = json.loads(line)
+    assert result["state"] == "finished"
+    assert Path(result["storage"]).is_relative_to(head.environment["HOME"])
+    client = mlflow.MlflowClient(result["tracking_uri"])
+    run = client.get_run(result["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["ray.job_id"] == submission
+    assert len(client.get_metric_history(result["run_id"], "train/loss")) == result["steps"]
