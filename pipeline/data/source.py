@@ -73,6 +73,7 @@ def _table(
     data: Data, key: str, names: str | list[str], base: Path, like: pa.Schema | None
 ) -> tuple[pa.Table, list[str]]:
     dataset = _open(key, [names] if isinstance(names, str) else names, base)
+    shown = ", ".join(without_secrets(n) for n in ([names] if isinstance(names, str) else names))
     columns = dataset.schema.names
     made = set(data.shift)
     stored_targets = [column for column in data.targets if column not in made]
@@ -89,11 +90,11 @@ def _table(
     for column, at in wanted.items():
         if column not in columns:
             raise DataError(
-                f"{at}: no column {column!r} in {names}{nearest(column, columns)}; "
+                f"{at}: no column {column!r} in {shown}{nearest(column, columns)}; "
                 f"columns: {', '.join(columns[:50])}"
             )
         if columns.count(column) > 1:
-            raise DataError(f"{at}: column {column!r} stands twice in {names}")
+            raise DataError(f"{at}: column {column!r} stands twice in {shown}")
     for column in data.categorical:
         if column not in inputs:
             raise DataError(
@@ -102,7 +103,7 @@ def _table(
     try:
         table = dataset.to_table(columns=list(wanted))
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{key}: {names} cannot be read: {error}") from None
+        raise DataError(f"{key}: {shown} cannot be read: {_plainly(error, names)}") from None
     for column, at in wanted.items():
         of = "" if like is None else f" of {key}"
         refuse_missing(table[column], f"{at}: column {column!r}{of}")
@@ -146,6 +147,7 @@ def _difference(one: pa.Schema, other: pa.Schema) -> str:
 
 
 def _open_one(key: str, name: str, base: Path) -> ds.Dataset:
+    shown = without_secrets(name)
     try:
         if "://" in name:
             filesystem, path = pafs.FileSystem.from_uri(name)
@@ -158,10 +160,10 @@ def _open_one(key: str, name: str, base: Path) -> ds.Dataset:
             )
             paths = [file for path in found for file in _files(filesystem, path)]
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{key}: {_without_secrets(name)} cannot be opened: {error}") from None
+        raise DataError(f"{key}: {shown} cannot be opened: {_plainly(error, name)}") from None
     if not paths:
         where = "" if "://" in name else f" (looked in {base.resolve()})"
-        raise DataError(f"{key}: no such file or folder, or none inside: {name}{where}")
+        raise DataError(f"{key}: no such file or folder, or none inside: {shown}{where}")
     formats = {_format(path) for path in paths}
     if None in formats or len(formats) > 1:
         odd = next((path for path in paths if _format(path) is None), paths[0])
@@ -172,7 +174,9 @@ def _open_one(key: str, name: str, base: Path) -> ds.Dataset:
     try:
         schemas = {path: _schema(path, filesystem, kind) for path in paths}
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{key}: {name} is no {kind} that can be read: {error}") from None
+        raise DataError(
+            f"{key}: {shown} is no {kind} that can be read: {_plainly(error, name)}"
+        ) from None
     first = schemas[paths[0]]
     for path, schema in schemas.items():
         if schema.remove_metadata() != first.remove_metadata():
@@ -204,7 +208,16 @@ def _format(path: str) -> str | None:
     return next((kind for end, kind in FORMATS.items() if name.endswith(end)), None)
 
 
-def _without_secrets(uri: str) -> str:
+def _plainly(error: Exception, names: str | list[str]) -> str:
+    """Arrow's message without the secrets of the URIs it repeats, and without its C++ lines."""
+    text = str(error).partition("\n")[0]
+    for name in [names] if isinstance(names, str) else names:
+        text = text.replace(name, without_secrets(name))
+    return text
+
+
+def without_secrets(uri: str) -> str:
+    """The URI without user, password and query."""
     scheme, separator, rest = uri.partition("://")
     return f"{scheme}{separator}{rest.rpartition('@')[2].partition('?')[0]}" if separator else uri
 

@@ -226,8 +226,7 @@ def _check_items(
     objective: Objective, number: int, predictions: dict[str, Tensor], batch: Batch
 ) -> None:
     """The items are finite, as many as the denominator says, and do not depend on each other."""
-    term, head = objective.terms[number], objective.head(number)
-    owned = [head] if head is not None else []
+    term = objective.terms[number]
 
     def items(rows: slice) -> Tensor:
         part = {
@@ -236,18 +235,10 @@ def _check_items(
             else column[rows]
             for name, column in batch.items()
         }
-        arguments = term.arguments({k: v[rows] for k, v in predictions.items()}, part)
-        return term.loss.items(*owned, *arguments)
+        return objective.items_of(number, {k: v[rows] for k, v in predictions.items()}, part)
 
-    try:
-        with torch.no_grad():
-            whole, half = items(slice(None)), items(slice(0, -(-num_rows(batch) // 2)))
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        raise ContractError(
-            term.label,
-            f"cannot be computed: {str(error).splitlines()[0]}",
-            "compare shapes and types of output and target with `pipeline list losses`",
-        ) from None
+    with torch.no_grad():
+        whole, half = items(slice(None)), items(slice(0, -(-num_rows(batch) // 2)))
     if not bool(torch.isfinite(whole).all()):
         fix = (
             "a target longer than its prediction gives infinity: zero_infinity: true leaves it out"

@@ -49,12 +49,20 @@ class Objective(nn.Module):
 
     def items(self, predictions: Predictions, batch: Batch) -> list[Tensor]:
         """The unreduced numbers of each term."""
-        found = []
-        for number, term in enumerate(self.terms):
-            head = self.head(number)
-            arguments = term.arguments(predictions, batch)
-            found.append(term.loss.items(*([head] if head is not None else []), *arguments))
-        return found
+        return [self.items_of(number, predictions, batch) for number in range(len(self.terms))]
+
+    def items_of(self, number: int, predictions: Predictions, batch: Batch) -> Tensor:
+        """The unreduced numbers of one term. Raises ContractError where the loss fails."""
+        term, head = self.terms[number], self.head(number)
+        arguments = term.arguments(predictions, batch)
+        try:
+            return term.loss.items(*([head] if head is not None else []), *arguments)
+        except Exception as error:  # a user's loss can fail in any way: say which, keep the cause
+            raise ContractError(
+                term.label,
+                f"cannot be computed: {type(error).__name__}: {str(error).partition(chr(10))[0]}",
+                "compare shapes and types of output and target with `pipeline list losses`",
+            ) from error
 
     def denominators(self, batch: Batch) -> Tensor:
         """What each term divides by, from the targets alone: float64 [K]."""
@@ -72,13 +80,15 @@ def tried(terms: list[Term], objective: Objective, batch: Batch) -> list[Term]:
     """The terms with every denominator known: users' losses are tried on one batch."""
     if all(term.loss.denominator is not None for term in terms):
         return terms
-    with torch.no_grad():
-        found = objective.items(objective.predict(batch), batch)
     resolved = []
-    for term, items in zip(terms, found, strict=True):
+    with torch.no_grad():
+        predictions = objective.predict(batch)
+    for number, term in enumerate(terms):
         if term.loss.denominator is not None:
             resolved.append(term)
             continue
+        with torch.no_grad():
+            items = objective.items_of(number, predictions, batch)
         truth = [column for column in term.truth(batch) if isinstance(column, Tensor)]
         num_items, num_targets = items.numel(), truth[0].numel() if truth else -1
         if items.dim() > 0 and num_items == num_rows(batch):

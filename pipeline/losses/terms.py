@@ -72,7 +72,7 @@ class Term:
         ]
         if len(made) > 1:
             made = [torch.stack(made, dim=1)]
-        if prediction is not None:
+        if prediction is not None and prediction.dim():
             missing = prediction.shape[-1] - made[0].shape[-1]
             if isinstance(columns[0], Ragged) and missing > 0:
                 made = [nn.functional.pad(made[0], (0, missing), value=self._padding)]

@@ -1,0 +1,51 @@
+"""Which rows a step uses: each once an epoch, the same for any number of workers."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.data.order import microbatches, rows_of_step, steps_per_epoch
+
+NUMBERS = st.integers(1, 200)
+
+
+@given(rows=NUMBERS, batch=NUMBERS, seed=st.none() | st.integers(0, 2**62), epoch=st.integers(0, 3))
+def test_every_row_stands_in_exactly_one_step_of_an_epoch(
+    rows: int, batch: int, seed: int | None, epoch: int
+) -> None:
+    steps = steps_per_epoch(rows, batch)
+    used = [rows_of_step(rows, batch, seed, epoch * steps + s) for s in range(steps)]
+    assert sorted(np.concatenate(used)) == list(range(rows))
+    assert all(len(part) == batch for part in used[:-1])
+
+
+@given(rows=NUMBERS, micro=st.none() | NUMBERS, workers=st.integers(1, 9))
+def test_workers_take_contiguous_parts_that_make_up_the_batch(
+    rows: int, micro: int | None, workers: int
+) -> None:
+    batch = np.random.default_rng(0).permutation(rows)
+    parts = [part for w in range(workers) for part in microbatches(batch, micro, w, workers)]
+    assert list(np.concatenate([piece for _, piece in parts])) == list(batch)
+    numbers = [number for number, _ in parts]
+    assert numbers == sorted(set(numbers))
+
+
+@given(rows=NUMBERS, micro=NUMBERS, workers=st.integers(1, 9))
+def test_with_a_microbatch_size_the_cuts_do_not_depend_on_the_workers(
+    rows: int, micro: int, workers: int
+) -> None:
+    batch = np.arange(rows)
+    alone = microbatches(batch, micro, 0, 1)
+    together = [part for w in range(workers) for part in microbatches(batch, micro, w, workers)]
+    assert [n for n, _ in together] == [n for n, _ in alone]
+    assert all((a == b).all() for (_, a), (_, b) in zip(alone, together, strict=True))
+
+
+def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+    first = rows_of_step(100, 100, 0, 0)
+    assert (first == rows_of_step(100, 100, 0, 0)).all()
+    assert (first != rows_of_step(100, 100, 0, 1)).any()
+    assert (first != rows_of_step(100, 100, 1, 0)).any()
+    assert (rows_of_step(100, 100, None, 5) == np.arange(100)).all()

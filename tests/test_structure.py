@@ -1,0 +1,131 @@
+"""The shape of the code: what imports what, what is public, what is quick."""
+
+from __future__ import annotations
+
+import ast
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pipeline
+from pipeline import errors
+
+PACKAGE = Path(pipeline.__file__).parent
+
+# Lower lines may import from upper ones and from their own, never the other way.
+LAYERS = [
+    ["errors"],
+    ["registry"],
+    ["spec"],
+    ["specfile", "plugins"],
+    ["data.arrow", "data.batch", "data.order", "data.source", "data.columns", "losses.contract"],
+    ["losses.regression", "losses.classification", "losses.ranking", "losses.sequence", "losses"],
+    ["losses.terms"],
+    ["losses.objective"],
+    ["losses.fit", "models", "models.parts", "models.mlp", "models.cnn", "models.transformer",
+     "optimizers", "metrics"],
+    ["train.reduce", "train.checkpoint", "train.curve"],
+    ["train.step", "train.evaluate", "train.job"],
+    ["train.worker"],
+    ["track.delivery", "track.served", "track.model", "track.deliver"],
+    ["launch.cluster", "launch.progress", "launch.run"],
+    ["cli", ""],
+    ["__main__"],
+]  # fmt: skip
+DEPTH = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}
+EMPTY = {"data", "train", "track", "launch"}
+RAY = {"launch.cluster", "train.worker"}
+MLFLOW = {"track.deliver", "track.model", "track.served"}
+
+
+def modules() -> dict[str, ast.Module]:
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        name = "" if name == "__init__" else name.removesuffix(".__init__")
+        found[name] = ast.parse(path.read_text())
+    return found
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """Names of modules imported anywhere in the file, except for type checking only."""
+    skipped = {
+        id(node)
+        for test in ast.walk(tree)
+        if isinstance(test, ast.If) and ast.unparse(test.test) == "TYPE_CHECKING"
+        for part in test.body
+        for node in ast.walk(part)
+    }
+    found = set()
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return found
+
+
+def test_imports_point_one_way() -> None:
+    everything = modules()
+    for name, tree in everything.items():
+        if name in EMPTY:
+            continue
+        assert name in DEPTH, f"give {name} a layer"
+        for target in imported(tree):
+            short = target.removeprefix("pipeline.") if target.startswith("pipeline.") else None
+            if short in DEPTH and short in everything:
+                assert DEPTH[short] <= DEPTH[name], f"{name} imports {short} from below"
+
+
+def test_ray_and_mlflow_are_imported_in_their_rooms_only() -> None:
+    for name, tree in modules().items():
+        tops = {target.partition(".")[0] for target in imported(tree)}
+        assert "ray" not in tops or name in RAY, name
+        assert "mlflow" not in tops or name in MLFLOW, name
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["run", "--help"], ["list", "losses"], ["check", "no.yaml"]]
+)
+def test_nothing_heavy_is_imported_to_answer(arguments: list[str]) -> None:
+    code = (
+        "import sys; sys.argv = ['pipeline', *sys.argv[1:]]\n"
+        "from pipeline.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'ray', 'mlflow', 'pandas', 'pyarrow', 'sklearn'} & set(sys.modules)\n"
+        "print('heavy:', sorted(heavy))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+    )
+    assert "heavy: []" in done.stdout
+
+
+def test_the_public_names_are_these() -> None:
+    assert pipeline.__all__ == [
+        "JobSpec", "Result", "__version__", "check", "load", "losses", "metrics", "models",
+        "optimizers", "run", "schedules",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.SpecError("job.yaml", [errors.Fault("data.train", "missing", 3, "add it")]),
+        errors.DataError("data.train: no rows"),
+        errors.ContractError("mse", "shapes differ", "squeeze"),
+        errors.NonFiniteError(7, float("inf"), {"mse": float("nan")}),
+    ],
+    ids=lambda e: type(e).__name__,
+)
+def test_errors_keep_their_facts_between_processes(error: errors.PipelineError) -> None:
+    again = pickle.loads(pickle.dumps(error))
+    assert str(again) == str(error)
+    assert type(again) is type(error)
+    assert again.exit_code == error.exit_code
