@@ -30,7 +30,7 @@ schedule = registry.schedules.register
 def sgd(
     parameters: Iterable[Tensor],
     *,
-    lr: Rate = 0.01,
+    lr: Rate = 1e-3,
     momentum: Beta = 0.0,
     weight_decay: Decay = 0.0,
     nesterov: bool = False,

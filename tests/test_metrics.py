@@ -1,0 +1,77 @@
+"""Metrics against scikit-learn, whole and in parts, alone and on workers."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics as sk
+
+from pipeline import registry
+from pipeline.data.order import Rows
+from pipeline.metrics import Metric
+from pipeline.specfile import load
+from pipeline.train.evaluate import chosen, evaluate
+from pipeline.train.job import objective, prepared, trial_batch
+from tests.conftest import JOBS
+from tests.processes import on_workers
+
+RNG = np.random.default_rng(0)
+LABELS, SCORES = RNG.integers(0, 4, 50), RNG.random((50, 4))
+YES, SAID = RNG.random(50) > 0.4, RNG.random(50) > 0.5
+AMOUNTS, FORECASTS = RNG.normal(150, 40, 50), RNG.normal(150, 40, 50)
+CLASSES = SCORES.argmax(1)
+
+CASES: list[tuple[str, Any, Any, float]] = [
+    ("accuracy", SCORES, LABELS, sk.accuracy_score(LABELS, CLASSES)),
+    ("accuracy", SAID, YES, sk.accuracy_score(YES, SAID)),
+    ("f1", SCORES, LABELS, sk.f1_score(LABELS, CLASSES, average="macro")),
+    ("f1", SAID, YES, sk.f1_score(YES, SAID)),
+    ("precision", SCORES, LABELS, sk.precision_score(LABELS, CLASSES, average="macro")),
+    ("precision", SAID, YES, sk.precision_score(YES, SAID)),
+    ("recall", SCORES, LABELS, sk.recall_score(LABELS, CLASSES, average="macro")),
+    ("recall", SAID, YES, sk.recall_score(YES, SAID)),
+    ("r2", FORECASTS, AMOUNTS, sk.r2_score(AMOUNTS, FORECASTS)),
+    ("rmse", FORECASTS, AMOUNTS, sk.root_mean_squared_error(AMOUNTS, FORECASTS)),
+    ("mae", FORECASTS, AMOUNTS, sk.mean_absolute_error(AMOUNTS, FORECASTS)),
+]
+
+
+@pytest.mark.parametrize(("name", "said", "true", "expected"), CASES)
+def test_a_metric_is_scikit_learns_in_any_number_of_parts(
+    name: str, said: Any, true: Any, expected: float
+) -> None:
+    metric: Metric = registry.metrics[name].build()
+    for cuts in ([], [7], [1, 2, 30]):
+        parts = zip(np.split(said, cuts), np.split(true, cuts), strict=True)
+        sums = [metric.sums(torch.from_numpy(p), torch.from_numpy(t)) for p, t in parts]
+        assert metric.value(torch.stack(sums).sum(0)) == pytest.approx(expected, rel=1e-12)
+
+
+def evaluated(name: str, rank: int, num: int) -> dict[str, float]:
+    spec = load(JOBS / f"{name}.yaml", {"metrics": METRICS[name]})
+    job = prepared(spec, JOBS)
+    bound = objective(spec, job.fields, trial_batch(job)).double()
+    assert job.validation is not None
+    rows: Rows = np.arange(11)  # in batches of 4: three batches, so five workers leave two idle
+    columns = {
+        key: c.double() if isinstance(c, torch.Tensor) and c.is_floating_point() else c
+        for key, c in job.validation.items()
+    }
+    metrics = chosen(bound.terms, spec.metrics)
+    return evaluate(bound, columns, rows, 4, metrics, torch.device("cpu"))
+
+
+METRICS = {"digits": ["accuracy", "f1"], "multi_term": ["accuracy", "r2", "precision"]}
+
+
+@pytest.mark.parametrize("num", [2, 3, 5])
+@pytest.mark.parametrize("name", METRICS)
+def test_workers_find_together_what_one_finds_alone(name: str, num: int) -> None:
+    alone = evaluated(name, 0, 1)
+    assert {"loss", *METRICS[name]} <= set(alone)
+    for found in on_workers(num, partial(evaluated, name)):
+        assert found == pytest.approx(alone, rel=1e-12)
