@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import threading
 import time
@@ -77,7 +78,9 @@ class Progress:
             if left >= 1:
                 parts.append(f"{_clock(left)} left")
         line = "  ".join(parts)
-        self.stream.write(("\x1b[2K" + line if self.live else line) + end)
+        if self.live:
+            line = "\x1b[2K" + line[: shutil.get_terminal_size().columns - 1]
+        self.stream.write(line + end)
         self.stream.flush()
 
 

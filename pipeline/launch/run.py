@@ -79,7 +79,7 @@ def check(
     from pipeline.train import job as jobs
     from pipeline.train.evaluate import chosen
 
-    with _one_thread():
+    with _threads(1):  # faster for a small batch
         made = jobs.prepared(spec, base_of(path))
         notices = jobs.check(made)
         chosen(jobs.objective(spec, made.fields).terms, spec.metrics)
@@ -87,12 +87,12 @@ def check(
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """A small batch is faster on one thread, and the user's own setting is kept."""
+def _threads(number: int) -> Iterator[None]:
+    """Torch's threads of one operation, and afterwards the caller's own setting again."""
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(number)
     try:
         yield
     finally:
@@ -149,7 +149,8 @@ def run(
     state = "failed"
     try:
         with Progress(Reader(folder / "curve.jsonl"), steps, spec.training.epochs, job.num_rows):
-            fit(spec, config, folder.name)
+            with _threads(spec.workers.cpus_per_worker):
+                fit(spec, config, folder.name)
         state = "finished"
     except KeyboardInterrupt:
         state = "killed"

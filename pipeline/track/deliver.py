@@ -81,13 +81,11 @@ class Delivery:
         name = self.record["experiment"]
         found = self.client.get_experiment_by_name(name)
         if found is None:
-            place = (self.folder.parent / "mlflow-artifacts").as_uri()
+            # a server knows where artifacts go; without one they stand beside the runs
+            is_local = self.record["tracking_uri"].startswith("sqlite:")
+            place = (self.folder.parent / "mlflow-artifacts").as_uri() if is_local else None
             try:
-                return str(
-                    self.client.create_experiment(
-                        name, artifact_location=place if self.record["is_local"] else None
-                    )
-                )
+                return str(self.client.create_experiment(name, artifact_location=place))
             except MlflowException:  # another run made it at the same moment
                 found = self.client.get_experiment_by_name(name)
                 if found is None:

@@ -51,7 +51,6 @@ def prepare(spec: JobSpec, job: Job, folder: Path, modules: list[str]) -> None:
         "experiment": spec.tracking.experiment or spec.name,
         "register_as": spec.tracking.register_as,
         "tracking_uri": uri,
-        "is_local": "MLFLOW_TRACKING_URI" not in os.environ,
         "params": {key: _text(value) for key, value in specs.flat(spec).items()},
         "tags": tags,
         "modules": modules,

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from pipeline import plugins, registry
 from pipeline.data.columns import gather
 from pipeline.data.order import microbatches, rows_of_step, steps_per_epoch
-from pipeline.errors import RunError
+from pipeline.errors import RunError, UsageError
 from pipeline.optimizers import learning_rate_factor
 from pipeline.spec import JobSpec
 from pipeline.train import reduce
@@ -45,7 +45,7 @@ def work(config: dict[str, Any]) -> None:
 def train(job: Job, folder: Path) -> None:
     """Epochs of steps, each followed by an evaluation; ends with the weights in `folder`."""
     spec, settings = job.spec, job.spec.training
-    device = ray.train.torch.get_device() if spec.workers.gpu else torch.device("cpu")
+    device = _device(spec)
     bound = objective(spec, job.fields, trial_batch(job)).to(device)
     shared = reduce.shared(bound, device)
     optimizer = registry.optimizers[spec.optimizer.name].build(
@@ -98,6 +98,16 @@ def train(job: Job, folder: Path) -> None:
         _finish(bound, folder, num_steps)
     if dist.is_initialized():
         dist.barrier()
+
+
+def _device(spec: JobSpec) -> torch.device:
+    """This worker's GPU if the spec asks for one, never the CPU in its place."""
+    if not spec.workers.gpu:
+        return torch.device("cpu")
+    device: torch.device = ray.train.torch.get_device()
+    if device.type != "cuda":
+        raise UsageError("workers.gpu: this worker has no GPU that torch can use")
+    return device
 
 
 def _point(
