@@ -148,9 +148,10 @@ def run(
     steps = spec.training.epochs * -(-job.num_rows // spec.training.batch_size)
     state = "failed"
     try:
-        with Progress(Reader(folder / "curve.jsonl"), steps, spec.training.epochs, job.num_rows):
-            with _threads(spec.workers.cpus_per_worker):
-                fit(spec, config, folder.name)
+        reader = Reader(folder / "curve.jsonl")
+        shown = Progress(reader, steps, spec.training.epochs, job.num_rows)
+        with shown, _threads(spec.workers.cpus_per_worker):
+            fit(spec, config, folder.name)
         state = "finished"
     except KeyboardInterrupt:
         state = "killed"
