@@ -1,8 +1,9 @@
-"""Real gloo processes for tests of what only several workers can get wrong."""
+"""Real processes for tests: gloo workers, and a free port for a server."""
 
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 from collections.abc import Callable
 from datetime import timedelta
@@ -40,3 +41,10 @@ def _one(rank: int, num_workers: int, work: Work, folder: str) -> None:
         dist.barrier()
     finally:
         dist.destroy_process_group()
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

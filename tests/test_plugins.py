@@ -220,3 +220,17 @@ def test_what_a_loss_returns_must_be_a_loss(tmp_path: Path, job: Write) -> None:
     """)  # fmt: skip
     with pytest.raises(ContractError, match="returned int"):
         pipeline.check(job({"loss": "factory"}), imports=[own])
+
+
+def test_an_installed_package_offers_its_entries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    module(tmp_path, "offered_losses", CODE.format(name="offered", body="return prediction"))
+    info = tmp_path / "offered-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: offered\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[pipeline.plugins]\nlosses = offered_losses\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    code, out, _ = command("list", "losses")
+    assert code == 0
+    assert "offered  A loss." in out

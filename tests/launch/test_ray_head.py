@@ -7,7 +7,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ import mlflow
 import pytest
 
 from tests.conftest import JOBS
+from tests.processes import free_port
 
 BIN = Path(sys.executable).parent
 
@@ -43,12 +43,6 @@ class Head:
                 return int(answer.status)
         except urllib.error.HTTPError as error:
             return error.code
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,74 @@
+"""A real MLflow server: `MLFLOW_TRACKING_URI` is respected, models included."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+
+import pipeline
+from tests.conftest import JOBS
+from tests.processes import free_port
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder, port = tmp_path_factory.mktemp("server"), free_port()
+    log = (folder / "server.log").open("wb")
+    process = subprocess.Popen(
+        [str(Path(sys.executable).parent / "mlflow"), "server", "--workers", "1",
+         "--port", str(port), "--backend-store-uri", f"sqlite:///{folder / 'server.db'}",
+         "--artifacts-destination", str(folder / "artifacts")],
+        cwd=folder, stdout=log, stderr=log, start_new_session=True,
+        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+    )  # fmt: skip
+    uri = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 180
+        while True:
+            try:
+                urllib.request.urlopen(f"{uri}/health", timeout=5)
+                break
+            except OSError:
+                assert process.poll() is None, Path(log.name).read_text()
+                assert time.monotonic() < deadline, Path(log.name).read_text()
+                time.sleep(0.5)
+        yield uri
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.fixture
+def result(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pipeline.Result:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    overrides = {
+        "training.epochs": 4, "storage": str(tmp_path), "tracking.experiment": "served",
+        "tracking.register_as": "breast-cancer",
+    }  # fmt: skip
+    return pipeline.run(JOBS / "breast_cancer.yaml", overrides)
+
+
+def test_the_record_and_the_model_go_to_the_server(result: pipeline.Result, server: str) -> None:
+    assert result.tracking_uri == server
+    client = mlflow.MlflowClient(server)
+    history = client.get_metric_history(result.run_id, "train/loss")
+    assert [m.value for m in history] == result.losses
+    experiment = client.get_experiment_by_name("served")
+    assert experiment is not None
+    assert client.get_run(result.run_id).info.experiment_id == experiment.experiment_id
+    (version,) = client.search_model_versions("name = 'breast-cancer'")
+    assert version.run_id == result.run_id
+    from pipeline.data.source import sample
+
+    frame = sample("data.train", "breast_cancer").slice(0, 3).to_pandas()
+    predicted = result.model.predict(frame.drop(columns="diagnosis"))
+    assert list(predicted["diagnosis"]) == list(frame["diagnosis"])
