@@ -81,6 +81,8 @@ def tried(terms: list[Term], objective: Objective, batch: Batch) -> list[Term]:
     if all(term.loss.denominator is not None for term in terms):
         return terms
     resolved = []
+    was_training = objective.training
+    objective.eval()  # a trial leaves no trace, as in the statistics of a BatchNorm
     with torch.no_grad():
         predictions = objective.predict(batch)
     for number, term in enumerate(terms):
@@ -103,4 +105,5 @@ def tried(terms: list[Term], objective: Objective, batch: Batch) -> list[Term]:
                 "leave out .mean() or .sum(); or return a Loss with its own denominator",
             )
         resolved.append(replace(term, loss=replace(term.loss, denominator=count)))
+    objective.train(was_training)
     return resolved

@@ -20,6 +20,7 @@ from pipeline.train.curve import Reader
 
 BATCH = 1000  # MLflow's limit of metrics in one request
 EVERY_SECONDS = 1.0
+LONGEST_PAUSE_SECONDS = 30.0  # between tries at a server that does not answer
 PATIENCE_SECONDS = 30.0
 """After training's end, for a server that does not answer; PIPELINE_DELIVERY_PATIENCE_SECONDS."""
 ENVIRONMENT = {
@@ -145,7 +146,7 @@ def main(folder: Path) -> int:
         os.environ.setdefault(key, value)
     os.nice(5)  # training comes first
     delivery: Delivery | None = None
-    deadline = float("inf")
+    deadline, pause = float("inf"), EVERY_SECONDS
     while True:
         ended = _ended(folder)
         if ended and deadline == float("inf"):
@@ -158,6 +159,7 @@ def main(folder: Path) -> int:
                 delivery.finish(ended)
                 return 0
             delivery.points()
+            pause = EVERY_SECONDS
         except Exception as error:  # whatever a server or disk does, training is not to feel it
             traceback.print_exc()
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -168,12 +170,13 @@ def main(folder: Path) -> int:
                 write_json(folder / "recorded.json", said)
             if time.monotonic() > deadline:
                 return 3
-        _pause(folder)
+            pause = EVERY_SECONDS if ended else min(2 * pause, LONGEST_PAUSE_SECONDS)
+        _pause(folder, pause)
 
 
-def _pause(folder: Path) -> None:
+def _pause(folder: Path, seconds: float) -> None:
     """Until the next delivery, or shorter when training ends meanwhile."""
-    until, already = time.monotonic() + EVERY_SECONDS, (folder / "ended.json").exists()
+    until, already = time.monotonic() + seconds, (folder / "ended.json").exists()
     while time.monotonic() < until and ((folder / "ended.json").exists() == already):
         time.sleep(0.02)
 
