@@ -28,7 +28,7 @@ LAYERS = [
     ["losses.fit", "models", "models.parts", "models.mlp", "models.cnn", "models.transformer",
      "optimizers", "metrics"],
     ["train.reduce", "train.checkpoint", "train.curve"],
-    ["train.step", "train.evaluate", "train.job"],
+    ["train.tree", "train.step", "train.evaluate", "train.job"],
     ["train.worker"],
     ["track.delivery", "track.served", "track.model", "track.deliver"],
     ["launch.cluster", "launch.progress", "launch.run"],

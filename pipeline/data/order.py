@@ -29,19 +29,37 @@ def rows_of_step(num_rows: int, batch_size: int, seed: int | None, step: int) ->
     return epoch_order(num_rows, seed, epoch)[place * batch_size : (place + 1) * batch_size]
 
 
-def microbatches(
-    rows: Rows, microbatch_size: int | None, worker: int, num_workers: int
-) -> list[tuple[int, Rows]]:
-    """This worker's micro-batches as (number within the global batch, rows).
+def cut(rows: Rows, microbatch_size: int | None, num_workers: int) -> list[Rows]:
+    """The micro-batches of a global batch, in order; some may be empty.
 
-    Workers take contiguous parts. With `microbatch_size` the cuts are the same for any number of
-    workers; without it each worker has one micro-batch, its even share. A worker may get none.
+    With `microbatch_size` the cuts are the same for any number of workers; without it each worker
+    has one micro-batch, its even share.
     """
     if microbatch_size is None:
-        pieces = list(np.array_split(rows, num_workers))
-    else:
-        pieces = [
-            rows[start : start + microbatch_size] for start in range(0, len(rows), microbatch_size)
-        ]
-    first, last = (len(pieces) * (worker + i) // num_workers for i in (0, 1))
-    return [(i, pieces[i]) for i in range(first, last) if len(pieces[i])]
+        return list(np.array_split(rows, num_workers))
+    return [rows[start : start + microbatch_size] for start in range(0, len(rows), microbatch_size)]
+
+
+def middle(start: int, end: int) -> int:
+    """Where the tree of micro-batches halves a range."""
+    return (start + end) // 2
+
+
+@lru_cache(maxsize=8)
+def subtrees(num_microbatches: int, num_workers: int) -> tuple[tuple[int, int], ...]:
+    """The range of micro-batches of each worker that has any: subtrees of one binary tree.
+
+    The largest subtree is halved until there is one for each worker, or only leaves are left.
+    """
+    found = [(0, num_microbatches)] if num_microbatches else []
+    while len(found) < min(num_workers, num_microbatches):
+        largest = max(range(len(found)), key=lambda i: (found[i][1] - found[i][0], -i))
+        start, end = found[largest]
+        found[largest : largest + 1] = [(start, middle(start, end)), (middle(start, end), end)]
+    return tuple(found)
+
+
+def owned(num_microbatches: int, worker: int, num_workers: int) -> range:
+    """Numbers of the micro-batches that this worker computes; none where there are too few."""
+    ranges = subtrees(num_microbatches, num_workers)
+    return range(*ranges[worker]) if worker < len(ranges) else range(0)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,7 +9,7 @@ from torch import Tensor
 from pipeline import registry
 from pipeline.data.batch import Batch, Ragged, moved
 from pipeline.data.columns import Columns, gather
-from pipeline.data.order import Rows
+from pipeline.data.order import Rows, owned
 from pipeline.errors import UsageError
 from pipeline.losses.objective import Objective
 from pipeline.losses.terms import Term
@@ -68,30 +66,39 @@ def evaluate(
     """`loss`, `loss/<term>` and each metric over all validation rows."""  # fmt: skip
     was_training = objective.training
     objective.eval()
-    num_terms = len(objective.terms)
-    numerators = torch.zeros(num_terms, dtype=torch.float64)
-    denominators = torch.zeros(num_terms, dtype=torch.float64)
-    sums: dict[str, Tensor] = {}
-    for batch in _own_batches(columns, rows, batch_size):
-        denominators += objective.denominators(batch)
-        batch = moved(batch, device)
-        predictions = objective.predict(batch)
-        for k, items in enumerate(objective.items(predictions, batch)):
-            numerators[k] += items.double().sum().cpu()
-        for name, (k, metric) in metrics.items():
-            served, truth = _comparable(objective, k, predictions, batch)
-            part = metric.sums(served, truth).cpu()
-            sums[name] = sums[name] + part if name in sums else part
+    sizes = [_num_sums(objective, *metrics[name]) for name in metrics]
+    num_terms, starts = len(objective.terms), range(0, len(rows), batch_size)
+    parts: dict[int, Tensor] = {}
+    for number in owned(len(starts), reduce.rank(), reduce.num_workers()):
+        start = starts[number]
+        batch = gather(columns, rows[start : start + batch_size])
+        parts[number] = _sums(objective, batch, metrics, device)
     objective.train(was_training)
-    return _values(objective, numerators, denominators, sums, metrics)
+    whole = reduce.summed(parts, len(starts), 2 * num_terms + sum(sizes))
+    pieces = np.split(whole.numpy(), np.cumsum([num_terms, num_terms, *sizes])[:-1])
+    numerators, denominators, *counted = pieces
+    found: dict[str, float] = {}
+    present = denominators > 0
+    losses = numerators[present] / denominators[present]
+    terms = [term for term, there in zip(objective.terms, present, strict=True) if there]
+    if num_terms > 1:
+        found |= {f"loss/{t.label}": float(v) for t, v in zip(terms, losses, strict=True)}
+    found["loss"] = float(sum(t.weight * v for t, v in zip(terms, losses, strict=True)))
+    for (name, (_, metric)), part in zip(metrics.items(), counted, strict=True):
+        found[name] = metric.value(torch.from_numpy(part))
+    return found
 
 
-def _own_batches(columns: Columns, rows: Rows, batch_size: int) -> Iterator[Batch]:
-    """This worker's contiguous part of the validation batches."""
-    cuts = range(0, len(rows), batch_size)
-    first, last = (len(cuts) * (reduce.rank() + i) // reduce.num_workers() for i in (0, 1))
-    for start in cuts[first:last]:
-        yield gather(columns, rows[start : start + batch_size])
+def _sums(objective: Objective, batch: Batch, metrics: Named, device: torch.device) -> Tensor:
+    """Numerators, denominators and sums of the metrics of one batch: float64 vector."""
+    denominators = objective.denominators(batch)
+    batch = moved(batch, device)
+    predictions = objective.predict(batch)
+    items = objective.items(predictions, batch)
+    parts = [torch.stack([item.double().sum() for item in items]).cpu(), denominators]
+    for number, metric in metrics.values():
+        parts.append(metric.sums(*_comparable(objective, number, predictions, batch)).cpu())
+    return torch.cat(parts)
 
 
 def _comparable(
@@ -122,35 +129,7 @@ def unscaled(term: Term, values: Tensor) -> Tensor:
     return values.double() * deviation + mean
 
 
-def _values(
-    objective: Objective,
-    numerators: Tensor,
-    denominators: Tensor,
-    sums: dict[str, Tensor],
-    metrics: Named,
-) -> dict[str, float]:
-    """The parts of all workers, added up and divided once."""  # fmt: skip
-    sizes = [num_sums(objective, *metrics[name]) for name in metrics]
-    own = [sums.get(name, torch.zeros(n)).double() for name, n in zip(metrics, sizes, strict=True)]
-    everything = reduce.total(torch.cat([numerators, denominators, *own]))
-    num_terms = len(objective.terms)
-    parts = np.split(everything.numpy(), np.cumsum([num_terms, num_terms, *sizes])[:-1])
-    numerators, denominators, *whole = (torch.from_numpy(part) for part in parts)
-    found: dict[str, float] = {}
-    total = 0.0
-    for term, n, d in zip(objective.terms, numerators, denominators, strict=True):
-        if d > 0:
-            total += term.weight * float(n / d)
-            if num_terms > 1:
-                found[f"loss/{term.label}"] = float(n / d)
-    found["loss"] = total
-    return found | {
-        name: metric.value(part)
-        for (name, (_, metric)), part in zip(metrics.items(), whole, strict=True)
-    }
-
-
-def num_sums(objective: Objective, number: int, metric: Metric) -> int:
+def _num_sums(objective: Objective, number: int, metric: Metric) -> int:
     """How many sums the metric has for this term: a worker without rows must send as many."""
     term = objective.terms[number]
     if term.loss.target == "classes":

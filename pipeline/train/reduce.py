@@ -1,14 +1,22 @@
 """Sums over workers: gradients, denominators and losses. Never means of means."""
 
 # no `from __future__ import annotations`: DDP compares the hook's annotation with the type itself
-from typing import Any
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pipeline.data.batch import Batch
 from pipeline.losses.objective import Objective
+
+Microbatch = tuple[int, Batch]
+"""Number of the micro-batch within the global batch, and its rows on the host."""
+ForwardBackward = Callable[[nn.Module, int, Batch | None], None]
+"""Forward, loss and backward of one micro-batch through the given module."""
 
 
 def num_workers() -> int:
@@ -29,9 +37,64 @@ def total(values: Tensor) -> Tensor:
     return values.cpu()
 
 
+def summed(parts: dict[int, Tensor], num_parts: int, size: int) -> Tensor:
+    """Sum of numbered vectors [size] of all workers, in float64 and in the order of the numbers.
+
+    The order is what makes the bits the same however the parts are spread over workers.
+    """
+    table = torch.zeros(num_parts, size, dtype=torch.float64)
+    for number, part in parts.items():
+        table[number] = part
+    return total(table).sum(0)
+
+
 def _reduction_device() -> torch.device:
     on_gpu = dist.get_backend() == "nccl"
     return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+
+
+class Gradients(Protocol):
+    """A way to sum gradients over micro-batches and workers."""
+
+    def reduce(
+        self, own: Sequence[Microbatch], num_microbatches: int, forward_backward: ForwardBackward
+    ) -> None:
+        """Leave in each parameter's `grad` the sum over all micro-batches of all workers.
+
+        `own` are this worker's, `forward_backward` does one of them; a worker may have none.
+        """
+
+
+class Buffers:
+    """What forward passes change besides gradients: running statistics and their counts."""
+
+    def __init__(self, objective: nn.Module) -> None:
+        everything = list(objective.buffers())
+        self.floats = [b for b in everything if b.is_floating_point()]
+        self.counts = [b for b in everything if not b.is_floating_point()]
+        self.size = sum(b.numel() for b in self.floats)
+
+    def flat(self) -> Tensor:
+        """All floating-point buffers in one vector."""
+        return torch.cat([b.reshape(-1) for b in self.floats]) if self.floats else torch.empty(0)
+
+    def copy(self) -> list[Tensor]:
+        """Their values now."""
+        return [b.clone() for b in (*self.floats, *self.counts)]
+
+    def restore(self, values: list[Tensor]) -> None:
+        """Take the values of an earlier `copy`."""
+        for buffer, value in zip((*self.floats, *self.counts), values, strict=True):
+            buffer.copy_(value)
+
+    def set(self, flat: Tensor) -> None:
+        """Take floating-point values from one vector; counts are the furthest of any worker."""
+        start = 0
+        for buffer in self.floats:
+            buffer.copy_(flat[start : start + buffer.numel()].view_as(buffer))
+            start += buffer.numel()
+        for count in self.counts if num_workers() > 1 else ():
+            dist.all_reduce(count, dist.ReduceOp.MAX)
 
 
 class _Reached(torch.autograd.Function):
@@ -51,7 +114,7 @@ class _Reached(torch.autograd.Function):
         return (gradients[0], *([None] * ctx.num_parameters))
 
 
-class Shared(nn.Module):
+class _Shared(nn.Module):
     """The objective as DDP sees it: takes a batch, or None where a worker has no rows."""
 
     def __init__(self, objective: Objective) -> None:
@@ -59,7 +122,7 @@ class Shared(nn.Module):
         self.objective = objective
         self.trained = [p for p in objective.parameters() if p.requires_grad]
 
-    def forward(self, batch: Any) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: Batch | None) -> tuple[Tensor, Tensor]:
         """Numerators [K] with their gradient, and in float64 for the record [K]."""
         if batch is None:
             num_terms, like = len(self.objective.terms), self.trained[0]
@@ -77,13 +140,50 @@ def _summed(state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tens
     return future.then(lambda done: done.value()[0])  # type: ignore[no-any-return]
 
 
-def shared(objective: Objective, device: torch.device) -> nn.Module:
-    """The objective, its gradients summed over workers after each backward pass."""
-    alone = Shared(objective)
-    if num_workers() == 1:
-        return alone
-    wrapped = DistributedDataParallel(
-        alone, device_ids=[device.index] if device.type == "cuda" else None
-    )
-    wrapped.register_comm_hook(None, _summed)
-    return wrapped
+class Overlapped:
+    """Gradients summed by DDP while the backward pass still runs; in DDP's order."""
+
+    def __init__(self, objective: Objective, device: torch.device) -> None:
+        self.model: nn.Module = objective
+        self.trained = [p for p in objective.parameters() if p.requires_grad]
+        self.buffers = Buffers(objective)
+        if num_workers() > 1:
+            ids = [device.index] if device.type == "cuda" else None
+            wrapped = DistributedDataParallel(
+                _Shared(objective), device_ids=ids, broadcast_buffers=False
+            )
+            wrapped.register_comm_hook(None, _summed)
+            self.model = wrapped
+
+    def reduce(
+        self, own: Sequence[Microbatch], num_microbatches: int, forward_backward: ForwardBackward
+    ) -> None:
+        """Only the last backward pass of each worker waits for the others."""
+        for parameter in self.trained:
+            parameter.grad = None
+        work: Sequence[tuple[int, Batch | None]] = own or [(0, None)]
+        for number, batch in work:
+            is_last = number == work[-1][0]
+            with self._kept_apart() if not is_last else nullcontext():
+                forward_backward(self.model, number, batch)
+        for parameter in self.trained:
+            if parameter.grad is None:  # nothing reached it: gradient 0, on one worker as on many
+                parameter.grad = torch.zeros_like(parameter)
+        if num_workers() > 1 and (self.buffers.floats or self.buffers.counts):
+            self._agree_on_buffers(bool(own))
+
+    def _agree_on_buffers(self, has_rows: bool) -> None:
+        """Running statistics become the mean over the workers that had rows."""
+        mine = self.buffers.flat().double() * has_rows
+        summed = total(
+            torch.cat([mine.cpu(), torch.tensor([float(has_rows)], dtype=torch.float64)])
+        )
+        self.buffers.set((summed[:-1] / summed[-1]).to(mine.device, torch.float32))
+
+    def _kept_apart(self) -> AbstractContextManager[None]:
+        """Backward passes inside only add to this worker's own gradients."""
+        return (
+            self.model.no_sync()
+            if isinstance(self.model, DistributedDataParallel)
+            else nullcontext()
+        )

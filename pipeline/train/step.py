@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.data.batch import Batch, moved
 from pipeline.errors import NonFiniteError
 from pipeline.losses.objective import Objective
 from pipeline.train import reduce
-
-Microbatch = tuple[int, Batch]
-"""Number of the micro-batch within the global batch, and its rows on the host."""
+from pipeline.train.reduce import Gradients, Microbatch
 
 
 @dataclass(frozen=True)
@@ -33,10 +29,11 @@ class Losses:
 
 
 def train_step(
-    shared: nn.Module,
     objective: Objective,
+    gradients: Gradients,
     optimizer: torch.optim.Optimizer,
-    microbatches: Sequence[Microbatch],
+    own: Sequence[Microbatch],
+    num_microbatches: int,
     *,
     step: int,
     seed: int,
@@ -45,59 +42,41 @@ def train_step(
 ) -> Losses:
     """Move the weights by the gradient of the global batch's mean loss, and return the loss.
 
-    `microbatches` are this worker's part of the batch; it may be empty. Raises NonFiniteError on
-    every worker, before any weight has moved.
+    `own` are this worker's of the batch's `num_microbatches`; there may be none. Raises
+    NonFiniteError on every worker, before any weight has moved.
     """
     weights = torch.tensor([term.weight for term in objective.terms], dtype=torch.float64)
-    counts = [objective.denominators(batch) for _, batch in microbatches]
-    denominators = reduce.total(sum(counts, start=torch.zeros_like(weights)))
+    counts = {number: objective.denominators(batch) for number, batch in own}
+    denominators = reduce.summed(counts, num_microbatches, len(weights))
     scales = torch.where(denominators > 0, weights / denominators, 0.0).to(device)
+    numerators: dict[int, Tensor] = {}
 
-    numerators = torch.zeros_like(scales)
-    own: Sequence[tuple[int, Batch | None]] = microbatches or [(0, None)]
-    for number, batch in own:
-        is_last = number == own[-1][0]
-        torch.manual_seed(_mixed(seed, step, number))
-        with _gradients_reduced(shared, is_last):
-            losses, recorded = shared(batch and moved(batch, device))
-            (losses * scales.to(losses.dtype)).sum().backward()
-        numerators += recorded
+    def forward_backward(model: nn.Module, number: int, batch: Batch | None) -> None:
+        torch.manual_seed(_mixed(seed, step, number))  # dropout follows the rows, not the worker
+        losses, numerators[number] = model(batch and moved(batch, device))
+        (losses * scales.to(losses.dtype)).sum().backward()
 
+    gradients.reduce(own, num_microbatches, forward_backward)
     norm = _clipped(objective, clip_norm)
-    result = _losses(objective, reduce.total(numerators), denominators, weights, norm)
+    kept = {number: numerators[number] for number, _ in own}
+    whole = reduce.summed(kept, num_microbatches, len(weights))
+    result = _losses(whole, denominators, weights, norm)
     if not math.isfinite(norm) or not math.isfinite(result.total or 0.0):
-        named = {
-            t.label: v for t, v in zip(objective.terms, result.terms, strict=True) if v is not None
-        }
+        labels = [term.label for term in objective.terms]
+        named = {k: v for k, v in zip(labels, result.terms, strict=True) if v is not None}
         raise NonFiniteError(step + 1, norm, named)
     optimizer.step()
-    optimizer.zero_grad()
     return result
 
 
-def _gradients_reduced(shared: nn.Module, now: bool) -> AbstractContextManager[None]:
-    """Backward passes inside sum their gradients over workers only if `now`."""
-    if now or not isinstance(shared, DistributedDataParallel):
-        return nullcontext()
-    return shared.no_sync()
-
-
 def _clipped(objective: nn.Module, clip_norm: float | None) -> float:
-    """Norm of the whole gradient, which is then scaled down to `clip_norm` if above it.
-
-    A parameter that nothing reached has gradient 0, on one worker as on many.
-    """
+    """Norm of the whole gradient, which is then scaled down to `clip_norm` if above it."""
     parameters = [p for p in objective.parameters() if p.requires_grad]
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
     limit = math.inf if clip_norm is None else clip_norm
     return float(nn.utils.clip_grad_norm_(parameters, limit))
 
 
-def _losses(
-    objective: Objective, numerators: Tensor, denominators: Tensor, weights: Tensor, norm: float
-) -> Losses:
+def _losses(numerators: Tensor, denominators: Tensor, weights: Tensor, norm: float) -> Losses:
     terms = tuple(
         float(n / d) if d > 0 else None for n, d in zip(numerators, denominators, strict=True)
     )

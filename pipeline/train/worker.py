@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from pipeline import plugins, registry
 from pipeline.data.columns import gather
-from pipeline.data.order import microbatches, rows_of_step, steps_per_epoch
+from pipeline.data.order import cut, owned, rows_of_step, steps_per_epoch
 from pipeline.errors import RunError, UsageError
 from pipeline.optimizers import learning_rate_factor
 from pipeline.spec import JobSpec
@@ -26,6 +26,7 @@ from pipeline.train.curve import Journal
 from pipeline.train.evaluate import chosen, evaluate
 from pipeline.train.job import Job, objective, prepared, trial_batch
 from pipeline.train.step import Losses, train_step
+from pipeline.train.tree import Ordered
 
 
 def work(config: dict[str, Any]) -> None:
@@ -47,7 +48,8 @@ def train(job: Job, folder: Path) -> None:
     spec, settings = job.spec, job.spec.training
     device = _device(spec)
     bound = objective(spec, job.fields, trial_batch(job)).to(device)
-    shared = reduce.shared(bound, device)
+    exact = settings.microbatch_size is not None
+    gradients = Ordered(bound) if exact else reduce.Overlapped(bound, device)
     optimizer = registry.optimizers[spec.optimizer.name].build(
         [p for p in bound.parameters() if p.requires_grad], **spec.optimizer.options
     )
@@ -75,12 +77,14 @@ def train(job: Job, folder: Path) -> None:
         for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
             group["lr"] = rate * factor
         rows = rows_of_step(job.num_rows, settings.batch_size, order_seed, step)
-        own = microbatches(rows, settings.microbatch_size, reduce.rank(), reduce.num_workers())
+        pieces = cut(rows, settings.microbatch_size, reduce.num_workers())
+        numbers = owned(len(pieces), reduce.rank(), reduce.num_workers())
         losses = train_step(
-            shared,
             bound,
+            gradients,
             optimizer,
-            [(number, gather(job.train, part)) for number, part in own],
+            [(i, gather(job.train, pieces[i])) for i in numbers if len(pieces[i])],
+            len(pieces),
             step=step,
             seed=settings.seed,
             clip_norm=settings.clip_norm,

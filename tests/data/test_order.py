@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.order import microbatches, rows_of_step, steps_per_epoch
+from pipeline.data.order import cut, owned, rows_of_step, steps_per_epoch, subtrees
 
 NUMBERS = st.integers(1, 200)
 
@@ -26,10 +26,10 @@ def test_workers_take_contiguous_parts_that_make_up_the_batch(
     rows: int, micro: int | None, workers: int
 ) -> None:
     batch = np.random.default_rng(0).permutation(rows)
-    parts = [part for w in range(workers) for part in microbatches(batch, micro, w, workers)]
-    assert list(np.concatenate([piece for _, piece in parts])) == list(batch)
-    numbers = [number for number, _ in parts]
-    assert numbers == sorted(set(numbers))
+    pieces = cut(batch, micro, workers)
+    numbers = [i for worker in range(workers) for i in owned(len(pieces), worker, workers)]
+    assert numbers == list(range(len(pieces)))
+    assert list(np.concatenate([pieces[i] for i in numbers])) == list(batch)
 
 
 @given(rows=NUMBERS, micro=NUMBERS, workers=st.integers(1, 9))
@@ -37,10 +37,26 @@ def test_with_a_microbatch_size_the_cuts_do_not_depend_on_the_workers(
     rows: int, micro: int, workers: int
 ) -> None:
     batch = np.arange(rows)
-    alone = microbatches(batch, micro, 0, 1)
-    together = [part for w in range(workers) for part in microbatches(batch, micro, w, workers)]
-    assert [n for n, _ in together] == [n for n, _ in alone]
-    assert all((a == b).all() for (_, a), (_, b) in zip(alone, together, strict=True))
+    alone, together = cut(batch, micro, 1), cut(batch, micro, workers)
+    assert all((a == b).all() for a, b in zip(alone, together, strict=True))
+    assert all(len(piece) == micro for piece in alone[:-1])
+
+
+@given(leaves=NUMBERS, workers=st.integers(1, 9))
+def test_each_worker_owns_one_subtree_of_the_same_tree(leaves: int, workers: int) -> None:
+    nodes: set[tuple[int, int]] = set()
+
+    def grow(start: int, end: int) -> None:
+        nodes.add((start, end))
+        if end - start > 1:
+            half = (start + end) // 2
+            grow(start, half)
+            grow(half, end)
+
+    grow(0, leaves)
+    ranges = subtrees(leaves, workers)
+    assert set(ranges) <= nodes
+    assert len(ranges) == min(workers, leaves)
 
 
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:

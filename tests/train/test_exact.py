@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,12 +15,15 @@ from torch import Tensor, nn
 from pipeline import registry
 from pipeline.data.batch import Batch
 from pipeline.data.columns import Field
+from pipeline.data.order import cut, owned
 from pipeline.errors import NonFiniteError
 from pipeline.losses.contract import build
 from pipeline.losses.objective import Objective
 from pipeline.losses.terms import Term
 from pipeline.train import reduce
+from pipeline.train.checkpoint import weights_sha256
 from pipeline.train.step import Losses, train_step
+from pipeline.train.tree import Ordered
 from tests.losses.cases import case
 from tests.processes import on_workers
 
@@ -52,29 +56,51 @@ class Outcome:
 
 
 def one_step(
-    objective: Objective, rows: Callable[[list[int]], Batch], rank: int, num: int
+    objective: Objective,
+    rows: Callable[[list[int]], Batch],
+    rank: int,
+    num: int,
+    clip_norm: float | None = None,
 ) -> Outcome:
-    shared = reduce.shared(objective, CPU)
     recorder = Recorder(objective.parameters(), lr=1.0)
     number = sum(len(parts) for parts in SPLITS[num][:rank])
     own = [(number + i, rows(part)) for i, part in enumerate(SPLITS[num][rank])]
     losses = train_step(
-        shared, objective, recorder, own, step=0, seed=0, clip_norm=None, device=CPU
-    )
+        objective, reduce.Overlapped(objective, CPU), recorder, own, sum(map(len, SPLITS[num])),
+        step=0, seed=0, clip_norm=clip_norm, device=CPU,
+    )  # fmt: skip
     return Outcome(losses, recorder.seen)
 
 
-def every_loss(rank: int, num: int) -> dict[str, list[Outcome]]:
-    found: dict[str, list[Outcome]] = {}
+def one_ordered_step(
+    objective: Objective, rows: Callable[[list[int]], Batch], rank: int, num: int
+) -> Outcome:
+    recorder = Recorder(objective.parameters(), lr=1.0)
+    pieces = SPLITS[1][0]
+    own = [(i, rows(pieces[i])) for i in owned(len(pieces), rank, num)]
+    losses = train_step(
+        objective, Ordered(objective), recorder, own, len(pieces),
+        step=0, seed=0, clip_norm=None, device=CPU,
+    )  # fmt: skip
+    return Outcome(losses, recorder.seen)
+
+
+def every_loss(rank: int, num: int) -> dict[str, list[list[Outcome]]]:
+    found: dict[str, list[list[Outcome]]] = {}
     for name in BUILT_IN:
         for seed in (1, 2, 3):
             made = case(name, seed, NUM_ROWS)
-            found.setdefault(name, []).append(one_step(made.objective(), made.rows, rank, num))
+            found.setdefault(name, []).append(
+                [
+                    one_step(made.objective(), made.rows, rank, num),
+                    one_ordered_step(made.objective(), made.rows, rank, num),
+                ]
+            )
     return found
 
 
 @cache
-def outcomes(num: int) -> list[dict[str, list[Outcome]]]:
+def outcomes(num: int) -> list[dict[str, list[list[Outcome]]]]:
     return [every_loss(0, 1)] if num == 1 else on_workers(num, every_loss)
 
 
@@ -88,11 +114,25 @@ def test_any_split_gives_the_gradient_and_loss_of_torchs_own_mean(name: str, num
         expected = made.oracle(reference.head(0), *arguments)
         expected.backward()  # type: ignore[no-untyped-call]
         for worker in outcomes(num):
-            got = worker[name][index]
-            assert got.losses.total == pytest.approx(float(expected.detach()), rel=EXACT, abs=EXACT)
-            for gradient, parameter in zip(got.gradients, reference.parameters(), strict=True):
-                wanted = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                torch.testing.assert_close(gradient, wanted, rtol=EXACT, atol=EXACT)
+            for got in worker[name][index]:
+                loss = float(expected.detach())
+                assert got.losses.total == pytest.approx(loss, rel=EXACT, abs=EXACT)
+                for gradient, parameter in zip(got.gradients, reference.parameters(), strict=True):
+                    grad = parameter.grad
+                    wanted = torch.zeros_like(parameter) if grad is None else grad
+                    torch.testing.assert_close(gradient, wanted, rtol=EXACT, atol=EXACT)
+
+
+@pytest.mark.parametrize("num", [2, 3, 5])
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_the_fixed_order_gives_the_same_bits_on_any_number_of_workers(name: str, num: int) -> None:
+    for index in range(3):
+        alone = outcomes(1)[0][name][index][1]
+        for worker in outcomes(num):
+            got = worker[name][index][1]
+            assert got.losses == alone.losses
+            for one, other in zip(got.gradients, alone.gradients, strict=True):
+                assert torch.equal(one, other)
 
 
 class TwoHeads(nn.Module):
@@ -201,25 +241,86 @@ def test_a_loss_that_is_not_finite_stops_every_worker_before_the_weights_move() 
         assert not any(bool(change.any()) for change in moved)
 
 
-def clipped(rank: int, num: int) -> tuple[float, list[Tensor]]:
+def clipped(rank: int, num: int) -> Outcome:
     objective, batch = two_terms()
-    recorder = Recorder(objective.parameters(), lr=1.0)
-    number = sum(len(parts) for parts in SPLITS[num][:rank])
-    own = [
-        (number + i, {k: v[part] for k, v in batch.items()})  # type: ignore[index]
-        for i, part in enumerate(SPLITS[num][rank])
-    ]
-    losses = train_step(
-        reduce.shared(objective, CPU), objective, recorder, own,
-        step=0, seed=0, clip_norm=0.01, device=CPU,
-    )  # fmt: skip
-    return losses.gradient_norm, recorder.seen
+    return one_step(objective, lambda rows: {k: v[rows] for k, v in batch.items()}, rank, num, 0.01)  # type: ignore[index]
 
 
 def test_clipping_sees_the_whole_gradient() -> None:
     alone = clipped(0, 1)
-    assert alone[0] > 0.01
-    for norm, gradients in on_workers(3, clipped):
-        assert norm == pytest.approx(alone[0], rel=EXACT)
-        for got, wanted in zip(gradients, alone[1], strict=True):
-            torch.testing.assert_close(got, wanted, rtol=EXACT, atol=EXACT)
+    assert alone.losses.gradient_norm > 0.01
+    for got in on_workers(3, clipped):
+        assert got.losses.gradient_norm == pytest.approx(alone.losses.gradient_norm, rel=EXACT)
+        for one, other in zip(got.gradients, alone.gradients, strict=True):
+            torch.testing.assert_close(one, other, rtol=EXACT, atol=EXACT)
+
+
+class Sensitive(nn.Module):
+    """Dropout, running statistics, and sums long enough for their order to show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(7)
+        self.layers = nn.Sequential(
+            nn.Linear(6, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Dropout(0.3), nn.Linear(64, 4)
+        )
+
+    def forward(self, batch: Batch) -> Tensor:
+        made: Tensor = self.layers(batch["features"])
+        return made
+
+
+def twenty_steps(
+    num_microbatches: int, ordered: bool, rank: int, num: int
+) -> tuple[str, list[Any]]:
+    """SHA-256 of the state and the losses of 20 Adam steps, clipped, with a ragged last part."""
+    label = Field("label", "category", "int64", True, vocabulary=(0, 1, 2, 3))
+    weight = [0.5, 2.0, 0.1, 3.0]
+    loss = build(registry.losses["cross_entropy"], {"class_weight": weight})
+    term = Term("classes", 1.0, loss, ("prediction",), (label,))
+    objective = Objective(Sensitive(), [term], {"prediction": 4})
+    gradients = Ordered(objective) if ordered else reduce.Overlapped(objective, CPU)
+    optimizer = torch.optim.Adam(objective.parameters(), lr=0.01)
+    generator = torch.Generator().manual_seed(3)
+    num_rows = 8 * num_microbatches - 3
+    losses = []
+    for step in range(20):
+        features = torch.randn(num_rows, 6, generator=generator)
+        labels = torch.randint(0, 4, (num_rows,), generator=generator)
+        pieces = cut(np.arange(num_rows), 8 if ordered else None, num)
+        own: list[Any] = [
+            (i, {"features": features[pieces[i]], "label": labels[pieces[i]]})
+            for i in owned(len(pieces), rank, num)
+        ]
+        losses.append(
+            train_step(
+                objective, gradients, optimizer, own, len(pieces),
+                step=step, seed=0, clip_norm=1.0, device=CPU,
+            )
+        )  # fmt: skip
+    return weights_sha256(objective.state_dict()), losses
+
+
+def all_runs(rank: int, num: int) -> list[tuple[str, list[Any]]]:
+    return [twenty_steps(m, True, rank, num) for m in (5, 8, 11)] + [
+        twenty_steps(8, False, rank, num)
+    ]
+
+
+@cache
+def trained_on(num: int) -> list[list[tuple[str, list[Any]]]]:
+    return on_workers(num, all_runs)  # with one worker too: threads are part of the bits
+
+
+@pytest.mark.parametrize("num", [2, 3, 4, 5])
+def test_weights_statistics_and_curve_have_the_same_bits_after_twenty_steps(num: int) -> None:
+    (alone,) = trained_on(1)
+    for got in trained_on(num):
+        assert got[:3] == alone[:3]
+
+
+def test_the_comparison_of_bits_can_see_another_order() -> None:
+    (alone,) = trained_on(1)
+    first, *others = trained_on(3)
+    assert first[3][0] != alone[3][0]
+    assert all(other[3] == first[3] for other in others), "workers agree with each other"
