@@ -91,7 +91,7 @@ def _report(result: Any, say: Callable[[str], None]) -> None:
     loss = "no items" if result.loss is None else f"{result.loss:.6g}"
     say(f"done  {result.steps} steps, loss {loss}")
     for name, value in result.metrics.items():
-        say(f"      validation {name} {value:.6g}")
+        say(f"      validation {name} {'no value' if value is None else format(value, '.6g')}")
     say(f"saved {result.storage}")
     say(f"mlflow run {result.run_id} in {result.tracking_uri}")
     if result.tracking_uri.startswith("sqlite:"):
@@ -110,7 +110,7 @@ def check(job: str, overrides: tuple[str, ...], imports: tuple[str, ...], as_jso
     checked, prepared, notices = launch.check(job, _overrides(overrides), imports)
     say = _say(as_json)
     kinds = {field.name: field.kind for field in prepared.fields if not field.is_target}
-    targets = [field.name for field in prepared.fields if field.is_target]
+    targets = [_target(field) for field in prepared.fields if field.is_target]
     say(f"ok    {checked.name}")
     say(f"rows  {prepared.num_rows:,} training, {prepared.num_validation_rows:,} validation")
     shown = ", ".join(f"{name} ({kind})" for name, kind in list(kinds.items())[:8])
@@ -128,6 +128,16 @@ def check(job: str, overrides: tuple[str, ...], imports: tuple[str, ...], as_jso
             "notices": [str(notice) for notice in notices],
         }
         click.echo(json.dumps(found))
+
+
+def _target(field: Any) -> str:
+    """A target column with its classes and how many training rows each has."""
+    if not field.counts:
+        return f"{field.name} ({field.kind})"
+    both = list(zip(field.vocabulary, field.counts, strict=True))
+    shown = ", ".join(f"{value} {count:,}" for value, count in both[:10])
+    positive = f"; {both[-1][0]} is positive" if len(both) == 2 else ""
+    return f"{field.name} ({shown}{', ...' if len(both) > 10 else ''}{positive})"
 
 
 @cli.command("list")

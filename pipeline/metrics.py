@@ -29,13 +29,15 @@ class Metric:
     """Sums over rows (float64 vector) of served prediction and truth, and their value.
 
     For `classes`: probabilities [N, C, ...] and class numbers, ignored ones left out before.
-    For `binary`: booleans, both. For `values`: numbers in the target's own unit.
+    For `binary`: booleans, both. For `values`: numbers [N, columns] in the target's own unit; the
+    built-in ones are the mean over the columns, as in scikit-learn.
     """
 
     tasks: tuple[Task, ...]
     sums: Callable[[Tensor, Tensor], Tensor]
     value: Callable[[Tensor], float]
-    higher_is_better: bool = True
+    centered: bool = False
+    """Amounts reach `sums` less their training mean, where large squares would cancel."""
 
 
 DEFAULTS: dict[Task, tuple[str, ...]] = {
@@ -64,7 +66,7 @@ def f1() -> Metric:
         right, predicted, actual = counts.reshape(3, -1)
         both = predicted + actual
         scores = torch.where(both > 0, 2 * right / both.clamp(min=1), 0.0)
-        return float(scores[both > 0].mean()) if (both > 0).any() else math.nan
+        return _mean(scores[both > 0])
 
     return Metric(("classes", "binary"), _confusion, value)
 
@@ -74,8 +76,8 @@ def precision() -> Metric:
     """Share of predicted positives that are positive; for many classes, the mean over them."""
 
     def value(counts: Tensor) -> float:
-        right, predicted, _ = counts.reshape(3, -1)
-        return float((right / predicted.clamp(min=1)).mean())
+        right, predicted, actual = counts.reshape(3, -1)
+        return _mean((right / predicted.clamp(min=1))[predicted + actual > 0])
 
     return Metric(("classes", "binary"), _confusion, value)
 
@@ -85,8 +87,8 @@ def recall() -> Metric:
     """Share of positives that are predicted so; for many classes, the mean over them."""
 
     def value(counts: Tensor) -> float:
-        right, _, actual = counts.reshape(3, -1)
-        return float((right / actual.clamp(min=1)).mean())
+        right, predicted, actual = counts.reshape(3, -1)
+        return _mean((right / actual.clamp(min=1))[predicted + actual > 0])
 
     return Metric(("classes", "binary"), _confusion, value)
 
@@ -96,18 +98,17 @@ def r2() -> Metric:
     """Share of the target's variance that is explained: 1 is perfect, 0 is the mean."""
 
     def sums(prediction: Tensor, truth: Tensor) -> Tensor:
-        prediction, truth = prediction.double(), truth.double()
-        number = torch.tensor(float(truth.numel()), dtype=torch.float64, device=truth.device)
-        return torch.stack(
-            [number, truth.sum(), (truth**2).sum(), ((prediction - truth) ** 2).sum()]
-        )
+        errors = (prediction - truth) ** 2
+        parts = torch.ones_like(truth), truth, truth**2, errors
+        return torch.stack([part.double().sum(0) for part in parts]).flatten()
 
     def value(s: Tensor) -> float:
-        number, total, squares, errors = s.tolist()
-        spread = squares - total**2 / number if number else 0.0
-        return 1 - errors / spread if spread > 0 else math.nan
+        number, total, squares, errors = s.reshape(4, -1)
+        spread = squares - total**2 / number
+        known = (number > 1) & (spread > 0)
+        return _mean(1 - errors / spread) if bool(known.all()) else math.nan
 
-    return Metric(("values",), sums, value)
+    return Metric(("values",), sums, value, centered=True)
 
 
 @register("rmse")
@@ -115,10 +116,14 @@ def rmse() -> Metric:
     """Root of the mean squared error, in the target's unit."""
 
     def sums(prediction: Tensor, truth: Tensor) -> Tensor:
-        errors = (prediction.double() - truth.double()) ** 2
-        return torch.stack([errors.sum(), torch.ones_like(errors).sum()])
+        errors = (prediction - truth) ** 2
+        return torch.stack([errors.sum(0), torch.ones_like(errors).sum(0)]).double().flatten()
 
-    return Metric(("values",), sums, lambda s: math.sqrt(_ratio(s[0], s[1])), False)
+    def value(s: Tensor) -> float:
+        errors, number = s.reshape(2, -1)
+        return _mean((errors / number).sqrt())
+
+    return Metric(("values",), sums, value)
 
 
 @register("mae")
@@ -126,10 +131,18 @@ def mae() -> Metric:
     """Mean absolute error, in the target's unit."""
 
     def sums(prediction: Tensor, truth: Tensor) -> Tensor:
-        errors = (prediction.double() - truth.double()).abs()
-        return torch.stack([errors.sum(), torch.ones_like(errors).sum()])
+        errors = (prediction - truth).abs()
+        return torch.stack([errors.sum(0), torch.ones_like(errors).sum(0)]).double().flatten()
 
-    return Metric(("values",), sums, lambda s: _ratio(s[0], s[1]), False)
+    def value(s: Tensor) -> float:
+        errors, number = s.reshape(2, -1)
+        return _mean(errors / number)
+
+    return Metric(("values",), sums, value)
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.mean()) if values.numel() else math.nan
 
 
 def _ratio(part: Tensor, whole: Tensor) -> float:

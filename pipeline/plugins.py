@@ -7,12 +7,16 @@ import importlib.metadata
 import importlib.util
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from pipeline.errors import UsageError
 
 GROUP = "pipeline.plugins"
+_seen: dict[str, float] = {}
+"""Imported modules and when their files were written."""
 
 
 def load(imports: list[str] | tuple[str, ...]) -> list[str]:
@@ -37,6 +41,10 @@ def _load(name: str) -> str:
         sys.path.insert(0, str(folder))
     try:
         loaded = importlib.import_module(module)
+        written = _written(loaded)
+        if _seen.setdefault(module, written) != written:  # edited since, in a notebook's process
+            importlib.reload(loaded)
+            _seen[module] = written
     except UsageError:
         raise
     except Exception as error:  # the user's module can fail in any way
@@ -48,11 +56,46 @@ def _load(name: str) -> str:
     return module
 
 
+def _written(module: ModuleType) -> float:
+    return Path(module.__file__).stat().st_mtime if module.__file__ else 0.0
+
+
+def homes(builds: list[Callable[..., Any]], imports: list[str]) -> list[str]:
+    """The modules to carry: those imported, and those that hold the given own components.
+
+    Raises UsageError for a component written in a script or notebook cell, which neither workers
+    nor the served model could import.
+    """
+    installed = {
+        point.module.partition(".")[0] for point in importlib.metadata.entry_points(group=GROUP)
+    }
+    found = list(imports)
+    for build in builds:
+        module = build.__module__
+        top = module.partition(".")[0]
+        if module == "__main__":
+            raise UsageError(
+                f"{build.__qualname__} is written in the script itself, where workers and the "
+                "served model cannot import it: put it in a file and pass imports=[that file]"
+            )
+        if top != "pipeline" and top not in installed and module not in found:
+            found.append(module)
+    return found
+
+
 def carry(modules: list[str], folder: Path) -> None:
-    """Copy the modules' source into `folder`, from where workers import them."""
-    for name in modules:
-        top = sys.modules[name.partition(".")[0]]
-        place = _source(top)
+    """Copy the modules' source into `folder`, from where workers import them.
+
+    What they import from their own folder goes with them.
+    """
+    places = {_source(sys.modules[name.partition(".")[0]]) for name in modules}
+    folders = {place.parent for place in places if "site-packages" not in place.parts}
+    for name, module in list(sys.modules.items()):
+        if "." not in name and getattr(module, "__file__", None) and name != "__main__":
+            place = _source(module)
+            if place.parent in folders:
+                places.add(place)
+    for place in sorted(places):
         folder.mkdir(parents=True, exist_ok=True)
         if place.is_dir():
             ignored = shutil.ignore_patterns("__pycache__", ".*")

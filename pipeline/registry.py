@@ -46,8 +46,8 @@ class Entry:
 
     @property
     def doc(self) -> str:
-        """First line of the entry's docstring."""
-        return (inspect.getdoc(self.build) or "").partition("\n")[0]
+        """First line of the entry's own docstring."""
+        return (self.build.__doc__ or "").strip().partition("\n")[0]
 
     @property
     def options(self) -> type[BaseModel]:
@@ -108,7 +108,9 @@ class Registry(Generic[E]):
 
 def nearest(name: str, known: Any) -> str:
     """`; did you mean 'x'?` for the closest known name, or nothing."""
-    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.6)
+    names = [str(k) for k in known]
+    plain = str(name).lower().removesuffix("loss").rstrip("_")  # MSELoss, mse_loss
+    close = [plain] if plain in names else difflib.get_close_matches(str(name), names, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -38,6 +39,16 @@ class Section(BaseModel):
         extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and kind is not bool:
+            raise PydanticCustomError(
+                "bool", "true and false are no {kind}", {"kind": "value here"}
+            )
+        return value
+
 
 class Choice(Section):
     """A registered component by name, with its options beside the name."""
@@ -66,7 +77,7 @@ class Choice(Section):
         if name not in known:
             raise PydanticCustomError(
                 "unknown_name",
-                "no {kind} {found}{nearest}. Known: {known}",
+                "no {kind} {found}{nearest}. Known: {known}; own ones need --import",
                 {
                     "kind": cls.registry.kind,
                     "found": repr(name),
@@ -206,6 +217,15 @@ class Data(Section):
                 raise PydanticCustomError("twice", "{items} twice", {"items": sorted(twice)})
         return value
 
+    @field_validator("validation", mode="before")
+    @classmethod
+    def _files_or_fraction(cls, value: Any) -> Any:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number and not 0 < value < 1:
+            text = "expected files, or a fraction of the training rows between 0 and 1; found {v}"
+            raise PydanticCustomError("fraction", text, {"v": value})
+        return value
+
     @model_validator(mode="after")
     def _apart(self) -> Data:
         both = sorted(set(self.inputs or []) & set(self.targets))
@@ -337,7 +357,7 @@ class JobSpec(Section):
     def labels(self) -> list[str]:
         """Name of each term's curve: its label, its loss's name, or loss and target."""
         names = [term.name for term in self.loss]
-        return [
+        made = [
             term.label
             or (
                 term.name
@@ -346,6 +366,7 @@ class JobSpec(Section):
             )
             for term in self.loss
         ]
+        return [re.sub(r"[^\w .:/-]", "_", label) for label in made]  # as MLflow's keys must be
 
     def dump(self) -> str:
         """YAML that loads back to an equal spec."""

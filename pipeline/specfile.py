@@ -73,7 +73,12 @@ def _parse(text: str, source: str) -> tuple[Any, Lines, list[Fault]]:
         if isinstance(node, yaml.SequenceNode):
             return [build(child, (*path, i)) for i, child in enumerate(node.value)]
         if not isinstance(node, yaml.MappingNode):
-            return loader.construct_object(node)
+            try:
+                return loader.construct_object(node)
+            except (ValueError, KeyError) as error:
+                problem = f"cannot be read as {node.tag.removeprefix(YAML_TAG)}: {error}"
+                faults.append(Fault(_dotted(path), problem, node.start_mark.line + 1))
+                return None
         mapping: dict[str, Any] = {}
         for key_node, child in node.value:
             key, line = str(key_node.value), key_node.start_mark.line + 1
@@ -107,7 +112,7 @@ def _override(tree: Any, path: str, value: Any) -> None:
     """Set `value` at the dotted `path`, making the mappings on the way."""
     *parents, last = path.split(".")
     for depth, key in enumerate(parents):
-        index: Any = int(key) if isinstance(tree, list) and key.isdigit() else key
+        index = _index(tree, key, path)
         try:
             child = tree[index]
         except (KeyError, IndexError, TypeError):
@@ -121,7 +126,17 @@ def _override(tree: Any, path: str, value: Any) -> None:
             child = {}
         tree[index] = child
         tree = child
-    tree[int(last) if isinstance(tree, list) and last.isdigit() else last] = value
+    tree[_index(tree, last, path)] = value
+
+
+def _index(tree: Any, key: str, path: str) -> Any:
+    """The key as it is in a mapping, as a number in a list. Raises SpecError outside of it."""
+    if not isinstance(tree, list):
+        return key
+    if not key.isdigit() or int(key) >= len(tree):
+        problem = f"{key!r} is no place in a list of {len(tree)}: they are numbered from 0"
+        raise SpecError(f"--set {path}", [Fault(path, problem)])
+    return int(key)
 
 
 def _faults(
@@ -146,7 +161,9 @@ def _faults(
         if own_path := re.match(r"^((?:loss|training)\.[\w.]+): (.*)", problem):
             dotted, problem = own_path.groups()
             path = tuple(int(k) if k.isdigit() else k for k in dotted.split("."))
-        override = next((texts[k] for k in texts if _overlap(dotted, k)), "")
+        override = texts.get(
+            max((k for k in texts if _overlap(dotted, k)), key=len, default=""), ""
+        )
         if override:
             advice = f"{advice + '; ' if advice else ''}from --set {override}"
         fault = Fault(dotted, problem, None if override else _line(path, lines), advice)
@@ -158,7 +175,7 @@ def _faults(
 
 _OWN_ERRORS = {
     "unknown_name", "choice", "twice", "empty", "leak", "labels", "microbatch", "unknown_target",
-    "reserved",
+    "reserved", "fraction", "bool",
 }  # fmt: skip
 
 
@@ -174,7 +191,8 @@ def _spec_path(loc: tuple[Any, ...], tree: Any) -> tuple[Any, ...]:
     for key in loc:
         if key == "options" and path and path[0] in ("loss", "model", "optimizer", "schedule"):
             continue
-        if isinstance(key, str) and ("[" in key or key in ("str", "float", "int", "bool")):
+        branch = isinstance(key, str) and re.match(r"(str|float|int|bool)$|\w+[\[-]", key)
+        if branch and _at(tree, (*path, key)) is None:
             continue  # the branch of a union
         if path == ["loss"] and isinstance(key, int) and not isinstance(_at(tree, path), list):
             continue  # a single loss is a list of one
@@ -241,7 +259,7 @@ def load(
     lines: Lines = {}
     faults: list[Fault] = []
     if isinstance(source, Mapping):
-        name, tree = "job spec", json.loads(json.dumps(source))
+        name, tree = "job spec", json.loads(json.dumps(source, default=str))
     else:
         name = str(source)
         try:

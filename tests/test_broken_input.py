@@ -70,6 +70,16 @@ SPECS: dict[str, tuple[Changes, list[str]]] = {
         {"model.outputs": {"prediction": {"activation": "sigmod"}}},
         ["model.outputs.prediction.activation", "'sigmod'"],
     ),
+    "true as a number": ({"training.epochs": True}, ["training.epochs", "true and false"]),
+    "half of the weights by label": (
+        {"loss": {"name": "cross_entropy", "class_weight": {"red": 2}}, "data.target": "color"},
+        ["cross_entropy", "class_weight", "red", "blue, green, red"],
+    ),
+    "an ignored number among texts": (
+        {"loss": {"name": "cross_entropy", "ignore_index": 1}, "data.target": "color"},
+        ["cross_entropy", "ignore_index 1", "'color'"],
+    ),
+    "more workers than a machine can hold": ({"workers.num": 64}, ["workers", "64", "cores"]),
     # ---- known once the data is seen
     "a file that is not there": ({"data.train": "nowhere.csv"}, ["data.train", "nowhere.csv"]),
     "a glob that matches nothing": ({"data.train": "*.parquet"}, ["data.train", "*.parquet"]),
@@ -173,6 +183,16 @@ DATA: dict[str, tuple[Changes, str, list[str]]] = {
         {}, rows().replace("2.5,3,", "inf,3,"), ["data.inputs", "'a'", "row 2"]),
     "a target that is not a number": (
         {}, rows().replace(",5.25", ",nan"), ["data.target", "'y'", "row 2"]),
+    "a missing text": (
+        {"data.inputs": ["a", "color"]}, rows().replace("blue,2", ",2", 1),
+        ["data.inputs", "'color'", "1 missing", "row 2"]),
+    "several bad columns at once": (
+        {"data.validation": None}, "a,b,y\n2024-01-01,,2\n2024-01-02,2,\n",
+        ["'a'", "date", "'b'", "1 missing", "'y'"]),
+    "a file with semicolons": ({}, "a;b;y\n1;2;3\n", ["'a'", "commas", "';'"]),
+    "numbers that floats cannot tell apart": (
+        {"data.validation": None}, "a,b,y\n9007199254740993,1,2\n9007199254740995,2,3\n",
+        ["'a'", "2^53", "data.categorical"]),
     "a column of dates": (
         {"data.validation": None}, "a,b,y\n2024-01-01,1,2\n2024-01-02,2,3\n",
         ["data.inputs", "'a'", "date"]),
@@ -267,6 +287,8 @@ def test_struct_columns_are_refused_with_what_is_read(
         (["check", "{job}", "--set", "training.epochs=many"], "--set training.epochs=many"),
         (["check", "{job}", "--import", "nowhere.py"], "nowhere.py"),
         (["check", "{job}", "--import", "no_such_module"], "no_such_module"),
+        (["check", "{job}", "--set", "loss.3.weight=2"], "loss"),
+        (["check", "{job}", "--set", "name=!!bool maybe"], "bool"),
         (["list", "loses"], "losses"),
         (["sync", "."], "not the folder of a run"),
     ],

@@ -40,6 +40,11 @@ CASES: list[tuple[str, Any, Any, float]] = [
 ]
 
 
+def as_tensor(values: Any) -> torch.Tensor:
+    made = torch.from_numpy(values)
+    return made[:, None] if made.dim() == 1 and made.is_floating_point() else made
+
+
 @pytest.mark.parametrize(("name", "said", "true", "expected"), CASES)
 def test_a_metric_is_scikit_learns_in_any_number_of_parts(
     name: str, said: Any, true: Any, expected: float
@@ -47,11 +52,11 @@ def test_a_metric_is_scikit_learns_in_any_number_of_parts(
     metric: Metric = registry.metrics[name].build()
     for cuts in ([], [7], [1, 2, 30]):
         parts = zip(np.split(said, cuts), np.split(true, cuts), strict=True)
-        sums = [metric.sums(torch.from_numpy(p), torch.from_numpy(t)) for p, t in parts]
+        sums = [metric.sums(as_tensor(p), as_tensor(t)) for p, t in parts]
         assert metric.value(torch.stack(sums).sum(0)) == pytest.approx(expected, rel=1e-12)
 
 
-def evaluated(name: str, rank: int, num: int) -> dict[str, float]:
+def evaluated(name: str, rank: int, num: int) -> dict[str, float | None]:
     spec = load(JOBS / f"{name}.yaml", {"metrics": METRICS[name]})
     job = prepared(spec, JOBS)
     bound = objective(spec, job.fields, trial_batch(job)).double()

@@ -1,14 +1,64 @@
-"""Arrow columns as plain arrays, and the values that no column may hold."""
+"""Arrow columns: what they become, as plain arrays, and the values that none may hold."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import DataError
+
+Kind = Literal[
+    "number",  # float [N]
+    "category",  # int64 [N] codes of a vocabulary
+    "tensor",  # float [N, *shape]
+    "labels",  # int64 [N, *shape] class numbers
+    "tokens",  # ragged int64
+    "series",  # ragged float
+]
+
+
+def kind_of(kind: pa.DataType, where: str) -> tuple[Kind, tuple[int, ...]]:
+    """What a column of this type becomes, and the shape of a tensor's rows.
+
+    Raises DataError for types that nothing is made of.
+    """
+    types = pa.types
+    if isinstance(kind, pa.FixedShapeTensorType):
+        return "tensor", tuple(kind.shape)
+    if isinstance(kind, pa.BaseExtensionType):
+        return kind_of(kind.storage_type, where)
+    if types.is_fixed_size_list(kind):
+        shape: tuple[int, ...] = ()
+        while types.is_fixed_size_list(kind):
+            shape, kind = (*shape, kind.list_size), kind.value_type
+        if not (types.is_floating(kind) or types.is_integer(kind)):
+            raise DataError(f"{where} holds fixed-size lists of {kind}: expected numbers")
+        return "tensor", shape
+    if types.is_list(kind) or types.is_large_list(kind):
+        inner = kind.value_type
+        if types.is_floating(inner):
+            return "series", ()
+        if types.is_integer(inner) or types.is_string(inner) or types.is_large_string(inner):
+            return "tokens", ()
+        raise DataError(f"{where} holds lists of {inner}: expected numbers or text")
+    if types.is_floating(kind) or types.is_integer(kind) or types.is_decimal(kind):
+        return "number", ()
+    if types.is_dictionary(kind):
+        kind_of(kind.value_type, where)
+        return "category", ()
+    if types.is_boolean(kind):
+        return "category", ()
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+        return "category", ()
+    if types.is_temporal(kind):
+        raise DataError(
+            f"{where} is {kind}: dates and times are no inputs as they are; "
+            "make numbers of them first, such as days since a date, month, hour"
+        )
+    raise DataError(f"{where} is {kind}: expected numbers, text, booleans or lists of them")
 
 
 def plain(column: Any) -> Any:

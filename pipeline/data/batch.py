@@ -48,6 +48,16 @@ def num_rows(batch: Batch) -> int:
     return len(next(iter(batch.values())))
 
 
+def select(batch: Batch, rows: Tensor) -> Batch:
+    """The given rows, lists padded as they are."""
+    return {
+        name: Ragged(column.values[rows], column.lengths[rows])
+        if isinstance(column, Ragged)
+        else column[rows]
+        for name, column in batch.items()
+    }
+
+
 def moved(batch: Batch, device: torch.device) -> Batch:
     """The batch on `device`."""
     return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from pipeline.data.arrow import flat, plain, refuse_missing
+from pipeline.data.arrow import Kind, flat, kind_of, plain, refuse_missing
 from pipeline.data.batch import Batch, Ragged
 from pipeline.data.order import Rows
 from pipeline.errors import DataError
@@ -19,6 +19,8 @@ from pipeline.registry import nearest
 from pipeline.spec import Data
 
 LARGEST_VOCABULARY = 100_000
+IGNORED = -100
+"""Encoded class number of an item that is left out: no class can have it."""
 UNKNOWN = 0
 """Code of an input category that no training row has; known ones count from 1."""
 
@@ -28,8 +30,7 @@ class Field:
     """One column: how its raw values become tensors, fitted on the training rows."""
 
     name: str
-    kind: Literal["number", "category", "tensor", "tokens", "series"]
-    """float [N]; int64 [N] codes; float [N, *shape]; ragged int64; ragged float."""
+    kind: Kind
     arrow_type: str
     is_target: bool = False
     mean: float = 0.0
@@ -40,14 +41,16 @@ class Field:
     """Training rows of each vocabulary entry, for targets."""
     shape: tuple[int, ...] = ()
     num_tokens: int = 0
-    """Tokens or classes, counted from 0, of lists and tensors."""
+    """Tokens or class numbers, counted from 0, of lists and tensors of labels."""
     ignored: int | None = None
-    """A class number that marks items to leave out; it is no class."""
+    """A raw class number that marks items to leave out; encoded as IGNORED, it is no class."""
+    center: float = 0.0
+    """Mean of the training rows in the column's own unit, whether it is scaled by it or not."""
 
     @property
     def num_codes(self) -> int:
         """How many codes a category or token can have, unknown included."""
-        if self.kind in ("tokens", "tensor"):
+        if self.kind in ("tokens", "labels"):
             return self.num_tokens
         return len(self.vocabulary or ()) + (0 if self.is_target else 1)
 
@@ -101,84 +104,94 @@ def gather(columns: Columns, rows: Rows | Tensor) -> Batch:
     }
 
 
-def fit(
-    data: Data, inputs: list[str], train: pa.Table, class_targets: dict[str, int | None]
-) -> list[Field]:
-    """Fields of all inputs and targets, from the training rows only.
+@dataclass(frozen=True)
+class Reading:
+    """How the losses read a target column."""
 
-    `class_targets` are the targets that a loss reads as class numbers, each with the number that
-    marks items to leave out.
-    """
-    fields = [
-        _fit(train, name, name in data.categorical, False, data.scale == "standard")
-        for name in inputs
-    ]
+    as_classes: bool = False
+    as_amounts: bool = True
+    """Only amounts are scaled."""
+    ignored: int | None = None
+
+
+def fit(
+    data: Data, inputs: list[str], train: pa.Table, readings: dict[str, Reading]
+) -> list[Field]:
+    """Fields of all inputs and targets, from the training rows only."""
+    as_input = Reading(as_amounts=data.scale == "standard")
+    fields = []
+    for name in inputs:
+        reading = replace(as_input, as_classes=name in data.categorical)
+        fields.append(_fit(train, name, reading, is_target=False))
     for name in data.targets:
+        reading = readings.get(name, Reading())
+        scaled = reading.as_amounts and data.target_scale == "standard"
         stored = data.shift.get(name, name)
-        is_class, ignored = name in class_targets, class_targets.get(name)
-        field = _fit(train, stored, is_class, True, data.target_scale == "standard", ignored)
+        field = _fit(train, stored, replace(reading, as_amounts=scaled), is_target=True)
         fields.append(replace(field, name=name))
     return fields
 
 
-def _fit(
-    table: pa.Table,
-    name: str,
-    is_category: bool,
-    is_target: bool,
-    scale: bool,
-    ignored: int | None = None,
-) -> Field:
-    column, role = table[name], "data.target" if is_target else "data.inputs"
-    where = f"{role}: column {name!r}"
-    kind, shape = _kind(column.type, where)
-    if is_category and kind == "number":
+def _fit(table: pa.Table, name: str, reading: Reading, is_target: bool) -> Field:
+    column, where = table[name], f"{'data.target' if is_target else 'data.inputs'}: column {name!r}"
+    kind, shape = kind_of(column.type, where)
+    is_class = reading.as_classes
+    if is_class and not is_target and kind not in ("number", "category"):
+        raise DataError(f"{where} is {column.type}: only single values can be categorical")
+    if is_class and kind == "number":
         kind = "category"
-    base: dict[str, Any] = {
-        "arrow_type": str(column.type), "is_target": is_target, "ignored": ignored
-    }  # fmt: skip
+    if is_class and kind == "tensor":
+        kind = "labels"
+    ignored = reading.ignored if is_target and is_class else None
+    field = Field(name, kind, str(column.type), is_target, shape=shape, ignored=ignored)
     if kind == "category":
-        values = plain(column)
-        if pa.types.is_floating(values.type) or pa.types.is_decimal(values.type):
-            raise DataError(
-                f"{where} is {values.type}, but is read as classes: "
-                "store it as whole numbers or text"
-            )
-        counted = sorted(
-            (
-                (item["values"], item["counts"])
-                for item in pc.value_counts(values).to_pylist()
-                if item["values"] != ignored
-            ),
-            key=lambda pair: pair[0],
-        )
-        if len(counted) > LARGEST_VOCABULARY:
-            raise DataError(
-                f"{role}: column {name!r} has {len(counted)} distinct values, "
-                f"more than {LARGEST_VOCABULARY}: not a category"
-            )
-        counts = tuple(count for _, count in counted) if is_target else None
-        vocabulary = tuple(value for value, _ in counted)
-        return Field(name, "category", **base, vocabulary=vocabulary, counts=counts)
-    if kind == "tokens":
-        values = flat(column)[0]
-        if pa.types.is_integer(values.type):
-            return Field(name, "tokens", **base, num_tokens=_num_classes(values, ignored, where))
-        distinct = tuple(sorted(pc.unique(values).to_pylist()))
-        return Field(
-            name, "tokens", **base, vocabulary=distinct,
-            num_tokens=len(distinct) + (0 if is_target else 1),
-        )  # fmt: skip
+        return _with_vocabulary(field, plain(column), where)
+    if kind == "tokens" and not pa.types.is_integer(flat(column)[0].type):
+        distinct = tuple(sorted(pc.unique(flat(column)[0]).to_pylist()))
+        unknown = 0 if is_target else 1
+        return replace(field, vocabulary=distinct, num_tokens=len(distinct) + unknown)
+    if kind in ("tokens", "labels"):
+        return replace(field, num_tokens=_num_classes(flat(column)[0], ignored, where))
     numbers = _numbers(column, where)
-    if is_category and kind == "tensor":
-        classes = _num_classes(flat(column)[0], ignored, where)
-        return Field(name, "tensor", **base, shape=shape, num_tokens=classes)
-    mean, deviation = 0.0, 1.0
-    if scale and len(numbers):
-        mean, deviation = float(numbers.mean()), float(numbers.std())
-        if deviation < 1e-12 * max(1.0, abs(mean)):
-            deviation = 1.0  # a constant column becomes 0
-    return Field(name, kind, **base, mean=mean, deviation=deviation, shape=shape)
+    if not len(numbers):
+        return field
+    center, deviation = float(numbers.mean()), float(numbers.std())
+    if not np.isfinite(deviation):
+        raise DataError(f"{where} holds numbers too large to scale, up to {abs(numbers).max():g}")
+    if deviation <= 1e-12 * abs(numbers).max():
+        deviation = 1.0  # a constant column becomes 0
+    if reading.as_amounts:
+        return replace(field, mean=center, deviation=deviation, center=center)
+    return replace(field, center=center)
+
+
+def _with_vocabulary(field: Field, values: Any, where: str) -> Field:
+    """The field with its distinct values in sorted order, and for targets their counts."""
+    if not (pa.types.is_integer(values.type) or _is_named(values.type)):
+        raise DataError(
+            f"{where} is {values.type}, but is read as classes: store it as whole numbers or text"
+        )
+    counted = sorted(
+        (
+            (item["values"], item["counts"])
+            for item in pc.value_counts(values).to_pylist()
+            if field.ignored is None or item["values"] != field.ignored
+        ),
+        key=lambda pair: pair[0],
+    )
+    if len(counted) > LARGEST_VOCABULARY:
+        raise DataError(
+            f"{where} has {len(counted)} distinct values, "
+            f"more than {LARGEST_VOCABULARY}: not a category"
+        )
+    counts = tuple(count for _, count in counted) if field.is_target else None
+    return replace(field, vocabulary=tuple(value for value, _ in counted), counts=counts)
+
+
+def _is_named(kind: pa.DataType) -> bool:
+    types = pa.types
+    tests = (types.is_boolean, types.is_string, types.is_large_string, types.is_string_view)
+    return any(test(kind) for test in tests)
 
 
 def _num_classes(values: Any, ignored: int | None, where: str) -> int:
@@ -190,42 +203,6 @@ def _num_classes(values: Any, ignored: int | None, where: str) -> int:
     return int(kept.max()) + 1 if len(kept) else 1
 
 
-def _kind(
-    kind: pa.DataType, where: str
-) -> tuple[Literal["number", "category", "tensor", "tokens", "series"], tuple[int, ...]]:
-    types = pa.types
-    if isinstance(kind, pa.FixedShapeTensorType):
-        return "tensor", tuple(kind.shape)
-    if isinstance(kind, pa.BaseExtensionType):
-        return _kind(kind.storage_type, where)
-    if types.is_fixed_size_list(kind):
-        shape: tuple[int, ...] = ()
-        while types.is_fixed_size_list(kind):
-            shape, kind = (*shape, kind.list_size), kind.value_type
-        if not (types.is_floating(kind) or types.is_integer(kind)):
-            raise DataError(f"{where} holds fixed-size lists of {kind}: expected numbers")
-        return "tensor", shape
-    if types.is_list(kind) or types.is_large_list(kind):
-        inner = kind.value_type
-        if types.is_floating(inner):
-            return "series", ()
-        if types.is_integer(inner) or types.is_string(inner) or types.is_large_string(inner):
-            return "tokens", ()
-        raise DataError(f"{where} holds lists of {inner}: expected numbers or text")
-    if types.is_floating(kind) or types.is_integer(kind) or types.is_decimal(kind):
-        return "number", ()
-    if types.is_boolean(kind) or types.is_dictionary(kind):
-        return "category", ()
-    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
-        return "category", ()
-    if types.is_temporal(kind):
-        raise DataError(
-            f"{where} is {kind}: dates and times are no inputs as they are; "
-            "make numbers of them first, such as days since a date, month, hour"
-        )
-    raise DataError(f"{where} is {kind}: expected numbers, text, booleans or lists of them")
-
-
 def _numbers(column: Any, where: str) -> np.ndarray[Any, Any]:
     values = flat(column)[0]
     if not (
@@ -235,8 +212,13 @@ def _numbers(column: Any, where: str) -> np.ndarray[Any, Any]:
         or pa.types.is_boolean(values.type)
     ):
         raise DataError(f"{where} is {values.type}, expected numbers")
-    numbers = values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-    return np.asarray(numbers)
+    numbers = np.asarray(values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
+    if pa.types.is_integer(values.type) and len(numbers) and abs(numbers).max() > 2**53:
+        raise DataError(
+            f"{where} holds whole numbers beyond 2^53, which floats cannot tell apart; "
+            "if they are names, list the column in data.categorical"
+        )
+    return numbers
 
 
 def encode(fields: list[Field], table: pa.Table, shift: dict[str, str] | None = None) -> Columns:
@@ -255,15 +237,14 @@ def _encode(field: Field, table: pa.Table, shift: dict[str, str]) -> Tensor | Li
     values, offsets = flat(column)
     if field.kind == "tokens":
         if field.vocabulary is None:
-            codes = values.to_numpy(zero_copy_only=False).astype(np.int64)
-            _refuse_unseen(field, codes, where)
+            codes = _class_numbers(field, values, where)
         else:
             codes = _codes(field, values, where)
         lists = Lists(torch.from_numpy(codes.copy()), torch.from_numpy(offsets))
         return _next_items(lists) if field.name in shift else lists
+    if field.kind == "labels":
+        return torch.from_numpy(_class_numbers(field, values, where)).reshape(-1, *field.shape)
     numbers = (_numbers(column, where) - field.mean) / field.deviation
-    if field.num_tokens:
-        _refuse_unseen(field, numbers, where)
     tensor = torch.from_numpy(numbers.astype(np.float32))
     if field.kind == "series":
         return Lists(tensor, torch.from_numpy(offsets))
@@ -272,16 +253,17 @@ def _encode(field: Field, table: pa.Table, shift: dict[str, str]) -> Tensor | Li
     return tensor.reshape(len(column), *field.shape)
 
 
-def _refuse_unseen(field: Field, codes: np.ndarray[Any, Any], where: str) -> None:
-    """Class numbers and tokens must be among those of the training rows."""
-    outside = (codes < 0) | (codes >= field.num_tokens)
-    if field.ignored is not None:
-        outside &= codes != field.ignored
+def _class_numbers(field: Field, values: Any, where: str) -> np.ndarray[Any, Any]:
+    """Tokens and class numbers as they are, the ignored one as IGNORED; all seen in training."""
+    codes = values.to_numpy(zero_copy_only=False).astype(np.int64)
+    left_out = codes == field.ignored if field.ignored is not None else np.zeros(len(codes), bool)
+    outside = ~left_out & ((codes < 0) | (codes >= field.num_tokens))
     if outside.any():
         raise DataError(
-            f"{where}: {codes[outside][0]:g} is outside 0..{field.num_tokens - 1}, "
+            f"{where}: {codes[outside][0]} is outside 0..{field.num_tokens - 1}, "
             "the range of the training rows"
         )
+    return np.where(left_out, IGNORED, codes)
 
 
 def _codes(field: Field, values: Any, where: str) -> np.ndarray[Any, Any]:
@@ -294,13 +276,13 @@ def _codes(field: Field, values: Any, where: str) -> np.ndarray[Any, Any]:
     if field.is_target:
         if field.ignored is not None and pa.types.is_integer(values.type):
             left_out = pc.equal(values, field.ignored)
-            found = pc.if_else(left_out, pa.scalar(field.ignored, pa.int32()), found)
+            found = pc.if_else(left_out, pa.scalar(IGNORED, pa.int32()), found)
         unseen = np.flatnonzero(pc.is_null(found).to_numpy(zero_copy_only=False))
         if len(unseen):
             value = values[int(unseen[0])].as_py()
             raise DataError(
                 f"{where}: {value!r} in row {unseen[0]} is in no training row"
-                f"{nearest(value, field.vocabulary or ())}"
+                f"{nearest(value, field.vocabulary or ()) if isinstance(value, str) else ''}"
             )
         return np.asarray(found.to_numpy(zero_copy_only=False).astype(np.int64))
     return np.asarray(pc.fill_null(pc.add(found, 1), UNKNOWN).to_numpy().astype(np.int64))

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as pacsv
 import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 
-from pipeline.data.arrow import refuse_missing
+from pipeline.data.arrow import kind_of, refuse_missing
 from pipeline.errors import DataError
 from pipeline.registry import nearest
 from pipeline.spec import Data
@@ -23,6 +25,8 @@ FORMATS = {
     ".arrow": "ipc", ".ipc": "ipc", ".feather": "feather",
     ".csv": "csv",
 }  # fmt: skip
+# an empty cell of a text column is a missing value, as it is in every other column
+READERS = {"csv": ds.CsvFileFormat(convert_options=pacsv.ConvertOptions(strings_can_be_null=True))}
 
 
 @dataclass(frozen=True)
@@ -42,14 +46,10 @@ def read(data: Data, base: Path) -> Source:
     Raises DataError naming the key, the file and the column.
     """
     train, inputs = _table(data, "data.train", data.train, base, None)
-    if train.num_rows == 0:
-        raise DataError(f"data.train: no rows in {data.train}")
     if isinstance(data.validation, float):
         train, validation = _split(train, data.validation, data.split_seed)
     elif data.validation is not None:
         validation, _ = _table(data, "data.validation", data.validation, base, train.schema)
-        if validation.num_rows == 0:
-            raise DataError(f"data.validation: no rows in {data.validation}")
     else:
         validation = None
     return Source(train, validation, inputs, fingerprint(train, validation))
@@ -83,15 +83,19 @@ def _table(
         wanted.setdefault(column, "data.inputs")
     for column in stored_targets:
         wanted.setdefault(column, "data.target")
+    if not inputs:
+        raise DataError(f"data.inputs: {shown} has no column besides the target")
     for new, column in data.shift.items():
         if new not in data.targets:
             raise DataError(f"data.shift.{new}: is not named in data.target")
+        if new in columns:
+            raise DataError(f"data.shift.{new}: is a column of {shown}; give the target a new name")
         wanted.setdefault(column, f"data.shift.{new}")
     for column, at in wanted.items():
         if column not in columns:
             raise DataError(
                 f"{at}: no column {column!r} in {shown}{nearest(column, columns)}; "
-                f"columns: {', '.join(columns[:50])}"
+                f"columns: {', '.join(columns[:50])}{_delimiter(columns)}"
             )
         if columns.count(column) > 1:
             raise DataError(f"{at}: column {column!r} stands twice in {shown}")
@@ -104,9 +108,9 @@ def _table(
         table = dataset.to_table(columns=list(wanted))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{key}: {shown} cannot be read: {_plainly(error, names)}") from None
-    for column, at in wanted.items():
-        of = "" if like is None else f" of {key}"
-        refuse_missing(table[column], f"{at}: column {column!r}{of}")
+    if table.num_rows == 0:
+        raise DataError(f"{key}: no rows in {shown}")
+    _refuse_unreadable(table, wanted, "" if like is None else f" of {key}")
     if like is not None:
         for column in table.schema:
             if column.type != like.field(column.name).type:
@@ -115,6 +119,27 @@ def _table(
                     f"in data.train it is {like.field(column.name).type}"
                 )
     return table, inputs
+
+
+def _delimiter(columns: list[str]) -> str:
+    odd = next((c for c in ";\t|" if len(columns) == 1 and c in columns[0]), None)
+    return (
+        f"\n  one column only: CSV files are read with commas, this one has {odd!r}" if odd else ""
+    )
+
+
+def _refuse_unreadable(table: pa.Table, wanted: dict[str, str], of: str) -> None:
+    """Raise DataError with every column whose type or values nothing can be made of."""
+    faults = []
+    for column, at in wanted.items():
+        where = f"{at}: column {column!r}{of}"
+        try:
+            kind_of(table[column].type, where)
+            refuse_missing(table[column], where)
+        except DataError as fault:
+            faults.append(str(fault))
+    if faults:
+        raise DataError("\n  ".join(faults))
 
 
 def _is_index(column: str) -> bool:
@@ -148,17 +173,19 @@ def _difference(one: pa.Schema, other: pa.Schema) -> str:
 
 def _open_one(key: str, name: str, base: Path) -> ds.Dataset:
     shown = without_secrets(name)
+    if not name.strip():
+        raise DataError(f"{key}: an empty path")
     try:
         if "://" in name:
             filesystem, path = pafs.FileSystem.from_uri(name)
             paths = _files(filesystem, path)
         else:
             filesystem = pafs.LocalFileSystem()
-            pattern = str(base / Path(name).expanduser())
-            found = (
-                sorted(glob.glob(pattern, recursive=True)) if glob.has_magic(name) else [pattern]
-            )
-            paths = [file for path in found for file in _files(filesystem, path)]
+            pattern = str(Path(glob.escape(str(base))) / Path(name).expanduser())
+            is_glob = glob.has_magic(name)
+            found = sorted(glob.glob(pattern, recursive=True)) if is_glob else [str(base / name)]
+            inside = [file for path in found for file in _files(filesystem, path)]
+            paths = list({os.path.realpath(file): file for file in inside}.values())  # links
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{key}: {shown} cannot be opened: {_plainly(error, name)}") from None
     if not paths:
@@ -170,7 +197,7 @@ def _open_one(key: str, name: str, base: Path) -> ds.Dataset:
         raise DataError(
             f"{key}: expected files of one format ({', '.join(sorted(FORMATS))}), found {odd}"
         )
-    (kind,) = formats
+    kind = str(formats.pop())
     try:
         schemas = {path: _schema(path, filesystem, kind) for path in paths}
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -184,11 +211,11 @@ def _open_one(key: str, name: str, base: Path) -> ds.Dataset:
                 f"{key}: {path} and {paths[0]} have different columns or types:\n"
                 + _difference(schema, first)
             )
-    return ds.dataset(paths, filesystem=filesystem, format=kind)
+    return ds.dataset(paths, filesystem=filesystem, format=READERS.get(kind, kind))
 
 
-def _schema(path: str, filesystem: Any, kind: str | None) -> pa.Schema:
-    return ds.dataset(path, filesystem=filesystem, format=kind).schema
+def _schema(path: str, filesystem: Any, kind: str) -> pa.Schema:
+    return ds.dataset(path, filesystem=filesystem, format=READERS.get(kind, kind)).schema
 
 
 def _files(filesystem: Any, path: str) -> list[str]:

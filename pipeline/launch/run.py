@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import plugins
+from pipeline import plugins, registry
 from pipeline.errors import RecordError, RunError, UsageError
 from pipeline.spec import JobSpec
 from pipeline.specfile import load
@@ -34,7 +34,7 @@ class Result:
     steps: int
     loss: float | None
     """Loss of the last step."""
-    metrics: dict[str, float]
+    metrics: dict[str, float | None]
     """Last values of the validation rows: `loss` and each metric."""
     curve_sha256: str
     weights_sha256: str
@@ -76,13 +76,14 @@ def check(
     """
     plugins.load(list(imports))
     spec = load(path, overrides)
+    from pipeline.losses.terms import bind
     from pipeline.train import job as jobs
     from pipeline.train.evaluate import chosen
 
     with _threads(1):  # faster for a small batch
         made = jobs.prepared(spec, base_of(path))
         notices = jobs.check(made)
-        chosen(jobs.objective(spec, made.fields).terms, spec.metrics)
+        chosen(bind(spec, made.fields), spec.metrics)
     return spec, made, notices
 
 
@@ -122,9 +123,9 @@ def run(
     spec, job, notices = check(path, overrides, imports)
     for notice in notices:
         tell(f"note  {notice}")
+    modules = plugins.homes(_components(spec), plugins.load(list(imports)))
     storage = storage_of(spec)
     folder = _new_folder(storage, spec.name)
-    modules = plugins.load(list(imports))
     plugins.carry(modules, folder / "imports")
 
     from pipeline.launch.cluster import fit, in_process
@@ -140,6 +141,7 @@ def run(
         "folder": str(folder),
         "storage": str(storage / ".ray"),
         "imports": modules,
+        "fingerprint": job.fingerprint,
     }
     if in_process(spec):
         config["job"] = job
@@ -157,11 +159,19 @@ def run(
         state = "killed"
         raise
     finally:
-        delivery.end(folder, state)
-        recorded = delivery.wait(delivering, folder, tell)
+        recorded = delivery.end(delivering, folder, state, tell)
         if state != "finished" and recorded.get("run_id"):
             tell(f"mlflow run {recorded['run_id']} ({state}) in {recorded['tracking_uri']}")
     return _result(folder, recorded, started)
+
+
+def _components(spec: JobSpec) -> list[Callable[..., Any]]:
+    """What the spec names in the registries."""
+    named = [(registry.losses, term.name) for term in spec.loss]
+    named += [(registry.models, spec.model.name), (registry.optimizers, spec.optimizer.name)]
+    named += [(registry.schedules, spec.schedule.name)]
+    named += [(registry.metrics, name) for name in spec.metrics or []]
+    return [kind[name].build for kind, name in named]
 
 
 def storage_of(spec: JobSpec) -> Path:

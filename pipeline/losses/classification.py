@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 else:
     torch, F, nn = lazy("torch"), lazy("torch.nn.functional"), lazy("torch.nn")
 
-ClassWeight = list[Annotated[float, Field(ge=0)]] | Literal["balanced"] | None
-"""One factor per class in the order of the sorted labels; `balanced`: rows / (classes * count)."""
+Factor = Annotated[float, Field(ge=0)]
+ClassWeight = list[Factor] | dict[str, Factor] | Literal["balanced"] | None
+"""A factor per class: by label, in the order of the sorted labels, or `balanced`, which is
+rows / (classes * rows of the class)."""
 Smoothing = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -78,9 +80,9 @@ def cross_entropy(
     def link(prediction: Tensor) -> Tensor:
         return prediction.softmax(1)
 
-    role = Role(kind="logits", size="classes")
     if soft_targets:
-        return Loss(items, positions, (role,), "distribution", link=link)
+        return Loss(items, positions, (Role(kind="logits"),), "distribution", link=link)
+    role = Role(kind="logits", size="classes")
     counted = _counted(class_weight, ignore_index)
     return Loss(items, counted, (role,), "classes", "classes", link, ignore_index)
 

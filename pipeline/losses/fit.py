@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pipeline.data.batch import Batch, Ragged, num_rows
+from pipeline.data.batch import Batch, Ragged, num_rows, select
 from pipeline.errors import ContractError
 from pipeline.losses.objective import Objective
-from pipeline.losses.terms import Term
+from pipeline.losses.terms import Predictions, Term
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,39 @@ def check_batch(objective: Objective, batch: Batch) -> list[Notice]:
     for number, term in enumerate(objective.terms):
         arguments = term.arguments(predictions, batch)
         _check_shape(term, arguments, num_rows(batch))
-        notices += _check_kinds(term, arguments)
+        notices += _check_kinds(term, arguments, objective.model)
+        _check_width(term, arguments[0], objective.sizes[term.outputs[0]])
         _check_items(objective, number, predictions, batch)
+    notices += _check_rows(objective, predictions, batch)
     objective.train(was_training)
     return notices + _check_parameters(objective, batch) + _check_model(objective)
+
+
+def _check_width(term: Term, prediction: Tensor, size: int | None) -> None:
+    """An own model gives as many classes, or features, as the loss was made for."""
+    counted = term.loss.shape == "classes" or term.loss.head is not None
+    if counted and prediction.shape[1] != size:
+        raise ContractError(
+            term.label,
+            f"output {term.outputs[0]!r} gives {prediction.shape[1]} numbers per row, "
+            f"{size} are expected",
+            f"give as many, or set model.outputs.{term.outputs[0]}.size",
+        )
+
+
+def _check_rows(objective: Objective, predictions: dict[str, Tensor], batch: Batch) -> list[Notice]:
+    """Whether the model's rows depend on each other, other than through a BatchNorm."""
+    half = torch.arange(-(-num_rows(batch) // 2))
+    with torch.no_grad():
+        again = objective.predict(select(batch, half))
+    for name, prediction in predictions.items():
+        if name in again and not _close(again[name], prediction[half]):
+            text = (
+                f"output {name!r} of a row depends on the other rows of its batch: the curve "
+                "depends on training.microbatch_size and on the number of workers"
+            )
+            return [Notice("model", text)]
+    return []
 
 
 def _shape(value: object) -> list[int]:
@@ -150,8 +179,9 @@ def _check_shape(term: Term, arguments: list[object], rows: int) -> None:
             )
 
 
-def _check_kinds(term: Term, arguments: list[object]) -> list[Notice]:
+def _check_kinds(term: Term, arguments: list[object], model: nn.Module) -> list[Notice]:
     """Prediction and target by their numbers."""
+    declared = type(model).__module__.startswith("pipeline.models.")
     notices = []
     num_outputs = len(term.outputs)
     target = arguments[num_outputs] if len(arguments) > num_outputs else None
@@ -171,6 +201,7 @@ def _check_kinds(term: Term, arguments: list[object]) -> list[Notice]:
             and low >= 0
             and high <= 1
             and len(value) > 7
+            and not declared
         ):
             notices.append(
                 Notice(
@@ -179,9 +210,7 @@ def _check_kinds(term: Term, arguments: list[object]) -> list[Notice]:
                     "use bce, since this loss applies it itself",
                 )
             )
-        if role.kind == "log_probabilities" and not _sums_to_one(
-            value.exp(), 2 if term.loss.blank is not None else 1
-        ):
+        if role.kind == "log_probabilities" and not _sums_to_one(value.exp()):
             raise ContractError(
                 term.label,
                 f"{where} is no log_softmax (values from {low:.3g} to {high:.3g})",
@@ -217,8 +246,8 @@ def _check_kinds(term: Term, arguments: list[object]) -> list[Notice]:
     return notices
 
 
-def _sums_to_one(values: Tensor, dim: int = 1) -> bool:
-    sums = values.sum(dim)
+def _sums_to_one(values: Tensor) -> bool:
+    sums = values.sum(1)
     return torch.allclose(sums, torch.ones_like(sums), atol=1e-4)
 
 
@@ -226,33 +255,41 @@ def _check_items(
     objective: Objective, number: int, predictions: dict[str, Tensor], batch: Batch
 ) -> None:
     """The items are finite, as many as the denominator says, and do not depend on each other."""
-    term = objective.terms[number]
+    term, rows = objective.terms[number], num_rows(batch)
 
-    def items(rows: slice) -> Tensor:
-        part = {
-            name: Ragged(column.values[rows], column.lengths[rows])
-            if isinstance(column, Ragged)
-            else column[rows]
-            for name, column in batch.items()
-        }
-        return objective.items_of(number, {k: v[rows] for k, v in predictions.items()}, part)
+    def items(of: Predictions, chosen: Tensor) -> Tensor:
+        kept = {name: value[chosen] for name, value in of.items()}
+        return objective.items_of(number, kept, select(batch, chosen))
 
     with torch.no_grad():
-        whole, half = items(slice(None)), items(slice(0, -(-num_rows(batch) // 2)))
-    if not bool(torch.isfinite(whole).all()):
-        fix = (
-            "a target longer than its prediction gives infinity: zero_infinity: true leaves it out"
-            if term.loss.blank is not None
-            else "scale the inputs, or look for infinite values in the target"
-        )
-        raise ContractError(term.label, "is not finite on the first rows", fix)
-    if whole.dim() and not torch.allclose(half, whole[: len(half)], rtol=1e-3, atol=1e-5):
-        raise ContractError(
-            term.label,
-            "gives other numbers for the same rows in a smaller batch: it couples the rows of a "
-            "batch, so no split over workers or micro-batches can be exact",
-            "give each row a number that depends on that row alone",
-        )
+        everything = torch.arange(rows)
+        whole = items(predictions, everything)
+        if whole.dim() == 0:
+            raise ContractError(
+                term.label,
+                f"gives one number for {rows} rows: a loss gives one per row or per target "
+                "element, the mean is taken over all workers",
+                "leave out .mean() or .sum()",
+            )
+        if not bool(torch.isfinite(whole).all()):
+            fix = (
+                "a target longer than its prediction is infinite: zero_infinity: true leaves it out"
+                if term.loss.blank is not None
+                else "scale the inputs, or look for infinite values in the target"
+            )
+            raise ContractError(term.label, "is not finite on the first rows", fix)
+        for chosen in (everything[: -(-rows // 2)], everything[rows // 2 :], everything.flip(0)):
+            if len(whole) == rows and not _close(items(predictions, chosen), whole[chosen]):
+                raise ContractError(
+                    term.label,
+                    "gives other numbers for the same rows in another batch: it couples the rows "
+                    "of a batch, so no split over workers or micro-batches can be exact",
+                    "give each row a number that depends on that row alone",
+                )
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    return torch.allclose(one, other, rtol=1e-3, atol=1e-5 * float(other.abs().max().clamp(min=1)))
 
 
 def _check_parameters(objective: Objective, batch: Batch) -> list[Notice]:
@@ -261,8 +298,15 @@ def _check_parameters(objective: Objective, batch: Batch) -> list[Notice]:
         raise ContractError(
             objective.terms[0].label, "the model has no parameter to train", "check model"
         )
-    numerators, _ = objective(batch)
-    numerators.sum().backward()
+    predictions = objective.predict(batch)
+    for term, items in zip(objective.terms, objective.items(predictions, batch), strict=True):
+        if not items.requires_grad:
+            raise ContractError(
+                term.label,
+                "carries no gradient back to the model",
+                "leave out .detach(), .item(), torch.no_grad() and numpy in loss and model",
+            )
+    objective(batch)[0].sum().backward()
     idle = [name for name, p in objective.named_parameters() if p.requires_grad and p.grad is None]
     objective.zero_grad(set_to_none=True)
     if idle:

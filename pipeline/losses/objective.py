@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import torch
@@ -21,16 +21,24 @@ class Objective(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, terms: list[Term], sizes: Mapping[str, int | None]
+        self,
+        model: nn.Module,
+        inputs: Collection[str],
+        terms: list[Term],
+        sizes: Mapping[str, int | None],
     ) -> None:
         super().__init__()
-        self.model, self.terms, self.sizes = model, terms, dict(sizes)
+        self.model, self.inputs, self.terms, self.sizes = model, list(inputs), terms, dict(sizes)
         self.precision = torch.float32
         heads: dict[str, nn.Module] = {}
         for number, term in enumerate(terms):
             if term.loss.head is not None:
                 width = sizes[term.outputs[0]] or 1
-                heads[str(number)] = term.loss.head(width, num_classes(term))
+                try:
+                    heads[str(number)] = term.loss.head(width, num_classes(term))
+                except ValueError as error:
+                    problem = f"{error} ({num_classes(term)} classes)"
+                    raise ContractError(term.label, problem, "change its options") from None
             elif term.loss.module is not None:
                 heads[str(number)] = term.loss.module
         self.heads = nn.ModuleDict(heads)
@@ -41,10 +49,10 @@ class Objective(nn.Module):
         return self.heads[str(number)] if owned else None
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
-        """The model's outputs by name; with `precision` bfloat16, under autocast."""
+        """The model's outputs by name, from the input columns alone."""
         device = next(self.parameters()).device.type
         with torch.autocast(device, torch.bfloat16, enabled=self.precision == torch.bfloat16):
-            made = self.model(batch)
+            made = self.model({name: batch[name] for name in self.inputs})
         return {"prediction": made} if isinstance(made, Tensor) else dict(made)
 
     def items(self, predictions: Predictions, batch: Batch) -> list[Tensor]:
@@ -98,11 +106,15 @@ def tried(terms: list[Term], objective: Objective, batch: Batch) -> list[Term]:
         elif items.dim() > 0 and num_items == num_targets:
             count = elements
         else:
+            shapes = [list(predictions[name].shape) for name in term.outputs]
             raise ContractError(
                 term.label,
-                f"gave shape {list(items.shape)} for {num_rows(batch)} rows: a loss gives one "
-                "number per row or per target element, the mean is taken over all workers",
-                "leave out .mean() or .sum(); or return a Loss with its own denominator",
+                f"gave shape {list(items.shape)} from outputs {shapes} and "
+                f"targets {[list(column.shape) for column in truth]}: a loss gives one number per "
+                "row or per target element, the mean is taken over all workers",
+                "leave out .mean() or .sum()"
+                if items.dim() == 0
+                else "give output and target one shape, as by squeezing a last dimension of 1",
             )
         resolved.append(replace(term, loss=replace(term.loss, denominator=count)))
     objective.train(was_training)

@@ -21,7 +21,7 @@ else:
 
 @register("ctc")
 def ctc(*, blank: Annotated[int, Field(ge=0)] = 0, zero_infinity: bool = False) -> Loss:
-    """Unaligned sequences: log-probabilities [N, T, C] against token lists. Mean over rows.
+    """Unaligned sequences: log-probabilities [N, C, T] against token lists. Mean over rows.
 
     Each row's loss is divided by its target's length (at least 1) before the mean, as
     torch.nn.CTCLoss does. A second target column, if the term names one, holds the number of
@@ -29,12 +29,12 @@ def ctc(*, blank: Annotated[int, Field(ge=0)] = 0, zero_infinity: bool = False) 
     """
 
     def items(prediction: Tensor, target: Ragged, lengths: Tensor | None = None) -> Tensor:
-        num_rows, num_positions = prediction.shape[:2]
+        num_rows, _, num_positions = prediction.shape
         if num_rows == 0:
             return prediction.sum((1, 2))
         valid = torch.full((num_rows,), num_positions) if lengths is None else lengths.long()
         losses = F.ctc_loss(
-            prediction.transpose(0, 1),
+            prediction.permute(2, 0, 1),
             target.values,
             valid,
             target.lengths,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pipeline import registry
 from pipeline.data.batch import Batch, Column, Ragged, num_rows
-from pipeline.data.columns import Field
+from pipeline.data.columns import IGNORED, Field, Reading
 from pipeline.errors import ContractError
 from pipeline.losses.contract import ACTIVATIONS, Loss, Role, build
 from pipeline.registry import nearest
@@ -124,18 +124,19 @@ def _around(values: Tensor, blank: int | None) -> Tensor:
     return values if blank is None else values + (values >= blank).to(values.dtype)
 
 
-def class_targets(spec: JobSpec) -> dict[str, int | None]:
-    """Target columns that a loss reads as class numbers, with the number it leaves out."""
-    found: dict[str, int | None] = {}
+def readings(spec: JobSpec) -> dict[str, Reading]:
+    """How the losses read each target column."""
+    found: dict[str, Reading] = {}
     for term in spec.loss:
-        loss = build(registry.losses[term.name], _unbalanced(term.options))
-        if loss.target == "classes":
-            found |= dict.fromkeys(_target_names(term, spec), loss.ignore_index)
+        options = {k: None if _is_open(k, v) else v for k, v in term.options.items()}
+        loss = build(registry.losses[term.name], options)
+        is_class, is_amount = loss.target == "classes", loss.target in ("values", "any")
+        for name in _target_names(term, spec):
+            before = found.get(name, Reading(False, True, None))
+            ignored = loss.ignore_index if is_class else before.ignored
+            as_amounts = before.as_amounts and is_amount
+            found[name] = Reading(before.as_classes or is_class, as_amounts, ignored)
     return found
-
-
-def _unbalanced(options: dict[str, Any]) -> dict[str, Any]:
-    return {key: None if value == "balanced" else value for key, value in options.items()}
 
 
 def _target_names(term: TermSpec, spec: JobSpec) -> list[str]:
@@ -151,7 +152,10 @@ def bind(spec: JobSpec, fields: list[Field]) -> list[Term]:
     for label, term in zip(spec.labels, spec.loss, strict=True):
         names = _target_names(term, spec)
         bound = tuple(targets[name] for name in names)
-        options = _balanced(label, term.options, bound)
+        options = _weighted(label, term.options, bound)
+        if "ignore_index" in options:
+            _check_ignored(label, options["ignore_index"], bound)
+            options = options | {"ignore_index": IGNORED}  # as the column is encoded
         try:
             loss = build(registry.losses[term.name], options)
         except (TypeError, ValueError) as error:
@@ -180,25 +184,64 @@ def bind(spec: JobSpec, fields: list[Field]) -> list[Term]:
     return terms
 
 
-def _balanced(label: str, options: dict[str, Any], fields: tuple[Field, ...]) -> dict[str, Any]:
-    """The options with `balanced` replaced by weights from the training rows' class counts."""
-    if "balanced" not in [value for value in options.values() if isinstance(value, str)]:
+def _weighted(label: str, options: dict[str, Any], fields: tuple[Field, ...]) -> dict[str, Any]:
+    """The options with weights that are `balanced` or given by label as plain numbers."""
+    open_options = {k: v for k, v in options.items() if _is_open(k, v)}
+    if not open_options:
         return options
-    counts = fields[0].counts if len(fields) == 1 else None
-    if not counts:
+    field = fields[0] if len(fields) == 1 else None
+    if field is None or not field.counts or not field.vocabulary:
         raise ContractError(
-            label, "`balanced` needs one target column of classes", "give the weights as a list"
+            label,
+            f"{', '.join(open_options)}: weights by label and `balanced` need one class column",
+            "give the weights as a list",
         )
-    weights: dict[str, Any] = {
+    counts, vocabulary = field.counts, [str(value) for value in field.vocabulary]
+    balanced: dict[str, Any] = {
         "class_weight": [sum(counts) / (len(counts) * count) for count in counts],
         "pos_weight": counts[0] / counts[-1],
     }
-    return {k: weights[k] if v == "balanced" else v for k, v in options.items()}
+    resolved = {}
+    for option, value in open_options.items():
+        if isinstance(value, dict) and set(value) != set(vocabulary):
+            raise ContractError(
+                label,
+                f"{option} names {', '.join(value)}; the classes are {', '.join(vocabulary)}",
+                "give each class its weight",
+            )
+        by_label = isinstance(value, dict)
+        resolved[option] = [value[name] for name in vocabulary] if by_label else balanced[option]
+    return options | resolved
+
+
+def _is_open(option: str, value: Any) -> bool:
+    """Whether an option's value has to be looked up in the target column."""
+    is_weight = option in ("class_weight", "pos_weight")
+    return is_weight and (value == "balanced" or isinstance(value, dict))
+
+
+def _check_ignored(label: str, ignore_index: int, fields: tuple[Field, ...]) -> None:
+    """Only whole numbers can be left out by number."""
+    texts = [f.name for f in fields if isinstance((f.vocabulary or (0,))[0], str)]
+    if texts and ignore_index != IGNORED:
+        raise ContractError(
+            label,
+            f"ignore_index {ignore_index} names a whole number, target {texts[0]!r} holds text",
+            "take the rows out, or store the classes as whole numbers",
+        )
 
 
 def _check_targets(term: Term) -> None:
     """What each target column can be said to be before any row is looked at."""
     kind = term.loss.target
+    if len(term.targets) > 1 and kind != "tokens":
+        odd = [f.name for f in term.targets if f.kind not in ("number", "category")]
+        if odd:
+            raise ContractError(
+                term.label,
+                f"target {odd[0]!r} holds lists; targets that share a loss are single values",
+                "give it a loss of its own",
+            )
     for field in term.targets:
         where = f"target {field.name!r}"
         two = field.kind == "category" and len(field.vocabulary or ()) != 2
@@ -214,7 +257,7 @@ def _check_targets(term: Term) -> None:
                 f"{where} is {field.arrow_type}",
                 "store the classes as text or integers",
             )
-        if kind in ("classes",) and field.kind == "category" and field.num_codes < 2:
+        if kind == "classes" and field.kind == "category" and field.num_codes < 2:
             raise ContractError(
                 term.label,
                 f"{where} has one class only ({_some(field)}): the loss would always be 0",

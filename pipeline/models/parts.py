@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.data.batch import Batch, Ragged
-from pipeline.data.columns import Field
+from pipeline.data.columns import UNKNOWN, Field
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ class Features(nn.Module):
                 )
             if field.kind == "category":
                 size = min(32, math.ceil(field.num_codes**0.5) + 1)
-                embeddings[str(place)] = nn.Embedding(field.num_codes, size)
+                # no training row has the unknown category: 0 rather than noise
+                embeddings[str(place)] = nn.Embedding(field.num_codes, size, padding_idx=UNKNOWN)
             else:
                 size = math.prod(field.shape)
             self.width += size

@@ -23,6 +23,7 @@ EVERY_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 30.0  # between tries at a server that does not answer
 PATIENCE_SECONDS = 30.0
 """After training's end, for a server that does not answer; PIPELINE_DELIVERY_PATIENCE_SECONDS."""
+QUIET_SECONDS = 10.0  # without a new point, after which a run without its launcher has ended
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the default blocks for minutes; we retry ourselves
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -188,9 +189,13 @@ def _ended(folder: Path) -> str | None:
     except OSError:
         pass
     launcher = json.loads((folder / "record.json").read_text())["launcher"]
-    if os.getppid() != launcher and launcher != 0:
-        return "finished" if (folder / "done.json").exists() else "failed"
-    return None
+    if os.getppid() == launcher:
+        return None
+    if (folder / "done.json").exists():
+        return "finished"
+    journal = folder / "curve.jsonl"  # workers may outlive the launcher for a moment
+    quiet = time.time() - journal.stat().st_mtime if journal.exists() else QUIET_SECONDS
+    return "failed" if quiet >= QUIET_SECONDS else None
 
 
 if __name__ == "__main__":

@@ -6,9 +6,11 @@ and reads the run's folder.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -44,6 +46,8 @@ def prepare(spec: JobSpec, job: Job, folder: Path, modules: list[str]) -> None:
         "pipeline.versions": _versions(),
         **_git(),
     }
+    if modules:
+        tags["pipeline.imports"] = _sources(folder / "imports")
     if job_id := os.environ.get("RAY_JOB_SUBMISSION_ID") or _submission():
         tags["ray.job_id"] = job_id
     record = {
@@ -51,13 +55,18 @@ def prepare(spec: JobSpec, job: Job, folder: Path, modules: list[str]) -> None:
         "experiment": spec.tracking.experiment or spec.name,
         "register_as": spec.tracking.register_as,
         "tracking_uri": uri,
-        "params": {key: _text(value) for key, value in specs.flat(spec).items()},
+        "params": {_key(key): _text(value) for key, value in specs.flat(spec).items()},
         "tags": tags,
         "modules": modules,
         "launcher": os.getpid(),
     }
     write_json(folder / "record.json", record)
     (folder / "spec.yaml").write_text(spec.dump(), encoding="utf-8")
+
+
+def _key(path: str) -> str:
+    """A key path as MLflow takes it."""
+    return re.sub(r"[^\w .:/-]", "_", path)
 
 
 def _text(value: Any) -> str:
@@ -68,6 +77,14 @@ def _versions() -> str:
     packages = ("pipeline", "torch", "ray", "mlflow", "pyarrow", "numpy")
     found = [f"{package} {version(package)}" for package in packages]
     return ", ".join([f"python {platform.python_version()}", *found])
+
+
+def _sources(folder: Path) -> str:
+    """SHA-256 over the carried modules: own losses and models are part of what was trained."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _git() -> dict[str, str]:
@@ -117,15 +134,26 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def end(folder: Path, state: str) -> None:
-    """Tell the delivering process how training ended: finished, failed or killed."""
-    write_json(folder / "ended.json", {"state": state})
+def end(
+    process: subprocess.Popen[bytes], folder: Path, state: str, tell: Callable[[str], None]
+) -> dict[str, Any]:
+    """Say how training ended (finished, failed or killed), and wait for the rest of the record.
+
+    Returns what was recorded: `run_id`, `tracking_uri`, `complete`, and `error` if not all is.
+    """
+    try:
+        write_json(folder / "ended.json", {"state": state})
+    except OSError as error:  # a full disk must not hide why training ended
+        process.terminate()
+        process.wait()
+        return {"complete": False, "error": f"{folder}: {error.strerror}"}
+    return wait(process, folder, tell)
 
 
 def wait(
     process: subprocess.Popen[bytes], folder: Path, tell: Callable[[str], None]
 ) -> dict[str, Any]:
-    """What was recorded: `run_id`, `tracking_uri`, `complete`, and `error` if not all is."""
+    """The delivering process's last word, once it has ended."""
     patience = time.monotonic() + 3
     try:
         while process.poll() is None:

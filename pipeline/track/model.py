@@ -8,6 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 import pipeline
 
 
@@ -15,7 +17,6 @@ def log_model(folder: Path, run_id: str, record: dict[str, Any]) -> str:
     """Log the run's model with signature and input example; returns its URI."""
     import mlflow
     import pandas as pd
-    import pyarrow as pa
 
     from pipeline.track.served import Served
 
@@ -53,6 +54,8 @@ def cells(column: Any) -> list[Any]:
         flat = column.combine_chunks()
         flat = flat.chunk(0) if hasattr(flat, "chunk") else flat
         return list(flat.to_numpy_ndarray().reshape(-1, *shape).tolist())
+    if pa.types.is_decimal(column.type):
+        column = column.cast(pa.float64())
     return list(column.to_pylist())
 
 
@@ -61,10 +64,15 @@ def load_model(run_id: str, tracking_uri: str) -> Any:
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
     import mlflow
 
+    variable = os.environ.get("MLFLOW_TRACKING_URI")
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(tracking_uri)
     try:
         found = mlflow.MlflowClient().get_run(run_id).outputs.model_outputs
         return mlflow.pyfunc.load_model(f"models:/{found[0].model_id}")
     finally:
-        mlflow.set_tracking_uri(before)
+        mlflow.set_tracking_uri(before)  # which sets the variable too, and the next run reads it
+        if variable is None:
+            os.environ.pop("MLFLOW_TRACKING_URI", None)
+        else:
+            os.environ["MLFLOW_TRACKING_URI"] = variable

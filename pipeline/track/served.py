@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,7 @@ class Served(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
         """One row of predictions per row of raw input columns."""
-        columns = {field.name: _arrow(model_input[field.name]) for field in self.inputs}
+        columns = {field.name: _arrow(model_input[field.name], field) for field in self.inputs}
         rows = encode(self.inputs, pa.table(columns))
         batch = gather(rows, np.arange(len(model_input)))
         found: dict[str, Any] = {}
@@ -63,14 +64,17 @@ class Served(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             for number, term in enumerate(self.objective.terms):
                 served = term.served(self.objective.head(number), predictions)
                 for name, values in _served(term, served).items():
-                    found.setdefault(name, values)
+                    found[f"{name}_{term.label}" if name in found else name] = values
         return pd.DataFrame(found)
 
 
-def _arrow(cells: pd.Series[Any]) -> Any:
+def _arrow(cells: pd.Series[Any], field: Field) -> Any:
     """A column of cells; arrays inside cells become lists."""
     plain = [cell.tolist() if isinstance(cell, np.ndarray) else cell for cell in cells]
-    return pa.array(plain, from_pandas=True)
+    if plain:
+        return pa.array(plain, from_pandas=True)
+    value = pa.array(field.vocabulary or [0.0 if field.kind != "tokens" else 0]).type
+    return pa.array([], value if field.kind in ("number", "category") else pa.list_(value))
 
 
 def _served(term: Term, served: torch.Tensor) -> dict[str, Any]:
@@ -87,6 +91,11 @@ def _served(term: Term, served: torch.Tensor) -> dict[str, Any]:
         kind = "probability" if term.loss.link is not None else "score"
         shares = zip(vocabulary, columns, strict=False)
         return {name: labels} | {f"{name}_{kind}_{v}": c.numpy() for v, c in shares}
+    if len(term.targets) > 1 and served.dim() == 2 and served.shape[1] == len(term.targets):
+        found: dict[str, Any] = {}
+        for one, values in zip(term.targets, served.unbind(1), strict=True):
+            found |= _served(replace(term, targets=(one,)), values)
+        return found
     if term.loss.target in ("binary", "signs") and served.dim() == 1:
         threshold = 0.5 if term.loss.target == "binary" else 0.0
         kind = "probability" if term.loss.target == "binary" else "score"
@@ -95,8 +104,6 @@ def _served(term: Term, served: torch.Tensor) -> dict[str, Any]:
         return {name: _labels(term, chosen.long()), f"{name}_{kind}{positive}": served.numpy()}
     if term.loss.target in ("values", "counts", "any") and field.kind in ("number", "tensor"):
         values = unscaled(term, served)
-        if len(term.targets) > 1:
-            return {f.name: values[:, i].numpy() for i, f in enumerate(term.targets)}
         return {name: values.numpy() if values.dim() == 1 else values.tolist()}
     return {name: served.numpy() if served.dim() == 1 else served.tolist()}
 

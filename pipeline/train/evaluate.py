@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline import registry
 from pipeline.data.batch import Batch, Ragged, moved
-from pipeline.data.columns import Columns, gather
+from pipeline.data.columns import IGNORED, Columns, gather
 from pipeline.data.order import Rows, owned
 from pipeline.errors import UsageError
 from pipeline.losses.objective import Objective
@@ -29,7 +31,7 @@ def chosen(terms: list[Term], names: list[str] | None) -> Named:
     tasks = [_task(term) for term in terms]
     wanted = {n for task in tasks if task for n in DEFAULTS[task]} if names is None else set(names)
     for name in sorted(wanted):
-        metric: Metric = registry.metrics[name].build()
+        metric = _built(name)
         fitting = [i for i, task in enumerate(tasks) if task in metric.tasks]
         if not fitting and names is not None:
             kinds = ", ".join(
@@ -41,6 +43,20 @@ def chosen(terms: list[Term], names: list[str] | None) -> Named:
         for i in fitting:
             found[name if len(fitting) == 1 else f"{terms[i].label}/{name}"] = (i, metric)
     return found
+
+
+def _built(name: str) -> Metric:
+    entry = registry.metrics[name]
+    try:
+        made = entry.build()
+    except TypeError:
+        made = None
+    if not isinstance(made, Metric):
+        raise UsageError(
+            f"metrics: {name} ({entry.place}) must be a function without arguments that returns a "
+            "Metric: sums that add up over rows, and their value"
+        )
+    return made
 
 
 def _task(term: Term) -> Task | None:
@@ -62,8 +78,8 @@ def evaluate(
     batch_size: int,
     metrics: Named,
     device: torch.device,
-) -> dict[str, float]:
-    """`loss`, `loss/<term>` and each metric over all validation rows."""  # fmt: skip
+) -> dict[str, float | None]:
+    """`loss`, `loss/<term>` and each metric over all validation rows; None without any item."""
     was_training = objective.training
     objective.eval()
     sizes = [_num_sums(objective, *metrics[name]) for name in metrics]
@@ -77,13 +93,18 @@ def evaluate(
     whole = reduce.summed(parts, len(starts), 2 * num_terms + sum(sizes))
     pieces = np.split(whole.numpy(), np.cumsum([num_terms, num_terms, *sizes])[:-1])
     numerators, denominators, *counted = pieces
-    found: dict[str, float] = {}
-    present = denominators > 0
-    losses = numerators[present] / denominators[present]
-    terms = [term for term, there in zip(objective.terms, present, strict=True) if there]
+    found: dict[str, float | None] = {}
+    losses = [
+        float(n / d) if d > 0 else None for n, d in zip(numerators, denominators, strict=True)
+    ]
     if num_terms > 1:
-        found |= {f"loss/{t.label}": float(v) for t, v in zip(terms, losses, strict=True)}
-    found["loss"] = float(sum(t.weight * v for t, v in zip(terms, losses, strict=True)))
+        found |= {f"loss/{t.label}": v for t, v in zip(objective.terms, losses, strict=True)}
+    found["loss"] = None  # a term without any item would make the sum another one
+    if None not in losses:
+        weighted = [
+            t.weight * v for t, v in zip(objective.terms, losses, strict=True) if v is not None
+        ]
+        found["loss"] = sum(weighted)
     for (name, (_, metric)), part in zip(metrics.items(), counted, strict=True):
         found[name] = metric.value(torch.from_numpy(part))
     return found
@@ -97,34 +118,39 @@ def _sums(objective: Objective, batch: Batch, metrics: Named, device: torch.devi
     items = objective.items(predictions, batch)
     parts = [torch.stack([item.double().sum() for item in items]).cpu(), denominators]
     for number, metric in metrics.values():
-        parts.append(metric.sums(*_comparable(objective, number, predictions, batch)).cpu())
+        both = _comparable(objective, number, metric, predictions, batch)
+        parts.append(metric.sums(*both).cpu())
     return torch.cat(parts)
 
 
 def _comparable(
-    objective: Objective, number: int, predictions: dict[str, Tensor], batch: Batch
+    objective: Objective, number: int, metric: Metric, predictions: dict[str, Tensor], batch: Batch
 ) -> tuple[Tensor, Tensor]:
-    """Served prediction and truth as metrics take them."""
+    """Served prediction and truth as the metric takes them."""
     term = objective.terms[number]
     served = term.served(objective.head(number), predictions)
     truth = term.truth(batch, predictions[term.outputs[0]])[0]
     assert not isinstance(truth, Ragged)
     if term.loss.target == "classes":
-        by_class = served.movedim(1, -1)
-        kept = truth != (term.loss.ignore_index if term.loss.ignore_index is not None else -100)
-        return by_class[kept], truth[kept]
+        kept = truth != IGNORED
+        return served.movedim(1, -1)[kept], truth[kept]
     if term.loss.target == "binary":
         return served > 0.5, truth > 0.5
     if term.loss.target == "signs":
         return served > 0, truth > 0
-    return unscaled(term, served), unscaled(term, truth)
+    return tuple(  # type: ignore[return-value]
+        unscaled(term, values, metric.centered).reshape(len(values), -1)
+        for values in (served, truth)
+    )
 
 
-def unscaled(term: Term, values: Tensor) -> Tensor:
-    """Values in the unit of the target columns."""
-    mean = values.new_tensor([field.mean for field in term.targets], dtype=torch.float64)
-    deviation = values.new_tensor([field.deviation for field in term.targets], dtype=torch.float64)
-    if len(term.targets) == 1:
+def unscaled(term: Term, values: Tensor, centered: bool = False) -> Tensor:
+    """Values in the unit of the target columns; `centered`, less their training mean."""
+    fields = term.targets
+    start = [field.mean - (field.center if centered else 0.0) for field in fields]
+    mean = values.new_tensor(start, dtype=torch.float64)
+    deviation = values.new_tensor([field.deviation for field in fields], dtype=torch.float64)
+    if len(fields) == 1:
         mean, deviation = mean[0], deviation[0]
     return values.double() * deviation + mean
 
@@ -140,5 +166,6 @@ def _num_sums(objective: Objective, number: int, metric: Metric) -> int:
     elif term.loss.target in ("binary", "signs"):
         like = torch.zeros(0, dtype=torch.bool), torch.zeros(0, dtype=torch.bool)
     else:
-        like = torch.zeros(0), torch.zeros(0)
+        shape = term.targets[0].shape if len(term.targets) == 1 else (len(term.targets),)
+        like = torch.zeros(0, math.prod(shape)), torch.zeros(0, math.prod(shape))
     return metric.sums(*like).numel()

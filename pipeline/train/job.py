@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,15 +13,17 @@ import torch
 from pipeline import registry
 from pipeline.data import source
 from pipeline.data.batch import Batch
-from pipeline.data.columns import Columns, Field, encode, fit, gather
+from pipeline.data.columns import Columns, Field, Lists, encode, fit, gather
 from pipeline.errors import InputError, UsageError
 from pipeline.losses import fit as fitting
 from pipeline.losses.objective import Objective, tried
-from pipeline.losses.terms import bind, class_targets, outputs
+from pipeline.losses.terms import bind, outputs, readings
 from pipeline.spec import JobSpec
 
+PACKAGE = str(Path(__file__).parents[1])
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Job:
     """What every worker needs: the same on each, a pure function of spec and data."""
 
@@ -47,7 +50,7 @@ class Job:
 def prepared(spec: JobSpec, base: Path) -> Job:
     """Read the rows and fit their preprocessing. Raises DataError naming file and column."""
     read = source.read(spec.data, base)
-    fields = fit(spec.data, read.inputs, read.train, class_targets(spec))
+    fields = fit(spec.data, read.inputs, read.train, readings(spec))
     train = encode(fields, read.train, spec.data.shift)
     validation = encode(fields, read.validation, spec.data.shift) if read.validation else None
     return Job(spec, fields, train, validation, read.fingerprint, read)
@@ -68,21 +71,33 @@ def objective(spec: JobSpec, fields: list[Field], trial: Batch | None = None) ->
     wanted = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     try:
         model = build(*(inputs, made)[: len(wanted)], **spec.model.options)
-        bound = Objective(model, terms, {name: output.size for name, output in made.items()})
+        sizes = {name: output.size for name, output in made.items()}
+        bound = Objective(model, inputs, terms, sizes)
         if trial is not None:
             bound.terms = tried(terms, bound, trial)
     except InputError:
         raise
     except Exception as error:  # a user's model can fail in any way: say where, keep the cause
-        raise UsageError(f"model {spec.model.name}: {type(error).__name__}: {error}") from error
+        raise UsageError(f"model {spec.model.name}: {_described(error)}") from error
     if spec.training.precision == "bfloat16":
         bound.precision = torch.bfloat16
     return bound
 
 
+def _described(error: Exception) -> str:
+    """An error of own code with the line it comes from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if "site-packages" not in f.filename and PACKAGE not in f.filename]
+    at = f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
+    return f"{type(error).__name__}: {error}{at}"
+
+
 def trial_batch(job: Job) -> Batch:
-    """The first training rows, enough to see a mistake and quick to compute."""
-    return gather(job.train, np.arange(min(job.num_rows, job.spec.training.batch_size, 64)))
+    """The first training rows and the longest lists: enough to see a mistake, quick to compute."""
+    first = np.arange(min(job.num_rows, job.spec.training.batch_size, 64))
+    lists = [column for column in job.train.values() if isinstance(column, Lists)]
+    longest = [int(column.offsets.diff().argmax()) for column in lists]
+    return gather(job.train, np.unique([*first, *longest]))
 
 
 def check(job: Job) -> list[fitting.Notice]:
@@ -100,14 +115,59 @@ def check(job: Job) -> list[fitting.Notice]:
     except InputError:
         raise
     except Exception as error:
-        raise UsageError(
-            f"model {job.spec.model.name}: fails on the first rows: {type(error).__name__}: {error}"
-        ) from error
-    size = job.spec.training.batch_size
+        name = job.spec.model.name
+        raise UsageError(f"model {name}: fails on the first rows: {_described(error)}") from error
+    return notices + _oddities(job)
+
+
+def _oddities(job: Job) -> list[fitting.Notice]:
+    """What is allowed, and rarely meant."""
+    spec, found = job.spec, []
+    size, warmup = spec.training.batch_size, spec.schedule.warmup_steps
     if size > job.num_rows:
         text = f"{size} is more than the {job.num_rows} training rows: one step per epoch"
-        notices.append(fitting.Notice("training.batch_size", text))
-    return notices
+        found.append(fitting.Notice("training.batch_size", text))
+    num_steps = spec.training.epochs * -(-job.num_rows // size)
+    if warmup > num_steps:
+        text = f"{warmup} of {num_steps} steps: the learning rate never gets to its full value"
+        found.append(fitting.Notice("schedule.warmup_steps", text))
+    for field in job.fields:
+        values, about = field.vocabulary or (), f"column {field.name!r}"
+        column = job.train[field.name]
+        numbers = [value for value in values if isinstance(value, str) and _is_number(value)]
+        if values and len(values) > 10 and len(numbers) > 0.9 * len(values):
+            odd = next((value for value in values if value not in numbers), values[0])
+            text = f"text that is nearly all numbers, as {values[0]!r}; others hold {odd!r}"
+            found.append(fitting.Notice(about, text + ": read as categories"))
+        elif not field.is_target and len(values) > max(20, job.num_rows // 2):
+            text = f"{len(values)} categories in {job.num_rows} rows: an id? it cannot generalise"
+            found.append(fitting.Notice(about, text))
+        elif isinstance(column, torch.Tensor) and bool((column == column[:1]).all()):
+            found.append(fitting.Notice(about, "holds one value in all training rows"))
+        if field.is_target and field.kind == "number" and field.deviation == 1.0:
+            spread = float(column.std()) if isinstance(column, torch.Tensor) else 0.0
+            if spread > 50 and any(
+                t.name in ("mse", "l1", "huber", "smooth_l1") for t in spec.loss
+            ):
+                text = f"has a deviation of {spread:.3g}: data.target_scale: standard trains better"
+                found.append(fitting.Notice(f"target {field.name!r}", text))
+    towers = [t.name for t in spec.loss if t.name in ("triplet_margin", "cosine_embedding",
+              "triplet_margin_with_distance", "margin_ranking")]  # fmt: skip
+    if towers and registry.models[spec.model.name].build.__module__ == "pipeline.models":
+        text = (
+            f"{towers[0]} compares outputs, and those of {spec.model.name!r} all come from the "
+            "same columns: write a model that puts each compared column through one encoder"
+        )
+        found.append(fitting.Notice("model", text))
+    return found
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text.replace(",", "."))
+    except ValueError:
+        return False
+    return True
 
 
 __all__ = ["Job", "check", "objective", "prepared", "trial_batch"]

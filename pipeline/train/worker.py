@@ -40,7 +40,13 @@ def work(config: dict[str, Any]) -> None:
             "set `storage` to a folder that every node mounts"
         )
     torch.set_num_threads(spec.workers.cpus_per_worker)
-    train(config.get("job") or prepared(spec, Path(config["base"])), folder)
+    job = config.get("job") or prepared(spec, Path(config["base"]))
+    if job.fingerprint != config["fingerprint"]:
+        raise RunError(
+            f"worker {reduce.rank()} reads other rows from {spec.data.train} than the command "
+            "that started it: every node must see the same files"
+        )
+    train(job, folder)
 
 
 def train(job: Job, folder: Path) -> None:

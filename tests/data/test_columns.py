@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data.batch import Ragged
-from pipeline.data.columns import Field, Lists, encode, fit, gather
+from pipeline.data.columns import Field, Lists, Reading, encode, fit, gather
 from pipeline.data.source import Source, fingerprint, read
 from pipeline.errors import DataError
 from pipeline.spec import Data
@@ -117,7 +117,7 @@ def test_unknown_categories_get_the_code_of_the_unknown() -> None:
 
 def test_target_classes_keep_the_order_of_their_labels() -> None:
     data = Data(train="x", inputs=["amount"], target="label")
-    fields = fit(data, ["amount"], TABLE, {"label": None})
+    fields = fit(data, ["amount"], TABLE, {"label": Reading(as_classes=True)})
     assert fields[-1].counts == (2, 1, 1)
     columns: Any = encode(fields, TABLE)
     assert columns["label"].tolist() == [0, 2, 0, 1]
@@ -125,7 +125,12 @@ def test_target_classes_keep_the_order_of_their_labels() -> None:
 
 def test_ignored_class_numbers_are_no_class() -> None:
     table = pa.table({"x": [1.0, 2.0, 3.0], "k": [5, -100, 7]})
-    fields = fit(Data(train="x", inputs=["x"], target="k"), ["x"], table, {"k": -100})
+    fields = fit(
+        Data(train="x", inputs=["x"], target="k"),
+        ["x"],
+        table,
+        {"k": Reading(as_classes=True, ignored=-100)},
+    )
     assert fields[-1].vocabulary == (5, 7)
     columns: Any = encode(fields, table)
     assert columns["k"].tolist() == [0, -100, 1]
@@ -133,7 +138,7 @@ def test_ignored_class_numbers_are_no_class() -> None:
 
 def test_a_shifted_target_is_the_next_item() -> None:
     data = Data(train="x", inputs=["tokens"], target="next", shift={"next": "tokens"})
-    fields = fit(data, ["tokens"], TABLE, {"next": -100})
+    fields = fit(data, ["tokens"], TABLE, {"next": Reading(as_classes=True, ignored=-100)})
     column = encode(fields, TABLE, data.shift)["next"]
     assert isinstance(column, Lists)
     lists = gather({"next": column}, np.arange(4))["next"]

@@ -149,17 +149,72 @@ def test_record_errors_carry_the_result(job: Write, monkeypatch: pytest.MonkeyPa
     assert raised.value.result.steps == 6  # type: ignore[attr-defined]
 
 
-def test_ctrl_c_ends_cleanly_and_the_run_is_marked_killed(job: Write) -> None:
-    path = job({"training.epochs": 100_000})
+def test_a_validation_without_a_value_is_said_and_not_a_crash(job: Write, command: Command) -> None:
+    path = job({"data.validation": 0.05})  # one row: no R2
+    code, out, err = command("run", path)
+    assert code == 0, err
+    assert "validation r2 no value" in out
+
+
+def test_a_second_run_after_loading_a_model_is_recorded_where_the_first_is(job: Write) -> None:
+    path = job()
+    first = pipeline.run(path)
+    assert first.model is not None
+    assert pipeline.run(path).tracking_uri == first.tracking_uri
+
+
+def test_a_target_with_an_odd_name_is_recorded(job: Write) -> None:
+    data = "a,b,price ($)\n" + "".join(f"{i},{i % 3},{i}.5\n" for i in range(20))
+    terms = [{"name": "mse", "weight": w, "prediction": f"p{w}"} for w in (1, 2)]
+    terms[1]["label"] = "second"
+    result = pipeline.run(job({"data.target": "price ($)", "loss": terms}, data=data))
+    assert result.state == "finished"
+
+
+def test_a_loss_in_the_script_itself_is_refused_before_training(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(
+        textwrap.dedent(f"""
+            import pipeline
+            @pipeline.losses.register("own")
+            def own(prediction, target):
+                return (prediction - target) ** 2
+            pipeline.run({str(JOBS / "linear.yaml")!r}, {{"loss": "own"}})
+        """)
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert "put it in a file and pass imports=" in done.stderr
+
+
+def test_what_an_own_module_imports_beside_it_goes_with_it(job: Write, tmp_path: Path) -> None:
+    (tmp_path / "beside_it.py").write_text("FACTOR = 2.0\n")
+    own = tmp_path / "with_sibling.py"
+    own.write_text(
+        "import pipeline\nfrom beside_it import FACTOR\n"
+        '@pipeline.losses.register("with_sibling")\n'
+        "def with_sibling(prediction, target):\n"
+        "    return FACTOR * (prediction - target) ** 2\n"
+    )
+    result = pipeline.run(job({"loss": "with_sibling"}), imports=[str(own)])
+    assert (Path(result.storage) / "imports" / "beside_it.py").exists()
+    assert result.state == "finished"
+
+
+@pytest.mark.parametrize("num_workers", [1, pytest.param(2, marks=pytest.mark.ray)])
+def test_ctrl_c_ends_cleanly_and_the_run_is_marked_killed(job: Write, num_workers: int) -> None:
+    path = job({"training.epochs": 100_000, "workers.num": num_workers})
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline", "run", str(path)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     runs = path.parent / "runs"
     deadline = time.monotonic() + 60
-    while not list(runs.glob("small-*/recorded.json")) and time.monotonic() < deadline:
+    while not list(runs.glob("small-*/curve.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.1)
-    os.kill(process.pid, signal.SIGINT)
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "Traceback" not in err

@@ -65,7 +65,7 @@ class Case:
         torch.manual_seed(5)
         model = Model(outputs, self.shapes, self.activation)
         widths = {o: s[0] if s else None for o, s in zip(outputs, self.shapes, strict=True)}
-        return Objective(model, [term], widths).double()
+        return Objective(model, ["features"], [term], widths).double()
 
 
 class Model(nn.Module):
@@ -97,10 +97,6 @@ def identity(x: Tensor) -> Tensor:
 
 def log_softmax(x: Tensor) -> Tensor:
     return x.log_softmax(1)
-
-
-def log_softmax_last(x: Tensor) -> Tensor:
-    return x.log_softmax(-1)
 
 
 def squared(x: Tensor) -> Tensor:
@@ -218,7 +214,7 @@ class _Maker:
             "class_weight": weight, "ignore_index": ignore, "label_smoothing": smoothing
         }  # fmt: skip
         target = self.classes(*places, ignore=ignore)
-        return self.built(((CLASSES, *places),), (target,), own, options, kind="tensor")
+        return self.built(((CLASSES, *places),), (target,), own, options, kind="labels")
 
     def nll(self) -> Case:
         weight, places = self.class_weight(), [(), (3,)][int(self.rng.integers(2))]
@@ -226,7 +222,7 @@ class _Maker:
         own = nn.NLLLoss(weight=tensor, ignore_index=-7)
         return self.built(
             ((CLASSES, *places),), (self.classes(*places, ignore=-7),), own,
-            {"class_weight": weight, "ignore_index": -7}, log_softmax, "tensor",
+            {"class_weight": weight, "ignore_index": -7}, log_softmax, "labels",
         )  # fmt: skip
 
     def linear_cross_entropy(self) -> Case:
@@ -239,13 +235,13 @@ class _Maker:
             return own(logits, target)  # type: ignore[no-any-return]
 
         options = {"class_weight": weight, "bias": bias, "label_smoothing": 0.1, "in_features": 5}
-        made = self.built(((5,),), (self.classes(ignore=-100),), identity, options, kind="tensor")
+        made = self.built(((5,),), (self.classes(ignore=-100),), identity, options, kind="labels")
         return Case(**{**made.__dict__, "oracle": mean})
 
     def adaptive_log_softmax(self) -> Case:
         made = self.built(
             ((6,),), (self.classes(),), identity,
-            {"cutoffs": [2], "in_features": 6, "div_value": 2.0}, kind="tensor",
+            {"cutoffs": [2], "in_features": 6, "div_value": 2.0}, kind="labels",
         )  # fmt: skip
         return Case(**{**made.__dict__, "oracle": lambda head, x, t: head(x, t).loss})
 
@@ -278,7 +274,7 @@ class _Maker:
             chosen = self.rng.permutation(CLASSES)[: self.rng.integers(CLASSES + 1)]
             row[: len(chosen)] = chosen
         own = nn.MultiLabelMarginLoss()
-        return self.built(((CLASSES,),), (torch.from_numpy(target),), own, kind="tensor")
+        return self.built(((CLASSES,),), (torch.from_numpy(target),), own, kind="labels")
 
     def multi_margin(self) -> Case:
         weight, p = self.class_weight(), int(self.rng.integers(1, 3))
@@ -286,7 +282,7 @@ class _Maker:
             p, 0.7, None if weight is None else torch.tensor(weight, dtype=torch.float64)
         )
         options = {"class_weight": weight, "p": p, "margin": 0.7}
-        return self.built(((CLASSES,),), (self.classes(),), own, options, kind="tensor")
+        return self.built(((CLASSES,),), (self.classes(),), own, options, kind="labels")
 
     def soft_margin(self) -> Case:
         shape = self.some()
@@ -342,13 +338,13 @@ class _Maker:
         own = nn.CTCLoss(zero_infinity=True)
 
         def mean(prediction: Tensor, target: Ragged) -> Tensor:
-            positions = torch.full((len(target),), prediction.shape[1])
+            positions = torch.full((len(target),), prediction.shape[2])
             value: Tensor = own(
-                prediction.transpose(0, 1), target.values, positions, target.lengths
+                prediction.permute(2, 0, 1), target.values, positions, target.lengths
             )
             return value
 
         return self.built(
-            ((8, CLASSES),), (Ragged(tokens, lengths),), mean, {"zero_infinity": True},
-            log_softmax_last, "tokens",
+            ((CLASSES, 8),), (Ragged(tokens, lengths),), mean, {"zero_infinity": True},
+            log_softmax, "tokens",
         )  # fmt: skip

@@ -166,7 +166,9 @@ def two_terms() -> tuple[Objective, Batch]:
         Term("classes", 0.3, classes, ("classes",), (label,)),
         Term("amount", 2.0, amount, ("amount",), (price,)),
     ]
-    return Objective(TwoHeads(), terms, {"classes": 4, "amount": None}).double(), batch
+    return Objective(
+        TwoHeads(), ["features"], terms, {"classes": 4, "amount": None}
+    ).double(), batch
 
 
 def two_weighted_terms(rank: int, num: int) -> Outcome:
@@ -278,7 +280,7 @@ def twenty_steps(
     weight = [0.5, 2.0, 0.1, 3.0]
     loss = build(registry.losses["cross_entropy"], {"class_weight": weight})
     term = Term("classes", 1.0, loss, ("prediction",), (label,))
-    objective = Objective(Sensitive(), [term], {"prediction": 4})
+    objective = Objective(Sensitive(), ["features"], [term], {"prediction": 4})
     gradients = Ordered(objective) if ordered else reduce.Overlapped(objective, CPU)
     optimizer = torch.optim.Adam(objective.parameters(), lr=0.01)
     generator = torch.Generator().manual_seed(3)
