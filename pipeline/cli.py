@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from pipeline import plugins, spec, specfile
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, UnrecordedError
 from pipeline.registry import REGISTRIES
 
 STARTED = time.time()
@@ -75,7 +75,7 @@ def run(job: str, overrides: tuple[str, ...], imports: tuple[str, ...], as_json:
 
     try:
         result = launch.run(job, _overrides(overrides), imports, say=_say(as_json), started=STARTED)
-    except launch.UnrecordedError as error:
+    except UnrecordedError as error:
         click.echo(f"error: {error}", err=True)
         finish(error.result)
         sys.exit(error.exit_code)

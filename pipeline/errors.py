@@ -9,6 +9,7 @@ PipelineError
 ├── RunError              1  training started and did not finish
 │   └── NonFiniteError       a loss or gradient became NaN or infinite; names the step
 └── RecordError           3  training finished, its record in MLflow is not complete
+    └── UnrecordedError      of `pipeline.run`; carries the result
 
 An error hands its facts to `super().__init__` and words them in `__str__`, so that it survives
 pickling between processes.
@@ -17,6 +18,7 @@ pickling between processes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 class PipelineError(Exception):
@@ -26,7 +28,7 @@ class PipelineError(Exception):
 
 
 class InputError(PipelineError):
-    """Wrong input: nothing was trained, nothing was recorded."""
+    """Wrong input: found before training, unless a worker sees other rows or devices."""
 
     exit_code = 2
 
@@ -101,3 +103,18 @@ class RecordError(PipelineError):
     """Training finished, but MLflow does not hold the whole record."""
 
     exit_code = 3
+
+
+class UnrecordedError(RecordError):
+    """Training is done and kept in `result.storage`; MLflow lacks some or all of its record."""
+
+    def __init__(self, result: Any, reason: str) -> None:
+        super().__init__(result, reason)
+        self.result, self.reason = result, reason
+
+    def __str__(self) -> str:
+        return (
+            f"trained, but the record in MLflow is not complete: {self.reason}\n"
+            f"  everything is kept in {self.result.storage}\n"
+            f"  finish it with: pipeline sync {self.result.storage}"
+        )

@@ -24,13 +24,9 @@ class Ragged:
         positions = torch.arange(self.values.shape[1], device=self.values.device)
         return positions < self.lengths[:, None]
 
-    def padded(self, padding: float, length: int | None = None) -> Tensor:
-        """`values` with `padding` beyond each length, widened to `length` columns if given."""
-        values = self.values.masked_fill(~self.mask, padding)
-        missing = (length or 0) - values.shape[1]
-        if missing > 0:
-            values = torch.nn.functional.pad(values, (0, missing), value=padding)
-        return values
+    def padded(self, padding: float) -> Tensor:
+        """`values` with `padding` beyond each length."""
+        return self.values.masked_fill(~self.mask, padding)
 
     def to(self, device: torch.device) -> Ragged:
         """The same lists on `device`."""

@@ -28,7 +28,6 @@ OWN_CLUSTER_ENVIRONMENT = {
     "RAY_prestart_worker_first_driver": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nothing can preempt the only node
 }
-MOST_PER_CORE = 4
 OBJECT_STORE_BYTES = 80 * 2**20  # the least Ray takes: rows never pass through it
 
 
@@ -93,7 +92,6 @@ def _cluster(spec: JobSpec, ray: Any, alone: bool) -> Iterator[None]:
     if "RAY_ADDRESS" in os.environ:
         ray.init(logging_level="ERROR")
     else:
-        _refuse_too_many(spec)
         for key, value in OWN_CLUSTER_ENVIRONMENT.items():
             os.environ.setdefault(key, value)
         ray.init(
@@ -108,16 +106,6 @@ def _cluster(spec: JobSpec, ray: Any, alone: bool) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def _refuse_too_many(spec: JobSpec) -> None:
-    """Some more workers than cores share them; very many would only stall the machine."""
-    cores, wanted = os.cpu_count() or 1, spec.workers.num * spec.workers.cpus_per_worker
-    if wanted > MOST_PER_CORE * cores:
-        raise UsageError(
-            f"workers: {spec.workers.num} x {spec.workers.cpus_per_worker} CPUs on a machine with "
-            f"{cores} cores, at most {MOST_PER_CORE * cores}; use a cluster, or fewer"
-        )
 
 
 def _refuse_too_few(spec: JobSpec, resources: dict[str, float]) -> None:

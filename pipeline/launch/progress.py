@@ -22,7 +22,6 @@ class Progress:
         self.rows_per_step = num_rows * num_epochs / num_steps
         self.stream: TextIO = sys.stderr
         self.live = self.stream.isatty()
-        self.first_step_at: float | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._train: dict[str, Any] = {}

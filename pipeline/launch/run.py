@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import plugins, registry
-from pipeline.errors import RecordError, RunError, UsageError
+from pipeline.errors import RunError, UnrecordedError, UsageError
 from pipeline.spec import JobSpec
 from pipeline.specfile import load
 
 if TYPE_CHECKING:
     from pipeline.losses.fit import Notice
     from pipeline.train.job import Job
+
+MOST_PER_CORE = 4
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ def check(
     """
     plugins.load(list(imports))
     spec = load(path, overrides)
+    _refuse_too_many(spec)
     from pipeline.losses.terms import bind
     from pipeline.train import job as jobs
     from pipeline.train.evaluate import chosen
@@ -85,6 +88,16 @@ def check(
         notices = jobs.check(made)
         chosen(bind(spec, made.fields), spec.metrics)
     return spec, made, notices
+
+
+def _refuse_too_many(spec: JobSpec) -> None:
+    """Some more workers than cores share them; very many would only stall the machine."""
+    cores, wanted = os.cpu_count() or 1, spec.workers.num * spec.workers.cpus_per_worker
+    if "RAY_ADDRESS" not in os.environ and wanted > MOST_PER_CORE * cores:
+        raise UsageError(
+            f"workers: {spec.workers.num} x {spec.workers.cpus_per_worker} CPUs on a machine with "
+            f"{cores} cores, at most {MOST_PER_CORE * cores}; use a cluster, or fewer"
+        )
 
 
 @contextlib.contextmanager
@@ -217,18 +230,3 @@ def _result(folder: Path, recorded: dict[str, Any], started: float) -> Result:
     if not recorded.get("complete"):
         raise UnrecordedError(result, recorded.get("error", "the delivery to MLflow was cut off"))
     return result
-
-
-class UnrecordedError(RecordError):
-    """Training is done and kept in `result.storage`; MLflow lacks some or all of its record."""
-
-    def __init__(self, result: Result, reason: str) -> None:
-        super().__init__(result, reason)
-        self.result, self.reason = result, reason
-
-    def __str__(self) -> str:
-        return (
-            f"trained, but the record in MLflow is not complete: {self.reason}\n"
-            f"  everything is kept in {self.result.storage}\n"
-            f"  finish it with: pipeline sync {self.result.storage}"
-        )

@@ -99,10 +99,6 @@ class Loss:
     blank: int | None = None
     """The class that no target names (ctc); the others are numbered around it."""
 
-    def numerator(self, *arguments: Any) -> Tensor:
-        """Sum of the items: differentiable scalar in the items' own dtype."""
-        return self.items(*arguments).sum()
-
 
 def rows(num_rows: int, *targets: Tensor) -> Tensor:
     """Number of rows, float64."""

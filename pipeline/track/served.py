@@ -1,11 +1,11 @@
-"""What `mlflow.pyfunc` runs: preprocessing, model and inverse link, loaded without a pickle."""
+"""What `mlflow.pyfunc` runs: preprocessing, model and inverse link, loaded without unpickling code."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -15,13 +15,11 @@ import torch
 
 from pipeline import plugins, specfile
 from pipeline.data.columns import Field, encode, gather
+from pipeline.losses.objective import Objective
+from pipeline.losses.terms import Term
 from pipeline.train.checkpoint import load_weights
 from pipeline.train.evaluate import unscaled
 from pipeline.train.job import objective
-
-if TYPE_CHECKING:
-    from pipeline.losses.objective import Objective
-from pipeline.losses.terms import Term
 
 MOST_PROBABILITIES = 1000
 """With more classes than this, only the best class and its probability are served."""

@@ -139,7 +139,7 @@ def test_the_model_takes_raw_columns_and_gives_target_columns(trained: Trained, 
 
 @pytest.mark.jobs
 @every_job
-def test_the_model_is_loaded_without_a_pickle(trained: Trained, name: str) -> None:
+def test_the_model_holds_no_pickled_code(trained: Trained, name: str) -> None:
     result = trained(name)
     record = json.loads((Path(result.storage) / "recorded.json").read_text())
     mlflow.set_tracking_uri(result.tracking_uri)

@@ -52,3 +52,18 @@ def test_more_workers_than_rows_and_micro_batches_train_the_same_curve(tmp_path:
     overrides = {"workers.num": 4, "training.microbatch_size": 2, "storage": str(tmp_path)}
     result = pipeline.run(LINEAR, overrides)
     assert result.losses == pytest.approx(plain_losses()[0], rel=1e-6)
+
+
+@pytest.mark.ray
+def test_with_micro_batches_the_bits_are_the_same_on_one_two_and_three_workers(
+    tmp_path: Path,
+) -> None:
+    overrides = {
+        "training.microbatch_size": 8, "training.epochs": 2, "model.dropout": 0.2,
+        "storage": str(tmp_path),
+    }  # fmt: skip
+    job = JOBS / "digits.yaml"
+    one, two, three = (pipeline.run(job, overrides | {"workers.num": n}) for n in (1, 2, 3))
+    assert one.curve_sha256 == two.curve_sha256 == three.curve_sha256
+    assert one.weights_sha256 == two.weights_sha256 == three.weights_sha256
+    assert one.metrics == two.metrics == three.metrics

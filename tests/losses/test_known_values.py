@@ -13,7 +13,7 @@ from pipeline.losses.contract import build
 def mean(name: str, prediction: Tensor, target: Tensor) -> float:
     loss = build(registry.losses[name], {})
     assert loss.denominator is not None
-    numerator = loss.numerator(prediction, target)
+    numerator = loss.items(prediction, target).sum()
     return float(numerator / loss.denominator(len(target), target))
 
 
