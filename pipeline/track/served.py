@@ -1,4 +1,4 @@
-"""What `mlflow.pyfunc` runs: preprocessing, model and inverse link, loaded without unpickling code."""
+"""What `mlflow.pyfunc` runs: preprocessing, model, inverse link; no code is unpickled."""
 
 from __future__ import annotations
 
