@@ -1,0 +1,68 @@
+"""What the README shows works as it stands there."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from pipeline import cli
+from pipeline.specfile import load
+from tests.conftest import JOBS, Command, Write
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks in this language, in order."""
+    fenced = README.split("```")[1::2]
+    return [b.partition("\n")[2] for b in fenced if b.partition("\n")[0] == language]
+
+
+SHELL = [line for block in blocks("") for line in block.splitlines()]
+COMMANDS = sorted({line.partition("#")[0] for line in SHELL if line.startswith("pipeline ")})
+
+
+def test_the_spec_on_the_first_screen_is_the_job_it_runs(tmp_path: Path) -> None:
+    (shown,) = blocks("yaml")
+    path = tmp_path / "shown.yaml"
+    path.write_text(shown)
+    assert load(path) == load(JOBS / "diabetes.yaml")
+
+
+def test_own_loss_model_and_metric_work_as_printed(
+    job: Write, command: Command, tmp_path: Path
+) -> None:
+    code = "\n".join(block for block in blocks("python") if "register(" in block)
+    own = tmp_path / "from_readme.py"
+    own.write_text("import torch\nimport pipeline\n" + code)
+    path = job({"loss": {"name": "quantile", "level": 0.8}, "model": "my_net",
+                "metrics": ["within_10"]})  # fmt: skip
+    code_, out, err = command("run", path, "--import", own)
+    assert code_ == 0, err
+    assert "validation within_10" in out
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_every_command_line_is_one_the_command_takes(line: str) -> None:
+    arguments = shlex.split(line.partition(">")[0])[1:]
+    command = cli.cli.get_command(None, arguments[0])  # type: ignore[arg-type]
+    assert command is not None, line
+    with command.make_context(arguments[0], arguments[1:]) as context:
+        assert context.params
+
+
+def test_the_two_set_up_commands_are_one_line_each() -> None:
+    setups = [line for line in SHELL if line.startswith("python3 -m venv")]
+    assert len(setups) == 2
+    assert "pipeline run jobs/diabetes.yaml" in setups[0]
+    assert setups[1].endswith("pytest")
+
+
+def test_help_teaches_every_command() -> None:
+    for name in ("run", "check", "list", "schema", "sync"):
+        shown = CliRunner().invoke(cli.cli, [name, "--help"])
+        assert shown.exit_code == 0
+        assert len(shown.output) > 100
