@@ -1,6 +1,7 @@
 """Sums over workers: gradients, denominators and losses. Never means of means."""
 
 # no `from __future__ import annotations`: DDP compares the hook's annotation with the type itself
+import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
@@ -63,6 +64,11 @@ class Gradients(Protocol):
 
         `own` are this worker's, `forward_backward` does one of them; a worker may have none.
         """
+
+
+# buffers are summed here, not sent by the first worker; the option was renamed in torch 2.13
+_RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+_OWN_BUFFERS: Any = {"forward_sync_buffers" if _RENAMED else "broadcast_buffers": False}
 
 
 class Buffers:
@@ -149,9 +155,7 @@ class Overlapped:
         self.buffers = Buffers(objective)
         if num_workers() > 1:
             ids = [device.index] if device.type == "cuda" else None
-            wrapped = DistributedDataParallel(
-                _Shared(objective), device_ids=ids, broadcast_buffers=False
-            )
+            wrapped = DistributedDataParallel(_Shared(objective), device_ids=ids, **_OWN_BUFFERS)
             wrapped.register_comm_hook(None, _summed)
             self.model = wrapped
 
