@@ -24,7 +24,7 @@ LAYERS = [
     ["data.arrow", "data.batch", "data.order", "data.source", "data.columns", "losses.contract"],
     ["losses.regression", "losses.classification", "losses.ranking", "losses.sequence", "losses"],
     ["losses.terms"],
-    ["losses.objective"],
+    ["losses.objective", "testing"],
     ["losses.fit", "models", "models.parts", "models.mlp", "models.cnn", "models.transformer",
      "optimizers", "metrics"],
     ["train.reduce", "train.checkpoint", "train.curve"],

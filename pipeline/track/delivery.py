@@ -44,6 +44,7 @@ def prepare(spec: JobSpec, job: Job, folder: Path, modules: list[str]) -> None:
         "pipeline.data_fingerprint": job.fingerprint,
         "pipeline.storage": str(folder),
         "pipeline.versions": _versions(),
+        "pipeline.bits": _bits(spec),
         **_git(),
     }
     if modules:
@@ -77,6 +78,19 @@ def _versions() -> str:
     packages = ("pipeline", "torch", "ray", "mlflow", "pyarrow", "numpy")
     found = [f"{package} {version(package)}" for package in packages]
     return ", ".join([f"python {platform.python_version()}", *found])
+
+
+def _bits(spec: JobSpec) -> str:
+    """What the last bits of the curve depend on besides spec and data."""
+    import torch
+
+    if spec.workers.gpu and torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    else:
+        device = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    size = spec.training.microbatch_size
+    order = f"micro-batches of {size}" if size else f"{spec.workers.num} workers"
+    return f"torch {version('torch')}, {device}, {spec.workers.cpus_per_worker} threads, {order}"
 
 
 def _sources(folder: Path) -> str:
