@@ -116,6 +116,7 @@ def check(job: str, overrides: tuple[str, ...], imports: tuple[str, ...], as_jso
     shown = ", ".join(f"{name} ({kind})" for name, kind in list(kinds.items())[:8])
     say(f"in    {shown}{', ...' if len(kinds) > 8 else ''}")
     say(f"out   {', '.join(targets) or '(no target)'}")
+    say(f"model {_model(checked, prepared.fields)}")
     for notice in notices:
         say(f"note  {notice}")
     if as_json:
@@ -128,6 +129,16 @@ def check(job: str, overrides: tuple[str, ...], imports: tuple[str, ...], as_jso
             "notices": [str(notice) for notice in notices],
         }
         click.echo(json.dumps(found))
+
+
+def _model(checked: spec.JobSpec, fields: list[Any]) -> str:
+    """The model's size, and what it gives to the losses."""
+    from pipeline.train.job import objective
+
+    bound = objective(checked, fields)
+    number = sum(p.numel() for p in bound.parameters() if p.requires_grad)
+    shapes = [f"{name} [N{f', {size}' if size else ''}]" for name, size in bound.sizes.items()]
+    return f"{checked.model.name}, {number:,} parameters, gives {', '.join(shapes)}"
 
 
 def _target(field: Any) -> str:
