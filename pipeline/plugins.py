@@ -15,6 +15,7 @@ from typing import Any
 from pipeline.errors import UsageError
 
 GROUP = "pipeline.plugins"
+NOT_OWN = {"__main__", "pipeline"}
 _seen: dict[str, float] = {}
 """Imported modules and when their files were written."""
 
@@ -91,7 +92,7 @@ def carry(modules: list[str], folder: Path) -> None:
     places = {_source(sys.modules[name.partition(".")[0]]) for name in modules}
     folders = {place.parent for place in places if "site-packages" not in place.parts}
     for name, module in list(sys.modules.items()):
-        if "." not in name and getattr(module, "__file__", None) and name != "__main__":
+        if "." not in name and name not in NOT_OWN and getattr(module, "__file__", None):
             place = _source(module)
             if place.parent in folders:
                 places.add(place)
@@ -113,7 +114,8 @@ def _source(module: ModuleType) -> Path:
 def receive(modules: list[str], folder: Path) -> None:
     """Import the modules that `carry` put into `folder`, unless they are imported already."""
     load([])
-    if modules and str(folder) not in sys.path:
+    missing = [name for name in modules if name not in sys.modules]
+    if missing and str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
-    for name in modules:
+    for name in missing:
         importlib.import_module(name)

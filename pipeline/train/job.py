@@ -17,7 +17,7 @@ from pipeline.data.columns import Columns, Field, Lists, encode, fit, gather
 from pipeline.errors import InputError, UsageError
 from pipeline.losses import fit as fitting
 from pipeline.losses.objective import Objective, tried
-from pipeline.losses.terms import bind, outputs, readings
+from pipeline.losses.terms import Term, bind, outputs, readings
 from pipeline.spec import JobSpec
 
 PACKAGE = str(Path(__file__).parents[1])
@@ -117,10 +117,10 @@ def check(job: Job) -> list[fitting.Notice]:
     except Exception as error:
         name = job.spec.model.name
         raise UsageError(f"model {name}: fails on the first rows: {_described(error)}") from error
-    return notices + _oddities(job)
+    return notices + _oddities(job, bound.terms)
 
 
-def _oddities(job: Job) -> list[fitting.Notice]:
+def _oddities(job: Job, terms: list[Term]) -> list[fitting.Notice]:
     """What is allowed, and rarely meant."""
     spec, found = job.spec, []
     size, warmup = spec.training.batch_size, spec.schedule.warmup_steps
@@ -146,13 +146,12 @@ def _oddities(job: Job) -> list[fitting.Notice]:
             found.append(fitting.Notice(about, "holds one value in all training rows"))
         if field.is_target and field.kind == "number" and field.deviation == 1.0:
             spread = float(column.std()) if isinstance(column, torch.Tensor) else 0.0
-            if spread > 50 and any(
-                t.name in ("mse", "l1", "huber", "smooth_l1") for t in spec.loss
-            ):
+            if spread > 50 and any(field in t.targets and t.loss.target == "values" for t in terms):
                 text = f"has a deviation of {spread:.3g}: data.target_scale: standard trains better"
                 found.append(fitting.Notice(f"target {field.name!r}", text))
-    towers = [t.name for t in spec.loss if t.name in ("triplet_margin", "cosine_embedding",
-              "triplet_margin_with_distance", "margin_ranking")]  # fmt: skip
+    towers = [
+        t.label for t in terms if len(t.loss.roles) > 1 and t.loss.target in ("none", "signs")
+    ]
     if towers and registry.models[spec.model.name].build.__module__ == "pipeline.models":
         text = (
             f"{towers[0]} compares outputs, and those of {spec.model.name!r} all come from the "
