@@ -151,7 +151,8 @@ def test_every_field_of_the_schema_has_a_doc_line() -> None:
 
 @pytest.mark.parametrize("kind", registry.REGISTRIES)
 def test_every_entry_has_a_doc_line_and_typed_options(kind: str) -> None:
-    for name, entry in registry.REGISTRIES[kind].entries.items():
+    entries = registry.REGISTRIES[kind].entries.items()
+    for name, entry in [e for e in entries if e[1].build.__module__.startswith("pipeline.")]:
         assert entry.doc.endswith("."), name
         assert entry.options.model_json_schema()["additionalProperties"] is False
 

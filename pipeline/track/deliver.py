@@ -146,6 +146,8 @@ def main(folder: Path) -> int:
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     os.nice(5)  # training comes first
+    while _starting(folder) and not _ended(folder):
+        time.sleep(0.1)
     delivery: Delivery | None = None
     deadline, pause = float("inf"), EVERY_SECONDS
     while True:
@@ -173,6 +175,12 @@ def main(folder: Path) -> int:
                 return 3
             pause = EVERY_SECONDS if ended else min(2 * pause, LONGEST_PAUSE_SECONDS)
         _pause(folder, pause)
+
+
+def _starting(folder: Path) -> bool:
+    """Whether several workers are still starting: importing MLflow now would hold them up."""
+    record = json.loads((folder / "record.json").read_text())
+    return record["num_workers"] > 1 and not (folder / "curve.jsonl").exists()
 
 
 def _pause(folder: Path, seconds: float) -> None:

@@ -59,6 +59,7 @@ def prepare(spec: JobSpec, job: Job, folder: Path, modules: list[str]) -> None:
         "params": {_key(key): _text(value) for key, value in specs.flat(spec).items()},
         "tags": tags,
         "modules": modules,
+        "num_workers": spec.workers.num,
         "launcher": os.getpid(),
     }
     write_json(folder / "record.json", record)
