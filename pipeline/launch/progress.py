@@ -26,7 +26,7 @@ class Progress:
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._train: dict[str, Any] = {}
         self._validation: dict[str, Any] = {}
-        self._step = 0
+        self._step = self._last_shown = 0
         self._started = (0, 0.0)
 
     def __enter__(self) -> Progress:
@@ -46,7 +46,7 @@ class Progress:
                 shown = now
                 self._show(end="\r" if self.live else "\n")
         self._read()
-        if self._step:
+        if self._step and (self.live or self._step != self._last_shown):
             self._show(end="\n")
 
     def _read(self) -> None:
@@ -59,6 +59,7 @@ class Progress:
                 self._now = point["time"] / 1000
 
     def _show(self, end: str) -> None:
+        self._last_shown = self._step
         steps = self._step - self._started[0]
         seconds = self._now - self._started[1]
         speed = steps / seconds if steps and seconds > 0 else 0.0
