@@ -38,8 +38,9 @@ def _load(name: str) -> str:
     module, folder = (path.stem, path.resolve().parent) if is_file else (name, Path.cwd())
     if not all(part.isidentifier() for part in module.split(".")):
         raise UsageError(f"--import {name}: {module!r} cannot be a module's name")
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
+    if str(folder) in sys.path:
+        sys.path.remove(str(folder))
+    sys.path.insert(0, str(folder))  # before copies that a loaded model has brought along
     try:
         loaded = importlib.import_module(module)
         written = _written(loaded)
@@ -50,11 +51,18 @@ def _load(name: str) -> str:
         raise
     except Exception as error:  # the user's module can fail in any way
         raise UsageError(f"--import {name}: {type(error).__name__}: {error}") from error
-    if is_file and Path(loaded.__file__ or "").resolve() != path.resolve():
+    if is_file and not _same(Path(loaded.__file__ or ""), path):
         raise UsageError(
             f"--import {name}: the name {module!r} is taken by {loaded.__file__}; rename the file"
         )
     return module
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether both are one file, or copies of it."""
+    return one.resolve() == other.resolve() or (
+        one.is_file() and one.read_bytes() == other.read_bytes()
+    )
 
 
 def _written(module: ModuleType) -> float:

@@ -37,8 +37,9 @@ def test_own_loss_model_and_metric_work_as_printed(
 ) -> None:
     code = "\n".join(block for block in blocks("python") if "register(" in block)
     own = tmp_path / "from_readme.py"
+    code = code.replace('"quantile"', '"quantile_of_readme"')  # jobs/custom_loss.py has it too
     own.write_text("import torch\nimport pipeline\n" + code)
-    path = job({"loss": {"name": "quantile", "level": 0.8}, "model": "my_net",
+    path = job({"loss": {"name": "quantile_of_readme", "level": 0.8}, "model": "my_net",
                 "metrics": ["within_10"]})  # fmt: skip
     code_, out, err = command("run", path, "--import", own)
     assert code_ == 0, err
