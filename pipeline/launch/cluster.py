@@ -79,7 +79,7 @@ def fit(spec: JobSpec, config: dict[str, Any], name: str) -> None:
                 raise
             except SystemExit:  # how Ray ends after Ctrl-C
                 raise KeyboardInterrupt from None
-            except Exception as error:
+            except Exception as error:  # Ray wraps the worker's own error in several of its own
                 raise _cause(error) from error
 
 

@@ -160,11 +160,10 @@ def run(
         config["job"] = job
     where = "in this process" if in_process(spec) else f"on {spec.workers.num} Ray workers"
     tell(f"run   {folder.name}, {job.num_rows:,} rows {where}")
-    steps = spec.training.epochs * -(-job.num_rows // spec.training.batch_size)
     state = "failed"
     try:
         reader = Reader(folder / "curve.jsonl")
-        shown = Progress(reader, steps, spec.training.epochs, job.num_rows)
+        shown = Progress(reader, job.num_steps, spec.training.epochs, job.num_rows)
         with shown, _threads(spec.workers.cpus_per_worker):
             fit(spec, config, folder.name)
         state = "finished"

@@ -14,6 +14,7 @@ from pipeline import registry
 from pipeline.data import source
 from pipeline.data.batch import Batch
 from pipeline.data.columns import Columns, Field, Lists, encode, fit, gather
+from pipeline.data.order import steps_per_epoch
 from pipeline.errors import InputError, UsageError
 from pipeline.losses import fit as fitting
 from pipeline.losses.objective import Objective, tried
@@ -40,6 +41,16 @@ class Job:
     def num_rows(self) -> int:
         """Training rows."""
         return len(next(iter(self.train.values())))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps that use each training row once."""
+        return steps_per_epoch(self.num_rows, self.spec.training.batch_size)
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.spec.training.epochs * self.steps_per_epoch
 
     @property
     def num_validation_rows(self) -> int:
@@ -114,7 +125,7 @@ def check(job: Job) -> list[fitting.Notice]:
         notices = fitting.check_batch(bound, trial_batch(job))
     except InputError:
         raise
-    except Exception as error:
+    except Exception as error:  # as above: a user's model can fail in any way
         name = job.spec.model.name
         raise UsageError(f"model {name}: fails on the first rows: {_described(error)}") from error
     return notices + _oddities(job, bound.terms)
@@ -127,9 +138,8 @@ def _oddities(job: Job, terms: list[Term]) -> list[fitting.Notice]:
     if size > job.num_rows:
         text = f"{size} is more than the {job.num_rows} training rows: one step per epoch"
         found.append(fitting.Notice("training.batch_size", text))
-    num_steps = spec.training.epochs * -(-job.num_rows // size)
-    if warmup > num_steps:
-        text = f"{warmup} of {num_steps} steps: the learning rate never gets to its full value"
+    if warmup > job.num_steps:
+        text = f"{warmup} of {job.num_steps} steps: the learning rate never gets to its full value"
         found.append(fitting.Notice("schedule.warmup_steps", text))
     for field in job.fields:
         values, about = field.vocabulary or (), f"column {field.name!r}"

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from pipeline import plugins, registry
 from pipeline.data.columns import gather
-from pipeline.data.order import cut, owned, rows_of_step, steps_per_epoch
+from pipeline.data.order import cut, owned, rows_of_step
 from pipeline.errors import RunError, UsageError
 from pipeline.optimizers import learning_rate_factor
 from pipeline.spec import JobSpec
@@ -60,8 +60,7 @@ def train(job: Job, folder: Path) -> None:
         [p for p in bound.parameters() if p.requires_grad], **spec.optimizer.options
     )
     base_rates = [group["lr"] for group in optimizer.param_groups]
-    per_epoch = steps_per_epoch(job.num_rows, settings.batch_size)
-    num_steps = settings.epochs * per_epoch
+    per_epoch, num_steps = job.steps_per_epoch, job.num_steps
     order_seed = settings.seed if settings.shuffle else None
     metrics = chosen(bound.terms, spec.metrics)
     journal = Journal(folder / "curve.jsonl") if reduce.rank() == 0 else None
