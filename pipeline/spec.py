@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
@@ -261,14 +262,67 @@ class Training(Section):
 
 
 class Workers(Section):
-    """On what it is trained."""
+    """On what it is trained: `num` workers, or as many from `min` to `max` as the cluster has."""
 
-    num: Positive = 1
+    num: Positive | None = 1
     """Worker processes; one worker runs inside the command's own process."""
+    min: Positive | None = None
+    """Fewest workers to go on with when the cluster shrinks."""
+    max: Positive | None = None
+    """Most workers to use when the cluster grows. A resize goes on from the last checkpoint."""
     gpu: bool = False
     """One GPU per worker."""
-    cpus_per_worker: Positive = 1
-    """CPUs, and threads of one operation, per worker."""
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1
+    """CPUs per worker, a part of one too; rounded up, the threads of one operation."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _num_or_range(cls, value: Any) -> Any:
+        is_range = isinstance(value, Mapping) and (
+            value.get("min") is not None or value.get("max") is not None
+        )
+        if not is_range:
+            return value
+        if value.get("num") is not None:
+            raise PydanticCustomError("workers", "give `num`, or `min` and `max`, not both")
+        if value.get("min") is None or value.get("max") is None:
+            raise PydanticCustomError("workers", "`min` and `max` go together")
+        return {**value, "num": None}
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Workers:
+        if self.min and self.max and self.min > self.max:
+            text = "`min` {least} is more than `max` {most}"
+            raise PydanticCustomError("workers", text, {"least": self.min, "most": self.max})
+        if not self.num and not self.max:
+            raise PydanticCustomError("workers", "give `num`, or `min` and `max`")
+        return self
+
+    @property
+    def least(self) -> int:
+        """The fewest workers the job runs on."""
+        return self.min or self.num or 1
+
+    @property
+    def most(self) -> int:
+        """The most workers the job runs on."""
+        return self.max or self.num or 1
+
+    @property
+    def threads(self) -> int:
+        """Threads of one operation: part of what the bits depend on."""
+        return math.ceil(self.cpus_per_worker)
+
+
+class Checkpoint(Section):
+    """How often the state is saved, from which a run goes on after a failure or a resize."""
+
+    every_steps: Positive | None = None
+    """Steps between checkpoints; by time unless given."""
+    every_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds between checkpoints, without `every_steps`."""
+    keep: Annotated[int, Field(ge=2)] = 3
+    """Newest checkpoints to keep: at least two, so that a damaged one leaves another."""
 
 
 class Tracking(Section):
@@ -297,6 +351,7 @@ class JobSpec(Section):
     metrics: list[str] | None = None
     """Metrics of the validation rows; chosen by the loss unless given."""
     workers: Workers = Workers()
+    checkpoint: Checkpoint = Checkpoint()
     tracking: Tracking = Tracking()
     storage: str = "runs"
     """Folder of the runs, which every worker must see; relative ones start where the command

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from pipeline.errors import Fault, SpecError
 from pipeline.registry import nearest
 from pipeline.spec import (
+    Checkpoint,
     Choice,
     Data,
     JobSpec,
@@ -175,7 +176,7 @@ def _faults(
 
 _OWN_ERRORS = {
     "unknown_name", "choice", "twice", "empty", "leak", "labels", "microbatch", "unknown_target",
-    "reserved", "fraction", "bool",
+    "reserved", "fraction", "bool", "workers",
 }  # fmt: skip
 
 
@@ -212,7 +213,8 @@ def _at(tree: Any, path: list[Any] | tuple[Any, ...]) -> Any:
 def _keys_beside(path: tuple[Any, ...], tree: Any) -> list[str]:
     """Keys allowed where the last key of `path` stands."""
     sections: dict[str, type[Section]] = {
-        "data": Data, "training": Training, "workers": Workers, "tracking": Tracking
+        "data": Data, "training": Training, "workers": Workers, "checkpoint": Checkpoint,
+        "tracking": Tracking,
     }  # fmt: skip
     choices: dict[str, type[Choice]] = {
         "loss": Term, "model": Model, "optimizer": Optimizer, "schedule": Schedule

@@ -29,15 +29,16 @@ LAYERS = [
      "optimizers", "metrics"],
     ["train.reduce", "train.checkpoint", "train.curve"],
     ["train.tree", "train.step", "train.evaluate", "train.job"],
+    ["train.bits", "train.faults"],
     ["train.worker"],
     ["track.delivery", "track.served", "track.model", "track.deliver"],
-    ["launch.cluster", "launch.progress", "launch.run"],
+    ["launch.cluster", "launch.progress", "launch.restart", "launch.run"],
     ["cli", ""],
     ["__main__"],
 ]  # fmt: skip
 DEPTH = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}
 EMPTY = {"data", "train", "track", "launch"}
-RAY = {"launch.cluster", "train.worker"}
+RAY = {"launch.cluster", "launch.restart", "train.worker"}
 MLFLOW = {"track.deliver", "track.model", "track.served"}
 
 

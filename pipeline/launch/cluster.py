@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
+import secrets
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -31,56 +33,78 @@ OWN_CLUSTER_ENVIRONMENT = {
 OBJECT_STORE_BYTES = 80 * 2**20  # the least Ray takes: rows never pass through it
 
 
+ELASTIC_ENVIRONMENT = {
+    # how long a worker group may wait for the nodes it was promised; 60 s by default, for which a
+    # run stands still after a node is lost
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
+}
+RESIZE_SECONDS = 15.0  # between looks for more nodes; 60 by default
+
+
 def in_process(spec: JobSpec) -> bool:
     """One worker, and no cluster to put it on: it runs in the command's own process."""
-    return spec.workers.num == 1 and "RAY_ADDRESS" not in os.environ
+    return spec.workers.most == 1 and "RAY_ADDRESS" not in os.environ
 
 
-def fit(spec: JobSpec, config: dict[str, Any], name: str) -> None:
-    """Run the job on its workers, to the end.
+def fit(spec: JobSpec, config: dict[str, Any], name: str, max_failures: int = -1) -> None:
+    """Run the job on its workers, to the end; dead ones are replaced, `max_failures` times.
 
-    Raises the first failing worker's own error, or RunError.
+    Raises the first failing worker's own error, which is not tried again, or RunError.
     """
-    for key, value in DRIVER_ENVIRONMENT.items():
+    elastic = ELASTIC_ENVIRONMENT if spec.workers.max and not _may_grow() else {}
+    for key, value in (DRIVER_ENVIRONMENT | elastic).items():
         os.environ.setdefault(key, value)
     with warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")
         import ray
         import ray.train.torch as ray_torch
-        from ray.train import LoggingConfig, RunConfig, ScalingConfig
+        from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 
+        from pipeline.launch.restart import Restarts
         from pipeline.train.worker import work
 
-        alone = in_process(spec)
-        threads = str(spec.workers.cpus_per_worker)
-        trainer = ray_torch.TorchTrainer(
-            work,
-            train_loop_config=config,
-            torch_config=ray_torch.TorchConfig(
-                backend="nccl" if spec.workers.gpu else "gloo", timeout_s=300
-            ),
-            scaling_config=ScalingConfig(
-                num_workers=0 if alone else spec.workers.num,
-                use_gpu=spec.workers.gpu,
-                resources_per_worker={"CPU": spec.workers.cpus_per_worker}
-                | ({"GPU": 1} if spec.workers.gpu else {}),
-            ),
-            run_config=RunConfig(
-                name=name,
-                storage_path=str(config["storage"]),
-                logging_config=LoggingConfig(log_level="ERROR"),
-                worker_runtime_env={"env_vars": {**DRIVER_ENVIRONMENT, "OMP_NUM_THREADS": threads}},
-            ),
-        )
+        alone, workers = in_process(spec), spec.workers
+        worker_environment = {**DRIVER_ENVIRONMENT, "OMP_NUM_THREADS": str(workers.threads)}
+        restarts = Restarts(config["folder"])
+
+        def trainer() -> Any:
+            return ray_torch.TorchTrainer(
+                work,
+                train_loop_config=config,
+                torch_config=ray_torch.TorchConfig(
+                    backend="nccl" if workers.gpu else "gloo", timeout_s=300
+                ),
+                scaling_config=ScalingConfig(
+                    num_workers=0 if alone else workers.num or (workers.least, workers.most),
+                    use_gpu=workers.gpu,
+                    resources_per_worker={"CPU": workers.cpus_per_worker}
+                    | ({"GPU": 1} if workers.gpu else {}),
+                    elastic_resize_monitor_interval_s=RESIZE_SECONDS,
+                ),
+                run_config=RunConfig(
+                    name=f"{name}-{secrets.token_hex(2)}",
+                    storage_path=str(config["storage"]),
+                    logging_config=LoggingConfig(log_level="ERROR"),
+                    failure_config=FailureConfig(max_failures=max_failures),
+                    callbacks=[] if alone else [restarts],
+                    worker_runtime_env={"env_vars": worker_environment},
+                ),
+            )
+
         with _cluster(spec, ray, alone):
-            try:
-                trainer.fit()
-            except PipelineError:
-                raise
-            except SystemExit:  # how Ray ends after Ctrl-C
-                raise KeyboardInterrupt from None
-            except Exception as error:  # Ray wraps the worker's own error in several of its own
-                raise _cause(error) from error
+            while True:
+                try:
+                    trainer().fit()
+                    return
+                except PipelineError:
+                    raise
+                except SystemExit:  # how Ray ends after Ctrl-C
+                    raise KeyboardInterrupt from None
+                except Exception as error:  # Ray wraps the worker's own in several of its own
+                    cause = _cause(error)
+                    if max_failures == 0 or not _is_untried(error):
+                        raise cause from error
+                    restarts.count(cause)
 
 
 @contextlib.contextmanager
@@ -95,12 +119,15 @@ def _cluster(spec: JobSpec, ray: Any, alone: bool) -> Iterator[None]:
         for key, value in OWN_CLUSTER_ENVIRONMENT.items():
             os.environ.setdefault(key, value)
         ray.init(
-            num_cpus=spec.workers.num * spec.workers.cpus_per_worker,  # more workers than cores run
+            # more workers than cores run
+            num_cpus=math.ceil(spec.workers.most * spec.workers.cpus_per_worker),
             include_dashboard=False,
             logging_level="ERROR",
             log_to_driver=False,
             object_store_memory=OBJECT_STORE_BYTES,
         )
+        # no setting stops a long line for each dead worker; progress says it in a short one
+        ray._private.worker.print_to_stdstream = lambda *_, **__: None
     try:
         _refuse_too_few(spec, ray.cluster_resources())
         yield
@@ -110,15 +137,15 @@ def _cluster(spec: JobSpec, ray: Any, alone: bool) -> Iterator[None]:
 
 def _refuse_too_few(spec: JobSpec, resources: dict[str, float]) -> None:
     """A cluster that can never hold the workers would let the job wait for ever."""
-    if spec.workers.gpu and resources.get("GPU", 0) < spec.workers.num and not _may_grow():
+    least = spec.workers.least
+    if spec.workers.gpu and resources.get("GPU", 0) < least and not _may_grow():
         raise UsageError(
-            f"workers.num: {spec.workers.num} with a GPU each, "
-            f"the cluster has {resources.get('GPU', 0):g} GPUs"
+            f"workers: {least} with a GPU each, the cluster has {resources.get('GPU', 0):g} GPUs"
         )
-    wanted = spec.workers.num * spec.workers.cpus_per_worker
+    wanted = least * spec.workers.cpus_per_worker
     if resources.get("CPU", 0) < wanted and not _may_grow():
         raise UsageError(
-            f"workers: {spec.workers.num} x {spec.workers.cpus_per_worker} CPUs, "
+            f"workers: {least} x {spec.workers.cpus_per_worker:g} CPUs, "
             f"the cluster has {resources.get('CPU', 0):g}"
         )
 
@@ -142,25 +169,28 @@ def _quiet() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
+def _is_untried(error: Exception) -> bool:
+    """A worker that died while its group still started: Ray gives up on it by itself."""
+    failure = getattr(error, "controller_failure", None)
+    return type(failure).__name__ in ("ActorDiedError", "ActorUnavailableError")
+
+
 def _cause(error: BaseException) -> PipelineError:
     """The first failing worker's own error out of Ray's layers around it."""
+    from pipeline.launch.restart import is_echo
+
     seen: BaseException | None = error
     while seen is not None:
         failures = getattr(seen, "worker_failures", None)
         if failures:
-            first = failures[min(failures, key=lambda rank: (_is_echo(failures[rank]), rank))]
+            first = failures[min(failures, key=lambda rank: (is_echo(failures[rank]), rank))]
             return _cause(getattr(first, "_base_exc", None) or first)
         if isinstance(seen, PipelineError):
             return seen
-        inner = getattr(seen, "_base_exc", None) or seen.__cause__ or getattr(seen, "cause", None)
+        attributes = ("_base_exc", "controller_failure", "__cause__", "cause")
+        inner = next((found for a in attributes if (found := getattr(seen, a, None))), None)
         if inner is None or not isinstance(inner, BaseException):
             break
         seen = inner
     text = str(seen).strip() or repr(seen)
     return RunError(f"{type(seen).__name__}: {text.splitlines()[-1] if text else ''}")
-
-
-def _is_echo(failure: Any) -> bool:
-    """A worker that only failed because another did: its connection was closed."""
-    text = str(failure)
-    return "Connection closed by peer" in text or "Connection reset" in text

@@ -12,6 +12,7 @@ from pipeline.train.curve import Reader
 
 LIVE_SECONDS = 0.2
 PLAIN_SECONDS = 10.0
+CLEAR = "\r\x1b[2K"
 
 
 class Progress:
@@ -51,12 +52,25 @@ class Progress:
 
     def _read(self) -> None:
         for point in self.reader.new():
+            if "event" in point:
+                self._tell(point)
             self._validation = point.get("validation", self._validation)
             if "train" in point:
                 self._train, self._step = point["train"], point["step"]
                 if not self._started[0]:
                     self._started = (point["step"], point["time"] / 1000)
                 self._now = point["time"] / 1000
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        """A line for what happened to the run; the first start is no news."""
+        if event["event"] == "start" and event["attempt"] == 1:
+            return
+        text = event.get("text") or (
+            f"going on from step {event['step']} with {event['workers']} "
+            f"worker{'s' if event['workers'] > 1 else ''} (attempt {event['attempt']})"
+        )
+        self._started = (0, 0.0)  # speed is measured anew
+        self.stream.write(f"{CLEAR if self.live else ''}note  {text}\n")
 
     def _show(self, end: str) -> None:
         self._last_shown = self._step
@@ -79,7 +93,7 @@ class Progress:
                 parts.append(f"{_clock(left)} left")
         line = "  ".join(parts)
         if self.live:
-            line = "\x1b[2K" + line[: shutil.get_terminal_size().columns - 1]
+            line = CLEAR + line[: shutil.get_terminal_size().columns - 1]
         self.stream.write(line + end)
         self.stream.flush()
 

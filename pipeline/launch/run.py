@@ -92,10 +92,11 @@ def check(
 
 def _refuse_too_many(spec: JobSpec) -> None:
     """Some more workers than cores share them; very many would only stall the machine."""
-    cores, wanted = os.cpu_count() or 1, spec.workers.num * spec.workers.cpus_per_worker
+    workers, cores = spec.workers, os.cpu_count() or 1
+    wanted = workers.most * workers.cpus_per_worker
     if "RAY_ADDRESS" not in os.environ and wanted > MOST_PER_CORE * cores:
         raise UsageError(
-            f"workers: {spec.workers.num} x {spec.workers.cpus_per_worker} CPUs on a machine with "
+            f"workers: {workers.most} x {workers.cpus_per_worker:g} CPUs on a machine with "
             f"{cores} cores, at most {MOST_PER_CORE * cores}; use a cluster, or fewer"
         )
 
@@ -158,13 +159,15 @@ def run(
     }
     if in_process(spec):
         config["job"] = job
-    where = "in this process" if in_process(spec) else f"on {spec.workers.num} Ray workers"
+    least, most = spec.workers.least, spec.workers.most
+    number = str(most) if least == most else f"{least} to {most}"
+    where = "in this process" if in_process(spec) else f"on {number} Ray workers"
     tell(f"run   {folder.name}, {job.num_rows:,} rows {where}")
     state = "failed"
     try:
         reader = Reader(folder / "curve.jsonl")
         shown = Progress(reader, job.num_steps, spec.training.epochs, job.num_rows)
-        with shown, _threads(spec.workers.cpus_per_worker):
+        with shown, _threads(spec.workers.threads):
             fit(spec, config, folder.name)
         state = "finished"
     except KeyboardInterrupt:

@@ -33,6 +33,8 @@ def prepare(spec: JobSpec, job: Job, folder: Path, modules: list[str]) -> None:
     """Write what MLflow is told besides the curve: spec, tags, fields and example rows."""
     import pyarrow as pa
 
+    from pipeline.train import bits
+
     inputs = [field.name for field in job.fields if not field.is_target]
     example = job.example.train.select(inputs).slice(0, EXAMPLE_ROWS)
     with pa.ipc.new_file(folder / "example.arrow", example.schema) as writer:
@@ -44,7 +46,8 @@ def prepare(spec: JobSpec, job: Job, folder: Path, modules: list[str]) -> None:
         "pipeline.data_fingerprint": job.fingerprint,
         "pipeline.storage": str(folder),
         "pipeline.versions": _versions(),
-        "pipeline.bits": _bits(spec),
+        "pipeline.bits": json.dumps(bits.fingerprint(spec)),
+        "pipeline.bits_sha256": bits.fingerprint_sha256(spec),
         **_git(),
     }
     if modules:
@@ -59,7 +62,7 @@ def prepare(spec: JobSpec, job: Job, folder: Path, modules: list[str]) -> None:
         "params": {_key(key): _text(value) for key, value in specs.flat(spec).items()},
         "tags": tags,
         "modules": modules,
-        "num_workers": spec.workers.num,
+        "num_workers": spec.workers.most,
         "launcher": os.getpid(),
     }
     write_json(folder / "record.json", record)
@@ -79,19 +82,6 @@ def _versions() -> str:
     packages = ("pipeline", "torch", "ray", "mlflow", "pyarrow", "numpy")
     found = [f"{package} {version(package)}" for package in packages]
     return ", ".join([f"python {platform.python_version()}", *found])
-
-
-def _bits(spec: JobSpec) -> str:
-    """What the last bits of the curve depend on besides spec and data."""
-    import torch
-
-    if spec.workers.gpu and torch.cuda.is_available():
-        device = torch.cuda.get_device_name()
-    else:
-        device = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    size = spec.training.microbatch_size
-    order = f"micro-batches of {size}" if size else f"{spec.workers.num} workers"
-    return f"torch {version('torch')}, {device}, {spec.workers.cpus_per_worker} threads, {order}"
 
 
 def _sources(folder: Path) -> str:

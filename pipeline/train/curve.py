@@ -1,10 +1,15 @@
-"""The curve's journal: one JSON line per step and per evaluation, beside the run's weights."""
+"""The curve's journal: one JSON line per step and per evaluation, beside the run's checkpoints.
+
+A point is `{"step", "time", "epoch", "train", "terms"}` or `{"step", "time", "epoch",
+"validation"}`; a line with `event` tells what happened to the run in between.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
+import os
 import struct
 import time
 from collections.abc import Iterator
@@ -12,27 +17,90 @@ from pathlib import Path
 from typing import Any
 
 FLUSH_SECONDS = 0.25
+UNTIMED = ("rows_per_second",)
+"""What is measured anew when a step is computed again."""
 
 
 class Journal:
-    """Appends points to `path`; each gets its time of writing, in milliseconds."""
+    """Appends points to `path`; each gets its time of writing, in milliseconds.
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("w", encoding="utf-8")
+    A run that goes on from an earlier step computes some points again. They stand already, with
+    the time of their first writing: what is computed again is not appended, but compared with them
+    where the same bits are promised.
+    """
+
+    def __init__(self, path: Path, step: int = 0, compare: bool = True) -> None:
+        self._compare = compare
+        self._known: dict[tuple[int, str], dict[str, Any]] = {}
+        self.num_attempts = 0
+        """How often workers have started on this run before."""
+        self.first_difference: int | None = None
+        """The first step that gave other numbers when it was computed again."""
+        path.touch()
+        with path.open("r+b") as file:
+            end = 0
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break  # torn when its writer was killed
+                end += len(line)
+                point = json.loads(line)
+                if "event" in point:
+                    self.num_attempts += point["event"] == "start"
+                elif point["step"] > step or (point["step"] == step and "validation" in point):
+                    self._known[_key(point)] = point
+            file.truncate(end)
+        self._file = path.open("a", encoding="utf-8")
         self._flushed = 0.0
 
     def write(self, point: dict[str, Any]) -> None:
         """Append one point: `step` and either `train` or `validation` values by name."""
+        known = self._known.pop(_key(point), None) if self._known else None
+        if known is not None:
+            if (
+                self._compare
+                and self.first_difference is None
+                and _untimed(point) != _untimed(known)
+            ):
+                self.first_difference = point["step"]
+            return
         now = time.time()
         values = {"time": int(now * 1000), **_finite(point)}
         self._file.write(json.dumps(values) + "\n")
-        if now - self._flushed > FLUSH_SECONDS or "validation" in point:
+        if now - self._flushed > FLUSH_SECONDS or "train" not in point:
             self._file.flush()
             self._flushed = now
+
+    def event(self, step: int, event: str, **facts: Any) -> None:
+        """Append what happened to the run after `step` steps."""
+        self.write({"step": step, "event": event, **facts})
+
+    def flush(self) -> None:
+        """What was written is in the file, though not yet on the disk."""
+        self._file.flush()
+
+    def to_disk(self) -> None:
+        """What was flushed outlives a power cut; may be called by another thread."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Everything written is in the file."""
         self._file.close()
+
+
+def _key(point: dict[str, Any]) -> tuple[int, str]:
+    kind = "train" if "train" in point else "validation" if "validation" in point else "event"
+    return point["step"], kind
+
+
+def _untimed(point: dict[str, Any]) -> Any:
+    """The point's numbers that a second computation must give again."""
+    groups = {key: point.get(key) for key in ("train", "terms", "validation")}
+    return _finite(
+        {
+            key: {name: value for name, value in (group or {}).items() if name not in UNTIMED}
+            for key, group in groups.items()
+        }
+    )
 
 
 def _finite(value: Any) -> Any:
@@ -49,7 +117,7 @@ class Reader:
         self.path, self._place = path, 0
 
     def new(self) -> Iterator[dict[str, Any]]:
-        """Points that were completed since the last call."""
+        """Lines that were completed since the last call."""
         if not self.path.exists():
             return
         with self.path.open("rb") as file:

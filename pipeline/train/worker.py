@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from pipeline.data.columns import gather
 from pipeline.data.order import cut, owned, rows_of_step
 from pipeline.errors import RunError, UsageError
 from pipeline.optimizers import learning_rate_factor
-from pipeline.spec import JobSpec
-from pipeline.train import reduce
-from pipeline.train.checkpoint import save_weights, weights_sha256
+from pipeline.spec import JobSpec, Schedule
+from pipeline.train import bits, checkpoint, faults, reduce
+from pipeline.train.checkpoint import Checkpoints, save_weights, weights_sha256
 from pipeline.train.curve import Journal
 from pipeline.train.evaluate import chosen, evaluate
 from pipeline.train.job import Job, objective, prepared, trial_batch
@@ -30,7 +31,11 @@ from pipeline.train.tree import Ordered
 
 
 def work(config: dict[str, Any]) -> None:
-    """Train the job in `config` (spec, base, folder, imports); rank 0 writes curve and weights."""
+    """Train the job in `config` (spec, base, folder, imports); rank 0 writes curve and weights.
+
+    Started again on the same folder, by any number of workers, it goes on from the newest
+    checkpoint.
+    """
     folder = Path(config["folder"])
     plugins.receive(config["imports"], folder / "imports")
     spec = JobSpec.model_validate(config["spec"])
@@ -39,18 +44,20 @@ def work(config: dict[str, Any]) -> None:
             f"worker {reduce.rank()} does not see the run's folder {folder}: "
             "set `storage` to a folder that every node mounts"
         )
-    torch.set_num_threads(spec.workers.cpus_per_worker)
+    torch.set_num_threads(spec.workers.threads)
     job = config.get("job") or prepared(spec, Path(config["base"]))
     if job.fingerprint != config["fingerprint"]:
         raise RunError(
             f"worker {reduce.rank()} reads other rows from {spec.data.train} than the command "
             "that started it: every node must see the same files"
         )
-    train(job, folder)
+    train(job, folder, faults.planned(config.get("faults", []), folder, reduce.rank()))
 
 
-def train(job: Job, folder: Path) -> None:
+def train(job: Job, folder: Path, before_step: Callable[[int], None] | None = None) -> None:
     """Epochs of steps, each followed by an evaluation; ends with the weights in `folder`."""
+    if (folder / "done.json").exists():
+        return
     spec, settings = job.spec, job.spec.training
     device = _device(spec)
     bound = objective(spec, job.fields, trial_batch(job)).to(device)
@@ -59,54 +66,124 @@ def train(job: Job, folder: Path) -> None:
     optimizer = registry.optimizers[spec.optimizer.name].build(
         [p for p in bound.parameters() if p.requires_grad], **spec.optimizer.options
     )
-    base_rates = [group["lr"] for group in optimizer.param_groups]
     per_epoch, num_steps = job.steps_per_epoch, job.num_steps
     order_seed = settings.seed if settings.shuffle else None
     metrics = chosen(bound.terms, spec.metrics)
-    journal = Journal(folder / "curve.jsonl") if reduce.rank() == 0 else None
+    first_step = _resume(job, folder, bound, optimizer)
+    record = Record(job, folder, first_step) if reduce.rank() == 0 else None
 
     def validate(step: int) -> None:
         if job.validation is not None:
             size = settings.microbatch_size or settings.batch_size
             rows = np.arange(job.num_validation_rows)
             values = evaluate(bound, job.validation, rows, size, metrics, device)
-            if journal:
-                journal.write({"step": step, "epoch": step / per_epoch, "validation": values})
+            if record:
+                point = {"step": step, "epoch": step / per_epoch, "validation": values}
+                record.journal.write(point)
 
-    validate(0)
-    for step in range(num_steps):
-        started = time.perf_counter()
-        factor = learning_rate_factor(
-            spec.schedule.name, spec.schedule.options, spec.schedule.warmup_steps, step, num_steps
-        )
-        for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
-            group["lr"] = rate * factor
-        rows = rows_of_step(job.num_rows, settings.batch_size, order_seed, step)
-        pieces = cut(rows, settings.microbatch_size, reduce.num_workers())
-        numbers = owned(len(pieces), reduce.rank(), reduce.num_workers())
-        losses = train_step(
-            bound,
-            gradients,
-            optimizer,
-            [(i, gather(job.train, pieces[i])) for i in numbers if len(pieces[i])],
-            len(pieces),
-            step=step,
-            seed=settings.seed,
-            clip_norm=settings.clip_norm,
-            device=device,
-        )
-        if journal:
-            seconds = time.perf_counter() - started
-            labels = [term.label for term in bound.terms]
-            journal.write(_point(step + 1, per_epoch, labels, losses, base_rates[0] * factor,
-                                 len(rows) / seconds))  # fmt: skip
-        if (step + 1) % per_epoch == 0:
-            validate(step + 1)
-    if journal:
-        journal.close()
-        _finish(bound, folder, num_steps)
+    if first_step == 0:
+        validate(0)
+    with bits.deterministic(exact):
+        for step in range(first_step, num_steps):
+            if before_step:
+                before_step(step)
+            started = time.perf_counter()
+            rate = _set_learning_rate(optimizer, spec.schedule, step, num_steps)
+            rows = rows_of_step(job.num_rows, settings.batch_size, order_seed, step)
+            pieces = cut(rows, settings.microbatch_size, reduce.num_workers())
+            numbers = owned(len(pieces), reduce.rank(), reduce.num_workers())
+            losses = train_step(
+                bound,
+                gradients,
+                optimizer,
+                [(i, gather(job.train, pieces[i])) for i in numbers if len(pieces[i])],
+                len(pieces),
+                step=step,
+                seed=settings.seed,
+                clip_norm=settings.clip_norm,
+                device=device,
+            )
+            if record:
+                seconds = time.perf_counter() - started
+                labels = [term.label for term in bound.terms]
+                speed = len(rows) / seconds
+                record.journal.write(_point(step + 1, per_epoch, labels, losses, rate, speed))
+            if (step + 1) % per_epoch == 0:
+                validate(step + 1)
+            if record:
+                record.save_if_due(step + 1, bound, optimizer)
+    if record:
+        record.finish(bound, num_steps)
     if dist.is_initialized():
         dist.barrier()
+
+
+def _resume(
+    job: Job, folder: Path, bound: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> int:
+    """Steps done by the newest checkpoint, whose state is taken; the same on every worker."""
+    passed: list[str] = []
+    step = 0
+    if reduce.rank() == 0:
+        step, passed = checkpoint.newest(folder, bits.identity(job))
+        for text in passed:
+            Journal(folder / "curve.jsonl", job.num_steps).event(step, "damage", text=text)
+    step = int(reduce.total(torch.tensor([step], dtype=torch.float64)))
+    if step:
+        checkpoint.restore(checkpoint.load(folder, step), bound, optimizer)
+    return step
+
+
+def _set_learning_rate(
+    optimizer: torch.optim.Optimizer, schedule: Schedule, step: int, num_steps: int
+) -> float:
+    """Each group's rate at `step`, a factor of the one it was built with; the first is returned."""
+    warmup, options = schedule.warmup_steps, schedule.options
+    factor = learning_rate_factor(schedule.name, options, warmup, step, num_steps)
+    for group in optimizer.param_groups:
+        group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+    return float(optimizer.param_groups[0]["lr"])
+
+
+class Record:
+    """What the first worker writes: the journal, checkpoints, and the end of the run."""
+
+    def __init__(self, job: Job, folder: Path, first_step: int) -> None:
+        self.job, self.folder = job, folder
+        exact = job.spec.training.microbatch_size is not None
+        self.journal = Journal(folder / "curve.jsonl", first_step, compare=exact)
+        self.checkpoints = Checkpoints(folder, job.spec.checkpoint, bits.identity(job))
+        self.journal.event(
+            first_step, "start", attempt=self.journal.num_attempts + 1,
+            workers=reduce.num_workers(), bits=bits.fingerprint(job.spec),
+        )  # fmt: skip
+
+    def save_if_due(
+        self, step: int, bound: torch.nn.Module, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Save a checkpoint when it is time; what leads up to it is in the journal before."""
+        if self.checkpoints.is_due(step) and step < self.job.num_steps:
+            self.journal.flush()
+            state = checkpoint.state_of(bound, optimizer)
+            self.checkpoints.save(step, state, self.journal.to_disk)
+
+    def finish(self, bound: torch.nn.Module, num_steps: int) -> None:
+        """Weights, then the marker that says the run is complete."""
+        self.checkpoints.wait()
+        self.journal.flush()
+        self.journal.to_disk()
+        self.journal.close()
+        weights = bound.state_dict()
+        save_weights(weights, self.folder / "weights.pt")
+        done = {
+            "steps": num_steps,
+            "weights_sha256": weights_sha256(weights),
+            "attempts": self.journal.num_attempts + 1,
+            "first_difference": self.journal.first_difference,
+        }
+        aside = self.folder / f".done.{os.getpid()}"
+        aside.write_text(json.dumps(done))
+        aside.replace(self.folder / "done.json")
 
 
 def _device(spec: JobSpec) -> torch.device:
@@ -134,13 +211,3 @@ def _point(
             "rows_per_second": speed,
         },
     }
-
-
-def _finish(bound: torch.nn.Module, folder: Path, num_steps: int) -> None:
-    """Weights, then the marker that says the run is complete."""
-    weights = bound.state_dict()
-    save_weights(weights, folder / "weights.pt")
-    done = {"steps": num_steps, "weights_sha256": weights_sha256(weights)}
-    aside = folder / f".done.{os.getpid()}"
-    aside.write_text(json.dumps(done))
-    aside.replace(folder / "done.json")

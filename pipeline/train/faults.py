@@ -1,0 +1,29 @@
+"""Planned faults, for `prove` and for tests: a worker that dies before a step."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+Fault = tuple[int, int]
+"""Rank and step: this worker is killed before this step (from 0), once."""
+
+
+def planned(faults: Sequence[Fault], folder: Path, rank: int) -> Callable[[int], None] | None:
+    """What the worker calls before each step; None when it has no fault to come.
+
+    A fault that has struck leaves a file in `folder`, and does not strike again.
+    """
+    own = {step: folder / f".fault-{rank}-{step}" for r, step in faults if r == rank}
+    if not own:
+        return None
+
+    def strike(step: int) -> None:
+        mark = own.get(step)
+        if mark is not None and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return strike
