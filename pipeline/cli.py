@@ -109,7 +109,7 @@ def check(job: str, overrides: tuple[str, ...], imports: tuple[str, ...], as_jso
 
     checked, prepared, notices = launch.check(job, _overrides(overrides), imports)
     say = _say(as_json)
-    kinds = {field.name: field.kind for field in prepared.fields if not field.is_target}
+    kinds = {field.name: field.kind for field in prepared.fields if field.is_input}
     targets = [_target(field) for field in prepared.fields if field.is_target]
     say(f"ok    {checked.name}")
     say(f"rows  {prepared.num_rows:,} training, {prepared.num_validation_rows:,} validation")

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, create_model
 
@@ -30,6 +30,8 @@ class Entry:
     name: str
     kind: str
     build: Callable[..., Any]
+    per: Literal["row", "element", "batch"] | None = None
+    """What a loss gives one number for, if its author says so."""
 
     @property
     def place(self) -> str:
@@ -80,11 +82,16 @@ class Registry(Generic[E]):
         self.kind, self.home = kind, home
         self._entries: dict[str, Entry] = {}
 
-    def register(self, name: str) -> Callable[[E], E]:
-        """Put the decorated function or class under `name`."""
+    def register(
+        self, name: str, *, per: Literal["row", "element", "batch"] | None = None
+    ) -> Callable[[E], E]:
+        """Put the decorated function or class under `name`.
+
+        `per` is for losses: `batch` declares one that needs all rows of the global batch at once.
+        """
 
         def put(build: E) -> E:
-            entry, known = Entry(name, self.kind, build), self._entries.get(name)
+            entry, known = Entry(name, self.kind, build, per), self._entries.get(name)
             if known and known.origin != entry.origin:
                 raise UsageError(
                     f"{self.kind} {name!r} is registered twice: {known.place} and {entry.place}"

@@ -184,6 +184,16 @@ class Schedule(Choice):
     """Steps over which the learning rate rises linearly to its full value."""
 
 
+class SampleWeight(Section):
+    """How much each row counts."""
+
+    column: str
+    """Column of numbers that are at least 0."""
+    mean_over: Literal["weights", "items"] = "weights"
+    """What the weighted sum is divided by: the weights' sum, as in a weighted mean, or the number
+    of items, as if they were not weighted."""
+
+
 class Data(Section):
     """Which rows and columns are trained on."""
 
@@ -204,6 +214,8 @@ class Data(Section):
     """Input columns of whole numbers that are names, not amounts: read through a vocabulary."""
     scale: Literal["standard", "none"] = "standard"
     """Numeric inputs: mean 0 and deviation 1 over the training rows, or left as they are."""
+    sample_weight: SampleWeight | None = None
+    """Column that weights each row in every loss, or `{column, mean_over}`. Not in metrics."""
     target_scale: Literal["standard", "none"] = "none"
     """The same for numeric targets; metrics and served predictions stay in the column's unit."""
 
@@ -217,6 +229,11 @@ class Data(Section):
             if twice:
                 raise PydanticCustomError("twice", "{items} twice", {"items": sorted(twice)})
         return value
+
+    @field_validator("sample_weight", mode="before")
+    @classmethod
+    def _column(cls, value: Any) -> Any:
+        return {"column": value} if isinstance(value, str) else value
 
     @field_validator("validation", mode="before")
     @classmethod
@@ -234,6 +251,10 @@ class Data(Section):
             raise PydanticCustomError(
                 "leak", "{columns}: both input and target", {"columns": ", ".join(both)}
             )
+        weight = self.sample_weight.column if self.sample_weight else None
+        if weight in (*(self.inputs or []), *self.targets):
+            text = "{column}: the sample weight cannot be input or target too"
+            raise PydanticCustomError("leak", text, {"column": weight})
         return self
 
     @property

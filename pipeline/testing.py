@@ -39,6 +39,10 @@ def check_loss(name: str, *arguments: Tensor, **options: Any) -> None:
     predictions, targets = given[:num_predictions], given[num_predictions:]
     if loss.module is not None:
         loss.module.double()
+    if loss.per_batch:
+        _check_whole(name, loss, predictions, targets)
+        _check_gradient(name, loss, predictions, targets)
+        return
     items = loss.items(*given)
     _check_items(name, items, given[0], targets)
     denominator = loss.denominator or _counted(items, given[0])
@@ -58,6 +62,22 @@ def _check_items(name: str, items: Tensor, prediction: Tensor, targets: list[Ten
         raise ContractError(name, "is not finite on these rows", "check logarithms and divisions")
 
 
+def _check_whole(name: str, loss: Loss, predictions: list[Tensor], targets: list[Tensor]) -> None:
+    """One finite number for the whole batch, in any order of its rows."""
+    value = loss.items(*predictions, *targets)
+    if value.dim() != 0:
+        raise ContractError(
+            name, f"is declared per batch, and gives shape {list(value.shape)}",
+            "return the mean loss of all rows given, one number",
+        )  # fmt: skip
+    if not bool(torch.isfinite(value)):
+        raise ContractError(name, "is not finite on these rows", "check logarithms and divisions")
+    turned = loss.items(*(tensor.flip(0) for tensor in (*predictions, *targets)))
+    one, other = float(value.detach()), float(turned.detach())
+    if abs(one - other) > TOLERANCE * max(1.0, abs(one)):
+        raise ContractError(name, "depends on the order of the rows", "do not index by position")
+
+
 def _counted(items: Tensor, prediction: Tensor) -> Any:
     return rows if items.numel() == len(prediction) else elements
 
@@ -71,7 +91,14 @@ def _check_parts(
     def parts(chosen: Tensor) -> tuple[float, float]:
         kept = [t[chosen] for t in targets]
         numerator = loss.items(*(p[chosen] for p in predictions), *kept).sum()
-        return float(numerator.detach()), float(denominator(len(chosen), *kept))
+        counts = denominator(len(chosen), *kept)
+        if counts.shape != (len(chosen),):
+            raise ContractError(
+                name,
+                f"its denominator gives shape {list(counts.shape)} for {len(chosen)} rows",
+                "return what each row adds to it: float64 [num_rows]",
+            )
+        return float(numerator.detach()), float(counts.sum())
 
     everything = torch.arange(number)
     whole = parts(everything)

@@ -65,7 +65,7 @@ def test_a_denominator_that_lies_is_found() -> None:
     @pipeline.losses.register("t_lying")
     def t_lying() -> object:
         made = per_item(lambda p, t: (p - t) ** 2)
-        lying = lambda num_rows, target: torch.tensor(float(num_rows) ** 2)  # noqa: E731
+        lying = lambda num_rows, target: torch.full((num_rows,), float(num_rows))  # noqa: E731
         return type(made)(**{**made.__dict__, "denominator": lying})
 
     with pytest.raises(ContractError, match="denominators of rows"):

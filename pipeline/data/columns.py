@@ -46,6 +46,13 @@ class Field:
     """A raw class number that marks items to leave out; encoded as IGNORED, it is no class."""
     center: float = 0.0
     """Mean of the training rows in the column's own unit, whether it is scaled by it or not."""
+    is_weight: bool = False
+    """Neither input nor target: how much each row counts."""
+
+    @property
+    def is_input(self) -> bool:
+        """Whether the model reads it."""
+        return not (self.is_target or self.is_weight)
 
     @property
     def num_codes(self) -> int:
@@ -129,6 +136,13 @@ def fit(
         stored = data.shift.get(name, name)
         field = _fit(train, stored, replace(reading, as_amounts=scaled), is_target=True)
         fields.append(replace(field, name=name))
+    if data.sample_weight is not None:
+        column = data.sample_weight.column
+        where = f"data.sample_weight: column {column!r}"
+        kind, _ = kind_of(train[column].type, where)
+        if kind != "number":
+            raise DataError(f"{where} is {train[column].type}, expected numbers")
+        fields.append(Field(column, kind, str(train[column].type), is_weight=True))
     return fields
 
 
@@ -228,7 +242,8 @@ def encode(fields: list[Field], table: pa.Table, shift: dict[str, str] | None = 
 
 def _encode(field: Field, table: pa.Table, shift: dict[str, str]) -> Tensor | Lists:
     stored = shift.get(field.name, field.name)
-    where = f"{'data.target' if field.is_target else 'data.inputs'}: column {stored!r}"
+    key = "target" if field.is_target else "sample_weight" if field.is_weight else "inputs"
+    where = f"data.{key}: column {stored!r}"
     column = table[stored]
     if field.is_target or field.kind != "category":
         refuse_missing(column, where)
@@ -245,12 +260,24 @@ def _encode(field: Field, table: pa.Table, shift: dict[str, str]) -> Tensor | Li
     if field.kind == "labels":
         return torch.from_numpy(_class_numbers(field, values, where)).reshape(-1, *field.shape)
     numbers = (_numbers(column, where) - field.mean) / field.deviation
+    if field.is_weight:
+        _refuse_weights(numbers, where)
     tensor = torch.from_numpy(numbers.astype(np.float32))
     if field.kind == "series":
         return Lists(tensor, torch.from_numpy(offsets))
     if tensor.numel() != len(column) * int(np.prod(field.shape)):
         raise DataError(f"{where}: expected {field.shape} numbers in each row")
     return tensor.reshape(len(column), *field.shape)
+
+
+def _refuse_weights(numbers: np.ndarray[Any, Any], where: str) -> None:
+    """Raise DataError for weights that cannot be."""
+    negative = np.flatnonzero(numbers < 0)
+    if len(negative):
+        first = negative[0]
+        raise DataError(f"{where}: {numbers[first]:g} in row {first}, weights are at least 0")
+    if len(numbers) and not numbers.any():
+        raise DataError(f"{where}: every weight is 0")
 
 
 def _class_numbers(field: Field, values: Any, where: str) -> np.ndarray[Any, Any]:

@@ -77,12 +77,16 @@ def _table(
     columns = dataset.schema.names
     made = set(data.shift)
     stored_targets = [column for column in data.targets if column not in made]
-    inputs = data.inputs or [c for c in columns if c not in stored_targets and not _is_index(c)]
+    weight = [data.sample_weight.column] if data.sample_weight else []
+    others = {*stored_targets, *weight}
+    inputs = data.inputs or [c for c in columns if c not in others and not _is_index(c)]
     wanted: dict[str, str] = {}
     for column in inputs:
         wanted.setdefault(column, "data.inputs")
     for column in stored_targets:
         wanted.setdefault(column, "data.target")
+    for column in weight:
+        wanted.setdefault(column, "data.sample_weight")
     if not inputs:
         raise DataError(f"data.inputs: {shown} has no column besides the target")
     for new, column in data.shift.items():

@@ -4,10 +4,10 @@
 job spec names to a model's outputs and the data's targets; `fit` checks that they belong together.
 """
 
-from pipeline.losses import classification, ranking, regression, sequence
+from pipeline.losses import batch, classification, ranking, regression, sequence
 from pipeline.losses.contract import Loss, Role, build, elements, per_item, register, rows
 
 __all__ = [
-    "Loss", "Role", "build", "classification", "elements", "per_item", "ranking", "register",
-    "regression", "rows", "sequence",
+    "Loss", "Role", "batch", "build", "classification", "elements", "per_item", "ranking",
+    "register", "regression", "rows", "sequence",
 ]  # fmt: skip

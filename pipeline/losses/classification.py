@@ -38,14 +38,15 @@ def _per_class(prediction: Tensor, weight: Any) -> Tensor | None:
 
 
 def _counted(class_weight: Any, ignore_index: int) -> Any:
-    """Denominator of class losses: the weights of all items that are not ignored."""
+    """Denominator of class losses: the weights of each row's items that are not ignored."""
 
     def denominator(num_rows: int, target: Tensor) -> Tensor:
-        kept = target[target != ignore_index]
-        if class_weight is None:
-            return torch.tensor(float(kept.numel()), dtype=torch.float64)
-        weight = torch.tensor(class_weight, dtype=torch.float64, device=target.device)
-        return weight[kept].sum()
+        kept = target != ignore_index
+        counts = kept.double()
+        if class_weight is not None:
+            weight = torch.tensor(class_weight, dtype=torch.float64, device=target.device)
+            counts = weight[target.where(kept, 0)] * counts
+        return counts.flatten(1).sum(1) if counts.dim() > 1 else counts
 
     return denominator
 
@@ -75,7 +76,7 @@ def cross_entropy(
         )
 
     def positions(num_rows: int, truth: Tensor) -> Tensor:
-        return torch.tensor(truth.numel() / truth.shape[1], dtype=torch.float64)
+        return elements(num_rows, truth) / truth.shape[1]
 
     def link(prediction: Tensor) -> Tensor:
         return prediction.softmax(1)

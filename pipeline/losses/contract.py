@@ -3,6 +3,10 @@
 A loss never reduces. `items` gives its unreduced numbers and `denominator` what their sum is
 divided by; the training step sums both over all workers and micro-batches and divides once. The
 denominator depends on the target alone, so it is known before the forward pass.
+
+A loss that couples rows, such as a contrastive one, cannot be summed over parts. It declares itself
+`per_batch`: the step then gathers its predictions and targets from all workers and micro-batches,
+and it gives one number for the whole global batch.
 """
 
 from __future__ import annotations
@@ -37,6 +41,7 @@ TargetKind = Literal[
     "values",  # float, any number
     "counts",  # float, at least 0
     "classes",  # int64 class numbers, or `ignore_index`
+    "groups",  # int64: rows of one number belong together
     "binary",  # float in [0, 1]
     "signs",  # float, -1 or 1
     "distribution",  # float, probabilities over the prediction's classes
@@ -78,8 +83,9 @@ class Loss:
     """A criterion as numerator and denominator, what it expects, and its inverse link.
 
     `items(*predictions, *targets)` returns the unreduced numbers; their sum is the numerator.
-    `denominator(num_rows, *targets)` returns a float64 scalar, or is None for a user's loss, whose
-    number of items is then found by a trial on one batch (one per row, or per target element).
+    `denominator(num_rows, *targets)` returns what each row adds to the denominator, float64
+    [num_rows]; it is None for a user's loss, whose number of items is then found by a trial on one
+    batch (one per row, or per target element).
     """
 
     items: Callable[..., Tensor]
@@ -98,32 +104,41 @@ class Loss:
     """Parameters of a user's loss, trained with the model."""
     blank: int | None = None
     """The class that no target names (ctc); the others are numbered around it."""
+    per_batch: bool = False
+    """`items` takes all rows of the global batch and returns its mean loss, one number."""
+
+
+Per = Literal["row", "element", "batch"]
 
 
 def rows(num_rows: int, *targets: Tensor) -> Tensor:
-    """Number of rows, float64."""
-    return torch.tensor(float(num_rows), dtype=torch.float64)
+    """One for each row: float64 [num_rows]."""
+    return torch.ones(num_rows, dtype=torch.float64)
 
 
 def elements(num_rows: int, *targets: Tensor) -> Tensor:
-    """Number of elements of the first target, float64."""
-    return torch.tensor(float(targets[0].numel()), dtype=torch.float64)
+    """The elements that each row of the first target has: float64 [num_rows]."""
+    each = targets[0].numel() / num_rows if num_rows else 0.0
+    return torch.full((num_rows,), each, dtype=torch.float64)
 
 
 def per_item(
     function: Callable[..., Tensor],
     *,
-    per: Literal["row", "element"] | None = None,
+    per: Per | None = None,
     prediction: PredictionKind = "any",
     target: TargetKind = "any",
     link: Callable[..., Tensor] | None = None,
 ) -> Loss:
     """A Loss from a function of prediction and target giving one number per row or element.
 
-    Without `per`, a trial on one batch tells which it is.
+    Without `per`, a trial on one batch tells which it is. With `per="batch"` the function takes all
+    rows of the global batch and gives one number, its mean loss.
     """
-    denominator = {"row": rows, "element": elements, None: None}[per]
-    return Loss(function, denominator, (Role(kind=prediction),), target, shape="any", link=link)
+    denominator = {"row": rows, "element": elements, "batch": rows, None: None}[per]
+    roles = (Role(kind=prediction),)
+    is_whole = per == "batch"
+    return Loss(function, denominator, roles, target, "any", link, per_batch=is_whole)
 
 
 def build(entry: Entry, options: dict[str, Any]) -> Loss:
@@ -138,13 +153,13 @@ def build(entry: Entry, options: dict[str, Any]) -> Loss:
     if inspect.isclass(entry.build) and issubclass(entry.build, nn.Module):
         unreduced = {"reduction": "none"} if "reduction" in parameters else {}
         module = entry.build(**{**options, **unreduced})
-        return replace(per_item(module), module=module)
+        return replace(per_item(module, per=entry.per), module=module)
     if any(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters.values()):
 
         def with_options(*arguments: Tensor) -> Tensor:
             return entry.build(*arguments, **options)  # type: ignore[no-any-return]
 
-        return per_item(with_options)
+        return per_item(with_options, per=entry.per)
     made = entry.build(**options)
     if not isinstance(made, Loss):
         from pipeline.errors import ContractError
@@ -160,6 +175,6 @@ def build(entry: Entry, options: dict[str, Any]) -> Loss:
 register = registry.losses.register
 
 __all__ = [
-    "ACTIVATIONS", "Loss", "PredictionKind", "Role", "TargetKind", "build", "elements",
+    "ACTIVATIONS", "Loss", "Per", "PredictionKind", "Role", "TargetKind", "build", "elements",
     "per_item", "register", "rows",
 ]  # fmt: skip

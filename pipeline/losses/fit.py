@@ -264,12 +264,18 @@ def _check_items(
     with torch.no_grad():
         everything = torch.arange(rows)
         whole = items(predictions, everything)
-        if whole.dim() == 0:
+        if term.loss.per_batch and whole.dim() != 0:
+            raise ContractError(
+                term.label,
+                f"is declared per batch, and gives shape {list(whole.shape)}",
+                "return the mean loss of all rows given, one number",
+            )
+        if whole.dim() == 0 and not term.loss.per_batch:
             raise ContractError(
                 term.label,
                 f"gives one number for {rows} rows: a loss gives one per row or per target "
                 "element, the mean is taken over all workers",
-                "leave out .mean() or .sum()",
+                'leave out .mean() or .sum(); or register it with per="batch" if it needs all rows',
             )
         if not bool(torch.isfinite(whole).all()):
             fix = (
@@ -278,13 +284,16 @@ def _check_items(
                 else "scale the inputs, or look for infinite values in the target"
             )
             raise ContractError(term.label, "is not finite on the first rows", fix)
+        if term.loss.per_batch:
+            return
         for chosen in (everything[: -(-rows // 2)], everything[rows // 2 :], everything.flip(0)):
             if len(whole) == rows and not _close(items(predictions, chosen), whole[chosen]):
                 raise ContractError(
                     term.label,
                     "gives other numbers for the same rows in another batch: it couples the rows "
                     "of a batch, so no split over workers or micro-batches can be exact",
-                    "give each row a number that depends on that row alone",
+                    "give each row a number that depends on that row alone; or one number for the "
+                    'batch, and register it with per="batch"',
                 )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,23 @@ from pipeline.data.batch import Batch, num_rows
 from pipeline.errors import ContractError
 from pipeline.losses.contract import elements, rows
 from pipeline.losses.terms import Predictions, Term, num_classes
+from pipeline.spec import SampleWeight
+
+
+@dataclass(frozen=True)
+class Share:
+    """A micro-batch's part in a loss of the whole batch, once that is known."""
+
+    value: float
+    """Mean loss of the global batch."""
+    gradients: tuple[Tensor, ...]
+    """Gradient of value times rows of the global batch, for each prediction of these rows."""
+    parameter_gradients: tuple[Tensor, ...] = ()
+    """The same for the loss's own parameters; one micro-batch of the batch carries them."""
+
+
+Shares = Mapping[int, Share]
+"""Shares of one micro-batch by number of the term."""
 
 
 class Objective(nn.Module):
@@ -30,6 +47,7 @@ class Objective(nn.Module):
         super().__init__()
         self.model, self.inputs, self.terms, self.sizes = model, list(inputs), terms, dict(sizes)
         self.precision = torch.float32
+        self.sample_weight: SampleWeight | None = None
         heads: dict[str, nn.Module] = {}
         for number, term in enumerate(terms):
             if term.loss.head is not None:
@@ -55,9 +73,33 @@ class Objective(nn.Module):
             made = self.model({name: batch[name] for name in self.inputs})
         return {"prediction": made} if isinstance(made, Tensor) else dict(made)
 
+    @property
+    def is_coupled(self) -> bool:
+        """Whether a loss needs the whole global batch at once."""
+        return any(term.loss.per_batch for term in self.terms)
+
     def items(self, predictions: Predictions, batch: Batch) -> list[Tensor]:
-        """The unreduced numbers of each term."""
-        return [self.items_of(number, predictions, batch) for number in range(len(self.terms))]
+        """What the numerator of each term is the sum of: items times the weights of their rows.
+
+        For a loss that couples rows, its mean loss times the number of rows.
+        """
+        made = []
+        for number, term in enumerate(self.terms):
+            items = self.items_of(number, predictions, batch)
+            if term.loss.per_batch:
+                items = items * num_rows(batch)
+            elif self.sample_weight is not None:
+                weight = self._weights(batch).to(items.dtype)
+                items = items.reshape(len(weight), -1).sum(1) * weight if len(weight) else items
+            made.append(items)
+        return made
+
+    def _weights(self, batch: Batch) -> Tensor:
+        """The rows' own weights [N]."""
+        assert self.sample_weight is not None
+        column = batch[self.sample_weight.column]
+        assert isinstance(column, Tensor)
+        return column
 
     def items_of(self, number: int, predictions: Predictions, batch: Batch) -> Tensor:
         """The unreduced numbers of one term. Raises ContractError where the loss fails."""
@@ -73,15 +115,52 @@ class Objective(nn.Module):
             ) from error
 
     def denominators(self, batch: Batch) -> Tensor:
-        """What each term divides by, from the targets alone: float64 [K]."""
-        return torch.stack([term.denominator(batch).to("cpu") for term in self.terms])
+        """What each term divides by, from targets and weights alone: float64 [K]."""
+        counts = [term.denominator(batch).to("cpu") for term in self.terms]
+        if self.sample_weight is not None and self.sample_weight.mean_over == "weights":
+            weights = self._weights(batch).to("cpu", torch.float64)
+            counts = [count * weights for count in counts]
+        return torch.stack([count.sum() for count in counts])
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Numerator of each term: differentiable [K], and summed in float64 for the record [K]."""
-        items = self.items(self.predict(batch), batch)
+    def forward(self, batch: Batch, shares: Shares | None = None) -> tuple[Tensor, Tensor]:
+        """Numerator of each term: differentiable [K], and summed in float64 for the record [K].
+
+        Losses that couple rows take the batch for the whole one, unless their `shares` are given.
+        """
+        predictions = self.predict(batch)
+        if shares:
+            return self._shared(predictions, batch, shares)
+        items = self.items(predictions, batch)
         numerators = torch.stack([item.sum() for item in items])
         recorded = torch.stack([item.detach().double().sum() for item in items])
         return numerators, recorded
+
+    def _shared(
+        self, predictions: Predictions, batch: Batch, shares: Shares
+    ) -> tuple[Tensor, Tensor]:
+        """As `forward`; the gradient of a coupled loss comes from its share."""
+        numerators, recorded = [], []
+        for number, term in enumerate(self.terms):
+            if number not in shares:
+                items = self.items_of(number, predictions, batch)
+                numerators.append(items.sum())
+                recorded.append(items.detach().double().sum())
+                continue
+            share = shares[number]
+            pairs = [
+                *zip(term.read(predictions), share.gradients, strict=True),
+                *zip(self.owned(number), share.parameter_gradients, strict=False),
+            ]
+            numerators.append(torch.stack([(one * other).sum() for one, other in pairs]).sum())
+            value = torch.tensor(share.value * num_rows(batch), dtype=torch.float64)
+            recorded.append(value.to(numerators[-1].device))
+        return torch.stack(numerators), torch.stack(recorded)
+
+    def owned(self, number: int) -> list[nn.Parameter]:
+        """Parameters of the loss of term `number`."""
+        if str(number) not in self.heads:
+            return []
+        return [p for p in self.heads[str(number)].parameters() if p.requires_grad]
 
 
 def tried(terms: list[Term], objective: Objective, batch: Batch) -> list[Term]:
@@ -112,7 +191,7 @@ def tried(terms: list[Term], objective: Objective, batch: Batch) -> list[Term]:
                 f"gave shape {list(items.shape)} from outputs {shapes} and "
                 f"targets {[list(column.shape) for column in truth]}: a loss gives one number per "
                 "row or per target element, the mean is taken over all workers",
-                "leave out .mean() or .sum()"
+                'leave out .mean() or .sum(); or register it with per="batch" if it needs all rows'
                 if items.dim() == 0
                 else "give output and target one shape, as by squeezing a last dimension of 1",
             )

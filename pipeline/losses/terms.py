@@ -19,6 +19,8 @@ from pipeline.spec import JobSpec
 from pipeline.spec import Term as TermSpec
 
 Predictions = Mapping[str, Tensor]
+CLASSES = ("classes", "groups")
+"""Targets that are read through a vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,12 @@ class Term:
 
     def arguments(self, predictions: Predictions, batch: Batch) -> list[Any]:
         """Predictions, then targets, as the loss takes them; predictions in full precision."""
-        read = [self._prediction(predictions, name) for name in self.outputs]
+        read = self.read(predictions)
         return [*read, *self.truth(batch, read[0])]
+
+    def read(self, predictions: Predictions) -> list[Tensor]:
+        """The outputs that the loss reads, in its order and in full precision."""
+        return [self._prediction(predictions, name) for name in self.outputs]
 
     def _prediction(self, predictions: Predictions, name: str) -> Tensor:
         if name not in predictions:
@@ -94,7 +100,7 @@ class Term:
         kind = self.loss.target
         if isinstance(column, Ragged):
             return column.padded(self._padding)
-        if kind in ("classes", "class_lists"):
+        if kind in ("classes", "groups", "class_lists"):
             return column.long()
         if field.kind != "category":
             return column
@@ -107,13 +113,21 @@ class Term:
         return column if kind == "any" else column.float()
 
     def denominator(self, batch: Batch) -> Tensor:
-        """What the sum of this batch's items is divided by: float64 scalar."""
+        """What each row adds to the denominator of this term: float64 [N]."""
         assert self.loss.denominator is not None, "resolved by `tried`"
-        return self.loss.denominator(num_rows(batch), *self.truth(batch))
+        number = num_rows(batch)
+        counts = self.loss.denominator(number, *self.truth(batch))
+        if counts.shape != (number,):
+            raise ContractError(
+                self.label,
+                f"its denominator gives shape {list(counts.shape)} for {number} rows",
+                "return what each row adds to it: float64 [num_rows]",
+            )
+        return counts
 
     def served(self, head: nn.Module | None, predictions: Predictions) -> Tensor:
         """The prediction on the target's scale: probabilities, rates or values."""
-        read = [self._prediction(predictions, name) for name in self.outputs]
+        read = self.read(predictions)
         if self.loss.link is None:
             return read[0]
         return self.loss.link(*([head] if head is not None else []), *read)
@@ -130,7 +144,7 @@ def readings(spec: JobSpec) -> dict[str, Reading]:
     for term in spec.loss:
         options = {k: None if _is_open(k, v) else v for k, v in term.options.items()}
         loss = build(registry.losses[term.name], options)
-        is_class, is_amount = loss.target == "classes", loss.target in ("values", "any")
+        is_class, is_amount = loss.target in CLASSES, loss.target in ("values", "any")
         for name in _target_names(term, spec):
             before = found.get(name, Reading(False, True, None))
             ignored = loss.ignore_index if is_class else before.ignored
@@ -251,13 +265,13 @@ def _check_targets(term: Term) -> None:
                 f"{where} has {len(field.vocabulary or ())} distinct values: {_some(field)}",
                 "two are needed; for more classes use cross_entropy",
             )
-        if kind == "classes" and field.kind == "number":
+        if kind in CLASSES and field.kind == "number":
             raise ContractError(
                 term.label,
                 f"{where} is {field.arrow_type}",
                 "store the classes as text or integers",
             )
-        if kind == "classes" and field.kind == "category" and field.num_codes < 2:
+        if kind in CLASSES and field.kind == "category" and field.num_codes < 2:
             raise ContractError(
                 term.label,
                 f"{where} has one class only ({_some(field)}): the loss would always be 0",

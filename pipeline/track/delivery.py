@@ -35,7 +35,7 @@ def prepare(spec: JobSpec, job: Job, folder: Path, modules: list[str]) -> None:
 
     from pipeline.train import bits
 
-    inputs = [field.name for field in job.fields if not field.is_target]
+    inputs = [field.name for field in job.fields if field.is_input]
     example = job.example.train.select(inputs).slice(0, EXAMPLE_ROWS)
     with pa.ipc.new_file(folder / "example.arrow", example.schema) as writer:
         writer.write_table(example)

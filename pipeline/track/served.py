@@ -44,7 +44,7 @@ class Served(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         plugins.receive(json.loads(Path(artifacts["imports"]).read_text()), folder)
         job = specfile.load(artifacts["spec"])
         fields = [Field.from_json(f) for f in json.loads(Path(artifacts["fields"]).read_text())]
-        self.inputs = [field for field in fields if not field.is_target]
+        self.inputs = [field for field in fields if field.is_input]
         self.objective: Objective = objective(job, fields)
         self.objective.load_state_dict(load_weights(Path(artifacts["weights"])))
         self.objective.eval()

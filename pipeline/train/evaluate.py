@@ -79,7 +79,10 @@ def evaluate(
     metrics: Named,
     device: torch.device,
 ) -> dict[str, float | None]:
-    """`loss`, `loss/<term>` and each metric over all validation rows; None without any item."""
+    """`loss`, `loss/<term>` and each metric over all validation rows; None without any item.
+
+    A loss that couples rows is that of each `batch_size` rows, averaged over rows.
+    """
     was_training = objective.training
     objective.eval()
     sizes = [_num_sums(objective, *metrics[name]) for name in metrics]

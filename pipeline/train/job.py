@@ -15,7 +15,7 @@ from pipeline.data import source
 from pipeline.data.batch import Batch
 from pipeline.data.columns import Columns, Field, Lists, encode, fit, gather
 from pipeline.data.order import steps_per_epoch
-from pipeline.errors import InputError, UsageError
+from pipeline.errors import ContractError, InputError, UsageError
 from pipeline.losses import fit as fitting
 from pipeline.losses.objective import Objective, tried
 from pipeline.losses.terms import Term, bind, outputs, readings
@@ -75,7 +75,7 @@ def objective(spec: JobSpec, fields: list[Field], trial: Batch | None = None) ->
     """
     terms = bind(spec, fields)
     made = outputs(terms, spec)
-    inputs = {field.name: field for field in fields if not field.is_target}
+    inputs = {field.name: field for field in fields if field.is_input}
     torch.manual_seed(spec.training.seed)
     build = registry.models[spec.model.name].build
     parameters = inspect.signature(build).parameters.values()
@@ -84,6 +84,11 @@ def objective(spec: JobSpec, fields: list[Field], trial: Batch | None = None) ->
         model = build(*(inputs, made)[: len(wanted)], **spec.model.options)
         sizes = {name: output.size for name, output in made.items()}
         bound = Objective(model, inputs, terms, sizes)
+        bound.sample_weight = spec.data.sample_weight
+        if bound.sample_weight is not None and bound.is_coupled:
+            label = next(term.label for term in terms if term.loss.per_batch)
+            problem = "is one number for the whole batch, which row weights cannot enter"
+            raise ContractError(label, problem, "take data.sample_weight out")
         if trial is not None:
             bound.terms = tried(terms, bound, trial)
     except InputError:
@@ -149,7 +154,7 @@ def _oddities(job: Job, terms: list[Term]) -> list[fitting.Notice]:
             odd = next((value for value in values if value not in numbers), values[0])
             text = f"text that is nearly all numbers, as {values[0]!r}; others hold {odd!r}"
             found.append(fitting.Notice(about, text + ": read as categories"))
-        elif not field.is_target and len(values) > max(20, job.num_rows // 2):
+        elif field.is_input and len(values) > max(20, job.num_rows // 2):
             text = f"{len(values)} categories in {job.num_rows} rows: an id? it cannot generalise"
             found.append(fitting.Notice(about, text))
         elif isinstance(column, torch.Tensor) and bool((column == column[:1]).all()):

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.data.batch import Batch
-from pipeline.losses.objective import Objective
+from pipeline.losses.objective import Objective, Shares
 
 Microbatch = tuple[int, Batch]
 """Number of the micro-batch within the global batch, and its rows on the host."""
 ForwardBackward = Callable[[nn.Module, int, Batch | None], None]
-"""Forward, loss and backward of one micro-batch through the given module."""
+"""Forward, loss and backward of one numbered micro-batch through the given module."""
 
 
 def num_workers() -> int:
@@ -47,6 +47,68 @@ def summed(parts: dict[int, Tensor], num_parts: int, size: int) -> Tensor:
     for number, part in parts.items():
         table[number] = part
     return total(table).sum(0)
+
+
+DTYPES = (
+    torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32,
+    torch.bool, torch.uint8,
+)  # fmt: skip
+MOST_DIMENSIONS = 8
+
+
+def gathered(
+    parts: dict[int, list[Tensor]], num_parts: int, device: torch.device
+) -> list[list[Tensor]]:
+    """All workers' numbered tensors: for each place in the lists, those of parts 0 to `num_parts`.
+
+    Tensors of one place have one type, and one shape but for their rows. Raises ValueError where
+    they have not.
+    """
+    num_places = int(_largest(max((len(tensors) for tensors in parts.values()), default=0)))
+    width = 2 + MOST_DIMENSIONS  # type, dimensions, shape
+    facts = {
+        number: torch.tensor([_facts(tensor) for tensor in tensors], dtype=torch.float64).flatten()
+        for number, tensors in parts.items()
+    }
+    table = torch.zeros(num_parts, num_places * width, dtype=torch.float64)
+    for number, row in facts.items():
+        table[number] = row
+    shapes = total(table).reshape(num_parts, num_places, width).long()
+    found = []
+    for place in range(num_places):
+        known = shapes[:, place]
+        sizes = known[:, 2].tolist()
+        kinds = {tuple(row[:2].tolist() + row[3:].tolist()) for row in known if row[1] > 0}
+        if len(kinds) != 1:
+            raise ValueError("its inputs have different shapes in different micro-batches")
+        kind, num_dimensions, *rest = kinds.pop()
+        shape = (sum(sizes), *rest[: num_dimensions - 1])
+        whole = torch.zeros(shape, dtype=DTYPES[kind], device=device)
+        pieces = torch.split(whole, sizes)
+        for number, tensors in parts.items():
+            pieces[number].copy_(tensors[place])
+        if num_workers() > 1:  # each row stands on one worker, all others add 0 to it
+            sendable = whole.to(torch.uint8) if whole.dtype == torch.bool else whole
+            dist.all_reduce(sendable)
+            whole = sendable.to(whole.dtype)
+        else:
+            whole += 0  # -0.0 becomes 0.0, as it does when added up
+        found.append(list(torch.split(whole, sizes)))
+    return found
+
+
+def _facts(tensor: Tensor) -> list[float]:
+    rest = [0] * (MOST_DIMENSIONS - tensor.dim())
+    return [DTYPES.index(tensor.dtype), tensor.dim(), *tensor.shape, *rest]
+
+
+def _largest(number: int) -> int:
+    """The largest of the workers' numbers."""
+    if num_workers() == 1:
+        return number
+    value = torch.tensor([number], device=_reduction_device())
+    dist.all_reduce(value, dist.ReduceOp.MAX)
+    return int(value)
 
 
 def _reduction_device() -> torch.device:
@@ -128,14 +190,14 @@ class _Shared(nn.Module):
         self.objective = objective
         self.trained = [p for p in objective.parameters() if p.requires_grad]
 
-    def forward(self, batch: Batch | None) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: Batch | None, shares: Shares | None) -> tuple[Tensor, Tensor]:
         """Numerators [K] with their gradient, and in float64 for the record [K]."""
         if batch is None:
             num_terms, like = len(self.objective.terms), self.trained[0]
             numerators = torch.zeros(num_terms, dtype=like.dtype, device=like.device)
             recorded = torch.zeros(num_terms, dtype=torch.float64, device=like.device)
         else:
-            numerators, recorded = self.objective(batch)
+            numerators, recorded = self.objective(batch, shares)
         reached: Tensor = _Reached.apply(numerators, *self.trained)  # type: ignore[no-untyped-call]
         return reached, recorded
 

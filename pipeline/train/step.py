@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pipeline.data.batch import Batch, moved
 from pipeline.errors import NonFiniteError
 from pipeline.losses.objective import Objective
-from pipeline.train import reduce
+from pipeline.train import coupled, reduce
 from pipeline.train.reduce import Gradients, Microbatch
 
 
@@ -51,9 +51,14 @@ def train_step(
     scales = torch.where(denominators > 0, weights / denominators, 0.0).to(device)
     numerators: dict[int, Tensor] = {}
 
-    def forward_backward(model: nn.Module, number: int, batch: Batch | None) -> None:
+    def draw(number: int) -> None:
         torch.manual_seed(_mixed(seed, step, number))  # dropout follows the rows, not the worker
-        losses, numerators[number] = model(batch and moved(batch, device))
+
+    shares = coupled.shares(objective, own, num_microbatches, draw, device)
+
+    def forward_backward(model: nn.Module, number: int, batch: Batch | None) -> None:
+        draw(number)
+        losses, numerators[number] = model(batch and moved(batch, device), shares.get(number))
         (losses * scales.to(losses.dtype)).sum().backward()
 
     gradients.reduce(own, num_microbatches, forward_backward)

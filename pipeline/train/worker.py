@@ -74,8 +74,9 @@ def train(job: Job, folder: Path, before_step: Callable[[int], None] | None = No
 
     def validate(step: int) -> None:
         if job.validation is not None:
-            size = settings.microbatch_size or settings.batch_size
+            size = settings.batch_size if bound.is_coupled else settings.microbatch_size
             rows = np.arange(job.num_validation_rows)
+            size = size or settings.batch_size
             values = evaluate(bound, job.validation, rows, size, metrics, device)
             if record:
                 point = {"step": step, "epoch": step / per_epoch, "validation": values}

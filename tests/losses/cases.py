@@ -331,6 +331,50 @@ class _Maker:
         options = {"distance": distance, "margin": 2.0}
         return self.built(((5,), (5,), (5,)), (), own, options)
 
+    # -- of the whole batch
+    def info_nce(self) -> Case:
+        symmetric = self.flip()
+
+        def mean(first: Tensor, second: Tensor) -> Tensor:
+            cosines = torch.stack([F.cosine_similarity(row, second, dim=1) for row in first]) / 0.5
+            each = [cosines[i].logsumexp(0) - cosines[i, i] for i in range(len(first))]
+            back = [cosines[:, i].logsumexp(0) - cosines[i, i] for i in range(len(first))]
+            chosen = each + back if symmetric else each
+            return torch.stack(chosen).mean()
+
+        options = {"temperature": 0.5, "symmetric": symmetric}
+        return self.built(((5,), (5,)), (), mean, options)
+
+    def triplet_batch_hard(self) -> Case:
+        def mean(embedding: Tensor, label: Tensor) -> Tensor:
+            found = [embedding.sum() * 0]
+            for i, row in enumerate(embedding):
+                far = [(row - e).norm() for j, e in enumerate(embedding)
+                       if label[j] == label[i] and i != j]  # fmt: skip
+                near = [(row - e).norm() for j, e in enumerate(embedding) if label[j] != label[i]]
+                if far and near:
+                    found.append((max(far) - min(near) + 2.0).clamp(min=0))
+            return sum(found, torch.zeros(())) / max(len(found) - 1, 1)
+
+        return self.built(((5,),), (self.classes(),), mean, {"margin": 2.0}, kind="labels")
+
+    def rmse(self) -> Case:
+        shape = self.some()
+        return self.built(
+            (shape,), (self.floats(*shape),), lambda p, t: ((p - t) ** 2).mean().sqrt()
+        )
+
+    def dice(self) -> Case:
+        shape = self.some()
+        target = (self.floats(*shape) > 0).double()
+
+        def mean(logits: Tensor, truth: Tensor) -> Tensor:
+            yes = 1 / (1 + (-logits).exp())
+            both = yes.sum() + truth.sum()
+            return 1 - (2 * (yes * truth).sum() + 0.3) / (both + 0.3)
+
+        return self.built((shape,), (target,), mean, {"smooth": 0.3})
+
     # -- sequence
     def ctc(self) -> Case:
         lengths = torch.from_numpy(self.rng.integers(0, 4, self.num_rows))

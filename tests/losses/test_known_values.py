@@ -14,7 +14,7 @@ def mean(name: str, prediction: Tensor, target: Tensor) -> float:
     loss = build(registry.losses[name], {})
     assert loss.denominator is not None
     numerator = loss.items(prediction, target).sum()
-    return float(numerator / loss.denominator(len(target), target))
+    return float(numerator / loss.denominator(len(target), target).sum())
 
 
 def test_mse_of_three_near_misses() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from pipeline.errors import NonFiniteError
 from pipeline.losses.contract import build
 from pipeline.losses.objective import Objective
 from pipeline.losses.terms import Term
+from pipeline.spec import SampleWeight
 from pipeline.train import reduce, tree
 from pipeline.train.checkpoint import weights_sha256
 from pipeline.train.step import Losses, train_step
@@ -255,6 +256,46 @@ def test_clipping_sees_the_whole_gradient() -> None:
         assert got.losses.gradient_norm == pytest.approx(alone.losses.gradient_norm, rel=EXACT)
         for one, other in zip(got.gradients, alone.gradients, strict=True):
             torch.testing.assert_close(one, other, rtol=EXACT, atol=EXACT)
+
+
+def weighted(mean_over: str, rank: int, num: int) -> Outcome:
+    objective, batch = two_weighted(mean_over)
+    return one_step(objective, lambda rows: {k: v[rows] for k, v in batch.items()}, rank, num)  # type: ignore[index]
+
+
+def two_weighted(mean_over: Any) -> tuple[Objective, Batch]:
+    objective, batch = two_terms()
+    generator = torch.Generator().manual_seed(5)
+    batch["importance"] = torch.rand(NUM_ROWS, generator=generator, dtype=torch.float64) * 3
+    objective.sample_weight = SampleWeight(column="importance", mean_over=mean_over)
+    return objective, batch
+
+
+@pytest.mark.parametrize("num", [1, 2, 3, 5])
+@pytest.mark.parametrize("mean_over", ["weights", "items"])
+def test_rows_weighted_by_a_column_are_a_weighted_mean_of_the_global_batch(
+    num: int, mean_over: str
+) -> None:
+    objective, batch = two_weighted(mean_over)
+    made = objective.predict(batch)
+    labels, weight = batch["label"], batch["importance"]
+    assert isinstance(labels, Tensor)
+    assert isinstance(weight, Tensor)
+    class_weight = torch.tensor([0.5, 2.0, 0.1, 3.0], dtype=torch.float64)
+    each = nn.functional.cross_entropy(made["classes"], labels, class_weight, reduction="none")
+    counted = class_weight[labels.clamp(min=0)] * (labels != -100)
+    errors = nn.functional.huber_loss(made["amount"], batch["price"], delta=0.5, reduction="none")  # type: ignore[arg-type]
+    divisors = (counted * weight).sum(), weight.sum()
+    if mean_over == "items":
+        divisors = counted.sum(), torch.tensor(float(NUM_ROWS))
+    terms = (each * weight).sum() / divisors[0], (errors * weight).sum() / divisors[1]
+    (0.3 * terms[0] + 2.0 * terms[1]).backward()  # type: ignore[no-untyped-call]
+    work = partial(weighted, mean_over)
+    for got in [work(0, 1)] if num == 1 else on_workers(num, work):
+        assert got.losses.terms == pytest.approx([float(t.detach()) for t in terms], rel=EXACT)
+        for gradient, parameter in zip(got.gradients, objective.parameters(), strict=True):
+            wanted = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            torch.testing.assert_close(gradient, wanted, rtol=EXACT, atol=EXACT)
 
 
 class Sensitive(nn.Module):
