@@ -6,12 +6,13 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
 
 from pipeline import plugins, spec, specfile
-from pipeline.errors import PipelineError, UnrecordedError
+from pipeline.errors import PipelineError, UnrecordedError, UsageError
 from pipeline.registry import REGISTRIES
 
 STARTED = time.time()
@@ -51,6 +52,7 @@ def cli() -> None:
     pipeline check jobs/diabetes.yaml     what can be known before training
     pipeline run jobs/diabetes.yaml       train, and record the run in MLflow
     pipeline run jobs/diabetes.yaml --set workers.num=2
+    pipeline prove jobs/diabetes.yaml     the same curve, however it is run?
     pipeline list losses                  what a spec can name
     pipeline schema > job.schema.json     for your editor's completion
     \b
@@ -149,6 +151,59 @@ def _target(field: Any) -> str:
     shown = ", ".join(f"{value} {count:,}" for value, count in both[:10])
     positive = f"; {both[-1][0]} is positive" if len(both) == 2 else ""
     return f"{field.name} ({shown}{', ...' if len(both) > 10 else ''}{positive})"
+
+
+@cli.command()
+@_job_options
+@click.option("--steps", default=50, show_default=True, type=click.IntRange(1),
+              help="How many of the job's first steps to run each time.")  # fmt: skip
+@click.option("--workers", default="1,2,3,4", show_default=True, metavar="N,N,...",
+              help="Numbers of workers to compare.")  # fmt: skip
+@click.option("--tolerance", default=1e-5, show_default=True, type=click.FloatRange(0),
+              help="Largest relative difference where only rounding may differ.")  # fmt: skip
+@click.option("--track", is_flag=True, help="Record table and verdict in MLflow.")
+def prove(
+    job: str, overrides: tuple[str, ...], imports: tuple[str, ...], as_json: bool,
+    steps: int, workers: str, tolerance: float, track: bool,
+) -> None:  # fmt: skip
+    """Show that a job's curve does not depend on how it is run, here and now.
+
+    Its first steps on several numbers of workers, with workers killed and replaced by fewer and by
+    more, must give the same bits; other cuts into micro-batches the same curve to rounding. Ends
+    with exit code 1 when that breaks, and names the component that breaks it.
+    """
+    from pipeline.launch import prove as proving
+
+    try:
+        numbers = [int(part) for part in workers.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise UsageError(f"--workers {workers}: expected numbers such as 1,2,3")
+    say = _say(as_json)
+    say(f"          {'curve':10}{'weights':10}{'difference':13}")
+    proof = proving.prove(
+        job, _overrides(overrides), imports, steps=steps, workers=numbers, tolerance=tolerance,
+        each=lambda outcome: say(proving.row(outcome)), say=_live,
+    )  # fmt: skip
+    for line in proving.conclusion(proof):
+        say(line)
+    found = proof.summary()
+    if track:
+        from pipeline.track.evidence import log_proof
+
+        text = "\n".join([*map(proving.row, proof.outcomes), *proving.conclusion(proof)])
+        found["run_id"], uri = log_proof(found, text, proof.experiment, Path(proof.storage).parent)
+        say(f"mlflow run {found['run_id']} in {uri}")
+    if as_json:
+        click.echo(json.dumps(found))
+    sys.exit(0 if proof.is_kept else 1)
+
+
+def _live(text: str) -> None:
+    """A line that the next one replaces, where somebody watches."""
+    if sys.stderr.isatty():
+        click.echo(f"{text}\r", err=True, nl=False)
 
 
 @cli.command("list")

@@ -278,8 +278,9 @@ class Training(Section):
     """Initial weights, row order and dropout follow from it."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     """Largest norm of the whole gradient; a larger one is scaled down to it."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: autocast of the forward pass; weights, loss and reduction stay float32."""
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    """bfloat16: autocast of the forward pass; weights, loss and reduction stay float32. float64:
+    everything, to tell rounding from faults."""
 
 
 class Workers(Section):

@@ -25,23 +25,25 @@ LAYERS = [
     ["losses.regression", "losses.classification", "losses.ranking", "losses.sequence",
      "losses.batch", "losses"],
     ["losses.terms"],
-    ["losses.objective", "testing"],
+    ["losses.objective"],
     ["losses.fit", "models", "models.parts", "models.mlp", "models.cnn", "models.transformer",
      "optimizers", "metrics"],
     ["train.reduce", "train.checkpoint", "train.curve"],
     ["train.coupled"],
     ["train.tree", "train.step", "train.evaluate", "train.job"],
-    ["train.bits", "train.faults"],
+    ["train.bits", "train.faults", "train.suspects"],
+    ["testing"],
     ["train.worker"],
-    ["track.delivery", "track.served", "track.model", "track.deliver"],
-    ["launch.cluster", "launch.progress", "launch.restart", "launch.run"],
+    ["track.delivery", "track.served", "track.model", "track.deliver", "track.evidence"],
+    ["launch.cluster", "launch.progress", "launch.restart", "launch.run",
+     "launch.prove"],
     ["cli", ""],
     ["__main__"],
 ]  # fmt: skip
 DEPTH = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}
 EMPTY = {"data", "train", "track", "launch"}
 RAY = {"launch.cluster", "launch.restart", "train.worker"}
-MLFLOW = {"track.deliver", "track.model", "track.served"}
+MLFLOW = {"track.deliver", "track.evidence", "track.model", "track.served"}
 
 
 def modules() -> dict[str, ast.Module]:

@@ -49,6 +49,7 @@ def in_process(spec: JobSpec) -> bool:
 def fit(spec: JobSpec, config: dict[str, Any], name: str, max_failures: int = -1) -> None:
     """Run the job on its workers, to the end; dead ones are replaced, `max_failures` times.
 
+    A config that holds the job itself, and not only its spec, is run in this process.
     Raises the first failing worker's own error, which is not tried again, or RunError.
     """
     elastic = ELASTIC_ENVIRONMENT if spec.workers.max and not _may_grow() else {}
@@ -63,7 +64,7 @@ def fit(spec: JobSpec, config: dict[str, Any], name: str, max_failures: int = -1
         from pipeline.launch.restart import Restarts
         from pipeline.train.worker import work
 
-        alone, workers = in_process(spec), spec.workers
+        alone, workers = "job" in config, spec.workers
         worker_environment = {**DRIVER_ENVIRONMENT, "OMP_NUM_THREADS": str(workers.threads)}
         restarts = Restarts(config["folder"])
 
@@ -105,6 +106,26 @@ def fit(spec: JobSpec, config: dict[str, Any], name: str, max_failures: int = -1
                     if max_failures == 0 or not _is_untried(error):
                         raise cause from error
                     restarts.count(cause)
+
+
+@contextlib.contextmanager
+def session(spec: JobSpec) -> Iterator[None]:
+    """One Ray cluster for several runs, of at most as many workers as `spec` says."""
+    for key, value in DRIVER_ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    with warnings.catch_warnings(), _quiet():
+        warnings.simplefilter("ignore")
+        import ray
+
+        with _cluster(spec, ray, alone=False):
+            yield
+
+
+def num_cpus() -> float:
+    """CPUs of the cluster of this session."""
+    import ray
+
+    return float(ray.cluster_resources().get("CPU", 0))
 
 
 @contextlib.contextmanager

@@ -137,9 +137,9 @@ def run(
     spec, job, notices = check(path, overrides, imports)
     for notice in notices:
         tell(f"note  {notice}")
-    modules = plugins.homes(_components(spec), plugins.load(list(imports)))
+    modules = plugins.homes(components(spec), plugins.load(list(imports)))
     storage = storage_of(spec)
-    folder = _new_folder(storage, spec.name)
+    folder = new_folder(storage, spec.name)
     plugins.carry(modules, folder / "imports")
 
     from pipeline.launch.cluster import fit, in_process
@@ -149,16 +149,7 @@ def run(
 
     delivery.prepare(spec, job, folder, modules)
     delivering = delivery.start(folder)
-    config: dict[str, Any] = {
-        "spec": spec.model_dump(mode="json"),
-        "base": str(base_of(path)),
-        "folder": str(folder),
-        "storage": str(storage / ".ray"),
-        "imports": modules,
-        "fingerprint": job.fingerprint,
-    }
-    if in_process(spec):
-        config["job"] = job
+    config = work_config(job, folder, modules, base_of(path))
     least, most = spec.workers.least, spec.workers.most
     number = str(most) if least == most else f"{least} to {most}"
     where = "in this process" if in_process(spec) else f"on {number} Ray workers"
@@ -180,7 +171,24 @@ def run(
     return _result(folder, recorded, started)
 
 
-def _components(spec: JobSpec) -> list[Callable[..., Any]]:
+def work_config(job: Job, folder: Path, modules: list[str], base: Path) -> dict[str, Any]:
+    """What the workers of a run are told."""
+    from pipeline.launch.cluster import in_process
+
+    config: dict[str, Any] = {
+        "spec": job.spec.model_dump(mode="json"),
+        "base": str(base),
+        "folder": str(folder),
+        "storage": str(folder.parent / ".ray"),
+        "imports": modules,
+        "fingerprint": job.fingerprint,
+    }
+    if in_process(job.spec):
+        config["job"] = job
+    return config
+
+
+def components(spec: JobSpec) -> list[Callable[..., Any]]:
     """What the spec names in the registries."""
     named = [(registry.losses, term.name) for term in spec.loss]
     named += [(registry.models, spec.model.name), (registry.optimizers, spec.optimizer.name)]
@@ -195,7 +203,7 @@ def storage_of(spec: JobSpec) -> Path:
     return (start / Path(spec.storage).expanduser()).resolve()
 
 
-def _new_folder(storage: Path, name: str) -> Path:
+def new_folder(storage: Path, name: str) -> Path:
     """A folder for this run: job name, time and two random bytes."""
     slug = "".join(c if c.isalnum() or c in "._-" else "-" for c in name)
     folder = storage / f"{slug}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"

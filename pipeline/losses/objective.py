@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from pipeline.data.batch import Batch, num_rows
+from pipeline.data.batch import Batch, Column, Ragged, num_rows
 from pipeline.errors import ContractError
 from pipeline.losses.contract import elements, rows
 from pipeline.losses.terms import Predictions, Term, num_classes
@@ -70,13 +70,20 @@ class Objective(nn.Module):
         """The model's outputs by name, from the input columns alone."""
         device = next(self.parameters()).device.type
         with torch.autocast(device, torch.bfloat16, enabled=self.precision == torch.bfloat16):
-            made = self.model({name: batch[name] for name in self.inputs})
+            made = self.model(self._inputs(batch))
         return {"prediction": made} if isinstance(made, Tensor) else dict(made)
 
     @property
     def is_coupled(self) -> bool:
         """Whether a loss needs the whole global batch at once."""
         return any(term.loss.per_batch for term in self.terms)
+
+    def _inputs(self, batch: Batch) -> Batch:
+        """The columns that the model reads, in its precision."""
+        columns = {name: batch[name] for name in self.inputs}
+        if self.precision != torch.float64:
+            return columns
+        return {name: _doubled(column) for name, column in columns.items()}
 
     def items(self, predictions: Predictions, batch: Batch) -> list[Tensor]:
         """What the numerator of each term is the sum of: items times the weights of their rows.
@@ -161,6 +168,12 @@ class Objective(nn.Module):
         if str(number) not in self.heads:
             return []
         return [p for p in self.heads[str(number)].parameters() if p.requires_grad]
+
+
+def _doubled(column: Column) -> Column:
+    if isinstance(column, Ragged):
+        return Ragged(_doubled(column.values), column.lengths)  # type: ignore[arg-type]
+    return column.double() if column.is_floating_point() else column
 
 
 def tried(terms: list[Term], objective: Objective, batch: Batch) -> list[Term]:

@@ -64,9 +64,8 @@ class Delivery:
 
         if "run_id" not in self.state:
             tags = {key: value[:5000] for key, value in self.record["tags"].items()}
-            run = self.client.create_run(
-                self._experiment(), run_name=self.record["name"], tags=tags
-            )
+            experiment = experiment_id(self.client, self.record["experiment"], self.folder.parent)
+            run = self.client.create_run(experiment, run_name=self.record["name"], tags=tags)
             self.save(run_id=run.info.run_id, experiment_id=run.info.experiment_id)
         if not self.state.get("begun"):
             params = [
@@ -76,25 +75,6 @@ class Delivery:
                 self.client.log_batch(self.state["run_id"], params=params[start : start + 100])
             self.client.log_artifact(self.state["run_id"], str(self.folder / "spec.yaml"))
             self.save(begun=True)
-
-    def _experiment(self) -> str:
-        from mlflow.exceptions import MlflowException
-
-        name = self.record["experiment"]
-        found = self.client.get_experiment_by_name(name)
-        if found is None:
-            # a server knows where artifacts go; without one they stand beside the runs
-            is_local = self.record["tracking_uri"].startswith("sqlite:")
-            place = (self.folder.parent / "mlflow-artifacts").as_uri() if is_local else None
-            try:
-                return str(self.client.create_experiment(name, artifact_location=place))
-            except MlflowException:  # another run made it at the same moment
-                found = self.client.get_experiment_by_name(name)
-                if found is None:
-                    raise
-        elif found.lifecycle_stage == "deleted":
-            self.client.restore_experiment(found.experiment_id)
-        return str(found.experiment_id)
 
     def points(self) -> None:
         """Send what the journal holds by now and MLflow does not."""
@@ -124,6 +104,26 @@ class Delivery:
             self.save(model_uri=log_model(self.folder, self.state["run_id"], self.record))
         self.client.set_terminated(self.state["run_id"], STATUS[state])
         self.save(complete=True)
+
+
+def experiment_id(client: Any, name: str, storage: Path) -> str:
+    """Id of the experiment of that name, made or restored where need be."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        # a server knows where artifacts go; without one they stand beside the runs
+        is_local = client.tracking_uri.startswith("sqlite:")
+        place = (storage / "mlflow-artifacts").as_uri() if is_local else None
+        try:
+            return str(client.create_experiment(name, artifact_location=place))
+        except MlflowException:  # another run made it at the same moment
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    elif found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+    return str(found.experiment_id)
 
 
 def _metrics(point: dict[str, Any]) -> Iterator[Any]:

@@ -40,7 +40,6 @@ def prepare(spec: JobSpec, job: Job, folder: Path, modules: list[str]) -> None:
     with pa.ipc.new_file(folder / "example.arrow", example.schema) as writer:
         writer.write_table(example)
     write_json(folder / "fields.json", [field.to_json() for field in job.fields])
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.parent / 'mlflow.db'}"
     tags = {
         "pipeline.spec_digest": spec.digest,
         "pipeline.data_fingerprint": job.fingerprint,
@@ -58,7 +57,7 @@ def prepare(spec: JobSpec, job: Job, folder: Path, modules: list[str]) -> None:
         "name": folder.name,
         "experiment": spec.tracking.experiment or spec.name,
         "register_as": spec.tracking.register_as,
-        "tracking_uri": uri,
+        "tracking_uri": tracking_uri(folder.parent),
         "params": {_key(key): _text(value) for key, value in specs.flat(spec).items()},
         "tags": tags,
         "modules": modules,
@@ -67,6 +66,11 @@ def prepare(spec: JobSpec, job: Job, folder: Path, modules: list[str]) -> None:
     }
     write_json(folder / "record.json", record)
     (folder / "spec.yaml").write_text(spec.dump(), encoding="utf-8")
+
+
+def tracking_uri(storage: Path) -> str:
+    """MLflow's address: the environment's, or a SQLite file beside the runs."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage / 'mlflow.db'}"
 
 
 def _key(path: str) -> str:

@@ -97,6 +97,9 @@ def objective(spec: JobSpec, fields: list[Field], trial: Batch | None = None) ->
         raise UsageError(f"model {spec.model.name}: {_described(error)}") from error
     if spec.training.precision == "bfloat16":
         bound.precision = torch.bfloat16
+    if spec.training.precision == "float64":
+        bound.precision = torch.float64
+        bound.double()
     return bound
 
 

@@ -51,11 +51,20 @@ def work(config: dict[str, Any]) -> None:
             f"worker {reduce.rank()} reads other rows from {spec.data.train} than the command "
             "that started it: every node must see the same files"
         )
-    train(job, folder, faults.planned(config.get("faults", []), folder, reduce.rank()))
+    planned = faults.planned(config.get("faults", []), folder, reduce.rank())
+    train(job, folder, planned, config.get("num_steps"))
 
 
-def train(job: Job, folder: Path, before_step: Callable[[int], None] | None = None) -> None:
-    """Epochs of steps, each followed by an evaluation; ends with the weights in `folder`."""
+def train(
+    job: Job,
+    folder: Path,
+    before_step: Callable[[int], None] | None = None,
+    num_steps: int | None = None,
+) -> None:
+    """Epochs of steps, each followed by an evaluation; ends with the weights in `folder`.
+
+    With `num_steps` it ends after these, and an evaluation of them.
+    """
     if (folder / "done.json").exists():
         return
     spec, settings = job.spec, job.spec.training
@@ -66,7 +75,7 @@ def train(job: Job, folder: Path, before_step: Callable[[int], None] | None = No
     optimizer = registry.optimizers[spec.optimizer.name].build(
         [p for p in bound.parameters() if p.requires_grad], **spec.optimizer.options
     )
-    per_epoch, num_steps = job.steps_per_epoch, job.num_steps
+    per_epoch, last_step = job.steps_per_epoch, min(num_steps or job.num_steps, job.num_steps)
     order_seed = settings.seed if settings.shuffle else None
     metrics = chosen(bound.terms, spec.metrics)
     first_step = _resume(job, folder, bound, optimizer)
@@ -85,11 +94,11 @@ def train(job: Job, folder: Path, before_step: Callable[[int], None] | None = No
     if first_step == 0:
         validate(0)
     with bits.deterministic(exact):
-        for step in range(first_step, num_steps):
+        for step in range(first_step, last_step):
             if before_step:
                 before_step(step)
             started = time.perf_counter()
-            rate = _set_learning_rate(optimizer, spec.schedule, step, num_steps)
+            rate = _set_learning_rate(optimizer, spec.schedule, step, job.num_steps)
             rows = rows_of_step(job.num_rows, settings.batch_size, order_seed, step)
             pieces = cut(rows, settings.microbatch_size, reduce.num_workers())
             numbers = owned(len(pieces), reduce.rank(), reduce.num_workers())
@@ -109,12 +118,12 @@ def train(job: Job, folder: Path, before_step: Callable[[int], None] | None = No
                 labels = [term.label for term in bound.terms]
                 speed = len(rows) / seconds
                 record.journal.write(_point(step + 1, per_epoch, labels, losses, rate, speed))
-            if (step + 1) % per_epoch == 0:
+            if (step + 1) % per_epoch == 0 or step + 1 == last_step:
                 validate(step + 1)
             if record:
                 record.save_if_due(step + 1, bound, optimizer)
     if record:
-        record.finish(bound, num_steps)
+        record.finish(bound, last_step)
     if dist.is_initialized():
         dist.barrier()
 
@@ -163,7 +172,7 @@ class Record:
         self, step: int, bound: torch.nn.Module, optimizer: torch.optim.Optimizer
     ) -> None:
         """Save a checkpoint when it is time; what leads up to it is in the journal before."""
-        if self.checkpoints.is_due(step) and step < self.job.num_steps:
+        if self.checkpoints.is_due(step):
             self.journal.flush()
             state = checkpoint.state_of(bound, optimizer)
             self.checkpoints.save(step, state, self.journal.to_disk)

@@ -1,0 +1,329 @@
+"""Is the promise kept for this job, on this hardware? Its first steps, run in several ways.
+
+The bits of curve, validation and weights must be the same on any number of workers, and when
+workers are killed and the run goes on with another number of them. Other cuts into micro-batches
+must give the same curve to rounding; these are run in float64, since an optimizer such as Adam can
+make much of the last bits of a float32. The components are asked one by one, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pipeline import plugins
+from pipeline.errors import PipelineError, RunError
+from pipeline.launch import run as launch
+from pipeline.spec import JobSpec
+
+if TYPE_CHECKING:
+    from pipeline.train.job import Job
+
+TOLERANCE = 1e-5
+"""Largest relative difference of a loss that rounding may leave after the first steps."""
+WORKERS = (1, 2, 3, 4)
+
+Promise = Literal["bits", "rounding"]
+Verdict = Literal["reference", "held", "broken", "not promised", "failed"]
+
+
+@dataclass(frozen=True)
+class Leg:
+    """One way to run the first steps."""
+
+    title: str
+    promise: Promise
+    microbatch_size: int | None
+    workers: tuple[int, ...]
+    """Numbers of workers, one after the other: each but the last is killed."""
+    kills: tuple[tuple[int, int], ...] = ()
+    """Rank and step of each kill."""
+    precision: str | None = None
+    """The job's own unless given."""
+    is_reference: bool = False
+    """The other legs of its promise are compared with this one."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a leg gave."""
+
+    title: str
+    promise: Promise
+    verdict: Verdict
+    curve_sha256: str = ""
+    weights_sha256: str = ""
+    difference: float | None = None
+    """Largest relative difference of a loss from the reference's."""
+    first_step: int | None = None
+    """The first step whose loss differs."""
+    seconds: float = 0.0
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Everything `prove` found."""
+
+    name: str
+    steps: int
+    all_steps: int
+    microbatch_size: int
+    bits: dict[str, Any]
+    """What the bits depend on: software, device, threads."""
+    spec_digest: str
+    data_fingerprint: str
+    outcomes: list[Outcome]
+    suspects: list[str]
+    experiment: str
+    storage: str
+    """Folder of the legs' journals."""
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether every leg held what is promised for it, and no component breaks it by itself."""
+        kept = ("reference", "held", "not promised")
+        return not self.suspects and all(o.verdict in kept for o in self.outcomes)
+
+    def summary(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return {"state": "held" if self.is_kept else "broken", **asdict(self)}
+
+
+def prove(
+    path: str | Path | Mapping[str, Any],
+    overrides: Mapping[str, Any] | None = None,
+    imports: Sequence[str] = (),
+    *,
+    steps: int = 50,
+    workers: Sequence[int] = WORKERS,
+    tolerance: float = TOLERANCE,
+    each: Callable[[Outcome], None] = lambda _: None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Proof:
+    """Run the job's first `steps` on each number of `workers`, and compare.
+
+    `each` gets every outcome as soon as it is known, `say` what is about to run. Raises the errors
+    of `pipeline.check`; a leg that fails or differs is part of the proof.
+    """
+    spec, job, _ = launch.check(path, overrides, imports)
+    modules = plugins.homes(launch.components(spec), plugins.load(list(imports)))
+    folder = launch.new_folder(launch.storage_of(spec), f"prove-{spec.name}")
+    plugins.carry(modules, folder / "imports")
+
+    from pipeline.launch import cluster
+    from pipeline.train import bits
+
+    steps = min(steps, job.num_steps)
+    size = spec.training.microbatch_size or -(-_batch_size(job) // max(workers))
+    is_random, found_suspects = _asked(job, size)
+    counts = sorted({1, *workers})
+    outcomes: list[Outcome] = []
+    runner = _Runner(job, folder, modules, launch.base_of(path), steps, tolerance)
+    most = _changed(job, Leg("", "bits", size, (max(counts),))).spec
+    with cluster.session(most) if max(counts) > 1 else contextlib.nullcontext():
+        for leg in _legs(job, size, counts, steps):
+            if leg.promise == "rounding" and is_random:
+                text = "random numbers, as of dropout, follow the micro-batch"
+                outcome = Outcome(leg.title, leg.promise, "not promised", text=text)
+            else:
+                say(f"running {leg.title} ...")
+                outcome = runner.run(leg)
+            outcomes.append(outcome)
+            each(outcome)
+    fingerprint = bits.fingerprint(_changed(job, Leg("", "bits", size, (1,))).spec)
+    return Proof(
+        spec.name, steps, job.num_steps, size, fingerprint, spec.digest, job.fingerprint, outcomes,
+        found_suspects, spec.tracking.experiment or spec.name, str(folder),
+    )  # fmt: skip
+
+
+def row(outcome: Outcome) -> str:
+    """One line of the table, under `curve`, `weights` and `difference`."""
+    apart = "" if outcome.difference is None else f"{outcome.difference:.1e}"
+    if outcome.verdict == "reference":
+        apart = ""
+    step = f" from step {outcome.first_step}" if outcome.verdict == "broken" else ""
+    text = f": {outcome.text}" if outcome.text else ""
+    return (
+        f"{outcome.promise:10}{outcome.curve_sha256[:8]:10}{outcome.weights_sha256[:8]:10}"
+        f"{apart:13}{outcome.verdict + step}  {outcome.title}{text}"
+    )
+
+
+def conclusion(proof: Proof) -> list[str]:
+    """What the table comes to."""
+    kept = [o for o in proof.outcomes if o.verdict in ("reference", "held")]
+    compared = [o for o in proof.outcomes if o.verdict != "not promised"]
+    bits = ", ".join(f"{key} {value}" for key, value in proof.bits.items())
+    return [
+        f"{'held' if proof.is_kept else 'broken'}: {len(kept)} of {len(compared)} ways to run the "
+        f"first {proof.steps} of {proof.all_steps} steps of {proof.name}",
+        *(f"suspect  {suspect}" for suspect in proof.suspects),
+        f"on    {bits}",
+    ]
+
+
+def _batch_size(job: Job) -> int:
+    return min(job.spec.training.batch_size, job.num_rows)
+
+
+def _asked(job: Job, size: int) -> tuple[bool, list[str]]:
+    """Whether the model draws random numbers, and which components break a promise."""
+    from pipeline.data.columns import gather
+    from pipeline.data.order import rows_of_step
+    from pipeline.train import suspects
+    from pipeline.train.job import objective, trial_batch
+
+    settings = job.spec.training
+    seed = settings.seed if settings.shuffle else None
+    batch = gather(job.train, rows_of_step(job.num_rows, settings.batch_size, seed, 0))
+    bound = objective(job.spec, job.fields, trial_batch(job))
+    found = suspects.suspects(bound, batch, size)
+    return suspects.draws(bound, batch), [str(suspect) for suspect in found]
+
+
+def _legs(job: Job, size: int, counts: list[int], steps: int) -> Iterator[Leg]:
+    """The reference first."""
+    for number in counts:
+        yield Leg(_workers(number), "bits", size, (number,), is_reference=number == counts[0])
+    most = counts[-1]
+    if most > 1 and steps > 2:
+        first, second = max(steps * 2 // 5, 1), max(steps * 7 // 10, 2)
+        order = (max(most - 1, 1), max(most - 2, 1), most)
+        kills = ((order[0] - 1, first), (0, second))
+        title = (
+            f"{_workers(order[0])}, one killed at step {first}, on with {order[1]}, "
+            f"killed at step {second}, on with {order[2]}"
+        )
+        yield Leg(title, "bits", size, order, kills)
+    other = size // 2 if size > 1 else 2
+    yield Leg("float64, 1 worker", "rounding", size, (1,), (), "float64", is_reference=True)
+    if other < _batch_size(job):
+        title = f"float64, micro-batches of {other}"
+        yield Leg(title, "rounding", other, (1,), (), "float64")
+    if size < _batch_size(job):
+        yield Leg("float64, whole batches at once", "rounding", None, (1,), (), "float64")
+    if most > 1:
+        number = min(3, most)
+        title = f"float64, {_workers(number)} without micro-batches (DDP)"
+        yield Leg(title, "rounding", None, (number,), (), "float64")
+
+
+def _workers(number: int) -> str:
+    return f"{number} worker{'s' if number > 1 else ''}"
+
+
+def _changed(job: Job, leg: Leg) -> Job:
+    """The job as this leg runs it, on the first of its numbers of workers."""
+    tree = job.spec.model_dump(mode="json")
+    tree["training"]["microbatch_size"] = leg.microbatch_size
+    tree["training"]["precision"] = leg.precision or tree["training"]["precision"]
+    tree["workers"] |= {"num": leg.workers[0], "min": None, "max": None}
+    tree["checkpoint"] |= {"every_steps": None, "every_seconds": 3600.0}
+    if leg.kills:
+        tree["checkpoint"]["every_steps"] = max(leg.kills[0][1] // 3, 1)
+    return replace(job, spec=JobSpec.model_validate(tree))
+
+
+@dataclass
+class _Runner:
+    """Runs legs of one job in folders of their own, and compares them."""
+
+    job: Job
+    folder: Path
+    modules: list[str]
+    base: Path
+    steps: int
+    tolerance: float
+    references: dict[Promise, tuple[Outcome, list[dict[str, Any]]]] = field(default_factory=dict)
+    """By promise: what the other legs are compared with, and its points."""
+
+    def run(self, leg: Leg) -> Outcome:
+        """The leg's outcome beside the reference's."""
+        from pipeline.train.curve import curve_sha256
+
+        started = time.perf_counter()
+        try:
+            points, weights = self._trained(leg)
+        except PipelineError as error:
+            is_unable = leg.promise == "rounding" and leg.is_reference
+            verdict: Verdict = "not promised" if is_unable else "failed"
+            return Outcome(leg.title, leg.promise, verdict, text=str(error))
+        seconds = round(time.perf_counter() - started, 1)
+        curve = curve_sha256(points)
+        given = Outcome(leg.title, leg.promise, "reference", curve, weights, seconds=seconds)
+        if leg.is_reference:
+            self.references[leg.promise] = given, points
+            return given
+        if leg.promise not in self.references:
+            text = "there is nothing to compare it with"
+            return replace(given, verdict="not promised", text=text)
+        reference, others = self.references[leg.promise]
+        difference, step = _difference(points, others)
+        if leg.promise == "bits":
+            held = (curve, weights) == (reference.curve_sha256, reference.weights_sha256)
+            held = held and _validation(points) == _validation(others)
+        else:
+            held = difference <= self.tolerance
+        verdict = "held" if held else "broken"
+        return replace(given, verdict=verdict, difference=difference, first_step=step)
+
+    def _trained(self, leg: Leg) -> tuple[list[dict[str, Any]], str]:
+        """Points of the journal and SHA-256 of the weights, after all kills."""
+        from pipeline.launch.cluster import fit
+        from pipeline.train.curve import Reader
+
+        place = self.folder / leg.title.replace(" ", "-").replace(",", "")
+        place.mkdir()
+        if self.modules:
+            (place / "imports").symlink_to(self.folder / "imports")
+        for number, workers in enumerate(leg.workers):
+            job = _changed(self.job, replace(leg, workers=(workers,)))
+            (place / "spec.yaml").write_text(job.spec.dump(), encoding="utf-8")
+            config = launch.work_config(job, place, self.modules, self.base)
+            config |= {"num_steps": self.steps, "faults": leg.kills[number : number + 1]}
+            if config["faults"]:  # which must not strike this process
+                config.pop("job", None)
+            is_last = number == len(leg.workers) - 1
+            try:
+                fit(job.spec, config, place.name, max_failures=0)
+            except RunError:
+                if is_last or not list(place.glob(f".fault-*-{leg.kills[number][1]}")):
+                    raise
+            else:
+                if not is_last:
+                    raise RunError("a worker that was to be killed went on")
+        done = json.loads((place / "done.json").read_text())
+        return list(Reader(place / "curve.jsonl").new()), str(done["weights_sha256"])
+
+
+def _losses(points: list[dict[str, Any]]) -> dict[int, list[float | None]]:
+    return {p["step"]: list(p["terms"].values()) for p in points if "train" in p}
+
+
+def _validation(points: list[dict[str, Any]]) -> list[Any]:
+    return [(p["step"], p["validation"]) for p in points if "validation" in p]
+
+
+def _difference(
+    points: list[dict[str, Any]], reference: list[dict[str, Any]]
+) -> tuple[float, int | None]:
+    """Largest relative difference of a term's loss, and the first step that differs at all."""
+    largest, first = 0.0, None
+    others = _losses(reference)
+    for step, losses in _losses(points).items():
+        for one, other in zip(losses, others[step], strict=True):
+            if one == other:
+                continue
+            first = first or step
+            apart = float("inf")
+            if one is not None and other is not None:
+                apart = abs(one - other) / max(abs(one), abs(other))
+            largest = max(largest, apart)
+    return largest, first

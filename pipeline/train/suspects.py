@@ -1,0 +1,209 @@
+"""Which component breaks a promise: found by asking each one by itself, on real rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.data.batch import Batch, Ragged, num_rows, select
+from pipeline.losses.objective import Objective
+
+MOST_ROWS = 61  # odd, so that it is hardly the size of another dimension
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A component, and what it does that no exact run can bear."""
+
+    component: str
+    fault: str
+
+    def __str__(self) -> str:
+        return f"{self.component}: {self.fault}"
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What a module was given, to be given again."""
+
+    name: str
+    module: nn.Module
+    arguments: Any
+    keywords: Any
+
+    def again(self, seed: int, rows: slice = slice(None)) -> list[Tensor]:
+        """The tensors it gives from the same buffers, with this seed, for some of the rows."""
+        buffers = [buffer.clone() for buffer in self.module.buffers()]
+        torch.manual_seed(seed)
+        arguments, keywords = _mapped((self.arguments, self.keywords), lambda t: t[rows].clone())
+        with torch.no_grad():
+            given = self.module(*arguments, **keywords)
+        for buffer, value in zip(self.module.buffers(), buffers, strict=True):
+            buffer.copy_(value)
+        return _tensors(given)
+
+    @property
+    def title(self) -> str:
+        return f"{self.name or 'model'} ({type(self.module).__name__})"
+
+
+def draws(objective: Objective, batch: Batch) -> bool:
+    """Whether the model draws random numbers, as dropout does: these follow the micro-batch."""
+    (model,) = [call for call in _calls(objective, batch) if call.name == ""]
+    return not _equal(model.again(1), model.again(2))
+
+
+def suspects(objective: Objective, batch: Batch, microbatch_size: int) -> list[Suspect]:
+    """Components that depend on more than their rows and the seed; innermost modules first.
+
+    `batch` is a whole global batch, on the CPU; it is cut as the step would cut it.
+    """
+    found: list[Suspect] = []
+    blamed: set[str] = set()
+    few = select(batch, torch.arange(min(num_rows(batch), MOST_ROWS)))
+    for call in _calls(objective, few):  # innermost first, as they end
+        if any(name.startswith(f"{call.name}.") or not call.name for name in blamed):
+            continue
+        fault = _fault(call, num_rows(few))
+        if fault:
+            blamed.add(call.name)
+            found.append(Suspect(call.title, fault))
+    found += _losses(objective, batch, microbatch_size)
+    if not found and not _same_gradients(objective, few):
+        fault = "its backward pass gives other bits for the same rows and seed"
+        found.append(Suspect("model", fault))
+    return found
+
+
+def _fault(call: _Call, rows: int) -> str | None:
+    """What is wrong with one module, if anything."""
+    first = call.again(1)
+    if not _equal(first, call.again(1)):
+        return "gives other numbers for the same rows and the same seed"
+    if not _equal(first, call.again(2)):
+        return None  # it draws random numbers: which row gets which is not to be compared
+    given = _tensors((call.arguments, call.keywords))
+    if rows < 2 or not given or any(len(t) != rows for t in (*given, *first) if t.dim()):
+        return None
+    half = slice(0, rows // 2)
+    if all(_close(one, other[half]) for one, other in zip(call.again(1, half), first, strict=True)):
+        return None
+    is_norm = isinstance(call.module, nn.modules.batchnorm._BatchNorm)
+    return "normalises by the statistics of one micro-batch" if is_norm else (
+        "gives a row other numbers when other rows are beside it"
+    )  # fmt: skip
+
+
+def _losses(objective: Objective, batch: Batch, size: int) -> list[Suspect]:
+    """Losses whose items or denominator of a row depend on the rows beside it."""
+    found = []
+    objective.eval()
+    with torch.no_grad():
+        predictions = objective.predict(batch)
+    objective.train()
+    rows = torch.arange(num_rows(batch))
+    pieces = torch.split(rows, size)
+    for number, term in enumerate(objective.terms):
+        if term.loss.per_batch:
+            continue
+
+        def counts(chosen: Tensor, of: int = number) -> Tensor:
+            return objective.terms[of].denominator(select(batch, chosen))
+
+        def items(chosen: Tensor, of: int = number) -> Tensor:
+            kept = {name: value[chosen] for name, value in predictions.items()}
+            with torch.no_grad():
+                given = objective.items_of(of, kept, select(batch, chosen))
+            return given.reshape(len(chosen), -1)
+
+        for ask, what in ((counts, "the denominator"), (items, "the loss")):
+            parts = torch.cat([ask(piece) for piece in pieces])
+            if not _close(parts, ask(rows)):
+                fault = f"{what} of a row depends on the rows beside it"
+                found.append(Suspect(f"loss {term.label}", fault))
+            elif not _equal([ask(rows)], [ask(rows)]):
+                fault = f"{what} of a row is another one each time"
+                found.append(Suspect(f"loss {term.label}", fault))
+    return found
+
+
+def _same_gradients(objective: Objective, batch: Batch) -> bool:
+    """Whether forward and backward give the same bits twice."""
+
+    def gradients() -> list[Tensor]:
+        objective.zero_grad(set_to_none=True)
+        torch.manual_seed(1)
+        objective(batch)[0].sum().backward()
+        return [p.grad.clone() for p in objective.parameters() if p.grad is not None]
+
+    return _equal(gradients(), gradients())
+
+
+def _calls(objective: Objective, batch: Batch) -> list[_Call]:
+    """The first call of every module in one forward pass, in the order in which they end."""
+    given: dict[str, tuple[Any, Any]] = {}
+    ended: dict[str, _Call] = {}
+
+    def before(name: str) -> Callable[..., None]:
+        def keep(module: nn.Module, arguments: Any, keywords: Any) -> None:
+            given.setdefault(name, _mapped((arguments, keywords), torch.clone))
+
+        return keep
+
+    def after(name: str) -> Callable[..., None]:
+        def keep(module: nn.Module, arguments: Any, keywords: Any, output: Any) -> None:
+            ended.setdefault(name, _Call(name, module, *given[name]))
+
+        return keep
+
+    handles = []
+    for name, module in objective.model.named_modules():
+        handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
+        handles.append(module.register_forward_hook(after(name), with_kwargs=True))
+    objective.train()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        objective.predict(batch)
+    for handle in handles:
+        handle.remove()
+    return list(ended.values())
+
+
+def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same structure with every tensor changed."""
+    if isinstance(value, Tensor):
+        return change(value) if value.dim() else value
+    if isinstance(value, Ragged):
+        return Ragged(change(value.values), change(value.lengths))
+    if isinstance(value, dict):
+        return {key: _mapped(item, change) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        made = [_mapped(item, change) for item in value]
+        return type(value)(*made) if hasattr(value, "_fields") else type(value)(made)
+    return value
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    _mapped(value, keep)
+    return found
+
+
+def _equal(one: list[Tensor], other: list[Tensor]) -> bool:
+    return len(one) == len(other) and all(map(torch.equal, one, other))
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape:
+        return False
+    scale = float(other.abs().max()) if other.numel() else 0.0
+    return torch.allclose(one, other, rtol=1e-3, atol=1e-5 * max(scale, 1e-30))
