@@ -1,20 +1,31 @@
-"""For the tests of own losses: is it exact under any split, and differentiable?
+"""For the tests of own losses and models: are they exact under any split, and differentiable?
 
-from pipeline.testing import check_loss
+from pipeline.testing import check_loss, check_model
 check_loss("quantile", torch.randn(8), torch.randn(8), level=0.8)
+check_model("my_net", {"age": [31.0, 47.5, 52.0, 28.0], "city": ["A", "B", "A", "C"]}, width=16)
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError
 
 from pipeline import registry
-from pipeline.errors import ContractError
+from pipeline.data.batch import Batch, num_rows, select
+from pipeline.data.columns import encode, fit, gather
+from pipeline.errors import ContractError, UsageError
 from pipeline.losses.contract import Loss, build, elements, rows
+from pipeline.losses.objective import Objective
+from pipeline.losses.terms import Output
+from pipeline.spec import Data
+from pipeline.train import suspects
+from pipeline.train.job import built
 
 TOLERANCE = 1e-9  # float64; sums of the same numbers in another order
 
@@ -136,3 +147,92 @@ def _check_gradient(
         raise ContractError(
             name, f"its gradient is not that of its numbers: {reason}", "leave out .detach()"
         ) from None
+
+
+def check_model(
+    name: str,
+    columns: Mapping[str, Sequence[Any] | Any],
+    *,
+    outputs: Mapping[str, int | None] | None = None,
+    **options: Any,
+) -> None:
+    """Check the registered model on raw input columns of 4 rows or more, as a data file has them.
+
+    `outputs` are the sizes of the outputs that losses would read, `{"prediction": None}` unless
+    given (None: one number per row). Raises UsageError saying which part of the contract is broken:
+    outputs by name with rows first and finite, rows that do not depend on each other or on their
+    order, the same numbers for the same seed, no rows for no rows, a gradient for each parameter,
+    and nothing learnt outside of parameters and buffers.
+    """
+    table = pa.table(dict(columns))
+    fields = fit(Data(train="given"), table.column_names, table, {})
+    batch = gather(encode(fields, table), np.arange(table.num_rows))
+    inputs = {field.name: field for field in fields}
+    sizes = dict(outputs or {"prediction": None})
+    wanted = {output: Output(output, size, "identity") for output, size in sizes.items()}
+
+    def made() -> Objective:
+        chosen = registry.models[name].options.model_validate(options).model_dump()
+        torch.manual_seed(0)
+        return Objective(built(name, inputs, wanted, chosen), inputs, [], sizes)
+
+    def refuse(problem: str, fix: str) -> None:
+        raise UsageError(f"model {name}: {problem}\n  fix: {fix}")
+
+    if table.num_rows < 4:
+        refuse(f"{table.num_rows} rows are too few to check it", "give columns of 4 rows or more")
+    one, other = made(), made()
+    for suspect in suspects.suspects(one, batch, 2):
+        refuse(f"{suspect}", "let a row's outputs follow from that row and torch's seed alone")
+    _check_outputs(one, batch, sizes, refuse)
+    idle = [n for n, p in one.named_parameters() if p.requires_grad and p.grad is None]
+    if idle:
+        refuse(f"no output depends on {', '.join(idle)}", "use them, or take them out")
+    with torch.no_grad():
+        for parameter in one.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    other.load_state_dict(one.state_dict())
+    if not _same(_predicted(one, batch), _predicted(other, batch)):
+        refuse("its state is more than its state_dict", "keep it in parameters and buffers")
+
+
+def _predicted(objective: Objective, batch: Batch) -> dict[str, Tensor]:
+    objective.eval()
+    with torch.no_grad():
+        return objective.predict(batch)
+
+
+def _check_outputs(
+    objective: Objective, batch: Batch, sizes: dict[str, int | None], refuse: Any
+) -> None:
+    """Names and shapes of the outputs, of all rows, of none and in another order; gradients."""
+    predictions = _predicted(objective, batch)
+    if missing := sorted(set(sizes) - set(predictions)):
+        given = ", ".join(predictions)
+        refuse(f"gives no output {missing[0]!r}, only {given}", "return it by name")
+    for name, prediction in predictions.items():
+        shape, number = list(prediction.shape), num_rows(batch)
+        if not shape or shape[0] != number:
+            refuse(f"output {name!r} has shape {shape} for {number} rows", "keep rows first")
+        if not bool(torch.isfinite(prediction).all()):
+            refuse(f"output {name!r} is not finite", "check logarithms and divisions")
+    turned = torch.arange(num_rows(batch)).flip(0)
+    again = _predicted(objective, select(batch, turned))
+    if not _same(again, {name: value[turned] for name, value in predictions.items()}):
+        refuse("its outputs depend on the order of the rows", "do not index by position")
+    try:
+        nothing = _predicted(objective, select(batch, turned[:0]))
+    except Exception as error:  # an own model can fail in any way
+        refuse(f"fails on no rows: {error}", "let its operations take empty batches")
+    else:
+        if any(len(value) for value in nothing.values()):
+            refuse("gives rows for no rows", "keep rows first")
+    objective.train()
+    objective.zero_grad(set_to_none=True)
+    suspects.total(objective, batch).backward()  # type: ignore[no-untyped-call]
+
+
+def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return all(
+        torch.allclose(value, other[name], rtol=1e-4, atol=1e-6) for name, value in one.items()
+    )

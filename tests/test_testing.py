@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import pipeline
 from pipeline import registry
-from pipeline.errors import ContractError
+from pipeline.data.batch import Batch
+from pipeline.data.columns import Field
+from pipeline.errors import ContractError, UsageError
 from pipeline.losses import per_item
-from pipeline.testing import check_loss
+from pipeline.losses.terms import Output
+from pipeline.models.parts import Features, Outputs
+from pipeline.testing import check_loss, check_model
 
 PREDICTION = torch.linspace(-1, 2, 8)
 TARGET = torch.tensor([0.5, -0.3, 1.2, 0.1, 2.0, -1.0, 0.7, 0.9])
@@ -70,3 +76,107 @@ def test_a_denominator_that_lies_is_found() -> None:
 
     with pytest.raises(ContractError, match="denominators of rows"):
         check_loss("t_lying", PREDICTION, TARGET)
+
+
+class Net(nn.Module):
+    """An honest small model; the broken ones below change one thing."""
+
+    def __init__(self, inputs: dict[str, Field], outputs: dict[str, Output], *, width: int = 8):
+        super().__init__()
+        self.features = Features(inputs)
+        self.hidden = nn.Linear(self.features.width, width)
+        self.outputs = Outputs(width, outputs)
+
+    def middle(self, hidden: Tensor) -> Tensor:
+        return hidden.relu()
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        made: dict[str, Tensor] = self.outputs(self.middle(self.hidden(self.features(batch))))
+        return made
+
+
+class Noisy(Net):
+    def middle(self, hidden: Tensor) -> Tensor:
+        return hidden + torch.from_numpy(np.random.default_rng().normal(size=hidden.shape)).float()
+
+
+class Centred(Net):
+    def middle(self, hidden: Tensor) -> Tensor:
+        return hidden - hidden.mean(0)
+
+
+class Idle(Net):
+    def __init__(self, inputs: dict[str, Field], outputs: dict[str, Output]):
+        super().__init__(inputs, outputs)
+        self.unused = nn.Linear(2, 2)
+
+
+class Hidden(Net):
+    def __init__(self, inputs: dict[str, Field], outputs: dict[str, Output]):
+        super().__init__(inputs, outputs)
+        self.offset = torch.randn(8, generator=torch.Generator().manual_seed(next(COUNT)))
+
+    def middle(self, hidden: Tensor) -> Tensor:
+        return hidden + self.offset
+
+
+class Endless(Net):
+    def middle(self, hidden: Tensor) -> Tensor:
+        return hidden / 0
+
+
+class Full(Net):
+    def middle(self, hidden: Tensor) -> Tensor:
+        return hidden - hidden[0].detach() * 0
+
+
+COUNT = itertools.count()
+COLUMNS = {"age": [31.0, 47.5, 52.0, 28.0, 60.0], "city": ["A", "B", "A", "C", "B"]}
+BROKEN_MODELS = {
+    "gives other numbers for the same rows": Noisy,
+    "when other rows are beside it": Centred,
+    r"no output depends on unused|depends on .*unused": Idle,
+    "more than its state_dict": Hidden,
+    "is not finite": Endless,
+    "fails on no rows": Full,
+}
+
+
+@pytest.fixture(autouse=True)
+def _models_as_before() -> Iterator[None]:
+    before = dict(registry.models.entries)
+    yield
+    registry.models._entries.clear()
+    registry.models._entries.update(before)
+
+
+def test_good_models_pass() -> None:
+    pipeline.models.register("t_net")(Net)
+    check_model("t_net", COLUMNS, width=16)
+    check_model("t_net", COLUMNS, outputs={"mean": None, "classes": 3})
+    check_model("mlp", COLUMNS, hidden=[4], dropout=0.5)
+    tokens = [[1, 2, 3], [2, 0], [3, 3, 1, 0], [1]]
+    check_model("transformer", {"tokens": tokens}, outputs={"prediction": 4}, width=8, num_heads=2)
+
+
+@pytest.mark.parametrize("expected", BROKEN_MODELS)
+def test_what_is_wrong_with_a_model_is_said(expected: str) -> None:
+    pipeline.models.register("t_broken")(BROKEN_MODELS[expected])
+    with pytest.raises(UsageError, match=expected):
+        check_model("t_broken", COLUMNS)
+
+
+def test_a_loss_of_the_whole_batch_is_checked_as_one() -> None:
+    @pipeline.losses.register("t_whole", per="batch")
+    def t_whole(prediction: Tensor, target: Tensor) -> Tensor:
+        return ((prediction - target) ** 2).mean().sqrt()
+
+    check_loss("t_whole", PREDICTION, TARGET)
+    check_loss("info_nce", torch.randn(5, 3), torch.randn(5, 3))
+
+    @pipeline.losses.register("t_not_whole", per="batch")
+    def t_not_whole(prediction: Tensor, target: Tensor) -> Tensor:
+        return (prediction - target) ** 2
+
+    with pytest.raises(ContractError, match="declared per batch"):
+        check_loss("t_not_whole", PREDICTION, TARGET)

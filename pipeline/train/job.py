@@ -6,9 +6,11 @@ import inspect
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from pipeline import registry
 from pipeline.data import source
@@ -18,7 +20,7 @@ from pipeline.data.order import steps_per_epoch
 from pipeline.errors import ContractError, InputError, UsageError
 from pipeline.losses import fit as fitting
 from pipeline.losses.objective import Objective, tried
-from pipeline.losses.terms import Term, bind, outputs, readings
+from pipeline.losses.terms import Output, Term, bind, outputs, readings
 from pipeline.spec import JobSpec
 
 PACKAGE = str(Path(__file__).parents[1])
@@ -77,11 +79,8 @@ def objective(spec: JobSpec, fields: list[Field], trial: Batch | None = None) ->
     made = outputs(terms, spec)
     inputs = {field.name: field for field in fields if field.is_input}
     torch.manual_seed(spec.training.seed)
-    build = registry.models[spec.model.name].build
-    parameters = inspect.signature(build).parameters.values()
-    wanted = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     try:
-        model = build(*(inputs, made)[: len(wanted)], **spec.model.options)
+        model = built(spec.model.name, inputs, made, spec.model.options)
         sizes = {name: output.size for name, output in made.items()}
         bound = Objective(model, inputs, terms, sizes)
         bound.sample_weight = spec.data.sample_weight
@@ -101,6 +100,17 @@ def objective(spec: JobSpec, fields: list[Field], trial: Batch | None = None) ->
         bound.precision = torch.float64
         bound.double()
     return bound
+
+
+def built(
+    name: str, inputs: dict[str, Field], outputs: dict[str, Output], options: dict[str, Any]
+) -> nn.Module:
+    """The registered model, given as many of inputs and outputs as it takes."""
+    build = registry.models[name].build
+    parameters = inspect.signature(build).parameters.values()
+    wanted = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    made: nn.Module = build(*(inputs, outputs)[: len(wanted)], **options)
+    return made
 
 
 def _described(error: Exception) -> str:

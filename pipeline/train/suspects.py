@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -137,10 +138,18 @@ def _same_gradients(objective: Objective, batch: Batch) -> bool:
     def gradients() -> list[Tensor]:
         objective.zero_grad(set_to_none=True)
         torch.manual_seed(1)
-        objective(batch)[0].sum().backward()
+        total(objective, batch).backward()  # type: ignore[no-untyped-call]
         return [p.grad.clone() for p in objective.parameters() if p.grad is not None]
 
     return _equal(gradients(), gradients())
+
+
+def total(objective: Objective, batch: Batch) -> Tensor:
+    """The sum of all numerators, or of all outputs where there is no loss."""
+    if objective.terms:
+        numerators: Tensor = objective(batch)[0]
+        return numerators.sum()
+    return torch.stack([value.sum() for value in objective.predict(batch).values()]).sum()
 
 
 def _calls(objective: Objective, batch: Batch) -> list[_Call]:
@@ -199,11 +208,16 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 def _equal(one: list[Tensor], other: list[Tensor]) -> bool:
-    return len(one) == len(other) and all(map(torch.equal, one, other))
+    """The same shapes and bits; NaN is like NaN."""
+    return len(one) == len(other) and all(
+        a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+        for a, b in zip(one, other, strict=True)
+    )
 
 
 def _close(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape:
         return False
     scale = float(other.abs().max()) if other.numel() else 0.0
-    return torch.allclose(one, other, rtol=1e-3, atol=1e-5 * max(scale, 1e-30))
+    atol = 1e-5 * max(scale, 1e-30) if math.isfinite(scale) else 0.0
+    return torch.allclose(one, other, rtol=1e-3, atol=atol, equal_nan=True)
