@@ -81,7 +81,7 @@ class Checkpoints:
                 "format": FORMAT, "step": step, "identity": self.identity, "files": {STATE: facts}
             }  # fmt: skip
             with (aside / MANIFEST).open("w") as text:
-                json.dump(manifest, text, indent=1)
+                json.dump({**manifest, "sha256": _digest(manifest)}, text, indent=1)
                 _to_disk(text)
             _folder_to_disk(aside)
             before()
@@ -114,6 +114,8 @@ def newest(folder: Path, identity: Mapping[str, Any]) -> tuple[int, list[str]]:
 def _checked(place: Path, identity: Mapping[str, Any]) -> int:
     """The step of a checkpoint that is whole. Raises ValueError and others when it is not."""
     manifest = json.loads((place / MANIFEST).read_bytes())
+    if manifest.pop("sha256") != _digest(manifest):
+        raise ValueError(f"{MANIFEST} is damaged")
     if manifest["format"] != FORMAT:
         raise ValueError(f"format {manifest['format']}, this version reads {FORMAT}")
     for key in ("spec", "data"):
@@ -183,6 +185,10 @@ def _folder_to_disk(folder: Path) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def save_weights(weights: dict[str, Tensor], path: Path) -> None:
