@@ -94,6 +94,11 @@ def _report(result: Any, say: Callable[[str], None]) -> None:
     say(f"done  {result.steps} steps, loss {loss}")
     for name, value in result.metrics.items():
         say(f"      validation {name} {'no value' if value is None else format(value, '.6g')}")
+    if result.first_difference is not None:
+        say(
+            f"note  step {result.first_difference} gave other numbers when it was computed again "
+            "after a failure: `pipeline prove` names the component"
+        )
     say(f"saved {result.storage}")
     say(f"mlflow run {result.run_id} in {result.tracking_uri}")
     if result.tracking_uri.startswith("sqlite:"):

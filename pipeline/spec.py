@@ -306,7 +306,9 @@ class Workers(Section):
         if not is_range:
             return value
         if value.get("num") is not None:
-            raise PydanticCustomError("workers", "give `num`, or `min` and `max`, not both")
+            raise PydanticCustomError(
+                "workers", "give `num`, or `min` and `max`, not both (null takes one out)"
+            )
         if value.get("min") is None or value.get("max") is None:
             raise PydanticCustomError("workers", "`min` and `max` go together")
         return {**value, "num": None}

@@ -52,6 +52,28 @@ SPECS: dict[str, tuple[Changes, list[str]]] = {
     "a negative clip norm": ({"training.clip_norm": -2}, ["training.clip_norm"]),
     "an unknown precision": ({"training.precision": "fp16"}, ["training.precision", "bfloat16"]),
     "no workers": ({"workers.num": 0}, ["workers.num", "0"]),
+    "a number of workers and a range": (
+        {"workers": {"num": 2, "min": 1, "max": 3}}, ["workers", "not both"],
+    ),
+    "half a range of workers": ({"workers": {"min": 2}}, ["workers", "go together"]),
+    "a range of workers upside down": ({"workers": {"min": 3, "max": 2}}, ["workers", "more than"]),
+    "a single checkpoint": ({"checkpoint.keep": 1}, ["checkpoint.keep", "2"]),
+    "checkpoints without a pause": ({"checkpoint.every_seconds": 0}, ["checkpoint.every_seconds"]),
+    "an unknown key in checkpoint": ({"checkpoint.every": 5}, ["checkpoint.every", "every_steps"]),
+    "a row weight that is an input": (
+        {"data.sample_weight": "a"}, ["data", "a: the sample weight", "input"],
+    ),
+    "a row weight that is no column": (
+        {"data.sample_weight": "bb"}, ["data.sample_weight", "'bb'", "'b'"],
+    ),
+    "a row weight of text": ({"data.sample_weight": "color"}, ["data.sample_weight", "'color'"]),
+    "a row weight of half a spec": (
+        {"data.sample_weight": {"column": "kind", "mean_over": "rows"}},
+        ["data.sample_weight.mean_over", "'rows'"],
+    ),
+    "row weights of a loss of the whole batch": (
+        {"data.sample_weight": "kind", "loss": "rmse"}, ["rmse", "data.sample_weight"],
+    ),
     "workers that are text": ({"workers.num": "two"}, ["workers.num", "'two'"]),
     "a whole fraction for validation": ({"data.validation": 1.0}, ["data.validation", "1.0"]),
     "a negative fraction": ({"data.validation": -0.1}, ["data.validation", "-0.1"]),

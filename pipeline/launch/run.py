@@ -43,6 +43,10 @@ class Result:
     state: str = "finished"
     curve: list[dict[str, Any]] = field(default_factory=list, repr=False)
     """Every point of the journal: `step` with `train` and `terms`, or with `validation`."""
+    attempts: int = 1
+    """How often workers have started on it: once, and again after each failure or resize."""
+    first_difference: int | None = None
+    """The first step that gave other numbers when it was computed again after a failure."""
     first_step_seconds: float | None = None
     """From the start of the command to the end of the first step."""
 
@@ -62,7 +66,7 @@ class Result:
         """What `--json` prints."""
         keys = (
             "run_id", "tracking_uri", "state", "steps", "loss", "metrics", "curve_sha256",
-            "weights_sha256", "storage", "first_step_seconds",
+            "weights_sha256", "storage", "attempts", "first_difference", "first_step_seconds",
         )  # fmt: skip
         return {key: getattr(self, key) for key in keys}
 
@@ -235,6 +239,8 @@ def _result(folder: Path, recorded: dict[str, Any], started: float) -> Result:
         weights_sha256=done["weights_sha256"],
         state="finished" if recorded.get("complete") else "unrecorded",
         curve=points,
+        attempts=done["attempts"],
+        first_difference=done["first_difference"],
         first_step_seconds=round(train[0]["time"] / 1000 - started, 3) if train else None,
     )
     if not recorded.get("complete"):

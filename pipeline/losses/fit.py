@@ -100,6 +100,10 @@ def check_batch(objective: Objective, batch: Batch) -> list[Notice]:
         _check_width(term, arguments[0], objective.sizes[term.outputs[0]])
         _check_items(objective, number, predictions, batch)
     notices += _check_rows(objective, predictions, batch)
+    for term in objective.terms:
+        if term.loss.per_batch:
+            text = "needs the whole global batch: every step gathers it, and runs the model twice"
+            notices.append(Notice(f"loss {term.label}", text))
     objective.train(was_training)
     return notices + _check_parameters(objective, batch) + _check_model(objective)
 

@@ -102,6 +102,11 @@ class Delivery:
             from pipeline.track.model import log_model
 
             self.save(model_uri=log_model(self.folder, self.state["run_id"], self.record))
+            done = json.loads((self.folder / "done.json").read_text())
+            self.client.set_tag(self.state["run_id"], "pipeline.attempts", done["attempts"])
+            if done["first_difference"] is not None:
+                step = done["first_difference"]
+                self.client.set_tag(self.state["run_id"], "pipeline.first_difference", step)
         self.client.set_terminated(self.state["run_id"], STATUS[state])
         self.save(complete=True)
 

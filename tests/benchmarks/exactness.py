@@ -25,6 +25,7 @@ from pipeline.data.columns import Field
 from pipeline.losses.contract import build
 from pipeline.losses.objective import Objective
 from pipeline.losses.terms import Term
+from pipeline.spec import SampleWeight
 from pipeline.train import reduce
 from pipeline.train.step import train_step
 from tests.processes import on_workers
@@ -44,6 +45,8 @@ class Case:
     options: tuple[tuple[str, Any], ...] = ()
     ignored: tuple[int, int] | None = None
     """Rows from, to that hold an ignored class."""
+    weighted: bool = False
+    """Rows have weights of their own, whose sum divides."""
 
 
 CASES = [
@@ -54,6 +57,14 @@ CASES = [
     Case("BCE with pos_weight, ragged", [[9], [4]], "binary", (("pos_weight", 3.0),)),
     Case("four unequal micro-batches", [[5, 1, 3, 7], [2, 8, 4, 2]]),
     Case("a worker with nothing that counts", [[8], [8]], ignored=(8, 16)),
+    Case(
+        "sample weights and pos_weight, ragged",
+        [[9], [4]],
+        "binary",
+        (("pos_weight", 3.0),),
+        weighted=True,
+    ),
+    Case("info_nce, a loss of the whole batch", [[7], [6]], "pairs"),
     Case("two weighted terms", [[7], [6]], "both", (("class_weight", WEIGHT),), ignored=(7, 12)),
 ]
 
@@ -71,7 +82,13 @@ class Model(nn.Module):
         features = batch["features"]
         assert isinstance(features, Tensor)
         hidden = self.shared(features).tanh()
-        return {"classes": self.classes(hidden), "amount": self.amount(hidden).squeeze(1)}
+        classes = self.classes(hidden)
+        return {
+            "classes": classes,
+            "amount": self.amount(hidden).squeeze(1),
+            "first": classes[:, :2],
+            "second": classes[:, 2:],
+        }
 
 
 def rows(case: Case, kind: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -85,6 +102,7 @@ def rows(case: Case, kind: torch.dtype = torch.float32) -> dict[str, Tensor]:
         "features": torch.randn(number, 8, generator=generator).to(kind),
         "label": label,
         "price": torch.randn(number, generator=generator).to(kind),
+        "importance": (3 * torch.rand(number, generator=generator) ** 3).to(kind),
         "yes": (torch.rand(number, generator=generator) > 0.7).to(kind),
     }
 
@@ -94,7 +112,16 @@ def mean(case: Case, made: dict[str, Tensor], batch: dict[str, Tensor]) -> Tenso
     options = dict(case.options)
     if case.terms == "binary":
         pos = made["amount"].new_tensor(options["pos_weight"])
-        return F.binary_cross_entropy_with_logits(made["amount"], batch["yes"], pos_weight=pos)
+        each = F.binary_cross_entropy_with_logits(
+            made["amount"], batch["yes"], pos_weight=pos, reduction="none"
+        )
+        counted = batch["importance"] if case.weighted else torch.ones_like(each)
+        return (each * counted).sum() / counted.sum()
+    if case.terms == "pairs":
+        first, second = (F.normalize(part, dim=1) for part in made["classes"].split(2, dim=1))  # type: ignore[no-untyped-call]
+        cosines = first @ second.T / 0.07
+        partner = torch.arange(len(cosines))
+        return (F.cross_entropy(cosines, partner) + F.cross_entropy(cosines.T, partner)) / 2
     weight = options.get("class_weight")
     tensor = None if weight is None else made["classes"].new_tensor(weight)
     loss = F.cross_entropy(made["classes"], batch["label"], tensor)
@@ -114,6 +141,9 @@ def terms(case: Case) -> list[Term]:
 
     if case.terms == "binary":
         return [term("bce_with_logits", "amount", "yes")]
+    if case.terms == "pairs":
+        loss = build(registry.losses["info_nce"], {})
+        return [Term("info_nce", 1.0, loss, ("first", "second"), ())]
     found = [term("cross_entropy", "classes", "label")]
     return found + ([term("huber", "amount", "price", 2.0)] if case.terms == "both" else [])
 
@@ -159,6 +189,8 @@ def ours(case: Case, rank: int, num: int) -> Found:
     """The product's own step."""
     model = Model()
     objective = Objective(model, ["features"], terms(case), {"classes": 4, "amount": None})
+    if case.weighted:
+        objective.sample_weight = SampleWeight(column="importance")
     own: Any = parts(case, rank)
     losses = train_step(
         objective, reduce.Overlapped(objective, CPU), Still(model.parameters()), own,

@@ -24,6 +24,7 @@ from pipeline.losses.contract import build
 from pipeline.losses.objective import Objective
 from pipeline.losses.terms import Term
 from pipeline.train import reduce
+from pipeline.train.bits import deterministic
 from pipeline.train.step import train_step
 from pipeline.train.tree import Ordered
 from tests.processes import on_workers
@@ -66,11 +67,12 @@ def seconds(width: int, batch_size: int, ordered: bool, rank: int, num: int) -> 
     found = []
     for _ in range(ROUNDS):
         started = time.perf_counter()
-        for step in range(STEPS):
-            train_step(
-                objective, gradients, optimizer, own, num,
-                step=step, seed=0, clip_norm=None, device=CPU,
-            )  # fmt: skip
+        with deterministic(ordered):
+            for step in range(STEPS):
+                train_step(
+                    objective, gradients, optimizer, own, num,
+                    step=step, seed=0, clip_norm=None, device=CPU,
+                )  # fmt: skip
         found.append(time.perf_counter() - started)
     return found[1:]
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import pipeline
 from pipeline.data.columns import gather
+from pipeline.errors import DataError
 from pipeline.specfile import load
 from pipeline.train.evaluate import chosen, evaluate
 from pipeline.train.job import Job, objective, prepared, trial_batch
@@ -62,6 +63,28 @@ def test_an_ignored_label_is_left_out_wherever_it_stands(
     assert logits.shape[1] == len(kept)
     tensor = torch.tensor(weight) if weighted else None
     assert got == pytest.approx(float(F.cross_entropy(logits, codes, tensor)), rel=1e-6)
+
+
+@pytest.mark.parametrize("mean_over", ["weights", "items"])
+def test_a_column_of_row_weights_is_numpys_weighted_average(mean_over: str, tmp_path: Path) -> None:
+    y, weight = RNG.normal(size=40), RNG.uniform(0, 3, 40)
+    data = {"target": "y", "sample_weight": {"column": "w", "mean_over": mean_over}}
+    made = job(tmp_path, {"y": y, "w": weight}, {"loss": "mse", "data": data})
+    assert [field.name for field in made.fields if field.is_input] == ["a", "b"]
+    got, predictions = first_loss(made)
+    errors = (predictions["prediction"].numpy() - y) ** 2
+    wanted = np.average(errors, weights=weight)
+    if mean_over == "items":
+        wanted = (errors * weight).mean()
+    assert got == pytest.approx(wanted, rel=1e-6)
+
+
+def test_negative_row_weights_are_refused_with_their_row(tmp_path: Path) -> None:
+    weight = np.ones(40)
+    weight[7] = -0.5
+    data = {"target": "y", "sample_weight": "w"}
+    with pytest.raises(DataError, match=r"data.sample_weight: column 'w': -0.5 in row 7"):
+        job(tmp_path, {"y": X[:, 0], "w": weight}, {"loss": "mse", "data": data})
 
 
 def test_lists_of_labels_are_padded_and_ignored_as_torch_does(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -256,6 +256,47 @@ def test_clipping_sees_the_whole_gradient() -> None:
         assert got.losses.gradient_norm == pytest.approx(alone.losses.gradient_norm, rel=EXACT)
         for one, other in zip(got.gradients, alone.gradients, strict=True):
             torch.testing.assert_close(one, other, rtol=EXACT, atol=EXACT)
+
+
+class Scaled(nn.Module):
+    """InfoNCE whose temperature is trained, as a user would write it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.5, dtype=torch.float64))
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        logits = self.scale.exp() * first @ second.T
+        return nn.functional.cross_entropy(logits, torch.arange(len(logits)))
+
+
+def with_trained_temperature() -> tuple[Objective, Batch]:
+    made = case("info_nce", 1, NUM_ROWS)
+    before = made.objective()
+    module = Scaled()
+    own = replace(before.terms[0].loss, items=module, module=module)
+    objective = Objective(
+        before.model, ["features"], [replace(before.terms[0], loss=own)], before.sizes
+    )
+    return objective.double(), made.batch
+
+
+def scaled(rank: int, num: int) -> Outcome:
+    objective, batch = with_trained_temperature()
+    return one_step(objective, lambda rows: {k: v[rows] for k, v in batch.items()}, rank, num)  # type: ignore[index]
+
+
+@pytest.mark.parametrize("num", [1, 2, 3, 5])
+def test_parameters_of_a_loss_of_the_whole_batch_are_trained_once(num: int) -> None:
+    objective, batch = with_trained_temperature()
+    made = objective.predict(batch)
+    expected = objective.heads["0"](made["first"], made["second"])
+    expected.backward()
+    for got in [scaled(0, 1)] if num == 1 else on_workers(num, scaled):
+        assert got.losses.total == pytest.approx(float(expected.detach()), rel=EXACT)
+        for gradient, parameter in zip(got.gradients, objective.parameters(), strict=True):
+            assert parameter.grad is not None
+            torch.testing.assert_close(gradient, parameter.grad, rtol=EXACT, atol=EXACT)
 
 
 def weighted(mean_over: str, rank: int, num: int) -> Outcome:

@@ -21,7 +21,7 @@ from pipeline.train.worker import train
 from tests.conftest import JOBS
 from tests.processes import on_workers
 
-TRANSFORMER = "transformer with dropout and ragged lists"
+TRANSFORMER = "transformer, ragged lists"
 JOB_NAMES = [*sorted(path.stem for path in JOBS.glob("*.yaml")), TRANSFORMER]
 LEAST_STEPS = 200
 

@@ -1,0 +1,93 @@
+"""Ray workers that die are replaced; workers that fail by themselves are not tried again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+
+import pipeline
+from pipeline.errors import NonFiniteError, RunError
+from pipeline.launch import cluster
+from pipeline.train.curve import Reader
+from tests.conftest import JOBS, Write
+
+
+@pytest.fixture
+def kills(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Ranks and steps at which workers are killed, to be filled by the test."""
+    planned: list[tuple[int, int]] = []
+    fit = cluster.fit
+
+    def with_kills(spec: Any, config: dict[str, Any], name: str) -> None:
+        fit(spec, config | {"faults": planned}, name)
+
+    monkeypatch.setattr(cluster, "fit", with_kills)
+    return planned
+
+
+def starts(storage: Path) -> list[int]:
+    (folder,) = storage.glob("*-*-*")
+    points = Reader(folder / "curve.jsonl").new()
+    return [point["step"] for point in points if point.get("event") == "start"]
+
+
+@pytest.mark.ray
+def test_a_run_whose_workers_are_killed_ends_with_the_same_bits_recorded_once(
+    kills: list[tuple[int, int]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"training.microbatch_size": 1, "checkpoint.every_steps": 10}
+    alone = pipeline.run(JOBS / "linear.yaml", changes | {"storage": str(tmp_path / "alone")})
+    kills[:] = [(1, 25), (0, 61)]
+    killed = pipeline.run(
+        JOBS / "linear.yaml",
+        changes | {"workers.num": 3, "storage": str(tmp_path / "killed")},
+    )
+    assert killed.curve_sha256 == alone.curve_sha256
+    assert killed.weights_sha256 == alone.weights_sha256
+    assert killed.attempts == 3
+    assert killed.first_difference is None
+    first, second, third = starts(tmp_path / "killed")
+    assert (first, second) == (0, 20)
+    assert third in (50, 60), "that of step 60 may still have been on its way to the disk"
+    client = mlflow.MlflowClient(killed.tracking_uri)
+    history = client.get_metric_history(killed.run_id, "train/loss")
+    assert [(m.step, m.value) for m in history] == list(enumerate(killed.losses, start=1))
+    assert client.get_run(killed.run_id).data.tags["pipeline.attempts"] == "3"
+    err = capsys.readouterr().err
+    assert "going on from step 20 with 3 workers (attempt 2)" in err
+    assert "A worker died" not in err, "Ray's own words are long and say less"
+
+
+@pytest.mark.ray
+def test_an_error_of_the_run_itself_is_raised_and_not_tried_again(
+    job: Write, tmp_path: Path
+) -> None:
+    path = job({"optimizer": {"name": "sgd", "lr": 1e20}, "workers.num": 3, "training.epochs": 9})
+    with pytest.raises(NonFiniteError, match="step"):
+        pipeline.run(path)
+    assert starts(tmp_path / "runs") == [0]
+
+
+@pytest.mark.ray
+def test_workers_that_die_again_and_again_end_the_run(
+    job: Write, tmp_path: Path, kills: list[tuple[int, int]]
+) -> None:
+    own = tmp_path / "deadly.py"
+    own.write_text(
+        "import os, signal, pipeline\n"
+        '@pipeline.losses.register("deadly")\n'
+        "def deadly(prediction, target):\n"
+        "    if prediction.requires_grad and os.environ.get('RAY_JOB_ID'):\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return (prediction - target) ** 2\n"
+    )
+    path = job({"loss": "deadly", "workers.num": 2})
+    with pytest.raises(RunError, match="workers died 3 times after step 0"):
+        pipeline.run(path, imports=[str(own)])
+    record = json.loads(next((tmp_path / "runs").glob("small-*/recorded.json")).read_text())
+    run = mlflow.MlflowClient(record["tracking_uri"]).get_run(record["run_id"])
+    assert run.info.status == "FAILED"
