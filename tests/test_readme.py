@@ -63,7 +63,7 @@ def test_the_two_set_up_commands_are_one_line_each() -> None:
 
 
 def test_help_teaches_every_command() -> None:
-    for name in ("run", "check", "list", "schema", "sync"):
+    for name in ("run", "check", "prove", "list", "schema", "sync"):
         shown = CliRunner().invoke(cli.cli, [name, "--help"])
         assert shown.exit_code == 0
         assert len(shown.output) > 100

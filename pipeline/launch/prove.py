@@ -146,8 +146,7 @@ def prove(
 def row(outcome: Outcome) -> str:
     """One line of the table, under `curve`, `weights` and `difference`."""
     apart = "" if outcome.difference is None else f"{outcome.difference:.1e}"
-    if outcome.verdict == "reference":
-        apart = ""
+    apart = "0" if outcome.difference == 0 else apart
     step = f" from step {outcome.first_step}" if outcome.verdict == "broken" else ""
     text = f": {outcome.text}" if outcome.text else ""
     return (
