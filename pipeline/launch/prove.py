@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -43,6 +44,7 @@ class Leg:
     """Numbers of workers, one after the other: each but the last is killed."""
     kills: tuple[tuple[int, int], ...] = ()
     """Rank and step of each kill."""
+    _: KW_ONLY
     precision: str | None = None
     """The job's own unless given."""
     is_reference: bool = False
@@ -147,7 +149,8 @@ def row(outcome: Outcome) -> str:
     """One line of the table, under `curve`, `weights` and `difference`."""
     apart = "" if outcome.difference is None else f"{outcome.difference:.1e}"
     apart = "0" if outcome.difference == 0 else apart
-    step = f" from step {outcome.first_step}" if outcome.verdict == "broken" else ""
+    is_broken = outcome.verdict == "broken" and outcome.first_step is not None
+    step = f" from step {outcome.first_step}" if is_broken else ""
     text = f": {outcome.text}" if outcome.text else ""
     return (
         f"{outcome.promise:10}{outcome.curve_sha256[:8]:10}{outcome.weights_sha256[:8]:10}"
@@ -202,16 +205,18 @@ def _legs(job: Job, size: int, counts: list[int], steps: int) -> Iterator[Leg]:
         )
         yield Leg(title, "bits", size, order, kills)
     other = size // 2 if size > 1 else 2
-    yield Leg("float64, 1 worker", "rounding", size, (1,), (), "float64", is_reference=True)
+
+    def in_float64(title: str, size: int | None, number: int = 1) -> Leg:
+        return Leg(f"float64, {title}", "rounding", size, (number,), precision="float64")
+
+    yield replace(in_float64("1 worker", size), is_reference=True)
     if other < _batch_size(job):
-        title = f"float64, micro-batches of {other}"
-        yield Leg(title, "rounding", other, (1,), (), "float64")
+        yield in_float64(f"micro-batches of {other}", other)
     if size < _batch_size(job):
-        yield Leg("float64, whole batches at once", "rounding", None, (1,), (), "float64")
+        yield in_float64("whole batches at once", None)
     if most > 1:
         number = min(3, most)
-        title = f"float64, {_workers(number)} without micro-batches (DDP)"
-        yield Leg(title, "rounding", None, (number,), (), "float64")
+        yield in_float64(f"{_workers(number)} without micro-batches (DDP)", None, number)
 
 
 def _workers(number: int) -> str:
@@ -253,7 +258,7 @@ class _Runner:
         except PipelineError as error:
             is_unable = leg.promise == "rounding" and leg.is_reference
             verdict: Verdict = "not promised" if is_unable else "failed"
-            return Outcome(leg.title, leg.promise, verdict, text=str(error))
+            return Outcome(leg.title, leg.promise, verdict, text=str(error).partition("\n")[0])
         seconds = round(time.perf_counter() - started, 1)
         curve = curve_sha256(points)
         given = Outcome(leg.title, leg.promise, "reference", curve, weights, seconds=seconds)
@@ -265,13 +270,18 @@ class _Runner:
             return replace(given, verdict="not promised", text=text)
         reference, others = self.references[leg.promise]
         difference, step = _difference(points, others)
+        text = ""
         if leg.promise == "bits":
-            held = (curve, weights) == (reference.curve_sha256, reference.weights_sha256)
-            held = held and _validation(points) == _validation(others)
+            pairs = {
+                "curve": (curve, reference.curve_sha256),
+                "weights": (weights, reference.weights_sha256),
+                "validation": (_validation(points), _validation(others)),
+            }
+            odd = [name for name, (one, other) in pairs.items() if one != other]
+            verdict, text = ("broken", f"other {' and '.join(odd)}") if odd else ("held", "")
         else:
-            held = difference <= self.tolerance
-        verdict = "held" if held else "broken"
-        return replace(given, verdict=verdict, difference=difference, first_step=step)
+            verdict = "held" if difference <= self.tolerance else "broken"
+        return replace(given, verdict=verdict, difference=difference, first_step=step, text=text)
 
     def _trained(self, leg: Leg) -> tuple[list[dict[str, Any]], str]:
         """Points of the journal and SHA-256 of the weights, after all kills."""
@@ -299,6 +309,8 @@ class _Runner:
                 if not is_last:
                     raise RunError("a worker that was to be killed went on")
         done = json.loads((place / "done.json").read_text())
+        shutil.rmtree(place / "checkpoints")  # journals are kept as evidence, states are large
+        (place / "weights.pt").unlink()
         return list(Reader(place / "curve.jsonl").new()), str(done["weights_sha256"])
 
 
