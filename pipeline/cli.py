@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from pipeline import plugins, spec, specfile
-from pipeline.errors import PipelineError, UnrecordedError, UsageError
+from pipeline.errors import PipelineError, StoppedError, UnrecordedError, UsageError
 from pipeline.registry import REGISTRIES
 
 STARTED = time.time()
@@ -63,8 +63,14 @@ def cli() -> None:
 
 @cli.command()
 @_job_options
-def run(job: str, overrides: tuple[str, ...], imports: tuple[str, ...], as_json: bool) -> None:
+@click.option("--fresh", is_flag=True, help="Start a new run, whatever there is of this job.")
+def run(
+    job: str, overrides: tuple[str, ...], imports: tuple[str, ...], as_json: bool, fresh: bool
+) -> None:
     """Train a job and record it in MLflow.
+
+    The same command again goes on with a run that was stopped or killed, and tells the result of
+    one that is finished.
 
     One worker runs in this process; with --set workers.num=N, N Ray workers train with DDP.
     Without MLFLOW_TRACKING_URI the record goes to a SQLite file beside the runs.
@@ -76,7 +82,10 @@ def run(job: str, overrides: tuple[str, ...], imports: tuple[str, ...], as_json:
             click.echo(json.dumps(result.summary()))
 
     try:
-        result = launch.run(job, _overrides(overrides), imports, say=_say(as_json), started=STARTED)
+        result = launch.run(
+            job, _overrides(overrides), imports,
+            fresh=fresh, say=_say(as_json), started=STARTED,
+        )  # fmt: skip
     except UnrecordedError as error:
         click.echo(f"error: {error}", err=True)
         finish(error.result)
@@ -255,7 +264,7 @@ def main() -> None:
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
     except PipelineError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(error if isinstance(error, StoppedError) else f"error: {error}", err=True)
         if "--json" in sys.argv:
             click.echo(json.dumps({"state": "failed", "error": str(error)}))
         sys.exit(error.exit_code)

@@ -7,7 +7,8 @@ PipelineError
 │   ├── DataError            a file, column or row is not what the spec says
 │   └── ContractError        loss, prediction and target do not fit each other
 ├── RunError              1  training started and did not finish
-│   └── NonFiniteError       a loss or gradient became NaN or infinite; names the step
+│   ├── NonFiniteError       a loss or gradient became NaN or infinite; names the step
+│   └── StoppedError  130, 143  Ctrl-C or SIGTERM: the state is saved, the same command goes on
 └── RecordError           3  training finished, its record in MLflow is not complete
     └── UnrecordedError      of `pipeline.run`; carries the result
 
@@ -17,6 +18,7 @@ pickling between processes.
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +99,22 @@ class NonFiniteError(RunError):
             "The optimizer did not take this step. Usual causes: a learning rate that is too high, "
             "no training.clip_norm, inputs that are not scaled"
         )
+
+
+class StoppedError(RunError):
+    """A run that was told to stop by a signal, and can go on from where it was."""
+
+    def __init__(self, number: int, step: int | None = None) -> None:
+        super().__init__(number, step)
+        self.number, self.step = number, step
+        self.exit_code = 128 + number  # what shells report
+
+    def __str__(self) -> str:
+        name = "Ctrl-C" if self.number == signal.SIGINT else signal.Signals(self.number).name
+        saved = "" if self.step is None else (
+            f" after step {self.step}, where the same command goes on"
+        )  # fmt: skip
+        return f"stopped by {name}{saved}"
 
 
 class RecordError(PipelineError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -97,6 +98,27 @@ def carry(modules: list[str], folder: Path) -> None:
 
     What they import from their own folder goes with them.
     """
+    for place in _places(modules):
+        folder.mkdir(parents=True, exist_ok=True)
+        if place.is_dir():
+            ignored = shutil.ignore_patterns("__pycache__", ".*")
+            shutil.copytree(place, folder / place.name, dirs_exist_ok=True, ignore=ignored)
+        else:
+            shutil.copy2(place, folder / place.name)
+
+
+def sources_sha256(modules: list[str]) -> str:
+    """SHA-256 over what `carry` copies: own losses and models are part of what is trained."""
+    digest = hashlib.sha256()
+    for place in _places(modules):
+        files = sorted(place.rglob("*.py")) if place.is_dir() else [place]
+        for path in files:
+            digest.update(str(path.relative_to(place.parent)).encode() + path.read_bytes())
+    return digest.hexdigest() if modules else ""
+
+
+def _places(modules: list[str]) -> list[Path]:
+    """Files and packages of the modules, and of what they import from their own folder."""
     places = {_source(sys.modules[name.partition(".")[0]]) for name in modules}
     folders = {place.parent for place in places if "site-packages" not in place.parts}
     for name, module in list(sys.modules.items()):
@@ -104,13 +126,7 @@ def carry(modules: list[str], folder: Path) -> None:
             place = _source(module)
             if place.parent in folders:
                 places.add(place)
-    for place in sorted(places):
-        folder.mkdir(parents=True, exist_ok=True)
-        if place.is_dir():
-            ignored = shutil.ignore_patterns("__pycache__", ".*")
-            shutil.copytree(place, folder / place.name, dirs_exist_ok=True, ignore=ignored)
-        else:
-            shutil.copy2(place, folder / place.name)
+    return sorted(places)
 
 
 def _source(module: ModuleType) -> Path:

@@ -29,6 +29,8 @@ from pydantic_core import PydanticCustomError
 from pipeline import registry
 from pipeline.registry import Registry, nearest
 
+FIRST_HALF = ("data", "model", "loss", "optimizer", "schedule", "training")
+"""Keys of what is trained; all others say how it is carried out."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._ -]{0,99}$")]
 Positive = Annotated[int, Field(gt=0)]
 
@@ -454,9 +456,7 @@ class JobSpec(Section):
     @property
     def digest(self) -> str:
         """SHA-256 of the first half: what is trained, not on what, nor what it is called."""
-        first_half = self.model_dump(
-            mode="json", include={"data", "model", "loss", "optimizer", "schedule", "training"}
-        )
+        first_half = self.model_dump(mode="json", include=set(FIRST_HALF))
         return hashlib.sha256(json.dumps(first_half, sort_keys=True).encode()).hexdigest()
 
 

@@ -9,9 +9,11 @@ import os
 import secrets
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError, RunError, UsageError
+from pipeline.launch.stop import attended
 from pipeline.spec import JobSpec
 
 # Read by Ray while it is imported or started; a user's own setting wins.
@@ -50,7 +52,8 @@ def fit(spec: JobSpec, config: dict[str, Any], name: str, max_failures: int = -1
     """Run the job on its workers, to the end; dead ones are replaced, `max_failures` times.
 
     A config that holds the job itself, and not only its spec, is run in this process.
-    Raises the first failing worker's own error, which is not tried again, or RunError.
+    Raises the first failing worker's own error, which is not tried again, or RunError; and
+    StoppedError after Ctrl-C or SIGTERM, when the workers have saved their state and ended.
     """
     elastic = ELASTIC_ENVIRONMENT if spec.workers.max and not _may_grow() else {}
     for key, value in (DRIVER_ENVIRONMENT | elastic).items():
@@ -95,12 +98,10 @@ def fit(spec: JobSpec, config: dict[str, Any], name: str, max_failures: int = -1
         with _cluster(spec, ray, alone):
             while True:
                 try:
-                    trainer().fit()
+                    attended(trainer().fit, Path(config["folder"]))
                     return
                 except PipelineError:
                     raise
-                except SystemExit:  # how Ray ends after Ctrl-C
-                    raise KeyboardInterrupt from None
                 except Exception as error:  # Ray wraps the worker's own in several of its own
                     cause = _cause(error)
                     if max_failures == 0 or not _is_untried(error):
@@ -119,13 +120,6 @@ def session(spec: JobSpec) -> Iterator[None]:
 
         with _cluster(spec, ray, alone=False):
             yield
-
-
-def num_cpus() -> float:
-    """CPUs of the cluster of this session."""
-    import ray
-
-    return float(ray.cluster_resources().get("CPU", 0))
 
 
 @contextlib.contextmanager

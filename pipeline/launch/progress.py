@@ -63,7 +63,7 @@ class Progress:
 
     def _tell(self, event: dict[str, Any]) -> None:
         """A line for what happened to the run; the first start is no news."""
-        if event["event"] == "start" and event["attempt"] == 1:
+        if event["event"] == "stop" or event.get("attempt") == 1:
             return
         text = event.get("text") or (
             f"going on from step {event['step']} with {event['workers']} "

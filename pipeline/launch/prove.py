@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pipeline import plugins
 from pipeline.errors import PipelineError, RunError
 from pipeline.launch import run as launch
+from pipeline.launch import runs
 from pipeline.spec import JobSpec
+from pipeline.train import files
 
 if TYPE_CHECKING:
     from pipeline.train.job import Job
@@ -115,7 +117,7 @@ def prove(
     """
     spec, job, _ = launch.check(path, overrides, imports)
     modules = plugins.homes(launch.components(spec), plugins.load(list(imports)))
-    folder = launch.new_folder(launch.storage_of(spec), f"prove-{spec.name}")
+    folder = runs.new(launch.storage_of(spec), f"prove-{spec.name}")
     plugins.carry(modules, folder / "imports")
 
     from pipeline.launch import cluster
@@ -308,10 +310,10 @@ class _Runner:
             else:
                 if not is_last:
                     raise RunError("a worker that was to be killed went on")
-        done = json.loads((place / "done.json").read_text())
+        done = json.loads((place / files.DONE).read_text())
         shutil.rmtree(place / "checkpoints")  # journals are kept as evidence, states are large
         (place / "weights.pt").unlink()
-        return list(Reader(place / "curve.jsonl").new()), str(done["weights_sha256"])
+        return list(Reader(place / files.CURVE).new()), str(done["weights_sha256"])
 
 
 def _losses(points: list[dict[str, Any]]) -> dict[int, list[float | None]]:

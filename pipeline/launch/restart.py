@@ -8,6 +8,7 @@ from typing import Any
 from ray.train import UserCallback
 
 from pipeline.errors import PipelineError, RunError
+from pipeline.train import files
 from pipeline.train.curve import Reader
 
 FRUITLESS = 3
@@ -38,7 +39,7 @@ class Restarts(UserCallback):  # type: ignore[misc]
 
     def count(self, error: BaseException) -> None:
         """One more death. Raises RunError when there were too many without a new step."""
-        points = Reader(self.folder / "curve.jsonl").new()
+        points = Reader(self.folder / files.CURVE).new()
         step = max((point["step"] for point in points), default=0)
         self.fruitless = self.fruitless + 1 if step <= self.step else 1
         self.step = max(step, self.step)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,9 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import plugins, registry
-from pipeline.errors import RunError, UnrecordedError, UsageError
+from pipeline.errors import RunError, StoppedError, UnrecordedError, UsageError
+from pipeline.launch import runs
 from pipeline.spec import JobSpec
 from pipeline.specfile import load
+from pipeline.track import delivery
+from pipeline.train import files
 
 if TYPE_CHECKING:
     from pipeline.losses.fit import Notice
@@ -128,11 +130,14 @@ def run(
     overrides: Mapping[str, Any] | None = None,
     imports: Sequence[str] = (),
     *,
+    fresh: bool = False,
     say: Callable[[str], None] | None = None,
     started: float | None = None,
 ) -> Result:
     """Train the job of `path` with dotted `overrides`, and record it in MLflow.
 
+    A run of the same job that is not finished goes on where it was, and one that is finished is
+    returned; `fresh` starts anew. What is trained may not have changed in between.
     `imports` are modules or files with own losses, models or metrics. `say` gets lines for the
     user. Raises the errors of `check`, RunError, or RecordError when only the record is missing.
     """
@@ -142,30 +147,71 @@ def run(
     for notice in notices:
         tell(f"note  {notice}")
     modules = plugins.homes(components(spec), plugins.load(list(imports)))
-    storage = storage_of(spec)
-    folder = new_folder(storage, spec.name)
-    plugins.carry(modules, folder / "imports")
+    with contextlib.ExitStack() as held:
+        with runs.choosing(storage_of(spec), spec.name):
+            folder = _folder(job, modules, fresh)
+            if runs.is_finished(folder):
+                tell(f"run   {folder.name} is finished already; --fresh starts it anew")
+            else:
+                held.enter_context(runs.locked(folder))
+                plugins.carry(modules, folder / "imports")
+                delivery.prepare(spec, job, folder, modules)
+        if runs.is_finished(folder):
+            return _finished(folder, started, tell)
+        return _trained(job, folder, modules, base_of(path), started, tell)
 
+
+def _folder(job: Job, modules: list[str], fresh: bool) -> Path:
+    """The last run's folder if this is the same job, else a new one.
+
+    Raises UsageError when an unfinished run would go on as another job.
+    """
+    storage, name = storage_of(job.spec), job.spec.name
+    last = None if fresh else runs.latest(storage, name)
+    if last is not None:
+        changed = runs.changes(last, job, plugins.sources_sha256(modules))
+        if not changed:
+            return last
+        if not runs.is_finished(last):
+            runs.refuse_changed(last, changed)
+    return runs.new(storage, name)
+
+
+def _finished(folder: Path, started: float, tell: Callable[[str], None]) -> Result:
+    """The result of a run that is finished; what MLflow still lacks is delivered."""
+    recorded = delivery.recorded(folder)
+    if not recorded.get("complete"):
+        with runs.locked(folder):
+            recorded = delivery.wait(delivery.start(folder), folder, tell)
+    return _result(folder, recorded, started)
+
+
+def _trained(
+    job: Job, folder: Path, modules: list[str], base: Path, started: float,
+    tell: Callable[[str], None],
+) -> Result:  # fmt: skip
+    """Train the job in its folder, from the start or from where it was."""
     from pipeline.launch.cluster import fit, in_process
     from pipeline.launch.progress import Progress
-    from pipeline.track import delivery
+    from pipeline.launch.stop import raised
     from pipeline.train.curve import Reader
 
-    delivery.prepare(spec, job, folder, modules)
+    spec = job.spec
     delivering = delivery.start(folder)
-    config = work_config(job, folder, modules, base_of(path))
+    config = work_config(job, folder, modules, base)
     least, most = spec.workers.least, spec.workers.most
     number = str(most) if least == most else f"{least} to {most}"
     where = "in this process" if in_process(spec) else f"on {number} Ray workers"
     tell(f"run   {folder.name}, {job.num_rows:,} rows {where}")
     state = "failed"
     try:
-        reader = Reader(folder / "curve.jsonl")
+        reader = Reader(folder / files.CURVE)
+        list(reader.new())  # what an earlier command has shown
         shown = Progress(reader, job.num_steps, spec.training.epochs, job.num_rows)
-        with shown, _threads(spec.workers.threads):
+        with raised(), shown, _threads(spec.workers.threads):
             fit(spec, config, folder.name)
         state = "finished"
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, StoppedError):
         state = "killed"
         raise
     finally:
@@ -207,26 +253,16 @@ def storage_of(spec: JobSpec) -> Path:
     return (start / Path(spec.storage).expanduser()).resolve()
 
 
-def new_folder(storage: Path, name: str) -> Path:
-    """A folder for this run: job name, time and two random bytes."""
-    slug = "".join(c if c.isalnum() or c in "._-" else "-" for c in name)
-    folder = storage / f"{slug}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise UsageError(f"storage: {folder} cannot be made: {error.strerror}") from None
-    return folder
-
-
 def _result(folder: Path, recorded: dict[str, Any], started: float) -> Result:
     from pipeline.train.curve import Reader, curve_sha256
 
-    points = list(Reader(folder / "curve.jsonl").new())
+    points = list(Reader(folder / files.CURVE).new())
     try:
-        done = json.loads((folder / "done.json").read_text())
+        done = json.loads((folder / files.DONE).read_text())
     except OSError:
         raise RunError(f"the workers ended without a result in {folder}") from None
     train = [point for point in points if "train" in point]
+    news = [point["time"] / 1000 for point in train if point["time"] / 1000 >= started]
     validation = [point["validation"] for point in points if "validation" in point]
     result = Result(
         run_id=recorded.get("run_id", ""),
@@ -241,7 +277,7 @@ def _result(folder: Path, recorded: dict[str, Any], started: float) -> Result:
         curve=points,
         attempts=done["attempts"],
         first_difference=done["first_difference"],
-        first_step_seconds=round(train[0]["time"] / 1000 - started, 3) if train else None,
+        first_step_seconds=round(news[0] - started, 3) if news else None,
     )
     if not recorded.get("complete"):
         raise UnrecordedError(result, recorded.get("error", "the delivery to MLflow was cut off"))

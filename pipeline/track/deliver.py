@@ -6,6 +6,7 @@ point that MLflow has already is dropped there, since its time was fixed when it
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.track.delivery import recorded, write_json
+from pipeline.train import files
 from pipeline.train.curve import Reader
 
 BATCH = 1000  # MLflow's limit of metrics in one request
@@ -42,12 +44,12 @@ class Delivery:
         import mlflow
 
         self.folder = folder
-        self.record = json.loads((folder / "record.json").read_text())
-        before = recorded(folder) if (folder / "recorded.json").exists() else {}
+        self.record = json.loads((folder / files.RECORD).read_text())
+        before = recorded(folder) if (folder / files.RECORDED).exists() else {}
         self.state: dict[str, Any] = {"delivered": 0, **before, "complete": False}
         self.state["tracking_uri"] = self.record["tracking_uri"]
         self.state.pop("error", None)
-        self.reader = Reader(folder / "curve.jsonl")
+        self.reader = Reader(folder / files.CURVE)
         self.unsent: list[dict[str, Any]] = []
         self.num_read = 0
         mlflow.set_tracking_uri(self.record["tracking_uri"])
@@ -56,7 +58,7 @@ class Delivery:
     def save(self, **changes: Any) -> None:
         """Remember how far the delivery has come."""
         self.state.update(changes)
-        write_json(self.folder / "recorded.json", self.state)
+        write_json(self.folder / files.RECORDED, self.state)
 
     def begin(self) -> None:
         """Make the run, once, with its params, tags and spec."""
@@ -67,6 +69,8 @@ class Delivery:
             experiment = experiment_id(self.client, self.record["experiment"], self.folder.parent)
             run = self.client.create_run(experiment, run_name=self.record["name"], tags=tags)
             self.save(run_id=run.info.run_id, experiment_id=run.info.experiment_id)
+        else:
+            self.client.update_run(self.state["run_id"], status="RUNNING")  # it goes on
         if not self.state.get("begun"):
             params = [
                 Param(key[:250], value[:6000]) for key, value in self.record["params"].items()
@@ -102,7 +106,7 @@ class Delivery:
             from pipeline.track.model import log_model
 
             self.save(model_uri=log_model(self.folder, self.state["run_id"], self.record))
-            done = json.loads((self.folder / "done.json").read_text())
+            done = json.loads((self.folder / files.DONE).read_text())
             self.client.set_tag(self.state["run_id"], "pipeline.attempts", done["attempts"])
             if done["first_difference"] is not None:
                 step = done["first_difference"]
@@ -151,11 +155,21 @@ def main(folder: Path) -> int:
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     os.nice(5)  # training comes first
+    launcher = json.loads((folder / files.RECORD).read_text())["launcher"]
+    with (folder / ".delivering").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # an earlier launcher's delivery ends first
+        return _deliver(folder, launcher)
+
+
+def _deliver(folder: Path, launcher: int) -> int:
+    """Deliver as long as `launcher` has not handed the run over to another one."""
     while _starting(folder) and not _ended(folder):
         time.sleep(0.1)
     delivery: Delivery | None = None
     deadline, pause = float("inf"), EVERY_SECONDS
     while True:
+        if json.loads((folder / files.RECORD).read_text())["launcher"] != launcher:
+            return 0  # another command goes on with the run, and delivers it
         ended = _ended(folder)
         if ended and deadline == float("inf"):
             patience = os.environ.get("PIPELINE_DELIVERY_PATIENCE_SECONDS", PATIENCE_SECONDS)
@@ -174,8 +188,8 @@ def main(folder: Path) -> int:
             said = {"complete": False, "error": reason[:500]}
             if delivery is not None:
                 delivery.save(**said)
-            elif not (folder / "recorded.json").exists():
-                write_json(folder / "recorded.json", said)
+            elif not (folder / files.RECORDED).exists():
+                write_json(folder / files.RECORDED, said)
             if time.monotonic() > deadline:
                 return 3
             pause = EVERY_SECONDS if ended else min(2 * pause, LONGEST_PAUSE_SECONDS)
@@ -184,29 +198,29 @@ def main(folder: Path) -> int:
 
 def _starting(folder: Path) -> bool:
     """Whether several workers are still starting: importing MLflow now would hold them up."""
-    record = json.loads((folder / "record.json").read_text())
-    return record["num_workers"] > 1 and not (folder / "curve.jsonl").exists()
+    record = json.loads((folder / files.RECORD).read_text())
+    return record["num_workers"] > 1 and not (folder / files.CURVE).exists()
 
 
 def _pause(folder: Path, seconds: float) -> None:
     """Until the next delivery, or shorter when training ends meanwhile."""
-    until, already = time.monotonic() + seconds, (folder / "ended.json").exists()
-    while time.monotonic() < until and ((folder / "ended.json").exists() == already):
+    until, already = time.monotonic() + seconds, (folder / files.ENDED).exists()
+    while time.monotonic() < until and ((folder / files.ENDED).exists() == already):
         time.sleep(0.02)
 
 
 def _ended(folder: Path) -> str | None:
     """How training ended, or None while it goes on."""
     try:
-        return str(json.loads((folder / "ended.json").read_text())["state"])
+        return str(json.loads((folder / files.ENDED).read_text())["state"])
     except OSError:
         pass
-    launcher = json.loads((folder / "record.json").read_text())["launcher"]
+    launcher = json.loads((folder / files.RECORD).read_text())["launcher"]
     if os.getppid() == launcher:
         return None
-    if (folder / "done.json").exists():
+    if (folder / files.DONE).exists():
         return "finished"
-    journal = folder / "curve.jsonl"  # workers may outlive the launcher for a moment
+    journal = folder / files.CURVE  # workers may outlive the launcher for a moment
     quiet = time.time() - journal.stat().st_mtime if journal.exists() else QUIET_SECONDS
     return "failed" if quiet >= QUIET_SECONDS else None
 

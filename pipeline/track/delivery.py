@@ -6,7 +6,6 @@ and reads the run's folder.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -19,9 +18,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline import plugins
 from pipeline import spec as specs
 from pipeline.errors import RecordError, UsageError
 from pipeline.spec import JobSpec
+from pipeline.train import files
 
 if TYPE_CHECKING:
     from pipeline.train.job import Job
@@ -50,22 +51,32 @@ def prepare(spec: JobSpec, job: Job, folder: Path, modules: list[str]) -> None:
         **_git(),
     }
     if modules:
-        tags["pipeline.imports"] = _sources(folder / "imports")
+        tags["pipeline.imports"] = plugins.sources_sha256(modules)
     if job_id := os.environ.get("RAY_JOB_SUBMISSION_ID") or _submission():
         tags["ray.job_id"] = job_id
+    before = recorded(folder)  # of a run that goes on: its record stays where it began
+    started_in = before.get("tracking_uri") if "run_id" in before else None
     record = {
         "name": folder.name,
+        "job": spec.name,
         "experiment": spec.tracking.experiment or spec.name,
         "register_as": spec.tracking.register_as,
-        "tracking_uri": tracking_uri(folder.parent),
-        "params": {_key(key): _text(value) for key, value in specs.flat(spec).items()},
+        "tracking_uri": started_in or tracking_uri(folder.parent),
+        "params": params(spec),
         "tags": tags,
         "modules": modules,
         "num_workers": spec.workers.most,
         "launcher": os.getpid(),
     }
-    write_json(folder / "record.json", record)
+    write_json(folder / files.RECORD, record)
+    (folder / files.ENDED).unlink(missing_ok=True)
+    (folder / files.STOP).unlink(missing_ok=True)
     (folder / "spec.yaml").write_text(spec.dump(), encoding="utf-8")
+
+
+def params(spec: JobSpec) -> dict[str, str]:
+    """The whole spec as MLflow's params."""
+    return {_key(key): _text(value) for key, value in specs.flat(spec).items()}
 
 
 def tracking_uri(storage: Path) -> str:
@@ -86,14 +97,6 @@ def _versions() -> str:
     packages = ("pipeline", "torch", "ray", "mlflow", "pyarrow", "numpy")
     found = [f"{package} {version(package)}" for package in packages]
     return ", ".join([f"python {platform.python_version()}", *found])
-
-
-def _sources(folder: Path) -> str:
-    """SHA-256 over the carried modules: own losses and models are part of what was trained."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
-    return digest.hexdigest()
 
 
 def _git() -> dict[str, str]:
@@ -151,7 +154,7 @@ def end(
     Returns what was recorded: `run_id`, `tracking_uri`, `complete`, and `error` if not all is.
     """
     try:
-        write_json(folder / "ended.json", {"state": state})
+        write_json(folder / files.ENDED, {"state": state})
     except OSError as error:  # a full disk must not hide why training ended
         process.terminate()
         process.wait()
@@ -179,7 +182,7 @@ def wait(
 def recorded(folder: Path) -> dict[str, Any]:
     """The delivering process's last word."""
     try:
-        found: dict[str, Any] = json.loads((folder / "recorded.json").read_text())
+        found: dict[str, Any] = json.loads((folder / files.RECORDED).read_text())
     except (OSError, ValueError):
         return {"complete": False, "error": f"the delivery did not start: see {folder}/deliver.log"}
     return found
@@ -188,9 +191,9 @@ def recorded(folder: Path) -> dict[str, Any]:
 def finish(folder: str | Path) -> dict[str, Any]:
     """Deliver what a run's folder holds and MLflow does not. Raises RecordError when it cannot."""
     place = Path(folder).resolve()
-    if not (place / "record.json").exists():
+    if not (place / files.RECORD).exists():
         raise UsageError(f"{folder}: not the folder of a run (no record.json)")
-    if not (place / "ended.json").exists() and _alive(place):
+    if not (place / files.ENDED).exists() and _alive(place):
         raise UsageError(f"{folder}: the run is still going on")
     found = wait(start(place), place, lambda _: None)
     if not found.get("complete"):
@@ -199,7 +202,7 @@ def finish(folder: str | Path) -> dict[str, Any]:
 
 
 def _alive(folder: Path) -> bool:
-    launcher = json.loads((folder / "record.json").read_text())["launcher"]
+    launcher = json.loads((folder / files.RECORD).read_text())["launcher"]
     try:
         os.kill(launcher, 0)
     except OSError:

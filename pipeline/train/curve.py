@@ -115,9 +115,10 @@ class Reader:
 
     def __init__(self, path: Path) -> None:
         self.path, self._place = path, 0
+        self._last: dict[str, int] = {}
 
     def new(self) -> Iterator[dict[str, Any]]:
-        """Lines that were completed since the last call."""
+        """Points and events that were completed since the last call; each point once."""
         if not self.path.exists():
             return
         with self.path.open("rb") as file:
@@ -126,7 +127,12 @@ class Reader:
                 if not line.endswith(b"\n"):
                     return
                 self._place += len(line)
-                yield json.loads(line)
+                point = json.loads(line)
+                step, kind = _key(point)
+                if kind != "event" and step <= self._last.get(kind, -1):
+                    continue  # of a worker that had not noticed yet that others went on
+                self._last[kind] = step
+                yield point
 
 
 def curve_sha256(points: list[dict[str, Any]]) -> str:

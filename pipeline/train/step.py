@@ -26,6 +26,8 @@ class Losses:
     terms: tuple[float | None, ...]
     total: float | None
     gradient_norm: float
+    is_last: bool = False
+    """Whether some worker was told to stop: all know it after the same step."""
 
 
 def train_step(
@@ -39,11 +41,13 @@ def train_step(
     seed: int,
     clip_norm: float | None,
     device: torch.device,
+    stop: bool = False,
 ) -> Losses:
     """Move the weights by the gradient of the global batch's mean loss, and return the loss.
 
-    `own` are this worker's of the batch's `num_microbatches`; there may be none. Raises
-    NonFiniteError on every worker, before any weight has moved.
+    `own` are this worker's of the batch's `num_microbatches`; there may be none. `stop` says that
+    this worker was told to stop. Raises NonFiniteError on every worker, before any weight has
+    moved.
     """
     weights = torch.tensor([term.weight for term in objective.terms], dtype=torch.float64)
     counts = {number: objective.denominators(batch) for number, batch in own}
@@ -63,9 +67,10 @@ def train_step(
 
     gradients.reduce(own, num_microbatches, forward_backward)
     norm = _clipped(objective, clip_norm)
-    kept = {number: numerators[number] for number, _ in own}
-    whole = reduce.summed(kept, num_microbatches, len(weights))
-    result = _losses(whole, denominators, weights, norm)
+    flag = torch.tensor([float(stop)], dtype=torch.float64, device=device)
+    kept = {number: torch.cat([numerators[number], flag]) for number, _ in own}
+    whole = reduce.summed(kept, num_microbatches, len(weights) + 1)
+    result = _losses(whole[:-1], denominators, weights, norm, bool(whole[-1] > 0))
     if not math.isfinite(norm) or not math.isfinite(result.total or 0.0):
         labels = [term.label for term in objective.terms]
         named = {k: v for k, v in zip(labels, result.terms, strict=True) if v is not None}
@@ -81,12 +86,14 @@ def _clipped(objective: nn.Module, clip_norm: float | None) -> float:
     return float(nn.utils.clip_grad_norm_(parameters, limit))
 
 
-def _losses(numerators: Tensor, denominators: Tensor, weights: Tensor, norm: float) -> Losses:
+def _losses(
+    numerators: Tensor, denominators: Tensor, weights: Tensor, norm: float, is_last: bool
+) -> Losses:
     terms = tuple(
         float(n / d) if d > 0 else None for n, d in zip(numerators, denominators, strict=True)
     )
     present = [w * t for w, t in zip(weights.tolist(), terms, strict=True) if t is not None]
-    return Losses(terms, sum(present) if present else None, norm)
+    return Losses(terms, sum(present) if present else None, norm, is_last)
 
 
 def _mixed(seed: int, step: int, number: int) -> int:

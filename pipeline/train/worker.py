@@ -21,13 +21,15 @@ from pipeline.data.order import cut, owned, rows_of_step
 from pipeline.errors import RunError, UsageError
 from pipeline.optimizers import learning_rate_factor
 from pipeline.spec import JobSpec, Schedule
-from pipeline.train import bits, checkpoint, faults, reduce
+from pipeline.train import bits, checkpoint, faults, files, reduce
 from pipeline.train.checkpoint import Checkpoints, save_weights, weights_sha256
 from pipeline.train.curve import Journal
 from pipeline.train.evaluate import chosen, evaluate
 from pipeline.train.job import Job, objective, prepared, trial_batch
 from pipeline.train.step import Losses, train_step
 from pipeline.train.tree import Ordered
+
+ASK_SECONDS = 0.2
 
 
 def work(config: dict[str, Any]) -> None:
@@ -65,7 +67,7 @@ def train(
 
     With `num_steps` it ends after these, and an evaluation of them.
     """
-    if (folder / "done.json").exists():
+    if (folder / files.DONE).exists():
         return
     spec, settings = job.spec, job.spec.training
     device = _device(spec)
@@ -112,6 +114,7 @@ def train(
                 seed=settings.seed,
                 clip_norm=settings.clip_norm,
                 device=device,
+                stop=record.is_stopping() if record else False,
             )
             if record:
                 seconds = time.perf_counter() - started
@@ -121,7 +124,9 @@ def train(
             if (step + 1) % per_epoch == 0 or step + 1 == last_step:
                 validate(step + 1)
             if record:
-                record.save_if_due(step + 1, bound, optimizer)
+                record.save_if_due(step + 1, bound, optimizer, losses.is_last)
+            if losses.is_last and step + 1 < last_step:
+                return
     if record:
         record.finish(bound, last_step)
     if dist.is_initialized():
@@ -137,7 +142,7 @@ def _resume(
     if reduce.rank() == 0:
         step, passed = checkpoint.newest(folder, bits.identity(job))
         for text in passed:
-            Journal(folder / "curve.jsonl", job.num_steps).event(step, "damage", text=text)
+            Journal(folder / files.CURVE, job.num_steps).event(step, "damage", text=text)
     step = int(reduce.total(torch.tensor([step], dtype=torch.float64)))
     if step:
         checkpoint.restore(checkpoint.load(folder, step), bound, optimizer)
@@ -160,22 +165,33 @@ class Record:
 
     def __init__(self, job: Job, folder: Path, first_step: int) -> None:
         self.job, self.folder = job, folder
+        self._asked, self._stopping = 0.0, False
         exact = job.spec.training.microbatch_size is not None
-        self.journal = Journal(folder / "curve.jsonl", first_step, compare=exact)
+        self.journal = Journal(folder / files.CURVE, first_step, compare=exact)
         self.checkpoints = Checkpoints(folder, job.spec.checkpoint, bits.identity(job))
         self.journal.event(
             first_step, "start", attempt=self.journal.num_attempts + 1,
             workers=reduce.num_workers(), bits=bits.fingerprint(job.spec),
         )  # fmt: skip
 
+    def is_stopping(self) -> bool:
+        """Whether the run is to end after this step; asked of the disk now and then."""
+        now = time.monotonic()
+        if now - self._asked > ASK_SECONDS:
+            self._asked, self._stopping = now, (self.folder / files.STOP).exists()
+        return self._stopping
+
     def save_if_due(
-        self, step: int, bound: torch.nn.Module, optimizer: torch.optim.Optimizer
+        self, step: int, bound: torch.nn.Module, optimizer: torch.optim.Optimizer, is_last: bool
     ) -> None:
         """Save a checkpoint when it is time; what leads up to it is in the journal before."""
-        if self.checkpoints.is_due(step):
+        if is_last or self.checkpoints.is_due(step):
             self.journal.flush()
             state = checkpoint.state_of(bound, optimizer)
             self.checkpoints.save(step, state, self.journal.to_disk)
+        if is_last:
+            self.checkpoints.wait()
+            self.journal.event(step, "stop")
 
     def finish(self, bound: torch.nn.Module, num_steps: int) -> None:
         """Weights, then the marker that says the run is complete."""
@@ -193,7 +209,7 @@ class Record:
         }
         aside = self.folder / f".done.{os.getpid()}"
         aside.write_text(json.dumps(done))
-        aside.replace(self.folder / "done.json")
+        aside.replace(self.folder / files.DONE)
 
 
 def _device(spec: JobSpec) -> torch.device:

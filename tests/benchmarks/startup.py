@@ -46,7 +46,7 @@ def ours(num_workers: int, folder: Path) -> float:
     """Seconds until the journal's first step."""
     command = [
         sys.executable, "-m", "pipeline", "run", str(JOB), "--json",
-        "--set", f"workers.num={num_workers}", "--set", f"storage={folder}",
+        "--fresh", "--set", f"workers.num={num_workers}", "--set", f"storage={folder}",
     ]  # fmt: skip
     started = time.time()
     done = subprocess.run(command, capture_output=True, text=True, check=True)

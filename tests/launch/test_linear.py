@@ -63,7 +63,9 @@ def test_with_micro_batches_the_bits_are_the_same_on_one_two_and_three_workers(
         "storage": str(tmp_path),
     }  # fmt: skip
     job = JOBS / "digits.yaml"
-    one, two, three = (pipeline.run(job, overrides | {"workers.num": n}) for n in (1, 2, 3))
+    one, two, three = (
+        pipeline.run(job, overrides | {"workers.num": n}, fresh=True) for n in (1, 2, 3)
+    )
     assert one.curve_sha256 == two.curve_sha256 == three.curve_sha256
     assert one.weights_sha256 == two.weights_sha256 == three.weights_sha256
     assert one.metrics == two.metrics == three.metrics

@@ -62,7 +62,7 @@ def test_a_mapping_is_a_spec_too(tmp_path: Path) -> None:
 
 def test_two_runs_of_one_spec_give_the_same_bits(tmp_path: Path) -> None:
     overrides = {"training.epochs": 3, "model.dropout": 0.5, "storage": str(tmp_path)}
-    one, two = (pipeline.run(JOBS / "diabetes.yaml", overrides) for _ in range(2))
+    one, two = (pipeline.run(JOBS / "diabetes.yaml", overrides, fresh=True) for _ in range(2))
     assert one.curve_sha256 == two.curve_sha256
     assert one.weights_sha256 == two.weights_sha256
     other = pipeline.run(JOBS / "diabetes.yaml", overrides | {"training.seed": 1})
@@ -160,7 +160,7 @@ def test_a_second_run_after_loading_a_model_is_recorded_where_the_first_is(job: 
     path = job()
     first = pipeline.run(path)
     assert first.model is not None
-    assert pipeline.run(path).tracking_uri == first.tracking_uri
+    assert pipeline.run(path, fresh=True).tracking_uri == first.tracking_uri
 
 
 def test_a_target_with_an_odd_name_is_recorded(job: Write) -> None:

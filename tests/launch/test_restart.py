@@ -30,7 +30,7 @@ def kills(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
 
 def starts(storage: Path) -> list[int]:
-    (folder,) = storage.glob("*-*-*")
+    (folder,) = storage.glob("*-1")
     points = Reader(folder / "curve.jsonl").new()
     return [point["step"] for point in points if point.get("event") == "start"]
 

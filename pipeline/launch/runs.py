@@ -1,0 +1,132 @@
+"""Which folder a command trains in: a new one, or that of the unfinished run it goes on with.
+
+A job's runs stand below its `storage` as NAME-1, NAME-2 and so on; the last one counts. The same
+spec, data and own modules go on where it is; the second half of the spec may change in between.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import UsageError
+from pipeline.spec import FIRST_HALF
+from pipeline.track import delivery
+from pipeline.train import files
+
+if TYPE_CHECKING:
+    from pipeline.train.job import Job
+
+MOST_CHANGES = 12  # shown in one message
+
+
+def latest(storage: Path, name: str) -> Path | None:
+    """The job's last run that has a record, if any."""
+    numbered = [
+        (int(found.group(1)), place)
+        for place in storage.glob(f"{_slug(name)}-*")
+        if (found := re.fullmatch(rf"{re.escape(_slug(name))}-(\d+)", place.name))
+        and (place / files.RECORD).exists()
+    ]
+    return max(numbered)[1] if numbered else None
+
+
+def new(storage: Path, name: str) -> Path:
+    """A new folder with the next free number."""
+    number = 1
+    while True:
+        folder = storage / f"{_slug(name)}-{number}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise UsageError(f"storage: {folder} cannot be made: {error.strerror}") from None
+        else:
+            return folder
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in name)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run's last step is done."""
+    return (folder / files.DONE).exists()
+
+
+def changes(folder: Path, job: Job, imports_sha256: str) -> list[str]:
+    """What is trained now and was not when the run in `folder` began: one line each."""
+    record = json.loads((folder / files.RECORD).read_text())
+    before, now = record["params"], delivery.params(job.spec)
+    found = [
+        f"{key}: {before.get(key, 'not given')} -> {now.get(key, 'not given')}"
+        for key in sorted({*before, *now})
+        if key.partition(".")[0] in FIRST_HALF and before.get(key) != now.get(key)
+    ]
+    tags = record["tags"]
+    if not found and tags["pipeline.spec_digest"] != job.spec.digest:
+        found.append("the spec's first half")
+    if tags["pipeline.data_fingerprint"] != job.fingerprint:
+        found.append("the rows themselves (other fingerprint)")
+    if tags.get("pipeline.imports", "") != imports_sha256:
+        found.append("the code of own modules")
+    return found
+
+
+def refuse_changed(folder: Path, changed: list[str]) -> None:
+    """Raise UsageError when an unfinished run would go on as another job.
+
+    A run without a checkpoint has nothing to lose, one that failed by itself is to be changed.
+    """
+    try:
+        state = json.loads((folder / files.ENDED).read_text())["state"]
+    except (OSError, ValueError):
+        state = "killed"
+    has_state = any((folder / "checkpoints").glob("step-*"))
+    if changed and has_state and state != "failed":
+        shown = changed[:MOST_CHANGES]
+        more = [f"and {len(changed) - MOST_CHANGES} more"] if len(changed) > MOST_CHANGES else []
+        lines = "\n  ".join([*shown, *more])
+        raise UsageError(
+            f"{folder.name} is not finished, and what it trains has changed:\n  {lines}\n"
+            "  undo the change to go on with it; --fresh starts anew and leaves it as it is"
+        )
+
+
+@contextmanager
+def choosing(storage: Path, name: str) -> Iterator[None]:
+    """Let one command at a time choose its folder; others wait."""
+    try:
+        storage.mkdir(parents=True, exist_ok=True)
+        lock = (storage / f".{_slug(name)}.lock").open("a")
+    except OSError as error:
+        raise UsageError(f"storage: {storage} cannot be used: {error.strerror}") from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other commands out of the run while this one trains it; the kernel lets go for us."""
+    with (folder / ".lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            raise UsageError(
+                f"{folder.name} is being trained right now, by {lock.read() or 'another command'}; "
+                "wait for it, or start another run with --fresh"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+        yield

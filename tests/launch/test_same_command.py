@@ -1,0 +1,182 @@
+"""The same command again: a killed run goes on, a finished one says so, another job is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import mlflow
+
+import pipeline
+from pipeline.train.curve import Reader
+from tests.conftest import Command, Write
+
+LONG = {
+    "training": {"epochs": 4000, "batch_size": 6, "microbatch_size": 2},
+    "model": {"name": "mlp", "hidden": [8], "dropout": 0.1},
+    "checkpoint.every_steps": 50,
+}
+
+
+def started(path: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "run", str(path), *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def points(path: Path) -> list[dict[str, Any]]:
+    return list(Reader(path.parent / "runs" / "small-1" / "curve.jsonl").new())
+
+
+def until_step(path: Path, step: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not (steps := [p["step"] for p in points(path)]) or max(steps) < step:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "the run did not get there"
+        time.sleep(0.05)
+
+
+def stopped(process: subprocess.Popen[str], number: signal.Signals) -> tuple[int, str]:
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    return process.returncode, err
+
+
+def status(path: Path) -> str:
+    record = json.loads((path.parent / "runs" / "small-1" / "recorded.json").read_text())
+    run = mlflow.MlflowClient(record["tracking_uri"]).get_run(record["run_id"])
+    return str(run.info.status)
+
+
+def test_a_run_that_was_killed_and_stopped_ends_with_the_same_bits_recorded_once(
+    job: Write, tmp_path: Path
+) -> None:
+    path = job(LONG)
+    alone = pipeline.run(path, {"storage": str(tmp_path / "alone")})
+
+    process = started(path)
+    until_step(path, 300, process)
+    code, _ = stopped(process, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+
+    process = started(path)
+    until_step(path, 900, process)
+    code, err = stopped(process, signal.SIGTERM)
+    assert code == 128 + signal.SIGTERM, err
+    assert "going on from step" in err
+    assert "stopped by SIGTERM after step" in err
+    assert "Traceback" not in err
+    assert status(path) == "KILLED"
+    last = points(path)[-1]
+    assert last["event"] == "stop"
+    checkpoints = path.parent / "runs" / "small-1" / "checkpoints"
+    assert (checkpoints / f"step-{last['step']:010}").exists(), "no step is lost by SIGTERM"
+
+    result = pipeline.run(path)
+    assert result.curve_sha256 == alone.curve_sha256
+    assert result.weights_sha256 == alone.weights_sha256
+    assert result.metrics == alone.metrics
+    assert result.attempts == 3
+    assert result.first_difference is None
+    client = mlflow.MlflowClient(result.tracking_uri)
+    history = client.get_metric_history(result.run_id, "train/loss")
+    assert [(m.step, m.value) for m in history] == list(enumerate(result.losses, start=1))
+    assert status(path) == "FINISHED"
+    (experiment,) = [e for e in client.search_experiments() if e.name == "small"]
+    assert len(client.search_runs([experiment.experiment_id])) == 1
+
+
+def test_a_finished_run_says_so_and_fresh_starts_anew(job: Write, command: Command) -> None:
+    path = job()
+    code, first, _ = command("run", path, "--json")
+    assert code == 0
+    code, again, err = command("run", path, "--set", "tracking.experiment=other", "--json")
+    assert code == 0
+    assert "small-1 is finished already" in err
+    one, two = (json.loads(text.splitlines()[-1]) for text in (first, again))
+    assert {k: v for k, v in one.items() if k != "first_step_seconds"} == {
+        k: v for k, v in two.items() if k != "first_step_seconds"
+    }
+    code, fresh, _ = command("run", path, "--fresh", "--json")
+    other = json.loads(fresh.splitlines()[-1])
+    assert code == 0
+    assert other["storage"].endswith("small-2")
+    assert other["run_id"] != one["run_id"]
+    assert other["curve_sha256"] == one["curve_sha256"]
+    code, changed, _ = command("run", path, "--set", "training.seed=1", "--json")
+    assert code == 0
+    assert json.loads(changed.splitlines()[-1])["storage"].endswith("small-3")
+
+
+def test_an_unfinished_run_is_not_gone_on_with_as_another_job(job: Write, command: Command) -> None:
+    path = job(LONG)
+    process = started(path)
+    until_step(path, 200, process)
+    code, _ = stopped(process, signal.SIGINT)
+    assert code == 130
+    code, _, err = command("run", path, "--set", "optimizer.lr=0.5")
+    assert code == 2
+    assert "optimizer.lr: 0.01 -> 0.5" in err
+    assert "--fresh" in err
+    data = path.parent / "data.csv"
+    whole = data.read_text()
+    data.write_text(whole.replace("1.25", "1.5"))
+    code, _, err = command("run", path)
+    assert code == 2
+    assert "the rows themselves" in err
+    data.write_text(whole)
+    process = started(path, "--set", "checkpoint.keep=5")
+    until_step(path, 400, process)
+    code, err = stopped(process, signal.SIGINT)
+    assert "going on from step" in err
+
+
+def test_of_commands_started_at_once_one_trains_and_the_others_are_refused(job: Write) -> None:
+    path = job(LONG)
+    together = [started(path) for _ in range(4)]
+    deadline = time.monotonic() + 120
+    while sum(p.poll() is None for p in together) > 1 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    refused = [p for p in together if p.poll() is not None]
+    (trains,) = [p for p in together if p.poll() is None]
+    code, _ = stopped(trains, signal.SIGINT)
+    assert code == 130
+    assert [p.returncode for p in refused] == [2, 2, 2]
+    for process in refused:
+        assert "is being trained right now, by process" in process.communicate()[1]
+    assert [p.name for p in path.parent.glob("runs/small-*")] == ["small-1"]
+
+
+def test_a_second_signal_ends_at_once(job: Write) -> None:
+    slow = path_of_slow_job(job)
+    process = started(slow, "--import", str(slow.parent / "slow_steps.py"))
+    deadline = time.monotonic() + 60
+    while not list(slow.parent.glob("runs/small-1/curve.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(1)
+    os.kill(process.pid, signal.SIGINT)
+    time.sleep(0.5)
+    before = time.monotonic()
+    code, err = stopped(process, signal.SIGINT)
+    assert code == 130, err
+    assert time.monotonic() - before < 20, "a step takes a minute"
+
+
+def path_of_slow_job(job: Write) -> Path:
+    path = job({"loss": "slow_steps"})
+    (path.parent / "slow_steps.py").write_text(
+        "import threading, time, pipeline\n"
+        '@pipeline.losses.register("slow_steps")\n'
+        "def slow_steps(prediction, target):\n"
+        "    if threading.current_thread().name == 'training' and prediction.requires_grad:\n"
+        "        time.sleep(60)\n"
+        "    return (prediction - target) ** 2\n"
+    )
+    return path
