@@ -132,7 +132,7 @@ def check(job: str, overrides: tuple[str, ...], imports: tuple[str, ...], as_jso
     shown = ", ".join(f"{name} ({kind})" for name, kind in list(kinds.items())[:8])
     say(f"in    {shown}{', ...' if len(kinds) > 8 else ''}")
     say(f"out   {', '.join(targets) or '(no target)'}")
-    say(f"model {_model(checked, prepared.fields)}")
+    say(f"model {_model(prepared)}")
     for notice in notices:
         say(f"note  {notice}")
     if as_json:
@@ -147,14 +147,19 @@ def check(job: str, overrides: tuple[str, ...], imports: tuple[str, ...], as_jso
         click.echo(json.dumps(found))
 
 
-def _model(checked: spec.JobSpec, fields: list[Any]) -> str:
+def _model(prepared: Any) -> str:
     """The model's size, and what it gives to the losses."""
-    from pipeline.train.job import objective
+    import torch
 
-    bound = objective(checked, fields)
+    from pipeline.train.job import objective, trial_batch
+
+    batch = trial_batch(prepared)
+    bound = objective(prepared.spec, prepared.fields, batch)
     number = sum(p.numel() for p in bound.parameters() if p.requires_grad)
-    shapes = [f"{name} [N{f', {size}' if size else ''}]" for name, size in bound.sizes.items()]
-    return f"{checked.model.name}, {number:,} parameters, gives {', '.join(shapes)}"
+    with torch.no_grad():
+        shapes = {name: list(made.shape[1:]) for name, made in bound.predict(batch).items()}
+    shown = [f"{name} [{', '.join(map(str, ['N', *shape]))}]" for name, shape in shapes.items()]
+    return f"{prepared.spec.model.name}, {number:,} parameters, gives {', '.join(shown)}"
 
 
 def _target(field: Any) -> str:
@@ -195,10 +200,15 @@ def prove(
     if not numbers or min(numbers) < 1:
         raise UsageError(f"--workers {workers}: expected numbers such as 1,2,3")
     say = _say(as_json)
-    say(f"          {'curve':10}{'weights':10}{'difference':13}")
+    header = iter([f"          {'curve':10}{'weights':10}{'difference':13}"])
+
+    def each(outcome: proving.Outcome) -> None:
+        for line in (*header, proving.row(outcome)):  # no header over an error
+            say(line)
+
     proof = proving.prove(
         job, _overrides(overrides), imports, steps=steps, workers=numbers, tolerance=tolerance,
-        each=lambda outcome: say(proving.row(outcome)), say=_live,
+        each=each, say=_live,
     )  # fmt: skip
     for line in proving.conclusion(proof):
         say(line)
@@ -266,7 +276,8 @@ def main() -> None:
     except PipelineError as error:
         click.echo(error if isinstance(error, StoppedError) else f"error: {error}", err=True)
         if "--json" in sys.argv:
-            click.echo(json.dumps({"state": "failed", "error": str(error)}))
+            state = "stopped" if isinstance(error, StoppedError) else "failed"
+            click.echo(json.dumps({"state": state, "error": str(error)}))
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.stderr.close()

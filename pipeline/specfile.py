@@ -20,6 +20,7 @@ from pipeline.spec import (
     JobSpec,
     Model,
     Optimizer,
+    SampleWeight,
     Schedule,
     Section,
     Term,
@@ -153,6 +154,10 @@ def _faults(
             advice = f"allowed: {', '.join(known)}"
         elif item["type"] == "missing":
             problem, advice = "missing", ""
+        elif item["type"] in ("model_type", "model_attributes_type", "dict_type"):
+            problem = f"expected a mapping, found {_short(item['input'])}"
+            known = _keys_beside((*path, ""), tree)
+            advice = f"with keys such as {', '.join(known)}" if known else ""
         else:
             message = item["msg"]
             own = item["type"] in _OWN_ERRORS
@@ -221,6 +226,8 @@ def _keys_beside(path: tuple[Any, ...], tree: Any) -> list[str]:
     }  # fmt: skip
     if len(path) == 1:
         return list(JobSpec.model_fields)
+    if path[:2] == ("data", "sample_weight") and len(path) == 3:
+        return list(SampleWeight.model_fields)
     if path[0] in sections and len(path) == 2:
         return list(sections[path[0]].model_fields)
     if path[0] in choices and len(path) <= 3:

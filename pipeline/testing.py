@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError
 
-from pipeline import registry
+from pipeline import registry, suspects
 from pipeline.data.batch import Batch, num_rows, select
 from pipeline.data.columns import encode, fit, gather
 from pipeline.errors import ContractError, UsageError
@@ -24,7 +24,6 @@ from pipeline.losses.contract import Loss, build, elements, rows
 from pipeline.losses.objective import Objective
 from pipeline.losses.terms import Output
 from pipeline.spec import Data
-from pipeline.train import suspects
 from pipeline.train.job import built
 
 TOLERANCE = 1e-9  # float64; sums of the same numbers in another order

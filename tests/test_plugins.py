@@ -55,7 +55,7 @@ def test_a_module_with_reduction_is_a_loss_of_elements(job: Write, tmp_path: Pat
     """)  # fmt: skip
     changes = {"loss": {"name": "scaled", "start": 2.0}, "optimizer.lr": 1e-5}
     result = pipeline.run(job(changes), imports=[own])
-    from pipeline.train.checkpoint import load_weights
+    from pipeline.train.weights import load_weights
 
     weights = load_weights(Path(result.storage) / "weights.pt")
     assert float(weights["heads.0.scale"]) != 2.0, "the loss's own parameter is trained"

@@ -106,3 +106,19 @@ def refuse_missing(column: Any, where: str) -> None:
             f"{where}: {int(missing.sum())} {what}, first at row {first} (counted from 0); "
             "fill or drop them before training"
         )
+
+
+def refuse_weights(column: Any, where: str) -> None:
+    """Raise DataError for weights that cannot be: text, below 0, or nothing but 0."""
+    values = plain(column)
+    if kind_of(column.type, where)[0] != "number":
+        raise DataError(f"{where} is {column.type}, expected numbers")
+    numbers = values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    negative = np.flatnonzero(numbers < 0)
+    if len(negative):
+        first = negative[0]
+        raise DataError(
+            f"{where}: {numbers[first]:g} in row {first} (counted from 0), weights are at least 0"
+        )
+    if len(numbers) and not numbers.any():
+        raise DataError(f"{where}: every weight is 0")

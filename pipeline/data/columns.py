@@ -138,11 +138,7 @@ def fit(
         fields.append(replace(field, name=name))
     if data.sample_weight is not None:
         column = data.sample_weight.column
-        where = f"data.sample_weight: column {column!r}"
-        kind, _ = kind_of(train[column].type, where)
-        if kind != "number":
-            raise DataError(f"{where} is {train[column].type}, expected numbers")
-        fields.append(Field(column, kind, str(train[column].type), is_weight=True))
+        fields.append(Field(column, "number", str(train[column].type), is_weight=True))
     return fields
 
 
@@ -235,12 +231,22 @@ def _numbers(column: Any, where: str) -> np.ndarray[Any, Any]:
     return numbers
 
 
-def encode(fields: list[Field], table: pa.Table, shift: dict[str, str] | None = None) -> Columns:
-    """Tensors of the table's rows. Raises DataError naming column, value and first row."""
-    return {field.name: _encode(field, table, shift or {}) for field in fields}
+def encode(
+    fields: list[Field],
+    table: pa.Table,
+    shift: dict[str, str] | None = None,
+    kind: type[np.floating[Any]] = np.float32,
+) -> Columns:
+    """Tensors of the table's rows, fractions as `kind`.
+
+    Raises DataError naming column, value and first row.
+    """
+    return {field.name: _encode(field, table, shift or {}, kind) for field in fields}
 
 
-def _encode(field: Field, table: pa.Table, shift: dict[str, str]) -> Tensor | Lists:
+def _encode(
+    field: Field, table: pa.Table, shift: dict[str, str], kind: type[np.floating[Any]]
+) -> Tensor | Lists:
     stored = shift.get(field.name, field.name)
     key = "target" if field.is_target else "sample_weight" if field.is_weight else "inputs"
     where = f"data.{key}: column {stored!r}"
@@ -260,24 +266,12 @@ def _encode(field: Field, table: pa.Table, shift: dict[str, str]) -> Tensor | Li
     if field.kind == "labels":
         return torch.from_numpy(_class_numbers(field, values, where)).reshape(-1, *field.shape)
     numbers = (_numbers(column, where) - field.mean) / field.deviation
-    if field.is_weight:
-        _refuse_weights(numbers, where)
-    tensor = torch.from_numpy(numbers.astype(np.float32))
+    tensor = torch.from_numpy(numbers.astype(kind))
     if field.kind == "series":
         return Lists(tensor, torch.from_numpy(offsets))
     if tensor.numel() != len(column) * int(np.prod(field.shape)):
         raise DataError(f"{where}: expected {field.shape} numbers in each row")
     return tensor.reshape(len(column), *field.shape)
-
-
-def _refuse_weights(numbers: np.ndarray[Any, Any], where: str) -> None:
-    """Raise DataError for weights that cannot be."""
-    negative = np.flatnonzero(numbers < 0)
-    if len(negative):
-        first = negative[0]
-        raise DataError(f"{where}: {numbers[first]:g} in row {first}, weights are at least 0")
-    if len(numbers) and not numbers.any():
-        raise DataError(f"{where}: every weight is 0")
 
 
 def _class_numbers(field: Field, values: Any, where: str) -> np.ndarray[Any, Any]:

@@ -15,7 +15,7 @@ import pyarrow.csv as pacsv
 import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 
-from pipeline.data.arrow import kind_of, refuse_missing
+from pipeline.data.arrow import kind_of, refuse_missing, refuse_weights
 from pipeline.errors import DataError
 from pipeline.registry import nearest
 from pipeline.spec import Data
@@ -140,6 +140,8 @@ def _refuse_unreadable(table: pa.Table, wanted: dict[str, str], of: str) -> None
         try:
             kind_of(table[column].type, where)
             refuse_missing(table[column], where)
+            if at == "data.sample_weight":
+                refuse_weights(table[column], where)
         except DataError as fault:
             faults.append(str(fault))
     if faults:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import PipelineError, RunError, UsageError
+from pipeline.errors import PipelineError, UsageError
 from pipeline.launch.stop import attended
 from pipeline.spec import JobSpec
 
@@ -64,7 +64,7 @@ def fit(spec: JobSpec, config: dict[str, Any], name: str, max_failures: int = -1
         import ray.train.torch as ray_torch
         from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 
-        from pipeline.launch.restart import Restarts
+        from pipeline.launch.restart import Restarts, cause_of, is_untried
         from pipeline.train.worker import work
 
         alone, workers = "job" in config, spec.workers
@@ -103,8 +103,8 @@ def fit(spec: JobSpec, config: dict[str, Any], name: str, max_failures: int = -1
                 except PipelineError:
                     raise
                 except Exception as error:  # Ray wraps the worker's own in several of its own
-                    cause = _cause(error)
-                    if max_failures == 0 or not _is_untried(error):
+                    cause = cause_of(error)
+                    if max_failures == 0 or not is_untried(error):
                         raise cause from error
                     restarts.count(cause)
 
@@ -182,30 +182,3 @@ def _quiet() -> Iterator[None]:
     finally:
         for name, level in before.items():
             logging.getLogger(name).setLevel(level)
-
-
-def _is_untried(error: Exception) -> bool:
-    """A worker that died while its group still started: Ray gives up on it by itself."""
-    failure = getattr(error, "controller_failure", None)
-    return type(failure).__name__ in ("ActorDiedError", "ActorUnavailableError")
-
-
-def _cause(error: BaseException) -> PipelineError:
-    """The first failing worker's own error out of Ray's layers around it."""
-    from pipeline.launch.restart import is_echo
-
-    seen: BaseException | None = error
-    while seen is not None:
-        failures = getattr(seen, "worker_failures", None)
-        if failures:
-            first = failures[min(failures, key=lambda rank: (is_echo(failures[rank]), rank))]
-            return _cause(getattr(first, "_base_exc", None) or first)
-        if isinstance(seen, PipelineError):
-            return seen
-        attributes = ("_base_exc", "controller_failure", "__cause__", "cause")
-        inner = next((found for a in attributes if (found := getattr(seen, a, None))), None)
-        if inner is None or not isinstance(inner, BaseException):
-            break
-        seen = inner
-    text = str(seen).strip() or repr(seen)
-    return RunError(f"{type(seen).__name__}: {text.splitlines()[-1] if text else ''}")

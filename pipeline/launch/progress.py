@@ -69,6 +69,8 @@ class Progress:
             f"going on from step {event['step']} with {event['workers']} "
             f"worker{'s' if event['workers'] > 1 else ''} (attempt {event['attempt']})"
         )
+        if "after" in event:
+            text = f"{event['after']}; {text}"
         self._started = (0, 0.0)  # speed is measured anew
         self.stream.write(f"{CLEAR if self.live else ''}note  {text}\n")
 

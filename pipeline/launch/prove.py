@@ -130,10 +130,11 @@ def prove(
     outcomes: list[Outcome] = []
     runner = _Runner(job, folder, modules, launch.base_of(path), steps, tolerance)
     most = _changed(job, Leg("", "bits", size, (max(counts),))).spec
+    launch.refuse_too_many(most)
     with cluster.session(most) if max(counts) > 1 else contextlib.nullcontext():
         for leg in _legs(job, size, counts, steps):
             if leg.promise == "rounding" and is_random:
-                text = "random numbers, as of dropout, follow the micro-batch"
+                text = "the model draws random numbers, which follow the micro-batch"
                 outcome = Outcome(leg.title, leg.promise, "not promised", text=text)
             else:
                 say(f"running {leg.title} ...")
@@ -162,12 +163,12 @@ def row(outcome: Outcome) -> str:
 
 def conclusion(proof: Proof) -> list[str]:
     """What the table comes to."""
-    kept = [o for o in proof.outcomes if o.verdict in ("reference", "held")]
-    compared = [o for o in proof.outcomes if o.verdict != "not promised"]
+    compared = [o for o in proof.outcomes if o.verdict not in ("not promised", "reference")]
+    kept = [o for o in compared if o.verdict == "held"]
     bits = ", ".join(f"{key} {value}" for key, value in proof.bits.items())
     return [
-        f"{'held' if proof.is_kept else 'broken'}: {len(kept)} of {len(compared)} ways to run the "
-        f"first {proof.steps} of {proof.all_steps} steps of {proof.name}",
+        f"{'held' if proof.is_kept else 'broken'}: {len(kept)} of {len(compared)} other ways to "
+        f"run the first {proof.steps} of {proof.all_steps} steps of {proof.name} are the same",
         *(f"suspect  {suspect}" for suspect in proof.suspects),
         f"on    {bits}",
     ]
@@ -179,9 +180,9 @@ def _batch_size(job: Job) -> int:
 
 def _asked(job: Job, size: int) -> tuple[bool, list[str]]:
     """Whether the model draws random numbers, and which components break a promise."""
+    from pipeline import suspects
     from pipeline.data.columns import gather
     from pipeline.data.order import rows_of_step
-    from pipeline.train import suspects
     from pipeline.train.job import objective, trial_batch
 
     settings = job.spec.training
@@ -249,11 +250,16 @@ class _Runner:
     tolerance: float
     references: dict[Promise, tuple[Outcome, list[dict[str, Any]]]] = field(default_factory=dict)
     """By promise: what the other legs are compared with, and its points."""
+    wide: Job | None = None
+    """The job with its rows in float64."""
 
     def run(self, leg: Leg) -> Outcome:
         """The leg's outcome beside the reference's."""
         from pipeline.train.curve import curve_sha256
 
+        if leg.promise not in self.references and not leg.is_reference:
+            text = "there is nothing to compare it with"
+            return Outcome(leg.title, leg.promise, "not promised", text=text)
         started = time.perf_counter()
         try:
             points, weights = self._trained(leg)
@@ -267,9 +273,6 @@ class _Runner:
         if leg.is_reference:
             self.references[leg.promise] = given, points
             return given
-        if leg.promise not in self.references:
-            text = "there is nothing to compare it with"
-            return replace(given, verdict="not promised", text=text)
         reference, others = self.references[leg.promise]
         difference, step = _difference(points, others)
         text = ""
@@ -285,6 +288,17 @@ class _Runner:
             verdict = "held" if difference <= self.tolerance else "broken"
         return replace(given, verdict=verdict, difference=difference, first_step=step, text=text)
 
+    def _prepared(self, leg: Leg) -> Job:
+        """The job as the leg runs it, its rows in the leg's precision."""
+        from pipeline.train.job import prepared
+
+        job = _changed(self.job, leg)
+        if leg.precision is None:
+            return job
+        if self.wide is None:
+            self.wide = prepared(job.spec, self.base)
+        return replace(self.wide, spec=job.spec)
+
     def _trained(self, leg: Leg) -> tuple[list[dict[str, Any]], str]:
         """Points of the journal and SHA-256 of the weights, after all kills."""
         from pipeline.launch.cluster import fit
@@ -295,7 +309,7 @@ class _Runner:
         if self.modules:
             (place / "imports").symlink_to(self.folder / "imports")
         for number, workers in enumerate(leg.workers):
-            job = _changed(self.job, replace(leg, workers=(workers,)))
+            job = self._prepared(replace(leg, workers=(workers,)))
             (place / "spec.yaml").write_text(job.spec.dump(), encoding="utf-8")
             config = launch.work_config(job, place, self.modules, self.base)
             config |= {"num_steps": self.steps, "faults": leg.kills[number : number + 1]}

@@ -12,7 +12,9 @@ from pipeline.train import files
 from pipeline.train.curve import Reader
 
 FRUITLESS = 3
-"""Deaths of workers, one after the other without a new step in between, that end the run."""
+"""Deaths of workers, one after the other without getting further, that end the run."""
+ECHOES = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "NCCL")
+"""What torch.distributed says in a worker whose neighbour is gone."""
 
 
 class Restarts(UserCallback):  # type: ignore[misc]
@@ -22,38 +24,39 @@ class Restarts(UserCallback):  # type: ignore[misc]
     """
 
     def __init__(self, folder: str) -> None:
-        self.folder, self.fruitless, self.step = Path(folder), 0, 0
+        self.folder, self.fruitless, self.reached = Path(folder), 0, (0, 0)
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Raise the workers' own error, or RunError when workers die without getting on."""
-        errors = [
-            getattr(error, "_base_exc", None) or error for error in worker_exceptions.values()
-        ]
+        errors = [getattr(e, "_base_exc", None) or e for e in worker_exceptions.values()]
         for error in errors:
             if isinstance(error, PipelineError):
                 raise error
+        deaths = [error for error in errors if is_death(error)]
         own = [error for error in errors if not (is_echo(error) or is_death(error))]
-        if own:
+        if own and not deaths:
             raise own[0]
-        self.count(errors[0])
+        self.count((deaths or errors)[0])
 
     def count(self, error: BaseException) -> None:
-        """One more death. Raises RunError when there were too many without a new step."""
-        points = Reader(self.folder / files.CURVE).new()
-        step = max((point["step"] for point in points), default=0)
-        self.fruitless = self.fruitless + 1 if step <= self.step else 1
-        self.step = max(step, self.step)
+        """One more death. Raises RunError when there were too many without getting further."""
+        points = list(Reader(self.folder / files.CURVE).new())
+        starts = [point["step"] for point in points if point.get("event") == "start"]
+        reached = max((p["step"] for p in points), default=0), max(starts, default=0)
+        self.fruitless = self.fruitless + 1 if reached <= self.reached else 1
+        self.reached = max(reached, self.reached)
+        reason = _first_line(error)
         if self.fruitless >= FRUITLESS:
             raise RunError(
-                f"workers died {FRUITLESS} times after step {step} without getting further: "
-                f"{_first_line(error)}. Usual causes: too little memory, a node that keeps failing"
+                f"workers died {FRUITLESS} times after step {reached[0]} without getting further: "
+                f"{reason}. Usual causes: too little memory, a node that keeps failing"
             )
+        (self.folder / files.FAILURE).write_text(reason)
 
 
 def is_echo(error: object) -> bool:
     """A worker that only failed because another did: its connection was closed."""
-    text = str(error)
-    return "Connection closed by peer" in text or "Connection reset" in text
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in ECHOES)
 
 
 def is_death(error: object) -> bool:
@@ -61,5 +64,33 @@ def is_death(error: object) -> bool:
     return type(error).__module__.startswith("ray.")
 
 
+def is_untried(error: Exception) -> bool:
+    """A worker that died while its group still started: Ray gives up on it by itself."""
+    failure = getattr(error, "controller_failure", None)
+    return type(failure).__name__ in ("ActorDiedError", "ActorUnavailableError")
+
+
+def cause_of(error: BaseException) -> PipelineError:
+    """The first failing worker's own error out of Ray's layers around it."""
+    seen = error
+    while not isinstance(seen, PipelineError):
+        failures = getattr(seen, "worker_failures", None)
+        inner: Any = None
+        if failures:
+            inner = failures[min(failures, key=lambda rank: (is_echo(failures[rank]), rank))]
+        attributes = ("_base_exc", "controller_failure", "__cause__", "cause")
+        inner = inner or next(
+            (found for a in attributes if (found := getattr(seen, a, None))), None
+        )
+        if not isinstance(inner, BaseException):
+            text = _first_line(seen) if is_death(seen) else str(seen).strip()
+            return RunError(f"{type(seen).__name__}: {text}" if text else repr(seen))
+        seen = inner
+    return seen
+
+
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or repr(error)).splitlines()[0]
+    """The line of Ray's long texts that says what happened."""
+    lines = (str(error).strip() or repr(error)).splitlines()
+    telling = [line for line in lines if "process has died" in line or "node" in line.lower()]
+    return (telling or lines)[0].partition(". Worker exit detail")[0].strip()

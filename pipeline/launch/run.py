@@ -45,8 +45,8 @@ class Result:
     state: str = "finished"
     curve: list[dict[str, Any]] = field(default_factory=list, repr=False)
     """Every point of the journal: `step` with `train` and `terms`, or with `validation`."""
-    attempts: int = 1
-    """How often workers have started on it: once, and again after each failure or resize."""
+    workers: list[int] = field(default_factory=list)
+    """How many workers it had: once, and again after each failure, resize or stop."""
     first_difference: int | None = None
     """The first step that gave other numbers when it was computed again after a failure."""
     first_step_seconds: float | None = None
@@ -68,7 +68,7 @@ class Result:
         """What `--json` prints."""
         keys = (
             "run_id", "tracking_uri", "state", "steps", "loss", "metrics", "curve_sha256",
-            "weights_sha256", "storage", "attempts", "first_difference", "first_step_seconds",
+            "weights_sha256", "storage", "workers", "first_difference", "first_step_seconds",
         )  # fmt: skip
         return {key: getattr(self, key) for key in keys}
 
@@ -84,7 +84,7 @@ def check(
     """
     plugins.load(list(imports))
     spec = load(path, overrides)
-    _refuse_too_many(spec)
+    refuse_too_many(spec)
     from pipeline.losses.terms import bind
     from pipeline.train import job as jobs
     from pipeline.train.evaluate import chosen
@@ -96,7 +96,7 @@ def check(
     return spec, made, notices
 
 
-def _refuse_too_many(spec: JobSpec) -> None:
+def refuse_too_many(spec: JobSpec) -> None:
     """Some more workers than cores share them; very many would only stall the machine."""
     workers, cores = spec.workers, os.cpu_count() or 1
     wanted = workers.most * workers.cpus_per_worker
@@ -275,7 +275,7 @@ def _result(folder: Path, recorded: dict[str, Any], started: float) -> Result:
         weights_sha256=done["weights_sha256"],
         state="finished" if recorded.get("complete") else "unrecorded",
         curve=points,
-        attempts=done["attempts"],
+        workers=done["workers"],
         first_difference=done["first_difference"],
         first_step_seconds=round(news[0] - started, 3) if news else None,
     )

@@ -268,6 +268,10 @@ def _check_items(
     with torch.no_grad():
         everything = torch.arange(rows)
         whole = items(predictions, everything)
+        if not isinstance(whole, Tensor):
+            raise ContractError(
+                term.label, f"gives {type(whole).__name__}, not a tensor", "leave out .item()"
+            )
         if term.loss.per_batch and whole.dim() != 0:
             raise ContractError(
                 term.label,
@@ -338,7 +342,7 @@ def _check_model(objective: Objective) -> list[Notice]:
         Notice(
             "model",
             f"{normed[0]} is a BatchNorm: its statistics are those of one micro-batch, so the "
-            "curve depends on training.microbatch_size and on the number of workers; use "
-            "GroupNorm or LayerNorm for one curve everywhere",
+            "curve depends on training.microbatch_size, and without it on the number of workers; "
+            "use GroupNorm or LayerNorm for one curve everywhere",
         )
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,8 +69,7 @@ class Objective(nn.Module):
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         """The model's outputs by name, from the input columns alone."""
-        device = next(self.parameters()).device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self.precision == torch.bfloat16):
+        with self.autocast():
             made = self.model(self._inputs(batch))
         return {"prediction": made} if isinstance(made, Tensor) else dict(made)
 
@@ -77,6 +77,11 @@ class Objective(nn.Module):
     def is_coupled(self) -> bool:
         """Whether a loss needs the whole global batch at once."""
         return any(term.loss.per_batch for term in self.terms)
+
+    def autocast(self) -> torch.autocast:
+        """Around the model: bfloat16 if that is its precision."""
+        device = next(self.parameters()).device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self.precision == torch.bfloat16)
 
     def _inputs(self, batch: Batch) -> Batch:
         """The columns that the model reads, in its precision."""
@@ -90,16 +95,16 @@ class Objective(nn.Module):
 
         For a loss that couples rows, its mean loss times the number of rows.
         """
-        made = []
-        for number, term in enumerate(self.terms):
-            items = self.items_of(number, predictions, batch)
-            if term.loss.per_batch:
-                items = items * num_rows(batch)
-            elif self.sample_weight is not None:
-                weight = self._weights(batch).to(items.dtype)
-                items = items.reshape(len(weight), -1).sum(1) * weight if len(weight) else items
-            made.append(items)
-        return made
+        return [self._weighted(number, predictions, batch) for number in range(len(self.terms))]
+
+    def _weighted(self, number: int, predictions: Predictions, batch: Batch) -> Tensor:
+        items = self.items_of(number, predictions, batch)
+        if self.terms[number].loss.per_batch:
+            return items * num_rows(batch)
+        if self.sample_weight is None or not num_rows(batch):
+            return items
+        weight = self._weights(batch).to(items.dtype)
+        return items.reshape(len(weight), -1).sum(1) * weight
 
     def _weights(self, batch: Batch) -> Tensor:
         """The rows' own weights [N]."""
@@ -110,8 +115,11 @@ class Objective(nn.Module):
 
     def items_of(self, number: int, predictions: Predictions, batch: Batch) -> Tensor:
         """The unreduced numbers of one term. Raises ContractError where the loss fails."""
+        return self.computed(number, self.terms[number].arguments(predictions, batch))
+
+    def computed(self, number: int, arguments: list[Any]) -> Tensor:
+        """What the loss of term `number` makes of its predictions and targets."""
         term, head = self.terms[number], self.head(number)
-        arguments = term.arguments(predictions, batch)
         try:
             return term.loss.items(*([head] if head is not None else []), *arguments)
         except Exception as error:  # a user's loss can fail in any way: say which, keep the cause
@@ -134,34 +142,31 @@ class Objective(nn.Module):
 
         Losses that couple rows take the batch for the whole one, unless their `shares` are given.
         """
-        predictions = self.predict(batch)
-        if shares:
-            return self._shared(predictions, batch, shares)
-        items = self.items(predictions, batch)
-        numerators = torch.stack([item.sum() for item in items])
-        recorded = torch.stack([item.detach().double().sum() for item in items])
-        return numerators, recorded
+        predictions, given = self.predict(batch), shares or {}
+        parts = [
+            self._shared(number, predictions, given[number], num_rows(batch))
+            if number in given
+            else self._summed(self._weighted(number, predictions, batch))
+            for number in range(len(self.terms))
+        ]
+        numerators, recorded = zip(*parts, strict=True)
+        return torch.stack(numerators), torch.stack(recorded)
+
+    @staticmethod
+    def _summed(items: Tensor) -> tuple[Tensor, Tensor]:
+        return items.sum(), items.detach().double().sum()
 
     def _shared(
-        self, predictions: Predictions, batch: Batch, shares: Shares
+        self, number: int, predictions: Predictions, share: Share, rows: int
     ) -> tuple[Tensor, Tensor]:
-        """As `forward`; the gradient of a coupled loss comes from its share."""
-        numerators, recorded = [], []
-        for number, term in enumerate(self.terms):
-            if number not in shares:
-                items = self.items_of(number, predictions, batch)
-                numerators.append(items.sum())
-                recorded.append(items.detach().double().sum())
-                continue
-            share = shares[number]
-            pairs = [
-                *zip(term.read(predictions), share.gradients, strict=True),
-                *zip(self.owned(number), share.parameter_gradients, strict=False),
-            ]
-            numerators.append(torch.stack([(one * other).sum() for one, other in pairs]).sum())
-            value = torch.tensor(share.value * num_rows(batch), dtype=torch.float64)
-            recorded.append(value.to(numerators[-1].device))
-        return torch.stack(numerators), torch.stack(recorded)
+        """Something that has the share's gradient, and these rows' part of the whole loss."""
+        pairs = [
+            *zip(self.terms[number].read(predictions), share.gradients, strict=True),
+            *zip(self.owned(number), share.parameter_gradients, strict=False),
+        ]
+        numerator = torch.stack([(one * other).sum() for one, other in pairs]).sum()
+        value = torch.tensor(share.value * rows, dtype=torch.float64, device=numerator.device)
+        return numerator, value
 
     def owned(self, number: int) -> list[nn.Parameter]:
         """Parameters of the loss of term `number`."""

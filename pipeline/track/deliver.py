@@ -107,7 +107,8 @@ class Delivery:
 
             self.save(model_uri=log_model(self.folder, self.state["run_id"], self.record))
             done = json.loads((self.folder / files.DONE).read_text())
-            self.client.set_tag(self.state["run_id"], "pipeline.attempts", done["attempts"])
+            workers = ", ".join(map(str, done["workers"]))
+            self.client.set_tag(self.state["run_id"], "pipeline.workers", workers)
             if done["first_difference"] is not None:
                 step = done["first_difference"]
                 self.client.set_tag(self.state["run_id"], "pipeline.first_difference", step)

@@ -17,9 +17,9 @@ from pipeline import plugins, specfile
 from pipeline.data.columns import Field, encode, gather
 from pipeline.losses.objective import Objective
 from pipeline.losses.terms import Term
-from pipeline.train.checkpoint import load_weights
 from pipeline.train.evaluate import unscaled
 from pipeline.train.job import objective
+from pipeline.train.weights import load_weights
 
 MOST_PROBABILITIES = 1000
 """With more classes than this, only the best class and its probability are served."""
@@ -54,7 +54,8 @@ class Served(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     ) -> pd.DataFrame:
         """One row of predictions per row of raw input columns."""
         columns = {field.name: _arrow(model_input[field.name], field) for field in self.inputs}
-        rows = encode(self.inputs, pa.table(columns))
+        kind = np.float64 if self.objective.precision == torch.float64 else np.float32
+        rows = encode(self.inputs, pa.table(columns), kind=kind)
         batch = gather(rows, np.arange(len(model_input)))
         found: dict[str, Any] = {}
         with torch.inference_mode():

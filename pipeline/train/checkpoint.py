@@ -39,7 +39,8 @@ class Checkpoints:
             shutil.rmtree(unfinished)
         self._last = time.monotonic()
         self._writing: threading.Thread | None = None
-        self._error: OSError | None = None
+        self._error: Exception | None = None
+        self._is_first = True
 
     def is_due(self, step: int) -> bool:
         """Whether the state after `step` steps is to be saved."""
@@ -64,10 +65,12 @@ class Checkpoints:
         if self._writing is not None:
             self._writing.join()
         if self._error is not None:
+            told = str(self._error).partition("\n")[0] or type(self._error).__name__
+            reason = getattr(self._error, "strerror", None) or told
             raise RunError(
-                f"a checkpoint cannot be written to {self.folder}: {self._error.strerror}; "
+                f"a checkpoint cannot be written to {self.folder}: {reason}; "
                 "those before it are kept"
-            )
+            ) from self._error
 
     def _write(self, step: int, state: Any, before: Callable[[], None]) -> None:
         aside = self.folder / f".aside-{step}-{os.getpid()}"
@@ -76,6 +79,9 @@ class Checkpoints:
             with (aside / STATE).open("wb") as file:
                 torch.save(state, file)
                 _to_disk(file)
+            if self._is_first:  # what cannot be read back is said now, not after a failure
+                torch.load(aside / STATE, map_location="cpu", weights_only=True)
+                self._is_first = False
             facts = {"bytes": (aside / STATE).stat().st_size, "sha256": _sha256(aside / STATE)}
             manifest = {
                 "format": FORMAT, "step": step, "identity": self.identity, "files": {STATE: facts}
@@ -90,10 +96,12 @@ class Checkpoints:
                 shutil.rmtree(final)
             aside.rename(final)
             _folder_to_disk(self.folder)
-            for old in sorted(self.folder.glob("step-*"))[: -self.settings.keep]:
+            done = [place for place in sorted(self.folder.glob("step-*")) if place <= final]
+            for old in done[: -self.settings.keep]:  # later ones are damaged: they were passed over
                 shutil.rmtree(old)
-        except OSError as error:
+        except Exception as error:  # a full disk shows in several ways: the run is to hear of all
             self._error = error
+        finally:
             shutil.rmtree(aside, ignore_errors=True)
 
 
@@ -106,7 +114,7 @@ def newest(folder: Path, identity: Mapping[str, Any]) -> tuple[int, list[str]]:
     for place in sorted((folder / "checkpoints").glob("step-*"), reverse=True):
         try:
             return _checked(place, identity), passed
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             passed.append(f"{place.name} passed over: {error}")
     return 0, passed
 
@@ -147,10 +155,26 @@ def state_of(objective: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str
 def restore(state: dict[str, Any], objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Take what `state_of` gave."""
     objective.load_state_dict(state["weights"])
-    buffers = dict(objective.named_buffers())
     for name, value in state["buffers"].items():
-        buffers[name].copy_(value)
+        path, _, own = name.rpartition(".")
+        module = objective.get_submodule(path)
+        if own in dict(module.named_buffers(recurse=False)):
+            getattr(module, own).copy_(value)
+        else:  # made in a forward pass
+            device = next(objective.parameters()).device
+            module.register_buffer(own, value.to(device), persistent=False)
     optimizer.load_state_dict(state["optimizer"])
+    _exactly(optimizer, state["optimizer"]["state"])
+
+
+def _exactly(optimizer: torch.optim.Optimizer, saved: dict[int, dict[str, Any]]) -> None:
+    """Torch loads an optimizer's tensors in the type of their parameter: take them as saved."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, values in saved.items():
+        state = optimizer.state[parameters[number]]
+        for key, value in values.items():
+            if isinstance(value, Tensor) and state[key].dtype != value.dtype:
+                state[key] = value.to(state[key].device)
 
 
 def _place(folder: Path, step: int) -> Path:
@@ -189,31 +213,3 @@ def _sha256(path: Path) -> str:
 
 def _digest(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def save_weights(weights: dict[str, Tensor], path: Path) -> None:
-    """Write the state dict to `path`: the whole file or none of it."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with aside.open("wb") as file:
-            torch.save({name: tensor.cpu() for name, tensor in weights.items()}, file)
-            _to_disk(file)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def load_weights(path: Path) -> dict[str, Tensor]:
-    """The state dict that `save_weights` wrote."""
-    loaded: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    return loaded
-
-
-def weights_sha256(weights: dict[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes of all tensors, in the order of their names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(weights.items()):
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
-    return digest.hexdigest()

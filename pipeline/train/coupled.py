@@ -63,16 +63,18 @@ def shares(
 
 def _shares_of(objective: Objective, k: int, parts: list[list[Tensor]]) -> dict[int, Share]:
     """The shares of all micro-batches in term `k`, from each of its inputs' parts."""
-    term, head, own = objective.terms[k], objective.head(k), objective.owned(k)
+    term, own = objective.terms[k], objective.owned(k)
     sizes = [len(part) for part in parts[0]]
     whole = [torch.cat(pieces) for pieces in parts]
     num_predictions = len(term.outputs)
     leaves = [tensor.requires_grad_() for tensor in whole[:num_predictions]]
-    loss = term.loss.items(*([head] if head is not None else []), *leaves, *whole[num_predictions:])
+    loss = objective.computed(k, [*leaves, *whole[num_predictions:]])
     if loss.dim() != 0:
         raise _unsuitable(term, f"gives shape {list(loss.shape)} for the whole batch")
     wanted = [*leaves, *own]
-    made = torch.autograd.grad(loss * len(whole[0]), wanted, allow_unused=True)
+    made: Sequence[Tensor | None] = [None] * len(wanted)
+    if loss.requires_grad:  # else nothing of this batch counts, and the gradient is 0
+        made = torch.autograd.grad(loss * len(whole[0]), wanted, allow_unused=True)
     gradients = [
         torch.zeros_like(one) if gradient is None else gradient
         for one, gradient in zip(wanted, made, strict=True)

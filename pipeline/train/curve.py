@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import RunError
+
 FLUSH_SECONDS = 0.25
 UNTIMED = ("rows_per_second",)
 """What is measured anew when a step is computed again."""
@@ -32,8 +34,8 @@ class Journal:
     def __init__(self, path: Path, step: int = 0, compare: bool = True) -> None:
         self._compare = compare
         self._known: dict[tuple[int, str], dict[str, Any]] = {}
-        self.num_attempts = 0
-        """How often workers have started on this run before."""
+        self.starts: list[int] = []
+        """How many workers have started on this run, each time."""
         self.first_difference: int | None = None
         """The first step that gave other numbers when it was computed again."""
         path.touch()
@@ -43,9 +45,12 @@ class Journal:
                 if not line.endswith(b"\n"):
                     break  # torn when its writer was killed
                 end += len(line)
-                point = json.loads(line)
+                try:
+                    point = json.loads(line)
+                except ValueError:
+                    raise RunError(f"{path} is damaged at byte {end - len(line)}") from None
                 if "event" in point:
-                    self.num_attempts += point["event"] == "start"
+                    self.starts += [point["workers"]] if point["event"] == "start" else []
                 elif point["step"] > step or (point["step"] == step and "validation" in point):
                     self._known[_key(point)] = point
             file.truncate(end)
@@ -127,7 +132,10 @@ class Reader:
                 if not line.endswith(b"\n"):
                     return
                 self._place += len(line)
-                point = json.loads(line)
+                try:
+                    point = json.loads(line)
+                except ValueError:
+                    continue  # damaged: the worker that goes on with it says so
                 step, kind = _key(point)
                 if kind != "event" and step <= self._last.get(kind, -1):
                     continue  # of a worker that had not noticed yet that others went on

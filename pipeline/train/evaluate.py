@@ -70,7 +70,7 @@ def _task(term: Term) -> Task | None:
     return "values" if term.loss.target == "any" and term.targets and numbers else None
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: a model may keep what it computed, as RoPE caches
 def evaluate(
     objective: Objective,
     columns: Columns,

@@ -64,8 +64,11 @@ def prepared(spec: JobSpec, base: Path) -> Job:
     """Read the rows and fit their preprocessing. Raises DataError naming file and column."""
     read = source.read(spec.data, base)
     fields = fit(spec.data, read.inputs, read.train, readings(spec))
-    train = encode(fields, read.train, spec.data.shift)
-    validation = encode(fields, read.validation, spec.data.shift) if read.validation else None
+    kind = np.float64 if spec.training.precision == "float64" else np.float32
+    train = encode(fields, read.train, spec.data.shift, kind)
+    validation = None
+    if read.validation:
+        validation = encode(fields, read.validation, spec.data.shift, kind)
     return Job(spec, fields, train, validation, read.fingerprint, read)
 
 
@@ -159,6 +162,9 @@ def _oddities(job: Job, terms: list[Term]) -> list[fitting.Notice]:
     if warmup > job.num_steps:
         text = f"{warmup} of {job.num_steps} steps: the learning rate never gets to its full value"
         found.append(fitting.Notice("schedule.warmup_steps", text))
+    if spec.workers.max and spec.workers.max > 1 and not spec.training.microbatch_size:
+        text = "without training.microbatch_size a resize changes the curve's last bits"
+        found.append(fitting.Notice("workers", text))
     for field in job.fields:
         values, about = field.vocabulary or (), f"column {field.name!r}"
         column = job.train[field.name]
@@ -173,7 +179,7 @@ def _oddities(job: Job, terms: list[Term]) -> list[fitting.Notice]:
         elif isinstance(column, torch.Tensor) and bool((column == column[:1]).all()):
             found.append(fitting.Notice(about, "holds one value in all training rows"))
         if field.is_target and field.kind == "number" and field.deviation == 1.0:
-            spread = float(column.std()) if isinstance(column, torch.Tensor) else 0.0
+            spread = float(column.std(correction=0)) if isinstance(column, torch.Tensor) else 0.0
             if spread > 50 and any(field in t.targets and t.loss.target == "values" for t in terms):
                 text = f"has a deviation of {spread:.3g}: data.target_scale: standard trains better"
                 found.append(fitting.Notice(f"target {field.name!r}", text))

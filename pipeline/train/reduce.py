@@ -91,7 +91,7 @@ def gathered(
             sendable = whole.to(torch.uint8) if whole.dtype == torch.bool else whole
             dist.all_reduce(sendable)
             whole = sendable.to(whole.dtype)
-        else:
+        elif whole.is_floating_point():
             whole += 0  # -0.0 becomes 0.0, as it does when added up
         found.append(list(torch.split(whole, sizes)))
     return found
@@ -134,33 +134,60 @@ _OWN_BUFFERS: Any = {"forward_sync_buffers" if _RENAMED else "broadcast_buffers"
 
 
 class Buffers:
-    """What forward passes change besides gradients: running statistics and their counts."""
+    """What forward passes change besides gradients: running statistics and their counts.
+
+    A module may change a buffer in place or put another tensor in its place.
+    """
 
     def __init__(self, objective: nn.Module) -> None:
-        everything = list(objective.buffers())
-        self.floats = [b for b in everything if b.is_floating_point()]
-        self.counts = [b for b in everything if not b.is_floating_point()]
-        self.size = sum(b.numel() for b in self.floats)
+        places = []
+        for path, buffer in objective.named_buffers():
+            module, _, name = path.rpartition(".")
+            places.append((objective.get_submodule(module), name, buffer))
+        self._floats = [(m, n) for m, n, buffer in places if buffer.is_floating_point()]
+        kinds = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+        self._counts = [(m, n) for m, n, buffer in places if buffer.dtype in kinds]
+        self.size = sum(buffer.numel() for buffer in self.floats)
 
-    def flat(self) -> Tensor:
-        """All floating-point buffers in one vector."""
-        return torch.cat([b.reshape(-1) for b in self.floats]) if self.floats else torch.empty(0)
+    @property
+    def floats(self) -> list[Tensor]:
+        """The floating-point buffers as they are now."""
+        return [getattr(module, name).detach() for module, name in self._floats]
+
+    @property
+    def counts(self) -> list[Tensor]:
+        """The whole-number buffers as they are now."""
+        return [getattr(module, name) for module, name in self._counts]
 
     def copy(self) -> list[Tensor]:
         """Their values now."""
-        return [b.clone() for b in (*self.floats, *self.counts)]
+        return [buffer.clone() for buffer in (*self.floats, *self.counts)]
 
     def restore(self, values: list[Tensor]) -> None:
         """Take the values of an earlier `copy`."""
-        for buffer, value in zip((*self.floats, *self.counts), values, strict=True):
-            buffer.copy_(value)
+        for (module, name), value in zip((*self._floats, *self._counts), values, strict=True):
+            if getattr(module, name).requires_grad:  # put there by a forward pass, with its graph
+                setattr(module, name, value.clone())
+            else:
+                getattr(module, name).copy_(value)
 
-    def set(self, flat: Tensor) -> None:
-        """Take floating-point values from one vector; counts are the furthest of any worker."""
-        start = 0
-        for buffer in self.floats:
-            buffer.copy_(flat[start : start + buffer.numel()].view_as(buffer))
-            start += buffer.numel()
+    def changes(self, before: list[Tensor]) -> Tensor:
+        """How far the floating-point buffers are from an earlier `copy`, in one vector.
+
+        Exactly 0 for those that no forward pass has touched, whatever their value.
+        """
+        parts = [
+            torch.where(now == then, torch.zeros_like(now), now - then).reshape(-1)
+            for now, then in zip(self.floats, before, strict=False)
+        ]
+        return torch.cat(parts) if parts else torch.empty(0)
+
+    def change(self, before: list[Tensor], changes: Tensor) -> None:
+        """An earlier `copy` and changes from it; counts are the furthest of any worker."""
+        pieces = torch.split(changes, [value.numel() for value in before[: len(self._floats)]])
+        for (module, name), then, piece in zip(self._floats, before, pieces, strict=False):
+            setattr(module, name, getattr(module, name).detach())
+            getattr(module, name).copy_(then + piece.view_as(then).to(then.dtype))
         for count in self.counts if num_workers() > 1 else ():
             dist.all_reduce(count, dist.ReduceOp.MAX)
 
@@ -225,6 +252,7 @@ class Overlapped:
         self, own: Sequence[Microbatch], num_microbatches: int, forward_backward: ForwardBackward
     ) -> None:
         """Only the last backward pass of each worker waits for the others."""
+        before = self.buffers.copy()
         for parameter in self.trained:
             parameter.grad = None
         work: Sequence[tuple[int, Batch | None]] = own or [(0, None)]
@@ -235,16 +263,16 @@ class Overlapped:
         for parameter in self.trained:
             if parameter.grad is None:  # nothing reached it: gradient 0, on one worker as on many
                 parameter.grad = torch.zeros_like(parameter)
-        if num_workers() > 1 and (self.buffers.floats or self.buffers.counts):
-            self._agree_on_buffers(bool(own))
+        if num_workers() > 1 and len(before):
+            self._agree_on_buffers(before, bool(own))
 
-    def _agree_on_buffers(self, has_rows: bool) -> None:
-        """Running statistics become the mean over the workers that had rows."""
-        mine = self.buffers.flat().double() * has_rows
+    def _agree_on_buffers(self, before: list[Tensor], has_rows: bool) -> None:
+        """Running statistics change by the mean over the workers that had rows."""
+        mine = self.buffers.changes(before).double() * has_rows
         summed = total(
             torch.cat([mine.cpu(), torch.tensor([float(has_rows)], dtype=torch.float64)])
         )
-        self.buffers.set((summed[:-1] / summed[-1]).to(mine.device, torch.float32))
+        self.buffers.change(before, (summed[:-1] / summed[-1]).to(mine.device))
 
     def _kept_apart(self) -> AbstractContextManager[None]:
         """Backward passes inside only add to this worker's own gradients."""

@@ -29,9 +29,9 @@ SMALL = 2**18
 class Ordered:
     """Gradients and buffers, summed over micro-batches and workers in the tree's order.
 
-    Gradients live in one flat tensor, behind them the buffers that forward passes change, such as
-    BatchNorm's running statistics: each micro-batch starts from the step's buffers, and the mean
-    of what they become is the next step's.
+    Gradients live in one flat tensor, behind them the changes that forward passes make to buffers,
+    such as BatchNorm's running statistics: each micro-batch starts from the step's buffers, and
+    the mean of its changes makes the next step's.
     """
 
     def __init__(self, objective: nn.Module) -> None:
@@ -50,14 +50,19 @@ class Ordered:
         num_workers = reduce.num_workers()
         self.segment = -(-size // num_workers)  # every worker sends segments of the same length
         self.flat = trained[0].new_zeros(self.segment * num_workers)
-        for parameter, end in zip(trained, accumulate(p.numel() for p in trained), strict=True):
-            parameter.grad = self.flat[end - parameter.numel() : end].view_as(parameter)
+        ends = accumulate(p.numel() for p in trained)
+        self.views = [
+            (parameter, self.flat[end - parameter.numel() : end].view_as(parameter))
+            for parameter, end in zip(trained, ends, strict=True)
+        ]
 
     def reduce(
         self, own: Sequence[Microbatch], num_microbatches: int, forward_backward: ForwardBackward
     ) -> None:
         """Leave in each parameter's `grad` the sum over the whole batch."""
         batches = dict(own)
+        for parameter, view in self.views:  # an optimizer may have put None in its place
+            parameter.grad = view
         before = self.buffers.copy()
         tail = self.flat[self.num_gradients : self.num_gradients + self.buffers.size]
 
@@ -65,7 +70,7 @@ class Ordered:
             self.buffers.restore(before)
             self.flat.zero_()
             forward_backward(self.objective, number, batches[number])
-            tail.copy_(self.buffers.flat())
+            tail.copy_(self.buffers.changes(before))
             return self.flat
 
         if batches:
@@ -74,7 +79,7 @@ class Ordered:
                 self.flat.copy_(total)
         if reduce.num_workers() > 1:
             self._exchange(num_microbatches)
-        self.buffers.set(tail / num_microbatches)
+        self.buffers.change(before, tail / num_microbatches)
 
     def _exchange(self, num_microbatches: int) -> None:
         """All-to-all of equal segments, a local sum in the tree's order, all-gather.

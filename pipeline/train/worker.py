@@ -22,12 +22,13 @@ from pipeline.errors import RunError, UsageError
 from pipeline.optimizers import learning_rate_factor
 from pipeline.spec import JobSpec, Schedule
 from pipeline.train import bits, checkpoint, faults, files, reduce
-from pipeline.train.checkpoint import Checkpoints, save_weights, weights_sha256
+from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.curve import Journal
 from pipeline.train.evaluate import chosen, evaluate
 from pipeline.train.job import Job, objective, prepared, trial_batch
 from pipeline.train.step import Losses, train_step
 from pipeline.train.tree import Ordered
+from pipeline.train.weights import save_weights, weights_sha256
 
 ASK_SECONDS = 0.2
 
@@ -93,9 +94,9 @@ def train(
                 point = {"step": step, "epoch": step / per_epoch, "validation": values}
                 record.journal.write(point)
 
-    if first_step == 0:
-        validate(0)
     with bits.deterministic(exact):
+        if first_step == 0:
+            validate(0)
         for step in range(first_step, last_step):
             if before_step:
                 before_step(step)
@@ -169,9 +170,13 @@ class Record:
         exact = job.spec.training.microbatch_size is not None
         self.journal = Journal(folder / files.CURVE, first_step, compare=exact)
         self.checkpoints = Checkpoints(folder, job.spec.checkpoint, bits.identity(job))
+        failure = folder / files.FAILURE
+        after = {"after": failure.read_text()} if failure.exists() else {}
+        failure.unlink(missing_ok=True)
+        self.journal.starts.append(reduce.num_workers())
         self.journal.event(
-            first_step, "start", attempt=self.journal.num_attempts + 1,
-            workers=reduce.num_workers(), bits=bits.fingerprint(job.spec),
+            first_step, "start", attempt=len(self.journal.starts),
+            workers=reduce.num_workers(), bits=bits.fingerprint(job.spec), **after,
         )  # fmt: skip
 
     def is_stopping(self) -> bool:
@@ -204,7 +209,7 @@ class Record:
         done = {
             "steps": num_steps,
             "weights_sha256": weights_sha256(weights),
-            "attempts": self.journal.num_attempts + 1,
+            "workers": self.journal.starts,
             "first_difference": self.journal.first_difference,
         }
         aside = self.folder / f".done.{os.getpid()}"

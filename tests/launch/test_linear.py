@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import pipeline
-from pipeline.train.checkpoint import load_weights
 from pipeline.train.job import objective, prepared
+from pipeline.train.weights import load_weights
 from tests.conftest import JOBS
 
 LINEAR = JOBS / "linear.yaml"

@@ -22,9 +22,9 @@ from pipeline.losses.objective import Objective
 from pipeline.losses.terms import Term
 from pipeline.spec import SampleWeight
 from pipeline.train import reduce, tree
-from pipeline.train.checkpoint import weights_sha256
 from pipeline.train.step import Losses, train_step
 from pipeline.train.tree import Ordered
+from pipeline.train.weights import weights_sha256
 from tests.losses.cases import case
 from tests.processes import on_workers
 
