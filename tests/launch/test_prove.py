@@ -135,7 +135,7 @@ def test_an_honest_job_holds_with_kills_and_other_numbers_of_workers(
         "prove", path, "--import", faulty, "--workers", "1,3", "--track", "--json"
     )
     assert code == 0, out + err
-    assert "held: 3 of 3" in err
+    assert "held: 2 of 2 other ways" in err
     found = json.loads(out.splitlines()[-1])
     assert "one killed at step" in found["outcomes"][2]["title"]
     assert {leg["verdict"] for leg in found["outcomes"]} == {
@@ -155,7 +155,42 @@ def test_a_loss_of_the_whole_batch_holds(command: Command, tmp_path: Path) -> No
         "prove", JOBS / "embedding.yaml", "--set", storage, "--workers", "1", "--steps", 12
     )
     assert code == 0, out
-    assert "held: 4 of 4" in out
+    assert "held: 2 of 2 other ways" in out
+
+
+def test_more_workers_than_the_machine_can_hold_are_refused(job: Write, command: Command) -> None:
+    code, _, err = command("prove", job(), "--workers", "1,50")
+    assert code == 2
+    assert "cores" in err
+
+
+def test_a_model_that_cannot_run_in_float64_is_not_called_broken(
+    job: Write, command: Command, tmp_path: Path
+) -> None:
+    own = tmp_path / "narrow.py"
+    own.write_text(
+        FAULTY.replace('"t_honest"', '"t_narrow"').split("class OwnDropout")[0]
+        + """
+@pipeline.models.register("t_narrow")
+class Narrow(Net):
+    def between(self):
+        return nn.Identity()
+
+    def forward(self, batch):
+        batch = {name: column.float() for name, column in batch.items()}
+        return super().forward(batch)
+"""
+    )
+    code, out, _ = command("prove", job({"model": "t_narrow"}), "--import", own, "--workers", "1")
+    assert code == 0, out
+    assert "not promised" in out
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float64"])
+def test_other_precisions_are_proved_too(job: Write, command: Command, precision: str) -> None:
+    path = job({"model": "mlp", "training.precision": precision})
+    code, out, err = command("prove", path, "--workers", "1", "--steps", "5")
+    assert code == 0, out + err
 
 
 def test_numbers_of_workers_that_are_none_are_refused(job: Write, command: Command) -> None:

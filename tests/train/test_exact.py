@@ -340,7 +340,12 @@ def test_rows_weighted_by_a_column_are_a_weighted_mean_of_the_global_batch(
 
 
 class Sensitive(nn.Module):
-    """Dropout, running statistics, and sums long enough for their order to show."""
+    """Dropout, running statistics, and sums long enough for their order to show.
+
+    One buffer is constant and huge, and one is replaced by a new tensor in each forward pass.
+    """
+
+    average: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -348,10 +353,14 @@ class Sensitive(nn.Module):
         self.layers = nn.Sequential(
             nn.Linear(6, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Dropout(0.3), nn.Linear(64, 4)
         )
+        self.register_buffer("least", torch.full((3,), torch.finfo(torch.float32).min))
+        self.register_buffer("average", torch.zeros(4))
 
     def forward(self, batch: Batch) -> Tensor:
         made: Tensor = self.layers(batch["features"])
-        return made
+        if self.training:
+            self.average = 0.9 * self.average + 0.1 * made.detach().mean(0)
+        return made + 0.1 * self.average
 
 
 def twenty_steps(
@@ -402,6 +411,25 @@ def test_weights_statistics_and_curve_have_the_same_bits_after_twenty_steps(num:
     (alone,) = trained_on(1)
     for got in trained_on(num):
         assert got[:-1] == alone[:-1]
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_buffer_that_no_forward_pass_changes_keeps_its_bits(ordered: bool) -> None:
+    label = Field("label", "category", "int64", True, vocabulary=(0, 1, 2, 3))
+    term = Term("c", 1.0, build(registry.losses["cross_entropy"], {}), ("prediction",), (label,))
+    objective = Objective(Sensitive(), ["features"], [term], {"prediction": 4})
+    gradients = Ordered(objective) if ordered else reduce.Overlapped(objective, CPU)
+    batch: Any = {"features": torch.randn(9, 6), "label": torch.arange(9) % 4}
+    own: Any = [(i, {k: v[i * 3 : i * 3 + 3] for k, v in batch.items()}) for i in range(3)]
+    optimizer = torch.optim.SGD(objective.parameters(), lr=0.1)
+    for step in range(3):
+        train_step(
+            objective, gradients, optimizer, own, 3,
+            step=step, seed=0, clip_norm=None, device=CPU,
+        )  # fmt: skip
+    model: Any = objective.model
+    assert bool((model.least == torch.finfo(torch.float32).min).all())
+    assert bool(model.average.any())
 
 
 def test_the_comparison_of_bits_can_see_another_order() -> None:

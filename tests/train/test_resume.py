@@ -12,10 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.multiprocessing.spawn import ProcessException
 
+from pipeline import registry
 from pipeline.errors import RunError
 from pipeline.specfile import load
 from pipeline.train import checkpoint, faults
@@ -182,9 +184,8 @@ def test_a_checkpoint_that_holds_code_does_not_run_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    made = saved(tmp_path, [])
-    made.save(5, {"weights": Bomb()}, lambda: None)
-    made.wait()
+    saved(tmp_path, [5])
+    torch.save({"weights": Bomb()}, tmp_path / "checkpoints" / "step-0000000005" / "state.pt")
     with pytest.raises(Exception, match="Weights only load failed"):
         checkpoint.load(tmp_path, 5)
     assert not (tmp_path / "exploded").exists()
@@ -241,3 +242,66 @@ def test_a_step_that_gives_other_numbers_the_second_time_is_reported(tmp_path: P
 def point(step: int, loss: float) -> dict[str, Any]:
     return {"step": step, "epoch": 0.1, "terms": {"mse": loss},
             "train": {"loss": loss, "rows_per_second": step * 1.5}}  # fmt: skip
+
+
+def test_checkpoints_after_damaged_ones_are_kept(tmp_path: Path) -> None:
+    saved(tmp_path, [4, 8, 12], keep=3)
+    for step in (8, 12):
+        (tmp_path / "checkpoints" / f"step-{step:010}" / "state.pt").write_bytes(b"damaged")
+    assert checkpoint.newest(tmp_path, IDENTITY)[0] == 4
+    saved(tmp_path, [5, 6, 7], keep=2)
+    assert checkpoint.newest(tmp_path, IDENTITY)[0] == 7
+
+
+def test_a_state_that_cannot_be_read_back_is_said_at_the_first_checkpoint(tmp_path: Path) -> None:
+    made = saved(tmp_path, [])
+    made.save(5, {"lr": np.float64(0.1)}, lambda: None)
+    with pytest.raises(RunError, match="a checkpoint cannot be written"):
+        made.wait()
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_a_writer_that_fails_in_any_way_is_heard_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = saved(tmp_path, [5])
+
+    def odd(*_: Any) -> None:
+        raise RuntimeError("unexpected pos 64 vs 0")  # torch's words for a full disk
+
+    monkeypatch.setattr(torch, "save", odd)
+    made.save(10, {"weights": {}}, lambda: None)
+    with pytest.raises(RunError, match="unexpected pos"):
+        made.wait()
+    assert checkpoint.newest(tmp_path, IDENTITY)[0] == 5
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", sorted(registry.optimizers.entries))
+def test_every_optimizer_goes_on_with_the_same_bits(
+    name: str, kind: torch.dtype, tmp_path: Path
+) -> None:
+    def made() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 1)).to(kind)
+        return model, registry.optimizers[name].build(model.parameters())
+
+    def stepped(model: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
+        for step in steps:
+            torch.manual_seed(step)
+            optimizer.zero_grad()
+            model(torch.randn(5, 3, dtype=kind)).square().mean().backward()
+            optimizer.step()
+
+    whole, optimizer = made()
+    stepped(whole, optimizer, range(6))
+    first, optimizer = made()
+    stepped(first, optimizer, range(3))
+    checkpoints = saved(tmp_path, [])
+    checkpoints.save(3, checkpoint.state_of(first, optimizer), lambda: None)
+    checkpoints.wait()
+    second, optimizer = made()
+    checkpoint.restore(checkpoint.load(tmp_path, 3), second, optimizer)
+    stepped(second, optimizer, range(3, 6))
+    for one, other in zip(second.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(one, other)
