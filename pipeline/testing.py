@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError
 
@@ -37,7 +38,19 @@ def check_loss(name: str, *arguments: Tensor, **options: Any) -> None:
     for no rows, gradients that are those of the numbers.
     """
     entry = registry.losses[name]
-    chosen = entry.options.model_validate(options).model_dump()
+    try:
+        chosen = entry.options.model_validate(options).model_dump()
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        known = ", ".join(entry.options.model_fields) or "none"
+        raise ContractError(name, f"option {place}: {first['msg']}", f"options: {known}") from None
+    if odd := [type(a).__name__ for a in arguments if not isinstance(a, Tensor)]:
+        fix = "give predictions, then targets, as tensors"
+        raise ContractError(name, f"cannot be checked on a {odd[0]}", fix)
+    if len({len(a) for a in arguments}) > 1:
+        lengths = ", ".join(str(len(a)) for a in arguments)
+        raise ContractError(name, f"was given {lengths} rows", "give as many of each")
     loss = build(entry, chosen)
     if loss.head is not None:
         raise ContractError(name, "owns its parameters", "check it as part of a job instead")
@@ -157,13 +170,14 @@ def check_model(
 ) -> None:
     """Check the registered model on raw input columns of 4 rows or more, as a data file has them.
 
+    Arrays of more than one dimension, as images [N, H, W], are tensors; lists are token sequences.
     `outputs` are the sizes of the outputs that losses would read, `{"prediction": None}` unless
     given (None: one number per row). Raises UsageError saying which part of the contract is broken:
     outputs by name with rows first and finite, rows that do not depend on each other or on their
     order, the same numbers for the same seed, no rows for no rows, a gradient for each parameter,
     and nothing learnt outside of parameters and buffers.
     """
-    table = pa.table(dict(columns))
+    table = pa.table({name: _column(values) for name, values in columns.items()})
     fields = fit(Data(train="given"), table.column_names, table, {})
     batch = gather(encode(fields, table), np.arange(table.num_rows))
     inputs = {field.name: field for field in fields}
@@ -193,6 +207,13 @@ def check_model(
     other.load_state_dict(one.state_dict())
     if not _same(_predicted(one, batch), _predicted(other, batch)):
         refuse("its state is more than its state_dict", "keep it in parameters and buffers")
+
+
+def _column(values: Any) -> Any:
+    """A column of single values, or of tensors where each row is an array."""
+    if isinstance(values, np.ndarray) and values.ndim > 1:
+        return pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values))
+    return values
 
 
 def _predicted(objective: Objective, batch: Batch) -> dict[str, Tensor]:

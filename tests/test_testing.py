@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -164,6 +165,24 @@ def test_what_is_wrong_with_a_model_is_said(expected: str) -> None:
     pipeline.models.register("t_broken")(BROKEN_MODELS[expected])
     with pytest.raises(UsageError, match=expected):
         check_model("t_broken", COLUMNS)
+
+
+def test_images_are_given_as_arrays() -> None:
+    images = np.random.default_rng(0).normal(size=(6, 8, 8)).astype(np.float32)
+    check_model("cnn", {"image": images}, outputs={"prediction": 3}, channels=[4])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "expected"),
+    [
+        (([1.0, 2.0], TARGET), {}, "cannot be checked on a list"),
+        ((PREDICTION, TARGET[:5]), {}, "was given 8, 5 rows"),
+        ((PREDICTION, TARGET), {"dleta": 1.0}, "option dleta: .*\n.*options: delta"),
+    ],
+)
+def test_a_check_that_cannot_be_made_is_said(arguments: Any, options: Any, expected: str) -> None:
+    with pytest.raises(ContractError, match=expected):
+        check_loss("huber", *arguments, **options)
 
 
 def test_a_loss_of_the_whole_batch_is_checked_as_one() -> None:
