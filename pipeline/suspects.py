@@ -76,7 +76,9 @@ def suspects(objective: Objective, batch: Batch, microbatch_size: int) -> list[S
     found: list[Suspect] = []
     blamed: set[str] = set()
     few = select(batch, torch.arange(min(num_rows(batch), MOST_ROWS)))
-    fewer = _calls(objective, select(batch, torch.arange(num_rows(few) - 1)))
+    fewer = {}
+    if num_rows(few) > 1:
+        fewer = _calls(objective, select(batch, torch.arange(num_rows(few) - 1)))
     for name, call in _calls(objective, few).items():  # innermost first, as they end
         if any(inner.startswith(f"{name}.") or not name for inner in blamed):
             continue
@@ -96,7 +98,7 @@ def _fault(call: _Call, fewer: _Call | None, rows: int) -> str | None:
     first = call.again(1)
     if not _equal(first, call.again(1)):
         return "gives other numbers for the same rows and the same seed"
-    if rows < 2 or fewer is None:
+    if fewer is None:
         return None
     given, other = _tensors(call.arguments), _tensors(fewer.arguments)
     flags = [a.dim() > 0 and len(a) != len(b) for a, b in zip(given, other, strict=False)]

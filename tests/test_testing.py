@@ -26,11 +26,13 @@ TARGET = torch.tensor([0.5, -0.3, 1.2, 0.1, 2.0, -1.0, 0.7, 0.9])
 
 
 @pytest.fixture(autouse=True)
-def _registry_as_before() -> Iterator[None]:
-    before = dict(registry.losses.entries)
+def _registries_as_before() -> Iterator[None]:
+    kinds = (registry.losses, registry.models)
+    before = [dict(kind.entries) for kind in kinds]
     yield
-    registry.losses._entries.clear()
-    registry.losses._entries.update(before)
+    for kind, entries in zip(kinds, before, strict=True):
+        kind._entries.clear()
+        kind._entries.update(entries)
 
 
 def test_built_in_losses_pass() -> None:
@@ -141,14 +143,6 @@ BROKEN_MODELS = {
     "is not finite": Endless,
     "fails on no rows": Full,
 }
-
-
-@pytest.fixture(autouse=True)
-def _models_as_before() -> Iterator[None]:
-    before = dict(registry.models.entries)
-    yield
-    registry.models._entries.clear()
-    registry.models._entries.update(before)
 
 
 def test_good_models_pass() -> None:

@@ -23,6 +23,7 @@ from tests.processes import on_workers
 
 TRANSFORMER = "transformer, ragged lists"
 JOB_NAMES = [*sorted(path.stem for path in JOBS.glob("*.yaml")), TRANSFORMER]
+LOW = "transformer in bfloat16"
 LEAST_STEPS = 200
 
 
@@ -43,7 +44,8 @@ def trained(name: str) -> tuple[int, str, str]:
     """Steps, and the SHA-256 of curve and weights, of this process's part in the run."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        source: Any = transformer(folder) if name == TRANSFORMER else JOBS / f"{name}.yaml"
+        is_made = name in (TRANSFORMER, LOW)
+        source: Any = transformer(folder) if is_made else JOBS / f"{name}.yaml"
         spec = load(source)
         rows = prepared(spec, JOBS).num_rows
         size = min(spec.training.batch_size, rows)
@@ -51,6 +53,8 @@ def trained(name: str) -> tuple[int, str, str]:
             "training.microbatch_size": max(size // 5, 1),  # at least five, the last one short
             "training.epochs": -(-LEAST_STEPS // -(-rows // size)),
         }
+        if name == LOW:
+            changes["training.precision"] = "bfloat16"
         if spec.model.name == "mlp":
             changes["model.dropout"] = 0.1
         train(prepared(load(source, changes), JOBS), folder)
@@ -65,7 +69,7 @@ def trained(name: str) -> tuple[int, str, str]:
 
 def all_jobs(rank: int, num: int) -> dict[str, tuple[int, str, str]]:
     plugins.load([str(JOBS / "custom_loss.py")])
-    return {name: trained(name) for name in JOB_NAMES}
+    return {name: trained(name) for name in (*JOB_NAMES, LOW)}
 
 
 @cache
@@ -76,7 +80,7 @@ def on(num: int) -> dict[str, tuple[int, str, str]]:
 
 @pytest.mark.jobs
 @pytest.mark.parametrize("num", [2, 3, 4])
-@pytest.mark.parametrize("name", JOB_NAMES)
+@pytest.mark.parametrize("name", [*JOB_NAMES, LOW])
 def test_a_whole_job_has_the_same_bits_on_any_number_of_workers(name: str, num: int) -> None:
     steps, *_ = alone = on(1)[name]
     assert steps >= LEAST_STEPS
