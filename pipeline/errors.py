@@ -19,6 +19,7 @@ pickling between processes.
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,16 +87,36 @@ class RunError(PipelineError):
 
 
 class NonFiniteError(RunError):
-    """A loss or gradient that is NaN or infinite, found before the optimizer moved."""
+    """A loss or gradient that is NaN or infinite, found before the optimizer moved.
 
-    def __init__(self, step: int, gradient_norm: float, terms: dict[str, float]) -> None:
-        super().__init__(step, gradient_norm, terms)
+    `microbatches` are the numbers of those whose loss is not finite (none if only a gradient is
+    not), `rows` the training rows in them, counted from 0, once the loop has added them.
+    """
+
+    def __init__(
+        self,
+        step: int,
+        gradient_norm: float,
+        terms: dict[str, float],
+        microbatches: Sequence[int] = (),
+        rows: Sequence[int] = (),
+    ) -> None:
+        super().__init__(step, gradient_norm, terms, tuple(microbatches), tuple(rows))
         self.step, self.gradient_norm, self.terms = step, gradient_norm, terms
+        self.microbatches, self.rows = tuple(microbatches), tuple(rows)
 
     def __str__(self) -> str:
         terms = ", ".join(f"{name} = {value:g}" for name, value in self.terms.items())
+        where = ""
+        if self.rows:
+            shown = ", ".join(map(str, self.rows[:8])) + (", ..." if len(self.rows) > 8 else "")
+            numbers = ", ".join(map(str, self.microbatches[:8]))
+            where = (
+                f"It comes from {len(self.rows)} training rows (counted from 0: {shown}; "
+                f"micro-batch {numbers} of the step), kept in nonfinite.json. "
+            )
         return (
-            f"step {self.step}: gradient norm {self.gradient_norm:g}, {terms}. "
+            f"step {self.step}: gradient norm {self.gradient_norm:g}, {terms}. {where}"
             "The optimizer did not take this step. Usual causes: a learning rate that is too high, "
             "no training.clip_norm, inputs that are not scaled"
         )

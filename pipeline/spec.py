@@ -299,6 +299,10 @@ class Workers(Section):
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
     """CPUs per worker, a part of one too; rounded up, the threads of one operation."""
 
+    timeout_seconds: Annotated[float, Field(gt=0)] = 300.0
+    """How long workers wait for one that does not answer, before all are started again; longer than
+    the longest difference between workers in one step."""
+
     @model_validator(mode="before")
     @classmethod
     def _num_or_range(cls, value: Any) -> Any:

@@ -76,7 +76,8 @@ def fit(spec: JobSpec, config: dict[str, Any], name: str, max_failures: int = -1
                 work,
                 train_loop_config=config,
                 torch_config=ray_torch.TorchConfig(
-                    backend="nccl" if workers.gpu else "gloo", timeout_s=300
+                    backend="nccl" if workers.gpu else "gloo",
+                    timeout_s=math.ceil(workers.timeout_seconds),
                 ),
                 scaling_config=ScalingConfig(
                     num_workers=0 if alone else workers.num or (workers.least, workers.most),

@@ -43,10 +43,15 @@ def summed(parts: dict[int, Tensor], num_parts: int, size: int) -> Tensor:
 
     The order is what makes the bits the same however the parts are spread over workers.
     """
+    return tabled(parts, num_parts, size).sum(0)
+
+
+def tabled(parts: dict[int, Tensor], num_parts: int, size: int) -> Tensor:
+    """Numbered vectors [size] of all workers, one below the other: float64 [num_parts, size]."""
     table = torch.zeros(num_parts, size, dtype=torch.float64)
     for number, part in parts.items():
         table[number] = part
-    return total(table).sum(0)
+    return total(table)
 
 
 DTYPES = (

@@ -69,12 +69,14 @@ def train_step(
     norm = _clipped(objective, clip_norm)
     flag = torch.tensor([float(stop)], dtype=torch.float64, device=device)
     kept = {number: torch.cat([numerators[number], flag]) for number, _ in own}
-    whole = reduce.summed(kept, num_microbatches, len(weights) + 1)
+    table = reduce.tabled(kept, num_microbatches, len(weights) + 1)
+    whole = table.sum(0)
     result = _losses(whole[:-1], denominators, weights, norm, bool(whole[-1] > 0))
     if not math.isfinite(norm) or not math.isfinite(result.total or 0.0):
         labels = [term.label for term in objective.terms]
         named = {k: v for k, v in zip(labels, result.terms, strict=True) if v is not None}
-        raise NonFiniteError(step + 1, norm, named)
+        odd = (~torch.isfinite(table).all(1)).nonzero().flatten().tolist()
+        raise NonFiniteError(step + 1, norm, named, odd)
     optimizer.step()
     return result
 

@@ -17,8 +17,8 @@ import torch.distributed as dist
 
 from pipeline import plugins, registry
 from pipeline.data.columns import gather
-from pipeline.data.order import cut, owned, rows_of_step
-from pipeline.errors import RunError, UsageError
+from pipeline.data.order import Rows, cut, owned, rows_of_step
+from pipeline.errors import NonFiniteError, RunError, UsageError
 from pipeline.optimizers import learning_rate_factor
 from pipeline.spec import JobSpec, Schedule
 from pipeline.train import bits, checkpoint, faults, files, reduce
@@ -105,18 +105,21 @@ def train(
             rows = rows_of_step(job.num_rows, settings.batch_size, order_seed, step)
             pieces = cut(rows, settings.microbatch_size, reduce.num_workers())
             numbers = owned(len(pieces), reduce.rank(), reduce.num_workers())
-            losses = train_step(
-                bound,
-                gradients,
-                optimizer,
-                [(i, gather(job.train, pieces[i])) for i in numbers if len(pieces[i])],
-                len(pieces),
-                step=step,
-                seed=settings.seed,
-                clip_norm=settings.clip_norm,
-                device=device,
-                stop=record.is_stopping() if record else False,
-            )
+            try:
+                losses = train_step(
+                    bound,
+                    gradients,
+                    optimizer,
+                    [(i, gather(job.train, pieces[i])) for i in numbers if len(pieces[i])],
+                    len(pieces),
+                    step=step,
+                    seed=settings.seed,
+                    clip_norm=settings.clip_norm,
+                    device=device,
+                    stop=record.is_stopping() if record else False,
+                )
+            except NonFiniteError as error:
+                raise _with_rows(error, pieces, folder) from None
             if record:
                 seconds = time.perf_counter() - started
                 labels = [term.label for term in bound.terms]
@@ -132,6 +135,19 @@ def train(
         record.finish(bound, last_step)
     if dist.is_initialized():
         dist.barrier()
+
+
+def _with_rows(error: NonFiniteError, pieces: list[Rows], folder: Path) -> NonFiniteError:
+    """The error with the rows it comes from; the whole list is kept in the run's folder."""
+    odd = [int(row) for number in error.microbatches for row in pieces[number]]
+    facts = {
+        "step": error.step, "gradient_norm": str(error.gradient_norm),
+        "losses": {name: str(value) for name, value in error.terms.items()},
+        "microbatches": error.microbatches, "rows": odd,
+    }  # fmt: skip
+    if reduce.rank() == 0:
+        (folder / "nonfinite.json").write_text(json.dumps(facts))
+    return NonFiniteError(error.step, error.gradient_norm, error.terms, error.microbatches, odd)
 
 
 def _resume(

@@ -149,6 +149,24 @@ def test_record_errors_carry_the_result(job: Write, monkeypatch: pytest.MonkeyPa
     assert raised.value.result.steps == 6  # type: ignore[attr-defined]
 
 
+def test_a_loss_that_is_not_finite_names_its_rows_and_keeps_them(job: Write) -> None:
+    lines = ["a,b,y", *(f"{i}.5,{i % 3},{i}.25" for i in range(20))]
+    lines[1 + 13] = "1e30,1,13.25"
+    path = job(
+        {"data": {"train": "data.csv", "target": "y", "scale": "none"},
+         "training": {"epochs": 2, "batch_size": 8, "microbatch_size": 1, "shuffle": False},
+         "optimizer": {"name": "sgd", "lr": 1e-6}},
+        data="\n".join(lines),
+    )  # fmt: skip
+    with pytest.raises(NonFiniteError, match="1 training rows .counted from 0: 13;") as raised:
+        pipeline.run(path)
+    assert raised.value.step == 2
+    assert raised.value.rows == (13,)
+    kept = json.loads((path.parent / "runs" / "small-1" / "nonfinite.json").read_text())
+    assert kept["rows"] == [13]
+    assert kept["losses"] == {"mse": "inf"}
+
+
 def test_a_validation_without_a_value_is_said_and_not_a_crash(job: Write, command: Command) -> None:
     path = job({"data.validation": 0.05})  # one row: no R2
     code, out, err = command("run", path)

@@ -91,3 +91,34 @@ def test_workers_that_die_again_and_again_end_the_run(
     record = json.loads(next((tmp_path / "runs").glob("small-*/recorded.json")).read_text())
     run = mlflow.MlflowClient(record["tracking_uri"]).get_run(record["run_id"])
     assert run.info.status == "FAILED"
+
+
+@pytest.mark.ray
+def test_a_worker_that_hangs_is_noticed_and_the_run_goes_on_with_the_same_bits(
+    job: Write, tmp_path: Path
+) -> None:
+    own = tmp_path / "hanging.py"
+    own.write_text(
+        "import os, signal, pathlib, pipeline\n"
+        "import torch.distributed as dist\n"
+        '@pipeline.losses.register("hanging")\n'
+        "def hanging(prediction, target, *, marks: str):\n"
+        "    mark, rank = pathlib.Path(marks), dist.is_initialized() and dist.get_rank()\n"
+        "    if rank == 2 and len(list(mark.iterdir())) < 12:\n"
+        "        (mark / str(len(list(mark.iterdir())))).touch()\n"
+        "        if len(list(mark.iterdir())) == 12:\n"
+        "            os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "    return (prediction - target) ** 2\n"
+    )
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    path = job({
+        "loss": {"name": "hanging", "marks": str(marks)},
+        "training": {"epochs": 4, "batch_size": 8, "microbatch_size": 2},
+        "checkpoint.every_steps": 2, "workers.timeout_seconds": 10,
+    })  # fmt: skip
+    alone = pipeline.run(path, {"storage": str(tmp_path / "alone")}, [str(own)])
+    hung = pipeline.run(path, {"workers.num": 3}, [str(own)])
+    assert hung.workers == [3, 3]
+    assert hung.curve_sha256 == alone.curve_sha256
+    assert hung.weights_sha256 == alone.weights_sha256
