@@ -158,7 +158,7 @@ def test_a_loss_that_is_not_finite_names_its_rows_and_keeps_them(job: Write) -> 
          "optimizer": {"name": "sgd", "lr": 1e-6}},
         data="\n".join(lines),
     )  # fmt: skip
-    with pytest.raises(NonFiniteError, match="1 training rows .counted from 0: 13;") as raised:
+    with pytest.raises(NonFiniteError, match=r"1 training rows .counted from 0: 13;") as raised:
         pipeline.run(path)
     assert raised.value.step == 2
     assert raised.value.rows == (13,)

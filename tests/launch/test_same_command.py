@@ -18,7 +18,7 @@ from pipeline.train.curve import Reader
 from tests.conftest import Command, Write
 
 LONG = {
-    "training": {"epochs": 4000, "batch_size": 6, "microbatch_size": 2},
+    "training": {"epochs": 1000, "batch_size": 6, "microbatch_size": 2},
     "model": {"name": "mlp", "hidden": [8], "dropout": 0.1},
     "checkpoint.every_steps": 50,
 }
