@@ -43,6 +43,12 @@ def rows(num_rows: int = 24) -> str:
     return "\n".join(lines) + "\n"
 
 
+@pytest.fixture(autouse=True)
+def _runs_are_recorded_beside_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`mlflow.set_tracking_uri` of an earlier test sets the variable for all later ones."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
 @pytest.fixture
 def job(tmp_path: Path) -> Write:
     """Writes `job.yaml` with changes to a small valid spec, and its data beside it."""

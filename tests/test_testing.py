@@ -71,14 +71,14 @@ def test_what_is_broken_is_said(name: str) -> None:
 
 
 def test_a_denominator_that_lies_is_found() -> None:
-    @pipeline.losses.register("t_lying")
+    @pipeline.losses.register("t_lying_of_testing")
     def t_lying() -> object:
         made = per_item(lambda p, t: (p - t) ** 2)
         lying = lambda num_rows, target: torch.full((num_rows,), float(num_rows))  # noqa: E731
         return type(made)(**{**made.__dict__, "denominator": lying})
 
     with pytest.raises(ContractError, match="denominators of rows"):
-        check_loss("t_lying", PREDICTION, TARGET)
+        check_loss("t_lying_of_testing", PREDICTION, TARGET)
 
 
 class Net(nn.Module):

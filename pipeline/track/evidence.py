@@ -29,7 +29,6 @@ def log_proof(proof: dict[str, Any], table: str, experiment: str, storage: Path)
     if proof["suspects"]:
         tags["pipeline.suspects"] = "; ".join(proof["suspects"])[:5000]
     try:
-        mlflow.set_tracking_uri(uri)
         client = mlflow.MlflowClient(uri)
         number = experiment_id(client, experiment, storage)
         run = client.create_run(number, run_name=f"prove-{proof['name']}", tags=tags)

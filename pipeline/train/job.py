@@ -23,6 +23,7 @@ from pipeline.losses.objective import Objective, tried
 from pipeline.losses.terms import Output, Term, bind, outputs, readings
 from pipeline.spec import JobSpec
 
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 PACKAGE = str(Path(__file__).parents[1])
 
 
@@ -91,17 +92,15 @@ def objective(spec: JobSpec, fields: list[Field], trial: Batch | None = None) ->
             label = next(term.label for term in terms if term.loss.per_batch)
             problem = "is one number for the whole batch, which row weights cannot enter"
             raise ContractError(label, problem, "take data.sample_weight out")
+        bound.precision = PRECISIONS[spec.training.precision]
+        if bound.precision == torch.float64:
+            bound.double()
         if trial is not None:
             bound.terms = tried(terms, bound, trial)
     except InputError:
         raise
     except Exception as error:  # a user's model can fail in any way: say where, keep the cause
         raise UsageError(f"model {spec.model.name}: {_described(error)}") from error
-    if spec.training.precision == "bfloat16":
-        bound.precision = torch.bfloat16
-    if spec.training.precision == "float64":
-        bound.precision = torch.float64
-        bound.double()
     return bound
 
 
