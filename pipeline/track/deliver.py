@@ -16,9 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.track.delivery import recorded, write_json
+from pipeline.track.delivery import recorded
 from pipeline.train import files
 from pipeline.train.curve import Reader
+from pipeline.train.files import write_json
 
 BATCH = 1000  # MLflow's limit of metrics in one request
 EVERY_SECONDS = 1.0

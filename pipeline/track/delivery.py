@@ -23,6 +23,7 @@ from pipeline import spec as specs
 from pipeline.errors import RecordError, UsageError
 from pipeline.spec import JobSpec
 from pipeline.train import files
+from pipeline.train.files import write_json
 
 if TYPE_CHECKING:
     from pipeline.train.job import Job
@@ -125,13 +126,6 @@ def _submission() -> str:
         return str(config.get("metadata", {}).get("job_submission_id", ""))
     except ValueError:
         return ""
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` to `path`: the whole file or none of it."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(value), encoding="utf-8")
-    aside.replace(path)
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -146,7 +144,7 @@ def _with_rows(error: NonFiniteError, pieces: list[Rows], folder: Path) -> NonFi
         "microbatches": error.microbatches, "rows": odd,
     }  # fmt: skip
     if reduce.rank() == 0:
-        (folder / "nonfinite.json").write_text(json.dumps(facts))
+        files.write_json(folder / "nonfinite.json", facts)
     return NonFiniteError(error.step, error.gradient_norm, error.terms, error.microbatches, odd)
 
 
@@ -228,9 +226,7 @@ class Record:
             "workers": self.journal.starts,
             "first_difference": self.journal.first_difference,
         }
-        aside = self.folder / f".done.{os.getpid()}"
-        aside.write_text(json.dumps(done))
-        aside.replace(self.folder / files.DONE)
+        files.write_json(self.folder / files.DONE, done)
 
 
 def _device(spec: JobSpec) -> torch.device:
