@@ -84,7 +84,7 @@ def run(
     try:
         result = launch.run(
             job, _overrides(overrides), imports,
-            fresh=fresh, say=_say(as_json), started=STARTED,
+            fresh=fresh, say=_say(as_json), live=_live, started=STARTED,
         )  # fmt: skip
     except UnrecordedError as error:
         click.echo(f"error: {error}", err=True)
@@ -123,7 +123,7 @@ def check(job: str, overrides: tuple[str, ...], imports: tuple[str, ...], as_jso
     """
     from pipeline.launch import run as launch
 
-    checked, prepared, notices = launch.check(job, _overrides(overrides), imports)
+    checked, prepared, notices = launch.check(job, _overrides(overrides), imports, live=_live)
     say = _say(as_json)
     kinds = {field.name: field.kind for field in prepared.fields if field.is_input}
     targets = [_target(field) for field in prepared.fields if field.is_target]

@@ -14,8 +14,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     GetJsonSchemaHandler,
     SerializerFunctionWrapHandler,
@@ -27,30 +25,12 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from pipeline import registry
+from pipeline.dataspec import Data, Positive, Section
 from pipeline.registry import Registry, nearest
 
 FIRST_HALF = ("data", "model", "loss", "optimizer", "schedule", "training")
 """Keys of what is trained; all others say how it is carried out."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._ -]{0,99}$")]
-Positive = Annotated[int, Field(gt=0)]
-
-
-class Section(BaseModel):
-    """A part of the spec: frozen, unknown keys refused."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        kind = cls.model_fields[info.field_name or ""].annotation
-        if isinstance(value, bool) and kind is not bool:
-            raise PydanticCustomError(
-                "bool", "true and false are no {kind}", {"kind": "value here"}
-            )
-        return value
 
 
 class Choice(Section):
@@ -167,7 +147,7 @@ class Model(Choice):
 
     registry = registry.models
 
-    outputs: dict[str, Output] = {}
+    outputs: dict[str, Output] = Field(default={})
     """Named outputs, where their size or activation should not follow from the loss."""
 
 
@@ -184,85 +164,6 @@ class Schedule(Choice):
 
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Steps over which the learning rate rises linearly to its full value."""
-
-
-class SampleWeight(Section):
-    """How much each row counts."""
-
-    column: str
-    """Column of numbers that are at least 0."""
-    mean_over: Literal["weights", "items"] = "weights"
-    """What the weighted sum is divided by: the weights' sum, as in a weighted mean, or the number
-    of items, as if they were not weighted."""
-
-
-class Data(Section):
-    """Which rows and columns are trained on."""
-
-    train: str | list[str]
-    """Parquet, Arrow IPC or CSV: path, glob, folder, list or URI; or `sample:NAME`.
-    Relative paths start at the job spec's folder."""
-    validation: str | list[str] | Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Validation files, or the fraction of the training rows to hold out."""
-    split_seed: int = 0
-    """Chooses which rows a validation fraction holds out; independent of training.seed."""
-    inputs: list[str] | None = None
-    """Input columns; every column that is no target unless given."""
-    target: str | list[str] | None = None
-    """Target column or columns; none for losses that compare predictions only."""
-    shift: dict[str, str] = {}
-    """Targets made from list columns, new name: column. Each position's target is the next item."""
-    categorical: list[str] = []
-    """Input columns of whole numbers that are names, not amounts: read through a vocabulary."""
-    scale: Literal["standard", "none"] = "standard"
-    """Numeric inputs: mean 0 and deviation 1 over the training rows, or left as they are."""
-    sample_weight: SampleWeight | None = None
-    """Column that weights each row in every loss, or `{column, mean_over}`. Not in metrics."""
-    target_scale: Literal["standard", "none"] = "none"
-    """The same for numeric targets; metrics and served predictions stay in the column's unit."""
-
-    @field_validator("train", "validation", "inputs", "target", "categorical")
-    @classmethod
-    def _distinct(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, list):
-            if not value and info.field_name != "categorical":
-                raise PydanticCustomError("empty", "an empty list")
-            twice = {item for item in value if value.count(item) > 1}
-            if twice:
-                raise PydanticCustomError("twice", "{items} twice", {"items": sorted(twice)})
-        return value
-
-    @field_validator("sample_weight", mode="before")
-    @classmethod
-    def _column(cls, value: Any) -> Any:
-        return {"column": value} if isinstance(value, str) else value
-
-    @field_validator("validation", mode="before")
-    @classmethod
-    def _files_or_fraction(cls, value: Any) -> Any:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if is_number and not 0 < value < 1:
-            text = "expected files, or a fraction of the training rows between 0 and 1; found {v}"
-            raise PydanticCustomError("fraction", text, {"v": value})
-        return value
-
-    @model_validator(mode="after")
-    def _apart(self) -> Data:
-        both = sorted(set(self.inputs or []) & set(self.targets))
-        if both:
-            raise PydanticCustomError(
-                "leak", "{columns}: both input and target", {"columns": ", ".join(both)}
-            )
-        weight = self.sample_weight.column if self.sample_weight else None
-        if weight in (*(self.inputs or []), *self.targets):
-            text = "{column}: the sample weight cannot be input or target too"
-            raise PydanticCustomError("leak", text, {"column": weight})
-        return self
-
-    @property
-    def targets(self) -> list[str]:
-        """Target columns as a list, empty without a target."""
-        return [self.target] if isinstance(self.target, str) else (self.target or [])
 
 
 class Training(Section):
@@ -355,6 +256,15 @@ class Checkpoint(Section):
     """Newest checkpoints to keep: at least two, so that a damaged one leaves another."""
 
 
+class Cache(Section):
+    """Where rows are kept as the steps read them, once they have been converted."""
+
+    folder: str | None = None
+    """On each node's own disk; PIPELINE_CACHE, or ~/.cache/pipeline, unless given."""
+    most_gib: Annotated[float, Field(gt=0)] = 100.0
+    """Room for all jobs together: beyond it the data sets not used for longest are deleted."""
+
+
 class Tracking(Section):
     """Where the run is recorded in MLflow."""
 
@@ -382,6 +292,7 @@ class JobSpec(Section):
     """Metrics of the validation rows; chosen by the loss unless given."""
     workers: Workers = Workers()
     checkpoint: Checkpoint = Checkpoint()
+    cache: Cache = Cache()
     tracking: Tracking = Tracking()
     storage: str = "runs"
     """Folder of the runs, which every worker must see; relative ones start where the command

@@ -11,18 +11,17 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from pipeline.dataspec import Data, SampleWeight, Section, Split
 from pipeline.errors import Fault, SpecError
 from pipeline.registry import nearest
 from pipeline.spec import (
+    Cache,
     Checkpoint,
     Choice,
-    Data,
     JobSpec,
     Model,
     Optimizer,
-    SampleWeight,
     Schedule,
-    Section,
     Term,
     Tracking,
     Training,
@@ -219,7 +218,7 @@ def _keys_beside(path: tuple[Any, ...], tree: Any) -> list[str]:
     """Keys allowed where the last key of `path` stands."""
     sections: dict[str, type[Section]] = {
         "data": Data, "training": Training, "workers": Workers, "checkpoint": Checkpoint,
-        "tracking": Tracking,
+        "cache": Cache, "tracking": Tracking,
     }  # fmt: skip
     choices: dict[str, type[Choice]] = {
         "loss": Term, "model": Model, "optimizer": Optimizer, "schedule": Schedule
@@ -228,6 +227,8 @@ def _keys_beside(path: tuple[Any, ...], tree: Any) -> list[str]:
         return list(JobSpec.model_fields)
     if path[:2] == ("data", "sample_weight") and len(path) == 3:
         return list(SampleWeight.model_fields)
+    if path[:2] == ("data", "validation") and len(path) == 3:
+        return list(Split.model_fields)
     if path[0] in sections and len(path) == 2:
         return list(sections[path[0]].model_fields)
     if path[0] in choices and len(path) <= 3:

@@ -64,7 +64,7 @@ class _Call:
 
 def draws(objective: Objective, batch: Batch) -> bool:
     """Whether the model draws random numbers, as dropout does: these follow the micro-batch."""
-    model = _calls(objective, batch)[""]
+    model = _calls(objective, dict(batch))[""]
     return not _equal(model.again(1), model.again(2))
 
 
@@ -73,6 +73,7 @@ def suspects(objective: Objective, batch: Batch, microbatch_size: int) -> list[S
 
     `batch` is a whole global batch, on the CPU; it is cut as the step would cut it.
     """
+    batch = dict(batch)  # which the calls below can be taken apart into tensors
     found: list[Suspect] = []
     blamed: set[str] = set()
     few = select(batch, torch.arange(min(num_rows(batch), MOST_ROWS)))

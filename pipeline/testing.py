@@ -19,12 +19,14 @@ from torch.autograd.gradcheck import GradcheckError
 
 from pipeline import registry, suspects
 from pipeline.data.batch import Batch, num_rows, select
-from pipeline.data.columns import encode, fit, gather
+from pipeline.data.columns import encode
+from pipeline.data.fitting import fitted
+from pipeline.data.store import in_memory
+from pipeline.dataspec import Data
 from pipeline.errors import ContractError, UsageError
 from pipeline.losses.contract import Loss, build, elements, rows
 from pipeline.losses.objective import Objective
 from pipeline.losses.terms import Output
-from pipeline.spec import Data
 from pipeline.train.job import built
 
 TOLERANCE = 1e-9  # float64; sums of the same numbers in another order
@@ -178,8 +180,9 @@ def check_model(
     and nothing learnt outside of parameters and buffers.
     """
     table = pa.table({name: _column(values) for name, values in columns.items()})
-    fields = fit(Data(train="given"), table.column_names, table, {})
-    batch = gather(encode(fields, table), np.arange(table.num_rows))
+    fields = fitted(Data(train="given"), table, {})
+    rows = in_memory(fields, encode(fields, table), table.num_rows, np.float32)
+    batch = rows.gather(np.arange(table.num_rows))
     inputs = {field.name: field for field in fields}
     sizes = dict(outputs or {"prediction": None})
     wanted = {output: Output(output, size, "identity") for output, size in sizes.items()}

@@ -43,6 +43,12 @@ def rows(num_rows: int = 24) -> str:
     return "\n".join(lines) + "\n"
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _rows_are_kept_apart(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Conversions of these tests' rows, away from the user's own."""
+    os.environ["PIPELINE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(autouse=True)
 def _runs_are_recorded_beside_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
     """`mlflow.set_tracking_uri` of an earlier test sets the variable for all later ones."""

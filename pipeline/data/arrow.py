@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pipeline.errors import DataError
 
@@ -17,6 +18,8 @@ Kind = Literal[
     "labels",  # int64 [N, *shape] class numbers
     "tokens",  # ragged int64
     "series",  # ragged float
+    "date",  # float [N, 5], or [N, 7] with a time of day
+    "image",  # float [N, H, W] or [N, 3, H, W]
 ]
 
 
@@ -53,11 +56,15 @@ def kind_of(kind: pa.DataType, where: str) -> tuple[Kind, tuple[int, ...]]:
         return "category", ()
     if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
         return "category", ()
+    if types.is_null(kind):
+        raise DataError(f"{where} holds no value in any row")
     if types.is_temporal(kind):
         raise DataError(
-            f"{where} is {kind}: dates and times are no inputs as they are; "
-            "make numbers of them first, such as days since a date, month, hour"
+            f"{where} is {kind}: dates and times are read when data.dates names their column, "
+            "as days gone by and places in the year, the week and the day"
         )
+    if types.is_binary(kind) or types.is_large_binary(kind):
+        raise DataError(f"{where} is {kind}: encoded images are read when data.images names it")
     raise DataError(f"{where} is {kind}: expected numbers, text, booleans or lists of them")
 
 
@@ -76,49 +83,40 @@ def flat(column: Any) -> tuple[Any, Any]:
     array, offsets = plain(column), None
     while pa.types.is_nested(array.type):
         if offsets is None and not pa.types.is_fixed_size_list(array.type):
-            lengths = pc.list_value_length(array).to_numpy(zero_copy_only=False)
+            lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
             offsets = np.concatenate([[0], np.cumsum(lengths.astype(np.int64))])
         array = plain(array.flatten())
     return array, offsets
 
 
-def refuse_missing(column: Any, where: str) -> None:
-    """Raise DataError with the first rows that hold a missing value, NaN or infinity."""
+def missing(column: Any) -> NDArray[np.bool_]:
+    """True for each row without a value; NaN is none either: bool [N]."""
     rows = plain(column)
-    if pa.types.is_struct(rows.type) or pa.types.is_map(rows.type):
-        return  # refused by its type
-    missing = pc.is_null(rows).to_numpy(zero_copy_only=False)
-    what = "missing values"
-    if not missing.any():
-        values, offsets = flat(column)
-        what = "rows with a missing value inside their list"
+    nothing: NDArray[np.bool_] = pc.is_null(rows, nan_is_null=True).to_numpy(zero_copy_only=False)
+    return nothing
+
+
+def unreadable(column: Any) -> NDArray[np.bool_]:
+    """True for each row that holds infinity, or a missing value or NaN inside its list: bool [N].
+
+    Rows without any value are not among them.
+    """
+    rows = plain(column)
+    types = pa.types
+    if types.is_struct(rows.type) or types.is_map(rows.type):
+        return np.zeros(len(rows), bool)  # refused by its type
+    values, offsets = flat(rows)
+    if types.is_floating(values.type):
+        bad = ~np.isfinite(values.to_numpy(zero_copy_only=False))
+    else:
         bad = pc.is_null(values).to_numpy(zero_copy_only=False)
-        if pa.types.is_floating(values.type) and not bad.any():
-            what = "rows with NaN or infinity"
-            bad = ~np.isfinite(values.to_numpy(zero_copy_only=False))
-        if offsets is None:
-            missing = bad.reshape(len(rows), -1).any(1) if len(rows) else bad
-        else:
-            missing[np.searchsorted(offsets, np.flatnonzero(bad), side="right") - 1] = True
-    if missing.any():
-        first = ", ".join(str(row) for row in np.flatnonzero(missing)[:5])
-        raise DataError(
-            f"{where}: {int(missing.sum())} {what}, first at row {first} (counted from 0); "
-            "fill or drop them before training"
-        )
-
-
-def refuse_weights(column: Any, where: str) -> None:
-    """Raise DataError for weights that cannot be: text, below 0, or nothing but 0."""
-    values = plain(column)
-    if kind_of(column.type, where)[0] != "number":
-        raise DataError(f"{where} is {column.type}, expected numbers")
-    numbers = values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-    negative = np.flatnonzero(numbers < 0)
-    if len(negative):
-        first = negative[0]
-        raise DataError(
-            f"{where}: {numbers[first]:g} in row {first} (counted from 0), weights are at least 0"
-        )
-    if len(numbers) and not numbers.any():
-        raise DataError(f"{where}: every weight is 0")
+    if offsets is not None:
+        found = np.zeros(len(rows), bool)
+        found[np.searchsorted(offsets, np.flatnonzero(bad), side="right") - 1] = True
+        return found
+    nothing = missing(rows)
+    if len(values) != len(rows):  # lists of one size; those that are missing have no values
+        found = np.zeros(len(rows), bool)
+        found[~nothing] = bad.reshape(int((~nothing).sum()), -1).any(1)
+        return found
+    return np.asarray(bad & ~nothing)

@@ -1,7 +1,9 @@
-"""What a step works on: named tensors of the same rows."""
+"""What a step works on: named columns of the same rows."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,29 +38,121 @@ class Ragged:
 
 
 Column = Tensor | Ragged
-Batch = dict[str, Column]
+Batch = Mapping[str, Column]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a column stands: numbers `start` to `start + width` of each row of a block."""
+
+    block: int
+    start: int
+    shape: tuple[int, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """Numbers per row."""
+        return math.prod(self.shape)
+
+
+class Blocks(Mapping[str, Column]):
+    """A batch whose columns of one type stand side by side in one block [N, width].
+
+    Columns are views of their block, so that many of them are moved, or read as one matrix, at the
+    price of one. `apart` are the columns that stand alone, such as lists.
+    """
+
+    def __init__(
+        self, blocks: Sequence[Tensor], slots: Mapping[str, Slot], apart: Mapping[str, Column]
+    ) -> None:
+        self.blocks, self.slots, self.apart = list(blocks), slots, apart
+
+    def __getitem__(self, name: str) -> Column:
+        slot = self.slots.get(name)
+        if slot is None:
+            return self.apart[name]
+        block = self.blocks[slot.block]
+        if not slot.shape:
+            return block[:, slot.start]
+        part = block[:, slot.start : slot.start + slot.width]
+        return part.view(len(block), *slot.shape)
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.slots
+        yield from self.apart
+
+    def __len__(self) -> int:
+        return len(self.slots) + len(self.apart)
+
+    def only(self, names: Sequence[str]) -> Blocks:
+        """The named columns, of the same blocks."""
+        slots = {name: self.slots[name] for name in names if name in self.slots}
+        return Blocks(self.blocks, slots, {n: self.apart[n] for n in names if n in self.apart})
+
+    def beside(self, names: Sequence[str]) -> Tensor | None:
+        """The columns as one matrix [N, width] if they follow each other in one block."""
+        slots = [self.slots[name] for name in names if name in self.slots]
+        if len(slots) < len(names) or not slots:
+            return None
+        end = slots[0].start
+        for slot in slots:
+            if slot.block != slots[0].block or slot.start != end:
+                return None
+            end += slot.width
+        return self.blocks[slots[0].block][:, slots[0].start : end]
 
 
 def num_rows(batch: Batch) -> int:
     """Rows of the batch: the same for each of its columns."""
+    if isinstance(batch, Blocks) and batch.slots:
+        return len(batch.blocks[next(iter(batch.slots.values())).block])
     return len(next(iter(batch.values())))
 
 
 def select(batch: Batch, rows: Tensor) -> Batch:
     """The given rows, lists padded as they are."""
-    return {
-        name: Ragged(column.values[rows], column.lengths[rows])
-        if isinstance(column, Ragged)
-        else column[rows]
-        for name, column in batch.items()
-    }
+    return _each(batch, lambda tensor: tensor[rows])
 
 
 def moved(batch: Batch, device: torch.device) -> Batch:
     """The batch on `device`."""
-    return {
-        name: column.to(device)
-        if isinstance(column, Ragged)
-        else column.to(device, non_blocking=True)
-        for name, column in batch.items()
-    }
+    if device.type == "cpu":  # where batches are made
+        return batch
+    return _each(batch, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def in_double(batch: Batch) -> Batch:
+    """The batch with its fractions in float64."""
+    return _each(batch, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+
+
+def only(batch: Batch, names: Sequence[str]) -> Batch:
+    """The named columns."""
+    if isinstance(batch, Blocks):
+        return batch.only(names)
+    return {name: batch[name] for name in names}
+
+
+def side_by_side(batch: Batch, names: Sequence[str]) -> Tensor:
+    """The columns as one matrix [N, width], without a copy where they stand so already."""
+    found = batch.beside(names) if isinstance(batch, Blocks) else None
+    if found is not None:
+        return found
+    parts = []
+    for name in names:
+        column = batch[name]
+        assert isinstance(column, Tensor)
+        parts.append(column.reshape(len(column), math.prod(column.shape[1:])))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _each(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    def changed(column: Column) -> Column:
+        if isinstance(column, Ragged):
+            return Ragged(change(column.values), change(column.lengths))
+        return change(column)
+
+    if isinstance(batch, Blocks):
+        apart = {name: changed(column) for name, column in batch.apart.items()}
+        return Blocks([change(block) for block in batch.blocks], batch.slots, apart)
+    return {name: changed(column) for name, column in batch.items()}

@@ -1,28 +1,31 @@
-"""Column types, preprocessing fitted on the training rows, and the tensors that come of it."""
+"""One column: its raw values, what the training rows say about it, and the numbers it becomes."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+import io
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from pipeline.data.arrow import Kind, flat, kind_of, plain, refuse_missing
-from pipeline.data.batch import Batch, Ragged
-from pipeline.data.order import Rows
+from pipeline.data.arrow import Kind, flat, missing, plain, unreadable
 from pipeline.errors import DataError
 from pipeline.registry import nearest
-from pipeline.spec import Data
 
-LARGEST_VOCABULARY = 100_000
 IGNORED = -100
 """Encoded class number of an item that is left out: no class can have it."""
 UNKNOWN = 0
 """Code of an input category that no training row has; known ones count from 1."""
+SINGLE = ("number", "category")
+"""Kinds of columns whose rows hold one value."""
+FIRST_ROWS = 5
+"""How many rows an error names."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,9 @@ class Field:
     arrow_type: str
     is_target: bool = False
     mean: float = 0.0
+    """What is taken off each number, after the logarithm if there is one."""
     deviation: float = 1.0
+    """What the rest is divided by."""
     vocabulary: tuple[Any, ...] | None = None
     """Distinct training values in sorted order: categories, and tokens that are text."""
     counts: tuple[int, ...] | None = None
@@ -48,6 +53,14 @@ class Field:
     """Mean of the training rows in the column's own unit, whether it is scaled by it or not."""
     is_weight: bool = False
     """Neither input nor target: how much each row counts."""
+    fill: Any = None
+    """Raw value in the place of missing ones, if they have one."""
+    has_missing: bool = False
+    """Whether missing is a category of its own, the last one."""
+    log: bool = False
+    """Whether log(1 + x) is taken before anything else."""
+    tokenizer: str = ""
+    """Content of the tokenizer file that makes tokens of text."""
 
     @property
     def is_input(self) -> bool:
@@ -55,60 +68,35 @@ class Field:
         return not (self.is_target or self.is_weight)
 
     @property
+    def key(self) -> str:
+        """Where the spec names it."""
+        return "data." + (
+            "target" if self.is_target else "sample_weight" if self.is_weight else "inputs"
+        )
+
+    @property
     def num_codes(self) -> int:
-        """How many codes a category or token can have, unknown included."""
+        """How many codes a category or token can have, unknown and missing included."""
         if self.kind in ("tokens", "labels"):
             return self.num_tokens
-        return len(self.vocabulary or ()) + (0 if self.is_target else 1)
+        return len(self.vocabulary or ()) + (0 if self.is_target else 1) + self.has_missing
+
+    @property
+    def is_list(self) -> bool:
+        """Whether rows have different sizes."""
+        return self.kind in ("tokens", "series", "image")
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, to travel with the model."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Field:
+    def from_json(cls, value: Mapping[str, Any]) -> Field:
         """The inverse of `to_json`."""
         tuples: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in value.items()
         }
         return cls(**tuples)
-
-
-@dataclass(frozen=True)
-class Lists:
-    """A list column of all rows: `values` [total], `offsets` int64 [N + 1]."""
-
-    values: Tensor
-    offsets: Tensor
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def gather(self, rows: Tensor) -> Ragged:
-        """The lists of `rows`, padded with 0 to the longest of them."""
-        starts, lengths = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
-        longest = int(lengths.max()) if len(lengths) else 0
-        positions = torch.arange(longest)
-        inside = positions < lengths[:, None]
-        places = (starts[:, None] + positions).where(inside, torch.zeros((), dtype=torch.int64))
-        values = (
-            self.values[places]
-            if len(self.values)
-            else torch.zeros(places.shape, dtype=self.values.dtype)
-        )
-        return Ragged(values * inside, lengths)
-
-
-Columns = dict[str, Tensor | Lists]
-
-
-def gather(columns: Columns, rows: Rows | Tensor) -> Batch:
-    """The given rows of each column."""
-    index = torch.as_tensor(rows)
-    return {
-        name: column.gather(index) if isinstance(column, Lists) else column[index]
-        for name, column in columns.items()
-    }
 
 
 @dataclass(frozen=True)
@@ -121,109 +109,107 @@ class Reading:
     ignored: int | None = None
 
 
-def fit(
-    data: Data, inputs: list[str], train: pa.Table, readings: dict[str, Reading]
-) -> list[Field]:
-    """Fields of all inputs and targets, from the training rows only."""
-    as_input = Reading(as_amounts=data.scale == "standard")
-    fields = []
-    for name in inputs:
-        reading = replace(as_input, as_classes=name in data.categorical)
-        fields.append(_fit(train, name, reading, is_target=False))
-    for name in data.targets:
-        reading = readings.get(name, Reading())
-        scaled = reading.as_amounts and data.target_scale == "standard"
-        stored = data.shift.get(name, name)
-        field = _fit(train, stored, replace(reading, as_amounts=scaled), is_target=True)
-        fields.append(replace(field, name=name))
-    if data.sample_weight is not None:
-        column = data.sample_weight.column
-        fields.append(Field(column, "number", str(train[column].type), is_weight=True))
-    return fields
+@dataclass(frozen=True)
+class Pieces:
+    """A list column of some rows: `values` [total], `lengths` int64 [N]."""
+
+    values: NDArray[Any]
+    lengths: NDArray[np.int64]
 
 
-def _fit(table: pa.Table, name: str, reading: Reading, is_target: bool) -> Field:
-    column, where = table[name], f"{'data.target' if is_target else 'data.inputs'}: column {name!r}"
-    kind, shape = kind_of(column.type, where)
-    is_class = reading.as_classes
-    if is_class and not is_target and kind not in ("number", "category"):
-        raise DataError(f"{where} is {column.type}: only single values can be categorical")
-    if is_class and kind == "number":
-        kind = "category"
-    if is_class and kind == "tensor":
-        kind = "labels"
-    ignored = reading.ignored if is_target and is_class else None
-    field = Field(name, kind, str(column.type), is_target, shape=shape, ignored=ignored)
-    if kind == "category":
-        return _with_vocabulary(field, plain(column), where)
-    if kind == "tokens" and not pa.types.is_integer(flat(column)[0].type):
-        distinct = tuple(sorted(pc.unique(flat(column)[0]).to_pylist()))
-        unknown = 0 if is_target else 1
-        return replace(field, vocabulary=distinct, num_tokens=len(distinct) + unknown)
-    if kind in ("tokens", "labels"):
-        return replace(field, num_tokens=_num_classes(flat(column)[0], ignored, where))
-    numbers = _numbers(column, where)
-    if not len(numbers):
-        return field
-    center, deviation = float(numbers.mean()), float(numbers.std())
-    if not np.isfinite(deviation):
-        raise DataError(f"{where} holds numbers too large to scale, up to {abs(numbers).max():g}")
-    if deviation <= 1e-12 * abs(numbers).max():
-        deviation = 1.0  # a constant column becomes 0
-    if reading.as_amounts:
-        return replace(field, mean=center, deviation=deviation, center=center)
-    return replace(field, center=center)
+Encoded = NDArray[Any] | Pieces
+"""A column's rows: [N, *shape], or pieces of different lengths."""
+Named = Callable[[int], str]
+"""What a row is called in messages."""
 
 
-def _with_vocabulary(field: Field, values: Any, where: str) -> Field:
-    """The field with its distinct values in sorted order, and for targets their counts."""
-    if not (pa.types.is_integer(values.type) or _is_named(values.type)):
+def stored_type(field: Field, fraction: type[np.floating[Any]]) -> np.dtype[Any]:
+    """The type that a column's values are kept in: the smallest that holds each code."""
+    if field.kind == "image":
+        return np.dtype(np.uint8)
+    if field.kind not in ("category", "tokens", "labels"):
+        return np.dtype(fraction)
+    sizes = (np.int8, np.int16, np.int32, np.int64)
+    return np.dtype(next(size for size in sizes if field.num_codes <= np.iinfo(size).max))
+
+
+def refuse_rows(bad: NDArray[np.bool_], where: str, what: str, fix: str, named: Named) -> None:
+    """Raise DataError with the number of bad rows and the first of them."""
+    if bad.any():
+        first = ", ".join(named(int(row)) for row in np.flatnonzero(bad)[:FIRST_ROWS])
         raise DataError(
-            f"{where} is {values.type}, but is read as classes: store it as whole numbers or text"
+            f"{where}: {int(bad.sum())} {what}, first at row {first} (counted from 0); {fix}"
         )
-    counted = sorted(
-        (
-            (item["values"], item["counts"])
-            for item in pc.value_counts(values).to_pylist()
-            if field.ignored is None or item["values"] != field.ignored
-        ),
-        key=lambda pair: pair[0],
-    )
-    if len(counted) > LARGEST_VOCABULARY:
-        raise DataError(
-            f"{where} has {len(counted)} distinct values, "
-            f"more than {LARGEST_VOCABULARY}: not a category"
-        )
-    counts = tuple(count for _, count in counted) if field.is_target else None
-    return replace(field, vocabulary=tuple(value for value, _ in counted), counts=counts)
 
 
-def _is_named(kind: pa.DataType) -> bool:
+def encode(
+    fields: list[Field],
+    table: pa.Table,
+    shift: Mapping[str, str] | None = None,
+    fraction: type[np.floating[Any]] = np.float32,
+    named: Named = str,
+) -> dict[str, Encoded]:
+    """The table's rows as the steps read them, fractions as `fraction`.
+
+    Raises DataError naming column, value and first row.
+    """
+    return {field.name: _encode(field, table, shift or {}, fraction, named) for field in fields}
+
+
+def _encode(
+    field: Field, table: pa.Table, shift: Mapping[str, str],
+    fraction: type[np.floating[Any]], named: Named,
+) -> Encoded:  # fmt: skip
+    stored = shift.get(field.name, field.name)
+    where = f"{field.key}: column {stored!r}"
+    column, kind = plain(table[stored]), stored_type(field, fraction)
+    if field.kind != "category" or field.is_target:
+        empty = missing(column) if field.fill is None else np.zeros(len(column), bool)
+        refuse_rows(empty, where, "missing values", "fill them in first", named)
+        bad, what = unreadable(column), "rows with NaN, infinity or a missing item"
+        refuse_rows(bad, where, what, "mend or drop them first", named)
+    if field.kind == "category":
+        return _codes(field, column, where, named).astype(kind)
+    if field.kind == "date":
+        return _of_dates(field, column).astype(kind)
+    if field.kind == "image":
+        return _bytes(column)
+    if field.tokenizer:
+        return _tokenized(field, column, kind)
+    values, offsets = flat(column)
+    if field.kind == "tokens":
+        if field.vocabulary is None:
+            codes = _class_numbers(field, values, where)
+        else:
+            codes = _codes(field, values, where, str)
+        pieces = Pieces(codes.astype(kind), np.diff(offsets))
+        return _next_items(pieces) if field.name in shift else pieces
+    if field.kind == "labels":
+        return _class_numbers(field, values, where).reshape(-1, *field.shape).astype(kind)
+    scaled = _scaled(field, column if field.kind == "number" else values, where, named)
+    if field.kind == "series":
+        return Pieces(scaled.astype(kind), np.diff(offsets))
+    if len(scaled) != len(column) * math.prod(field.shape):
+        raise DataError(f"{where}: expected {field.shape} numbers in each row")
+    return scaled.reshape(len(column), *field.shape).astype(kind)
+
+
+def numbers_of(values: Any, where: str) -> NDArray[np.float64]:
+    """Numbers as float64, NaN where there is none. Raises DataError for text, and beyond 2^53."""
     types = pa.types
-    tests = (types.is_boolean, types.is_string, types.is_large_string, types.is_string_view)
-    return any(test(kind) for test in tests)
-
-
-def _num_classes(values: Any, ignored: int | None, where: str) -> int:
-    """One more than the highest class number. Raises DataError for negative ones."""
-    numbers = values.to_numpy(zero_copy_only=False)
-    kept = numbers[numbers != ignored] if ignored is not None else numbers
-    if len(kept) and (kept.min() < 0 or (kept != kept.astype(np.int64)).any()):
-        raise DataError(f"{where} holds {kept.min()}: class numbers and tokens count from 0")
-    return int(kept.max()) + 1 if len(kept) else 1
-
-
-def _numbers(column: Any, where: str) -> np.ndarray[Any, Any]:
-    values = flat(column)[0]
     if not (
-        pa.types.is_floating(values.type)
-        or pa.types.is_integer(values.type)
-        or pa.types.is_decimal(values.type)
-        or pa.types.is_boolean(values.type)
+        types.is_floating(values.type)
+        or types.is_integer(values.type)
+        or types.is_decimal(values.type)
+        or types.is_boolean(values.type)
     ):
         raise DataError(f"{where} is {values.type}, expected numbers")
     numbers = np.asarray(values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
-    if pa.types.is_integer(values.type) and len(numbers) and abs(numbers).max() > 2**53:
+    if (
+        types.is_integer(values.type)
+        and len(numbers)
+        and np.nanmax(abs(numbers), initial=0) > 2**53
+    ):
         raise DataError(
             f"{where} holds whole numbers beyond 2^53, which floats cannot tell apart; "
             "if they are names, list the column in data.categorical"
@@ -231,50 +217,98 @@ def _numbers(column: Any, where: str) -> np.ndarray[Any, Any]:
     return numbers
 
 
-def encode(
-    fields: list[Field],
-    table: pa.Table,
-    shift: dict[str, str] | None = None,
-    kind: type[np.floating[Any]] = np.float32,
-) -> Columns:
-    """Tensors of the table's rows, fractions as `kind`.
+def with_log(numbers: NDArray[np.float64], where: str, named: Named) -> NDArray[np.float64]:
+    """log(1 + x) of each number. Raises DataError for numbers of -1 and less."""
+    fix = "data.scale: log is for numbers above -1"
+    refuse_rows(numbers <= -1, where, "numbers of -1 or less", fix, named)
+    return np.log1p(numbers)
 
-    Raises DataError naming column, value and first row.
+
+def _scaled(field: Field, values: Any, where: str, named: Named) -> NDArray[np.float64]:
+    numbers = numbers_of(values, where)
+    if field.fill is not None:
+        numbers = np.where(np.isnan(numbers), field.fill, numbers)
+    if field.log:
+        numbers = with_log(numbers, where, named)
+    return (numbers - field.mean) / field.deviation
+
+
+def days_of(column: Any) -> NDArray[np.float64]:
+    """Days since 1970, in UTC, with the time of day as their fraction."""
+    values = plain(column)
+    if pa.types.is_timestamp(values.type):
+        instants = values.cast(pa.timestamp("us"), safe=False).view(pa.int64())
+        return np.asarray(instants.to_numpy(zero_copy_only=False), np.float64) / 86_400e6
+    whole = values.cast(pa.date32()).view(pa.int32())
+    return np.asarray(whole.to_numpy(zero_copy_only=False), np.float64)
+
+
+def _of_dates(field: Field, column: Any) -> NDArray[np.float64]:
+    """Days gone by, scaled, then sine and cosine of the place in the year, week and day."""
+    days = days_of(column)
+    dates = np.floor(days).astype("datetime64[D]")
+    years = dates.astype("datetime64[Y]")
+    starts, ends = (y.astype("datetime64[D]").astype(np.float64) for y in (years, years + 1))
+    places = [(days - starts) / (ends - starts), (days + 3) % 7 / 7]  # 1970 began on a Thursday
+    if field.shape == (7,):
+        places.append(days % 1)
+    angles = [2 * math.pi * place for place in places]
+    circles = [wave(angle) for angle in angles for wave in (np.sin, np.cos)]
+    return np.stack([(days - field.mean) / field.deviation, *circles], axis=1)
+
+
+def _bytes(column: Any) -> Pieces:
+    """Encoded images as they are; the feed decodes them."""
+    whole = column.cast(pa.large_binary())
+    _, offsets, values = whole.buffers()
+    ends = np.frombuffer(offsets, np.int64)[whole.offset : whole.offset + len(whole) + 1]
+    found = np.frombuffer(values, np.uint8) if values is not None else np.zeros(0, np.uint8)
+    return Pieces(found[ends[0] : ends[-1]], np.diff(ends))
+
+
+def decoded(field: Field, content: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """An encoded image as numbers from -1 to 1: [H, W], or [3, H, W] of colours.
+
+    Raises ValueError for bytes that are no image.
     """
-    return {field.name: _encode(field, table, shift or {}, kind) for field in fields}
+    from PIL import Image
+
+    is_grey = len(field.shape) == 2
+    height, width = field.shape[-2:]
+    try:
+        with Image.open(io.BytesIO(content.tobytes())) as image:
+            made = image.convert("L" if is_grey else "RGB")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"no image that can be read: {error}") from None
+    if made.size != (width, height):
+        made = made.resize((width, height), Image.Resampling.BILINEAR)
+    pixels = np.asarray(made, np.float32) / np.float32(127.5) - np.float32(1)
+    return pixels if is_grey else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def _encode(
-    field: Field, table: pa.Table, shift: dict[str, str], kind: type[np.floating[Any]]
-) -> Tensor | Lists:
-    stored = shift.get(field.name, field.name)
-    key = "target" if field.is_target else "sample_weight" if field.is_weight else "inputs"
-    where = f"data.{key}: column {stored!r}"
-    column = table[stored]
-    if field.is_target or field.kind != "category":
-        refuse_missing(column, where)
-    if field.kind == "category":
-        return torch.from_numpy(_codes(field, plain(column), where))
-    values, offsets = flat(column)
-    if field.kind == "tokens":
-        if field.vocabulary is None:
-            codes = _class_numbers(field, values, where)
-        else:
-            codes = _codes(field, values, where)
-        lists = Lists(torch.from_numpy(codes.copy()), torch.from_numpy(offsets))
-        return _next_items(lists) if field.name in shift else lists
-    if field.kind == "labels":
-        return torch.from_numpy(_class_numbers(field, values, where)).reshape(-1, *field.shape)
-    numbers = (_numbers(column, where) - field.mean) / field.deviation
-    tensor = torch.from_numpy(numbers.astype(kind))
-    if field.kind == "series":
-        return Lists(tensor, torch.from_numpy(offsets))
-    if tensor.numel() != len(column) * int(np.prod(field.shape)):
-        raise DataError(f"{where}: expected {field.shape} numbers in each row")
-    return tensor.reshape(len(column), *field.shape)
+@lru_cache(maxsize=4)
+def tokenizer_of(content: str) -> Any:
+    """The tokenizer that a `tokenizer.json` describes. Raises DataError if it cannot be."""
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        raise DataError("data.tokenizers: needs a package: pip install tokenizers") from None
+    try:
+        made = Tokenizer.from_str(content)
+    except Exception as error:  # its own errors are bare Exceptions
+        raise DataError(f"data.tokenizers: no tokenizer.json that can be read: {error}") from None
+    made.no_padding()
+    return made
 
 
-def _class_numbers(field: Field, values: Any, where: str) -> np.ndarray[Any, Any]:
+def _tokenized(field: Field, column: Any, kind: np.dtype[Any]) -> Pieces:
+    encodings = tokenizer_of(field.tokenizer).encode_batch(column.to_pylist())
+    lengths = np.array([len(encoding.ids) for encoding in encodings], np.int64)
+    tokens = [token for encoding in encodings for token in encoding.ids]
+    return Pieces(np.array(tokens, kind), lengths)
+
+
+def _class_numbers(field: Field, values: Any, where: str) -> NDArray[np.int64]:
     """Tokens and class numbers as they are, the ignored one as IGNORED; all seen in training."""
     codes = values.to_numpy(zero_copy_only=False).astype(np.int64)
     left_out = codes == field.ignored if field.ignored is not None else np.zeros(len(codes), bool)
@@ -287,8 +321,19 @@ def _class_numbers(field: Field, values: Any, where: str) -> np.ndarray[Any, Any
     return np.where(left_out, IGNORED, codes)
 
 
-def _codes(field: Field, values: Any, where: str) -> np.ndarray[Any, Any]:
+def filled(field: Field, values: Any) -> Any:
+    """The column with the field's value in the place of missing ones."""
+    if field.fill is None or not values.null_count:
+        return values
+    fill = field.fill
+    if isinstance(fill, float) and fill.is_integer() and pa.types.is_integer(values.type):
+        fill = int(fill)
+    return pc.fill_null(values, pa.scalar(fill, values.type))
+
+
+def _codes(field: Field, values: Any, where: str, named: Named) -> NDArray[np.int64]:
     """Place of each value in the vocabulary, counted from 1 for inputs (0: unknown)."""
+    values = filled(field, values)
     vocabulary = pa.array(field.vocabulary or ())
     try:
         found = pc.index_in(values.cast(vocabulary.type), vocabulary)
@@ -302,18 +347,19 @@ def _codes(field: Field, values: Any, where: str) -> np.ndarray[Any, Any]:
         if len(unseen):
             value = values[int(unseen[0])].as_py()
             raise DataError(
-                f"{where}: {value!r} in row {unseen[0]} is in no training row"
+                f"{where}: {value!r} in row {named(int(unseen[0]))} is in no training row"
                 f"{nearest(value, field.vocabulary or ()) if isinstance(value, str) else ''}"
             )
         return np.asarray(found.to_numpy(zero_copy_only=False).astype(np.int64))
-    return np.asarray(pc.fill_null(pc.add(found, 1), UNKNOWN).to_numpy().astype(np.int64))
+    codes = np.asarray(pc.fill_null(pc.add(found, 1), UNKNOWN).to_numpy().astype(np.int64))
+    if field.has_missing:
+        codes[missing(values)] = field.num_codes - 1
+    return codes
 
 
-def _next_items(lists: Lists) -> Lists:
+def _next_items(pieces: Pieces) -> Pieces:
     """Each list without its first item: position t's target is item t + 1."""
-    lengths = lists.offsets[1:] - lists.offsets[:-1]
-    keep = torch.ones(len(lists.values), dtype=torch.bool)
-    keep[lists.offsets[:-1][lengths > 0]] = False
-    shorter = (lengths - 1).clamp(min=0)
-    zero = torch.zeros(1, dtype=torch.int64)
-    return Lists(lists.values[keep], torch.cat([zero, shorter.cumsum(0)]))
+    starts = np.cumsum(pieces.lengths) - pieces.lengths
+    keep = np.ones(len(pieces.values), bool)
+    keep[starts[pieces.lengths > 0]] = False
+    return Pieces(pieces.values[keep], np.maximum(pieces.lengths - 1, 0))

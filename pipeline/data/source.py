@@ -1,10 +1,10 @@
-"""From what `data` names (files, folders, globs, URIs, samples) to Arrow tables of rows."""
+"""From what `data` names (files, folders, globs, URIs, samples) to blocks of Arrow rows."""
 
 from __future__ import annotations
 
 import glob
-import hashlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ import pyarrow.csv as pacsv
 import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 
-from pipeline.data.arrow import kind_of, refuse_missing, refuse_weights
+from pipeline.data import samples
+from pipeline.dataspec import Data, Split
 from pipeline.errors import DataError
 from pipeline.registry import nearest
-from pipeline.spec import Data
 
 FORMATS = {
     ".parquet": "parquet", ".pq": "parquet",
@@ -26,75 +26,212 @@ FORMATS = {
     ".csv": "csv",
 }  # fmt: skip
 # an empty cell of a text column is a missing value, as it is in every other column
-READERS = {"csv": ds.CsvFileFormat(convert_options=pacsv.ConvertOptions(strings_can_be_null=True))}
+READERS: dict[str, Any] = {
+    "csv": ds.CsvFileFormat(convert_options=pacsv.ConvertOptions(strings_can_be_null=True)),
+    "parquet": ds.ParquetFileFormat(
+        default_fragment_scan_options=ds.ParquetFragmentScanOptions(
+            use_buffered_stream=True, pre_buffer=False, page_checksum_verification=True
+        )
+    ),
+}
+
+
+SMALLEST_BLOCK, LARGEST_BLOCK = 64, 2**16
+BLOCK_BYTES = 2**25
+LIST_BYTES = 2**10
+"""What a value of no fixed size is taken for."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some rows in a row, as they stand in their files."""
+
+    table: pa.Table
+    first: int
+    """Number of the first row, over all files."""
+    files: list[tuple[int, str, int]]
+    """For each file: the first of its rows in the block, its path, and that row's number in it."""
+
+    def named(self, row: int) -> str:
+        """The row by its number, and its file where there are several."""
+        start, path, number = next(f for f in reversed(self.files) if f[0] <= row)
+        return f"{number + row - start} of {path}" if path else str(self.first + row)
 
 
 @dataclass(frozen=True)
 class Source:
-    """Training and validation rows with the columns that the spec uses, and their fingerprint."""
+    """The rows that one key of the spec names, and the columns of them that it uses."""
 
-    train: pa.Table
-    validation: pa.Table | None
+    key: str
+    shown: str
+    dataset: ds.Dataset
+    wanted: dict[str, str]
+    """Columns, each with the key that asks for it."""
     inputs: list[str]
-    fingerprint: str
-    """SHA-256 over names, types and values of the used columns, whatever the file layout."""
+    has_files: bool
+    """Whether rows are named by their files, of which there are several."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Names and types of the columns that are used."""
+        return pa.schema([self.dataset.schema.field(name) for name in self.wanted])
+
+    @property
+    def block_rows(self) -> int:
+        """Rows of one block: of the columns' types alone, whatever the files."""
+        width = sum(_width(field.type) for field in self.schema)
+        fitting = 2 ** int(np.log2(max(1, BLOCK_BYTES // max(1, width))))
+        return int(min(LARGEST_BLOCK, max(SMALLEST_BLOCK, fitting)))
+
+    def where(self, column: str) -> str:
+        """The column, after the key that asks for it; for messages."""
+        of = "" if self.key == "data.train" else f" of {self.key}"
+        return f"{self.wanted[column]}: column {column!r}{of}"
+
+    def blocks(self, columns: list[str] | None = None) -> Iterator[Block]:
+        """All rows in order, in blocks of `block_rows` rows and a shorter last one.
+
+        Raises DataError naming the file that cannot be read.
+        """
+        size, first = self.block_rows, 0
+        held: list[pa.Table] = []
+        files: list[tuple[int, str, int]] = []
+        num_held, path, in_file = 0, "", 0
+        for batch, place in self._batches(columns or list(self.wanted)):
+            if place != path:
+                path, in_file = place, 0
+            table, start = pa.Table.from_batches([batch]), 0
+            while start < len(table):
+                part = table.slice(start, size - num_held)
+                files.append((num_held, path if self.has_files else "", in_file))
+                held.append(part)
+                start, in_file = start + len(part), in_file + len(part)
+                num_held += len(part)
+                if num_held == size:
+                    yield Block(pa.concat_tables(held), first, files)
+                    first, num_held, held, files = first + size, 0, [], []
+        if held:
+            yield Block(pa.concat_tables(held), first, files)
+
+    def _batches(self, columns: list[str]) -> Iterator[tuple[pa.RecordBatch, str]]:
+        """Record batches, each with the path of its file."""
+        path = ""
+        try:
+            scanner = self.dataset.scanner(
+                columns=columns, batch_size=self.block_rows, batch_readahead=2, fragment_readahead=1
+            )
+            for tagged in scanner.scan_batches():
+                path = getattr(tagged.fragment, "path", "")
+                yield tagged.record_batch, path
+        except (pa.ArrowException, OSError, ValueError) as error:
+            after = f" (at or after {path})" if path else ""
+            raise DataError(
+                f"{self.key}: {self.shown} cannot be read{after}: {_plainly(error, self.shown)}"
+            ) from None
 
 
-def read(data: Data, base: Path) -> Source:
-    """The rows that `data` names; relative paths start at `base`.
+def _width(kind: pa.DataType) -> int:
+    if isinstance(kind, pa.BaseExtensionType):
+        return _width(kind.storage_type)
+    if pa.types.is_fixed_size_list(kind):
+        return int(kind.list_size) * _width(kind.value_type)
+    try:
+        return max(1, int(kind.bit_width) // 8)
+    except ValueError:
+        return LIST_BYTES
 
-    Raises DataError naming the key, the file and the column.
+
+@dataclass(frozen=True)
+class Place:
+    """Where one name of the spec leads: files of one format, or a sample."""
+
+    name: str
+    paths: list[str]
+    filesystem: Any = None
+    format: str = "sample"
+
+    @property
+    def stamp(self) -> list[Any]:
+        """What tells at little cost whether the rows are the same: sizes and times of change."""
+        if self.format == "sample":
+            return [self.name, samples.version_of(self.name)]
+        return [[i.path, i.size, i.mtime_ns] for i in self.filesystem.get_file_info(self.paths)]
+
+
+@dataclass(frozen=True)
+class Located:
+    """All files that a spec's `data` names; nothing of them has been read."""
+
+    data: Data
+    train: list[Place]
+    validation: list[Place]
+
+    @property
+    def stamp(self) -> list[Any]:
+        """Changes when a file does."""
+        return [[place.stamp for place in places] for places in (self.train, self.validation)]
+
+    @property
+    def files(self) -> list[str]:
+        """Path or name of each, without secrets."""
+        places = (*self.train, *self.validation)
+        return [path for p in places for path in p.paths or [p.name]]
+
+
+def located(data: Data, base: Path) -> Located:
+    """Find what `data` names; relative paths start at `base`. Raises DataError with the key."""
+    validation = data.validation if isinstance(data.validation, str | list) else []
+    return Located(
+        data,
+        _located("data.train", data.train, base),
+        _located("data.validation", validation, base),
+    )
+
+
+def _located(key: str, given: str | list[str], base: Path) -> list[Place]:
+    names = [given] if isinstance(given, str) else given
+    if len(names) > 1 and any(name.startswith("sample:") for name in names):
+        raise DataError(f"{key}: a sample stands alone, found {names}")
+    return [_place(key, name, base) for name in names]
+
+
+def opened(found: Located) -> tuple[Source, Source | None]:
+    """The training rows and those for validation, if they have files of their own.
+
+    Only schemas are read. Raises DataError naming the key, the file and the column.
     """
-    train, inputs = _table(data, "data.train", data.train, base, None)
-    if isinstance(data.validation, float):
-        train, validation = _split(train, data.validation, data.split_seed)
-    elif data.validation is not None:
-        validation, _ = _table(data, "data.validation", data.validation, base, train.schema)
-    else:
-        validation = None
-    return Source(train, validation, inputs, fingerprint(train, validation))
+    train = _opened(found.data, "data.train", found.train)
+    if not found.validation:
+        return train, None
+    validation = _opened(found.data, "data.validation", found.validation)
+    for name in validation.wanted:
+        column, there = validation.schema.field(name), train.schema.field(name)
+        if column.type != there.type:
+            raise DataError(
+                f"data.validation: column {name!r} is {column.type}, "
+                f"in data.train it is {there.type}"
+            )
+    return train, validation
 
 
-def fingerprint(*tables: pa.Table | None) -> str:
-    """SHA-256 over the tables' schemas and values."""
-    digest = hashlib.sha256()
-    for table in tables:
-        if table is None:
-            continue
-        sink = pa.BufferOutputStream()
-        plain = table.replace_schema_metadata(None).combine_chunks()
-        with pa.ipc.new_stream(sink, plain.schema) as writer:
-            writer.write_table(plain)
-        digest.update(sink.getvalue())
-    return digest.hexdigest()
+def in_memory(data: Data, table: pa.Table) -> Source:
+    """The training rows of `data` that are in memory already."""
+    return _used(data, "data.train", ds.dataset(table), "the table", has_files=False)
 
 
-def _table(
-    data: Data, key: str, names: str | list[str], base: Path, like: pa.Schema | None
-) -> tuple[pa.Table, list[str]]:
-    dataset = _open(key, [names] if isinstance(names, str) else names, base)
-    shown = ", ".join(without_secrets(n) for n in ([names] if isinstance(names, str) else names))
+def _opened(data: Data, key: str, places: list[Place]) -> Source:
+    shown = ", ".join(without_secrets(place.name) for place in places)
+    has_files = sum(len(place.paths) for place in places) > 1
+    return _used(data, key, _dataset(key, places), shown, has_files)
+
+
+def _used(data: Data, key: str, dataset: ds.Dataset, shown: str, has_files: bool) -> Source:
+    """The source with the columns that are used. Raises DataError for one that is not there."""
     columns = dataset.schema.names
-    made = set(data.shift)
-    stored_targets = [column for column in data.targets if column not in made]
-    weight = [data.sample_weight.column] if data.sample_weight else []
-    others = {*stored_targets, *weight}
-    inputs = data.inputs or [c for c in columns if c not in others and not _is_index(c)]
-    wanted: dict[str, str] = {}
-    for column in inputs:
-        wanted.setdefault(column, "data.inputs")
-    for column in stored_targets:
-        wanted.setdefault(column, "data.target")
-    for column in weight:
-        wanted.setdefault(column, "data.sample_weight")
+    inputs = data.inputs or _default_inputs(data, columns)
     if not inputs:
         raise DataError(f"data.inputs: {shown} has no column besides the target")
-    for new, column in data.shift.items():
-        if new not in data.targets:
-            raise DataError(f"data.shift.{new}: is not named in data.target")
-        if new in columns:
-            raise DataError(f"data.shift.{new}: is a column of {shown}; give the target a new name")
-        wanted.setdefault(column, f"data.shift.{new}")
+    wanted = _wanted(data, inputs, columns, shown)
     for column, at in wanted.items():
         if column not in columns:
             raise DataError(
@@ -103,26 +240,51 @@ def _table(
             )
         if columns.count(column) > 1:
             raise DataError(f"{at}: column {column!r} stands twice in {shown}")
-    for column in data.categorical:
-        if column not in inputs:
-            raise DataError(
-                f"data.categorical: {column!r} is not an input column{nearest(column, inputs)}"
-            )
-    try:
-        table = dataset.to_table(columns=list(wanted))
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{key}: {shown} cannot be read: {_plainly(error, names)}") from None
-    if table.num_rows == 0:
-        raise DataError(f"{key}: no rows in {shown}")
-    _refuse_unreadable(table, wanted, "" if like is None else f" of {key}")
-    if like is not None:
-        for column in table.schema:
-            if column.type != like.field(column.name).type:
+    about: dict[str, Any] = {
+        "categorical": data.categorical, "dates": data.dates, "images": data.images,
+        "tokenizers": data.tokenizers, "scale": data.scale,
+    }  # fmt: skip
+    for name, listed in about.items():
+        for column in listed if not isinstance(listed, str) else ():
+            if column not in inputs:
                 raise DataError(
-                    f"{key}: column {column.name!r} is {column.type}, "
-                    f"in data.train it is {like.field(column.name).type}"
+                    f"data.{name}: {column!r} is not an input column{nearest(column, inputs)}"
                 )
-    return table, inputs
+    for column in data.missing if isinstance(data.missing, dict) else ():
+        if column not in wanted:
+            raise DataError(
+                f"data.missing: {column!r} is no column that is used{nearest(column, wanted)}"
+            )
+    return Source(key, shown, dataset, wanted, inputs, has_files)
+
+
+def _default_inputs(data: Data, columns: list[str]) -> list[str]:
+    """All columns that have no other part: target, weight, or what a split goes by."""
+    others = {column for column in data.targets if column not in data.shift}
+    if data.sample_weight:
+        others.add(data.sample_weight.column)
+    if isinstance(data.validation, Split):
+        others.add(data.validation.column)
+    others -= {*data.categorical, *data.dates}
+    return [column for column in columns if column not in others and not _is_index(column)]
+
+
+def _wanted(data: Data, inputs: list[str], columns: list[str], shown: str) -> dict[str, str]:
+    wanted: dict[str, str] = dict.fromkeys(inputs, "data.inputs")
+    for column in data.targets:
+        if column not in data.shift:
+            wanted.setdefault(column, "data.target")
+    if data.sample_weight:
+        wanted.setdefault(data.sample_weight.column, "data.sample_weight")
+    for new, column in data.shift.items():
+        if new not in data.targets:
+            raise DataError(f"data.shift.{new}: is not named in data.target")
+        if new in columns:
+            raise DataError(f"data.shift.{new}: is a column of {shown}; give the target a new name")
+        wanted.setdefault(column, f"data.shift.{new}")
+    if isinstance(data.validation, Split):
+        wanted.setdefault(data.validation.column, "data.validation")
+    return wanted
 
 
 def _delimiter(columns: list[str]) -> str:
@@ -132,36 +294,17 @@ def _delimiter(columns: list[str]) -> str:
     )
 
 
-def _refuse_unreadable(table: pa.Table, wanted: dict[str, str], of: str) -> None:
-    """Raise DataError with every column whose type or values nothing can be made of."""
-    faults = []
-    for column, at in wanted.items():
-        where = f"{at}: column {column!r}{of}"
-        try:
-            kind_of(table[column].type, where)
-            refuse_missing(table[column], where)
-            if at == "data.sample_weight":
-                refuse_weights(table[column], where)
-        except DataError as fault:
-            faults.append(str(fault))
-    if faults:
-        raise DataError("\n  ".join(faults))
-
-
 def _is_index(column: str) -> bool:
     return column.startswith("__index_level_")  # what pandas leaves in Parquet
 
 
-def _open(key: str, names: list[str], base: Path) -> ds.Dataset:
-    if any(name.startswith("sample:") for name in names):
-        if len(names) > 1:
-            raise DataError(f"{key}: a sample stands alone, found {names}")
-        return ds.dataset(sample(key, names[0].removeprefix("sample:")))
-    parts = [_open_one(key, name, base) for name in names]
-    for name, part in zip(names, parts, strict=True):
+def _dataset(key: str, places: list[Place]) -> ds.Dataset:
+    """One data set of all places, whose schemas must be the same."""
+    parts = [_dataset_of(key, place) for place in places]
+    for place, part in zip(places, parts, strict=True):
         if part.schema.remove_metadata() != parts[0].schema.remove_metadata():
             raise DataError(
-                f"{key}: {name} and {names[0]} have different columns or types:\n"
+                f"{key}: {place.name} and {places[0].name} have different columns or types:\n"
                 + _difference(part.schema, parts[0].schema)
             )
     return parts[0] if len(parts) == 1 else ds.dataset(parts)
@@ -177,10 +320,13 @@ def _difference(one: pa.Schema, other: pa.Schema) -> str:
     )
 
 
-def _open_one(key: str, name: str, base: Path) -> ds.Dataset:
+def _place(key: str, name: str, base: Path) -> Place:
     shown = without_secrets(name)
     if not name.strip():
         raise DataError(f"{key}: an empty path")
+    if name.startswith("sample:"):
+        samples.refuse_unknown(key, name)
+        return Place(name, [])
     try:
         if "://" in name:
             filesystem, path = pafs.FileSystem.from_uri(name)
@@ -203,12 +349,19 @@ def _open_one(key: str, name: str, base: Path) -> ds.Dataset:
         raise DataError(
             f"{key}: expected files of one format ({', '.join(sorted(FORMATS))}), found {odd}"
         )
-    kind = str(formats.pop())
+    return Place(name, paths, filesystem, str(formats.pop()))
+
+
+def _dataset_of(key: str, place: Place) -> ds.Dataset:
+    if place.format == "sample":
+        return ds.dataset(samples.sample(place.name))
+    paths, filesystem, kind = place.paths, place.filesystem, place.format
+    shown = without_secrets(place.name)
     try:
         schemas = {path: _schema(path, filesystem, kind) for path in paths}
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(
-            f"{key}: {shown} is no {kind} that can be read: {_plainly(error, name)}"
+            f"{key}: {shown} is no {kind} that can be read: {_plainly(error, place.name)}"
         ) from None
     first = schemas[paths[0]]
     for path, schema in schemas.items():
@@ -253,47 +406,3 @@ def without_secrets(uri: str) -> str:
     """The URI without user, password and query."""
     scheme, separator, rest = uri.partition("://")
     return f"{scheme}{separator}{rest.rpartition('@')[2].partition('?')[0]}" if separator else uri
-
-
-def _split(table: pa.Table, fraction: float, seed: int) -> tuple[pa.Table, pa.Table]:
-    """Training and validation rows, each in their stored order."""
-    num_validation = round(table.num_rows * fraction)
-    if not 0 < num_validation < table.num_rows:
-        raise DataError(
-            f"data.validation: {fraction} of {table.num_rows} rows leaves "
-            f"{num_validation} for validation and {table.num_rows - num_validation} for training"
-        )
-    generator = np.random.Generator(np.random.Philox(key=[seed % 2**64, 0]))
-    held_out = np.zeros(table.num_rows, dtype=bool)
-    held_out[generator.permutation(table.num_rows)[:num_validation]] = True
-    return table.filter(pa.array(~held_out)), table.filter(pa.array(held_out))
-
-
-def sample(key: str, name: str) -> pa.Table:
-    """Real data that scikit-learn ships.
-
-    diabetes: 442 patients, ten measurements, `progression` after a year (Efron et al., 2004).
-    digits: 1797 grey images of 8 x 8 with `digit` (UCI, optical recognition of digits).
-    breast_cancer: 569 tumours, thirty measurements, `diagnosis` (UCI, Wisconsin).
-    """
-    from sklearn import datasets
-
-    if name == "digits":
-        loaded = datasets.load_digits()
-        shape = pa.fixed_shape_tensor(pa.float32(), (8, 8))
-        flat = pa.FixedSizeListArray.from_arrays(
-            pa.array(loaded.data.astype("float32").ravel()), 64
-        )
-        image = pa.ExtensionArray.from_storage(shape, flat)
-        return pa.table({"image": image, "digit": loaded.target})
-    if name == "diabetes":
-        loaded = datasets.load_diabetes(scaled=False)
-        columns = dict(zip(loaded.feature_names, loaded.data.T, strict=True))
-        return pa.table({**columns, "progression": loaded.target})
-    if name == "breast_cancer":
-        loaded = datasets.load_breast_cancer()
-        names = [str(column).replace(" ", "_") for column in loaded.feature_names]
-        columns = dict(zip(names, loaded.data.T, strict=True))
-        return pa.table({**columns, "diagnosis": loaded.target_names[loaded.target]})
-    known = ["breast_cancer", "diabetes", "digits"]
-    raise DataError(f"{key}: no sample {name!r}{nearest(name, known)}; known: {', '.join(known)}")

@@ -115,7 +115,7 @@ def prove(
     `each` gets every outcome as soon as it is known, `say` what is about to run. Raises the errors
     of `pipeline.check`; a leg that fails or differs is part of the proof.
     """
-    spec, job, _ = launch.check(path, overrides, imports)
+    spec, job, _ = launch.check(path, overrides, imports, live=say)
     modules = plugins.homes(launch.components(spec), plugins.load(list(imports)))
     folder = runs.new(launch.storage_of(spec), f"prove-{spec.name}")
     plugins.carry(modules, folder / "imports")
@@ -181,13 +181,12 @@ def _batch_size(job: Job) -> int:
 def _asked(job: Job, size: int) -> tuple[bool, list[str]]:
     """Whether the model draws random numbers, and which components break a promise."""
     from pipeline import suspects
-    from pipeline.data.columns import gather
     from pipeline.data.order import rows_of_step
     from pipeline.train.job import objective, trial_batch
 
     settings = job.spec.training
     seed = settings.seed if settings.shuffle else None
-    batch = gather(job.train, rows_of_step(job.num_rows, settings.batch_size, seed, 0))
+    batch = job.train.gather(rows_of_step(job.num_rows, settings.batch_size, seed, 0))
     bound = objective(job.spec, job.fields, trial_batch(job))
     found = suspects.suspects(bound, batch, size)
     return suspects.draws(bound, batch), [str(suspect) for suspect in found]

@@ -77,10 +77,13 @@ def check(
     path: str | Path | Mapping[str, Any],
     overrides: Mapping[str, Any] | None = None,
     imports: Sequence[str] = (),
+    *,
+    live: Callable[[str], None] = lambda _: None,
 ) -> tuple[JobSpec, Job, list[Notice]]:
     """Everything that can be known before workers start: spec, files, columns, one real batch.
 
-    Raises SpecError, DataError or ContractError, each saying what to change.
+    `live` is told how far a conversion of the rows has come. Raises SpecError, DataError or
+    ContractError, each saying what to change.
     """
     plugins.load(list(imports))
     spec = load(path, overrides)
@@ -90,7 +93,7 @@ def check(
     from pipeline.train.evaluate import chosen
 
     with _threads(1):  # faster for a small batch
-        made = jobs.prepared(spec, base_of(path))
+        made = jobs.prepared(spec, base_of(path), live)
         notices = jobs.check(made)
         chosen(bind(spec, made.fields), spec.metrics)
     return spec, made, notices
@@ -132,6 +135,7 @@ def run(
     *,
     fresh: bool = False,
     say: Callable[[str], None] | None = None,
+    live: Callable[[str], None] = lambda _: None,
     started: float | None = None,
 ) -> Result:
     """Train the job of `path` with dotted `overrides`, and record it in MLflow.
@@ -139,11 +143,12 @@ def run(
     A run of the same job that is not finished goes on where it was, and one that is finished is
     returned; `fresh` starts anew. What is trained may not have changed in between.
     `imports` are modules or files with own losses, models or metrics. `say` gets lines for the
-    user. Raises the errors of `check`, RunError, or RecordError when only the record is missing.
+    user, `live` lines of which each replaces the last. Raises the errors of `check`, RunError, or
+    RecordError when only the record is missing.
     """
     started = time.time() if started is None else started
     tell = say or (lambda _: None)
-    spec, job, notices = check(path, overrides, imports)
+    spec, job, notices = check(path, overrides, imports, live=live)
     for notice in notices:
         tell(f"note  {notice}")
     modules = plugins.homes(components(spec), plugins.load(list(imports)))

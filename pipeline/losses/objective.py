@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.data.batch import Batch, Column, Ragged, num_rows
+from pipeline.data.batch import Batch, in_double, num_rows, only
+from pipeline.dataspec import SampleWeight
 from pipeline.errors import ContractError
 from pipeline.losses.contract import elements, rows
 from pipeline.losses.terms import Predictions, Term, num_classes
-from pipeline.spec import SampleWeight
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,8 @@ class Objective(nn.Module):
 
     def _inputs(self, batch: Batch) -> Batch:
         """The columns that the model reads, in its precision."""
-        columns = {name: batch[name] for name in self.inputs}
-        if self.precision != torch.float64:
-            return columns
-        return {name: _doubled(column) for name, column in columns.items()}
+        columns = only(batch, self.inputs)
+        return in_double(columns) if self.precision == torch.float64 else columns
 
     def items(self, predictions: Predictions, batch: Batch) -> list[Tensor]:
         """What the numerator of each term is the sum of: items times the weights of their rows.
@@ -173,12 +171,6 @@ class Objective(nn.Module):
         if str(number) not in self.heads:
             return []
         return [p for p in self.heads[str(number)].parameters() if p.requires_grad]
-
-
-def _doubled(column: Column) -> Column:
-    if isinstance(column, Ragged):
-        return Ragged(_doubled(column.values), column.lengths)  # type: ignore[arg-type]
-    return column.double() if column.is_floating_point() else column
 
 
 def tried(terms: list[Term], objective: Objective, batch: Batch) -> list[Term]:

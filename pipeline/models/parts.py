@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from pipeline.data.batch import Batch, Ragged
+from pipeline.data.batch import Batch, Ragged, side_by_side
 from pipeline.data.columns import UNKNOWN, Field
 from pipeline.errors import UsageError
 
@@ -24,8 +24,9 @@ class Features(nn.Module):
 
     def __init__(self, inputs: dict[str, Field]) -> None:
         super().__init__()
-        self.width, self.names = 0, list(inputs)
+        self.width = 0
         embeddings: dict[str, nn.Module] = {}
+        self.runs: list[tuple[str | None, list[str]]] = []  # numbers that follow each other
         for place, (name, field) in enumerate(inputs.items()):
             if field.kind in ("tokens", "series"):
                 raise UsageError(
@@ -36,20 +37,26 @@ class Features(nn.Module):
                 size = min(32, math.ceil(field.num_codes**0.5) + 1)
                 # no training row has the unknown category: 0 rather than noise
                 embeddings[str(place)] = nn.Embedding(field.num_codes, size, padding_idx=UNKNOWN)
+                self.runs.append((str(place), [name]))
             else:
                 size = math.prod(field.shape)
+                if self.runs and self.runs[-1][0] is None:
+                    self.runs[-1][1].append(name)
+                else:
+                    self.runs.append((None, [name]))
             self.width += size
         self.embeddings = nn.ModuleDict(embeddings)
 
     def forward(self, batch: Batch) -> Tensor:
         parts = []
-        for place, name in enumerate(self.names):
-            column = batch[name]
-            assert not isinstance(column, Ragged)
-            if str(place) in self.embeddings:
-                column = self.embeddings[str(place)](column)
-            parts.append(column.reshape(len(column), math.prod(column.shape[1:])))
-        return torch.cat(parts, dim=1)
+        for place, names in self.runs:
+            if place is None:
+                parts.append(side_by_side(batch, names))
+                continue
+            codes = batch[names[0]]
+            assert not isinstance(codes, Ragged)
+            parts.append(self.embeddings[place](codes))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 class Outputs(nn.Module):

@@ -28,8 +28,6 @@ from pipeline.train.files import write_json
 if TYPE_CHECKING:
     from pipeline.train.job import Job
 
-EXAMPLE_ROWS = 5
-
 
 def prepare(spec: JobSpec, job: Job, folder: Path, modules: list[str]) -> None:
     """Write what MLflow is told besides the curve: spec, tags, fields and example rows."""
@@ -37,10 +35,8 @@ def prepare(spec: JobSpec, job: Job, folder: Path, modules: list[str]) -> None:
 
     from pipeline.train import bits
 
-    inputs = [field.name for field in job.fields if field.is_input]
-    example = job.example.train.select(inputs).slice(0, EXAMPLE_ROWS)
-    with pa.ipc.new_file(folder / "example.arrow", example.schema) as writer:
-        writer.write_table(example)
+    with pa.ipc.new_file(folder / "example.arrow", job.example.schema) as writer:
+        writer.write_table(job.example)
     write_json(folder / "fields.json", [field.to_json() for field in job.fields])
     tags = {
         "pipeline.spec_digest": spec.digest,

@@ -14,7 +14,8 @@ import pyarrow as pa
 import torch
 
 from pipeline import plugins, specfile
-from pipeline.data.columns import Field, encode, gather
+from pipeline.data.columns import Field, encode
+from pipeline.data.store import in_memory
 from pipeline.losses.objective import Objective
 from pipeline.losses.terms import Term
 from pipeline.train.evaluate import unscaled
@@ -55,8 +56,9 @@ class Served(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         """One row of predictions per row of raw input columns."""
         columns = {field.name: _arrow(model_input[field.name], field) for field in self.inputs}
         kind = np.float64 if self.objective.precision == torch.float64 else np.float32
-        rows = encode(self.inputs, pa.table(columns), kind=kind)
-        batch = gather(rows, np.arange(len(model_input)))
+        encoded = encode(self.inputs, pa.table(columns), fraction=kind)
+        store = in_memory(self.inputs, encoded, len(model_input), kind)
+        batch = store.gather(np.arange(len(model_input)))
         found: dict[str, Any] = {}
         with torch.inference_mode():
             predictions = self.objective.predict(batch)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from pipeline import registry
 from pipeline.data.batch import Batch, Ragged, moved
-from pipeline.data.columns import IGNORED, Columns, gather
+from pipeline.data.columns import IGNORED
 from pipeline.data.order import Rows, owned
+from pipeline.data.store import Buffer, Store
 from pipeline.errors import UsageError
 from pipeline.losses.objective import Objective
 from pipeline.losses.terms import Term
@@ -73,7 +74,7 @@ def _task(term: Term) -> Task | None:
 @torch.no_grad()  # not inference_mode: a model may keep what it computed, as RoPE caches
 def evaluate(
     objective: Objective,
-    columns: Columns,
+    store: Store,
     rows: Rows,
     batch_size: int,
     metrics: Named,
@@ -88,9 +89,10 @@ def evaluate(
     sizes = [_num_sums(objective, *metrics[name]) for name in metrics]
     num_terms, starts = len(objective.terms), range(0, len(rows), batch_size)
     parts: dict[int, Tensor] = {}
+    buffer = Buffer(store.layout, min(batch_size, len(rows)), device.type == "cuda")
     for number in owned(len(starts), reduce.rank(), reduce.num_workers()):
         start = starts[number]
-        batch = gather(columns, rows[start : start + batch_size])
+        batch = store.gather(rows[start : start + batch_size], buffer)
         parts[number] = _sums(objective, batch, metrics, device)
     objective.train(was_training)
     whole = reduce.summed(parts, len(starts), 2 * num_terms + sum(sizes))

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import nn
 
 from pipeline import registry
-from pipeline.data import source
+from pipeline.data import cache
 from pipeline.data.batch import Batch
-from pipeline.data.columns import Columns, Field, Lists, encode, fit, gather
+from pipeline.data.columns import Field
 from pipeline.data.order import steps_per_epoch
+from pipeline.data.store import Store
 from pipeline.errors import ContractError, InputError, UsageError
 from pipeline.losses import fit as fitting
 from pipeline.losses.objective import Objective, tried
@@ -33,17 +35,19 @@ class Job:
 
     spec: JobSpec
     fields: list[Field]
-    train: Columns
-    validation: Columns | None
+    train: Store
+    validation: Store | None
     fingerprint: str
     """SHA-256 of the data."""
-    example: source.Source
-    """The raw rows, for the served model's signature."""
+    example: pa.Table
+    """The first training rows as they are in the files, for the served model's signature."""
+    facts: dict[str, Any]
+    """Files, dropped rows and the columns' profiles."""
 
     @property
     def num_rows(self) -> int:
         """Training rows."""
-        return len(next(iter(self.train.values())))
+        return len(self.train)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -58,19 +62,25 @@ class Job:
     @property
     def num_validation_rows(self) -> int:
         """Validation rows, 0 without validation."""
-        return len(next(iter(self.validation.values()))) if self.validation else 0
+        return len(self.validation) if self.validation else 0
 
 
-def prepared(spec: JobSpec, base: Path) -> Job:
-    """Read the rows and fit their preprocessing. Raises DataError naming file and column."""
-    read = source.read(spec.data, base)
-    fields = fit(spec.data, read.inputs, read.train, readings(spec))
-    kind = np.float64 if spec.training.precision == "float64" else np.float32
-    train = encode(fields, read.train, spec.data.shift, kind)
-    validation = None
-    if read.validation:
-        validation = encode(fields, read.validation, spec.data.shift, kind)
-    return Job(spec, fields, train, validation, read.fingerprint, read)
+def prepared(
+    spec: JobSpec, base: Path, say: cache.Say = lambda _: None, trusted_seconds: float = 0.0
+) -> Job:
+    """The spec's rows, converted now or found in the cache, which is read through once.
+
+    `say` is told how far a conversion has come. Raises DataError naming file and column.
+    """
+    fraction = np.float64 if spec.training.precision == "float64" else np.float32
+    found = cache.rows(
+        spec.data, base, readings(spec), fraction, spec.cache,
+        say=say, trusted_seconds=trusted_seconds,
+    )  # fmt: skip
+    return Job(
+        spec, found.fields, found.train, found.validation, found.fingerprint, found.example,
+        found.facts,
+    )  # fmt: skip
 
 
 def objective(spec: JobSpec, fields: list[Field], trial: Batch | None = None) -> Objective:
@@ -126,21 +136,17 @@ def _described(error: Exception) -> str:
 def trial_batch(job: Job) -> Batch:
     """The first training rows and the longest lists: enough to see a mistake, quick to compute."""
     first = np.arange(min(job.num_rows, job.spec.training.batch_size, 64))
-    lists = [column for column in job.train.values() if isinstance(column, Lists)]
-    longest = [int(column.offsets.diff().argmax()) for column in lists]
-    return gather(job.train, np.unique([*first, *longest]))
+    longest = [int(np.diff(lists.offsets).argmax()) for lists in job.train.lists.values()]
+    return job.train.gather(np.unique([*first, *longest]))
 
 
 def check(job: Job) -> list[fitting.Notice]:
     """Everything that can be known before training. Raises ContractError with the fix."""
-    targets = {field.name for field in job.fields if field.is_target}
+    targets = [field.name for field in job.fields if field.is_target]
     bound = objective(job.spec, job.fields, trial_batch(job))
-    for columns in (job.train, job.validation):
-        if columns is not None:
-            rows = np.arange(len(next(iter(columns.values()))))
-            only = {name: column for name, column in columns.items() if name in targets}
-            if only:
-                fitting.check_targets(bound.terms, gather(only, rows))
+    for rows in (job.train, job.validation):
+        for batch in rows.parts(targets) if rows is not None and targets else ():
+            fitting.check_targets(bound.terms, batch)
     try:
         notices = fitting.check_batch(bound, trial_batch(job))
     except InputError:
@@ -164,9 +170,15 @@ def _oddities(job: Job, terms: list[Term]) -> list[fitting.Notice]:
     if spec.workers.max and spec.workers.max > 1 and not spec.training.microbatch_size:
         text = "without training.microbatch_size a resize changes the curve's last bits"
         found.append(fitting.Notice("workers", text))
+    asked, held = spec.data.validation, job.num_validation_rows
+    if isinstance(asked, float):
+        share, number = held / (held + job.num_rows), held + job.num_rows
+        if abs(share - asked) > 5 * (asked * (1 - asked) / number) ** 0.5:
+            text = f"{asked:g} asked for, {share:.3g} held out: equal rows stay on one side"
+            found.append(fitting.Notice("data.validation", text))
     for field in job.fields:
         values, about = field.vocabulary or (), f"column {field.name!r}"
-        column = job.train[field.name]
+        profile = job.facts["profile"].get(field.name, {})
         numbers = [value for value in values if isinstance(value, str) and _is_number(value)]
         if values and len(values) > 10 and len(numbers) > 0.9 * len(values):
             odd = next((value for value in values if value not in numbers), values[0])
@@ -175,10 +187,12 @@ def _oddities(job: Job, terms: list[Term]) -> list[fitting.Notice]:
         elif field.is_input and len(values) > max(20, job.num_rows // 2):
             text = f"{len(values)} categories in {job.num_rows} rows: an id? it cannot generalise"
             found.append(fitting.Notice(about, text))
-        elif isinstance(column, torch.Tensor) and bool((column == column[:1]).all()):
+        elif profile.get("distinct") == 1 or (
+            field.kind == "number" and profile.get("min") == profile.get("max")
+        ):
             found.append(fitting.Notice(about, "holds one value in all training rows"))
         if field.is_target and field.kind == "number" and field.deviation == 1.0:
-            spread = float(column.std(correction=0)) if isinstance(column, torch.Tensor) else 0.0
+            spread = profile.get("deviation", 0.0)
             if spread > 50 and any(field in t.targets and t.loss.target == "values" for t in terms):
                 text = f"has a deviation of {spread:.3g}: data.target_scale: standard trains better"
                 found.append(fitting.Notice(f"target {field.name!r}", text))

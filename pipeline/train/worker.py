@@ -14,7 +14,8 @@ import torch
 import torch.distributed as dist
 
 from pipeline import plugins, registry
-from pipeline.data.columns import gather
+from pipeline.data import cache
+from pipeline.data.feed import Feed
 from pipeline.data.order import Rows, cut, owned, rows_of_step
 from pipeline.errors import NonFiniteError, RunError, UsageError
 from pipeline.optimizers import learning_rate_factor
@@ -46,7 +47,9 @@ def work(config: dict[str, Any]) -> None:
             "set `storage` to a folder that every node mounts"
         )
     torch.set_num_threads(spec.workers.threads)
-    job = config.get("job") or prepared(spec, Path(config["base"]))
+    job = config.get("job") or prepared(
+        spec, Path(config["base"]), trusted_seconds=cache.TRUSTED_SECONDS
+    )
     if job.fingerprint != config["fingerprint"]:
         raise RunError(
             f"worker {reduce.rank()} reads other rows from {spec.data.train} than the command "
@@ -92,24 +95,30 @@ def train(
                 point = {"step": step, "epoch": step / per_epoch, "validation": values}
                 record.journal.write(point)
 
-    with bits.deterministic(exact):
+    def pieces(step: int) -> list[Rows]:
+        rows = rows_of_step(job.num_rows, settings.batch_size, order_seed, step)
+        return cut(rows, settings.microbatch_size, reduce.num_workers())
+
+    def own(num_microbatches: int) -> range:
+        return owned(num_microbatches, reduce.rank(), reduce.num_workers())
+
+    feed = Feed(job.train, pieces, own, first_step, last_step, device.type == "cuda")
+    with bits.deterministic(exact), feed:
         if first_step == 0:
             validate(0)
-        for step in range(first_step, last_step):
+        started = time.perf_counter()
+        for share in feed:
+            step = share.step
             if before_step:
                 before_step(step)
-            started = time.perf_counter()
             rate = _set_learning_rate(optimizer, spec.schedule, step, job.num_steps)
-            rows = rows_of_step(job.num_rows, settings.batch_size, order_seed, step)
-            pieces = cut(rows, settings.microbatch_size, reduce.num_workers())
-            numbers = owned(len(pieces), reduce.rank(), reduce.num_workers())
             try:
                 losses = train_step(
                     bound,
                     gradients,
                     optimizer,
-                    [(i, gather(job.train, pieces[i])) for i in numbers if len(pieces[i])],
-                    len(pieces),
+                    share.own,
+                    len(share.pieces),
                     step=step,
                     seed=settings.seed,
                     clip_norm=settings.clip_norm,
@@ -117,11 +126,11 @@ def train(
                     stop=record.is_stopping() if record else False,
                 )
             except NonFiniteError as error:
-                raise _with_rows(error, pieces, folder) from None
+                raise _with_rows(error, share.pieces, folder) from None
             if record:
                 seconds = time.perf_counter() - started
                 labels = [term.label for term in bound.terms]
-                speed = len(rows) / seconds
+                speed = share.num_rows / seconds
                 record.journal.write(_point(step + 1, per_epoch, labels, losses, rate, speed))
             if (step + 1) % per_epoch == 0 or step + 1 == last_step:
                 validate(step + 1)
@@ -129,6 +138,7 @@ def train(
                 record.save_if_due(step + 1, bound, optimizer, losses.is_last)
             if losses.is_last and step + 1 < last_step:
                 return
+            started = time.perf_counter()
     if record:
         record.finish(bound, last_step)
     if dist.is_initialized():

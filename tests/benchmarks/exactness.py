@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from pipeline import registry
 from pipeline.data.batch import Batch
 from pipeline.data.columns import Field
+from pipeline.dataspec import SampleWeight
 from pipeline.losses.contract import build
 from pipeline.losses.objective import Objective
 from pipeline.losses.terms import Term
-from pipeline.spec import SampleWeight
 from pipeline.train import reduce
 from pipeline.train.step import train_step
 from tests.processes import on_workers

@@ -14,11 +14,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.data import cache
 from pipeline.data.batch import Ragged
-from pipeline.data.columns import Field, Lists, Reading, encode, fit, gather
-from pipeline.data.source import Source, fingerprint, read
+from pipeline.data.columns import Field, Reading, encode
+from pipeline.data.fitting import fitted as fit
+from pipeline.data.store import Store, in_memory
+from pipeline.dataspec import Data
 from pipeline.errors import DataError
-from pipeline.spec import Data
+from pipeline.spec import Cache
 
 TABLE = pa.table(
     {
@@ -52,10 +55,22 @@ def write(folder: Path, table: pa.Table, name: str) -> str:
     return name
 
 
+def store(fields: list[Field], table: pa.Table, shift: dict[str, str] | None = None) -> Store:
+    return in_memory(fields, encode(fields, table, shift), len(table), np.float32)
+
+
+def batch_of(fields: list[Field], table: pa.Table, shift: dict[str, str] | None = None) -> Any:
+    return store(fields, table, shift).gather(np.arange(len(table)))
+
+
 def fitted(inputs: list[str], **options: Any) -> tuple[dict[str, Field], Any]:
     data = Data(train="x", inputs=inputs, target="y", **options)
-    fields = fit(data, inputs, TABLE, {})
-    return {f.name: f for f in fields}, encode(fields, TABLE)
+    fields = fit(data, TABLE, {})
+    return {f.name: f for f in fields}, batch_of(fields, TABLE)
+
+
+def read(data: Data, base: Path) -> cache.Rows:
+    return cache.rows(data, base, {}, np.float32, Cache())
 
 
 def test_numbers_are_standardised_with_the_training_rows_mean() -> None:
@@ -94,8 +109,8 @@ def test_fixed_lists_become_tensors() -> None:
 
 
 def test_lists_become_padded_batches_with_lengths() -> None:
-    fields, columns = fitted(["tokens", "words", "series"], scale="none")
-    batch = gather(columns, np.array([3, 0, 2]))
+    fields, _ = fitted(["tokens", "words", "series"], scale="none")
+    batch = store(list(fields.values()), TABLE).gather(np.array([3, 0, 2]))
     tokens = batch["tokens"]
     assert isinstance(tokens, Ragged)
     assert tokens.values.tolist() == [[5, 6, 0], [1, 2, 3], [0, 0, 0]]
@@ -111,15 +126,15 @@ def test_lists_become_padded_batches_with_lengths() -> None:
 def test_unknown_categories_get_the_code_of_the_unknown() -> None:
     fields, _ = fitted(["color"])
     other = pa.table({"color": ["pink", "red", None]})
-    columns: Any = encode([fields["color"]], other)
+    columns = batch_of([fields["color"]], other)
     assert columns["color"].tolist() == [0, 3, 0]
 
 
 def test_target_classes_keep_the_order_of_their_labels() -> None:
     data = Data(train="x", inputs=["amount"], target="label")
-    fields = fit(data, ["amount"], TABLE, {"label": Reading(as_classes=True)})
+    fields = fit(data, TABLE, {"label": Reading(as_classes=True)})
     assert fields[-1].counts == (2, 1, 1)
-    columns: Any = encode(fields, TABLE)
+    columns = batch_of(fields, TABLE)
     assert columns["label"].tolist() == [0, 2, 0, 1]
 
 
@@ -127,21 +142,18 @@ def test_ignored_class_numbers_are_no_class() -> None:
     table = pa.table({"x": [1.0, 2.0, 3.0], "k": [5, -100, 7]})
     fields = fit(
         Data(train="x", inputs=["x"], target="k"),
-        ["x"],
         table,
         {"k": Reading(as_classes=True, ignored=-100)},
     )
     assert fields[-1].vocabulary == (5, 7)
-    columns: Any = encode(fields, table)
+    columns = batch_of(fields, table)
     assert columns["k"].tolist() == [0, -100, 1]
 
 
 def test_a_shifted_target_is_the_next_item() -> None:
     data = Data(train="x", inputs=["tokens"], target="next", shift={"next": "tokens"})
-    fields = fit(data, ["tokens"], TABLE, {"next": Reading(as_classes=True, ignored=-100)})
-    column = encode(fields, TABLE, data.shift)["next"]
-    assert isinstance(column, Lists)
-    lists = gather({"next": column}, np.arange(4))["next"]
+    fields = fit(data, TABLE, {"next": Reading(as_classes=True, ignored=-100)})
+    lists = batch_of(fields, TABLE, data.shift)["next"]
     assert isinstance(lists, Ragged)
     assert lists.padded(-100).tolist() == [[2, 3], [-100, -100], [-100, -100], [6, -100]]
 
@@ -156,9 +168,12 @@ def test_fields_travel_as_json() -> None:
 def test_every_format_gives_the_same_rows(name: str, tmp_path: Path) -> None:
     table = TABLE.select(["amount", "count", "color", "y"])
     write(tmp_path, table, name)
-    found = read(Data(train=name, target="y"), tmp_path)
-    assert found.inputs == ["amount", "count", "color"]
-    assert found.train.to_pylist() == table.to_pylist()
+    found = read(Data(train=name, target="y", scale="none"), tmp_path)
+    assert [field.name for field in found.fields] == ["amount", "count", "color", "y"]
+    batch: Any = found.train.gather(np.arange(4))
+    assert batch["amount"].tolist() == table["amount"].to_pylist()
+    assert batch["color"].tolist() == [3, 1, 3, 2]
+    assert found.example.to_pylist() == table.drop_columns("y").to_pylist()
 
 
 def test_the_layout_of_files_changes_neither_rows_nor_fingerprint(tmp_path: Path) -> None:
@@ -168,38 +183,25 @@ def test_the_layout_of_files_changes_neither_rows_nor_fingerprint(tmp_path: Path
     write(tmp_path, table, "one/all.parquet")
     write(tmp_path, table.slice(0, 1), "two/a.parquet")
     write(tmp_path, table.slice(1), "two/b.parquet")
+    write(tmp_path, table.slice(0, 3), "three.parquet")
 
-    def rows(train: str | list[str]) -> Source:
+    def rows(train: str | list[str]) -> cache.Rows:
         return read(Data(train=train, target="y"), tmp_path)
 
-    sources = [rows(t) for t in ("one", "two", "two/*.parquet", ["two/a.parquet", "two/b.parquet"])]
-    sources.append(rows((tmp_path / "two").as_uri()))
-    assert len({source.fingerprint for source in sources}) == 1
-    assert all(source.train.equals(sources[0].train) for source in sources)
-    assert fingerprint(table.slice(0, 3)) != fingerprint(table)
-
-
-def test_a_fraction_is_held_out_by_its_own_seed() -> None:
-    def split(seed: int) -> tuple[list[float], list[float]]:
-        data = Data(train="sample:diabetes", validation=0.2, target="progression", split_seed=seed)
-        found = read(data, Path())
-        assert found.validation is not None
-        return found.train["bmi"].to_pylist(), found.validation["bmi"].to_pylist()
-
-    train, validation = split(0)
-    assert (len(train), len(validation)) == (354, 88)
-    assert split(0) == (train, validation)
-    assert split(1)[1] != validation
+    found = [rows(t) for t in ("one", "two", "two/*.parquet", ["two/a.parquet", "two/b.parquet"])]
+    found.append(rows((tmp_path / "two").as_uri()))
+    assert len({one.fingerprint for one in found}) == 1
+    assert all((one.train.records == found[0].train.records).all() for one in found)
+    assert rows("three.parquet").fingerprint != found[0].fingerprint
 
 
 def test_preprocessing_does_not_see_the_validation_rows(tmp_path: Path) -> None:
     write(tmp_path, pa.table({"x": [0.0, 2.0], "y": [0.0, 1.0]}), "train.parquet")
     write(tmp_path, pa.table({"x": [100.0], "y": [0.0]}), "held.parquet")
-    data = Data(train="train.parquet", validation="held.parquet", target="y")
-    found = read(data, tmp_path)
-    field = fit(data, found.inputs, found.train, {})[0]
-    assert (field.mean, field.deviation) == (1.0, 1.0)
-    held = encode([field], found.validation)["x"]
+    found = read(Data(train="train.parquet", validation="held.parquet", target="y"), tmp_path)
+    assert (found.fields[0].mean, found.fields[0].deviation) == (1.0, 1.0)
+    assert found.validation is not None
+    held = found.validation.gather(np.arange(1))["x"]
     assert isinstance(held, Tensor)
     assert held.tolist() == [99.0]
 

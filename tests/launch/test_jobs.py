@@ -151,11 +151,14 @@ def test_the_model_holds_no_pickled_code(trained: Trained, name: str) -> None:
 @pytest.mark.jobs
 def test_the_served_accuracy_is_the_recorded_one(storage: Path) -> None:
     result = pipeline.run(JOBS / "digits.yaml", {"storage": str(storage), "training.epochs": 2})
-    from pipeline.data.source import read
+    from pipeline.data import source, split
 
     spec = pipeline.load(JOBS / "digits.yaml")
-    validation = read(spec.data, JOBS).validation
-    assert validation is not None
+    train, _ = source.opened(source.located(spec.data, JOBS))
+    choose = split.chooser(spec.data, train)
+    assert choose is not None
+    (block,) = train.blocks()
+    validation = block.table.filter(choose(block))
     frame = pd.DataFrame({"image": cells(validation["image"])})
     right = result.model.predict(frame)["digit"].to_numpy() == validation["digit"].to_numpy()
     assert right.mean() == pytest.approx(result.metrics["accuracy"], abs=1e-9)

@@ -67,8 +67,8 @@ def test_the_record_and_the_model_go_to_the_server(result: pipeline.Result, serv
     assert client.get_run(result.run_id).info.experiment_id == experiment.experiment_id
     (version,) = client.search_model_versions("name = 'breast-cancer'")
     assert version.run_id == result.run_id
-    from pipeline.data.source import sample
+    from pipeline.data.samples import sample
 
-    frame = sample("data.train", "breast_cancer").slice(0, 3).to_pandas()
+    frame = sample("sample:breast_cancer").slice(0, 3).to_pandas()
     predicted = result.model.predict(frame.drop(columns="diagnosis"))
     assert list(predicted["diagnosis"]) == list(frame["diagnosis"])

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import pipeline
-from pipeline.data.columns import gather
 from pipeline.errors import DataError
 from pipeline.specfile import load
 from pipeline.train.evaluate import chosen, evaluate
@@ -36,7 +35,7 @@ def job(folder: Path, columns: dict[str, Any], changes: dict[str, Any]) -> Job:
 def first_loss(made: Job) -> tuple[float, dict[str, Tensor]]:
     """Loss and predictions of all rows at the initial weights."""
     bound = objective(made.spec, made.fields, trial_batch(made))
-    batch = gather(made.train, np.arange(made.num_rows))
+    batch = made.train.gather(np.arange(made.num_rows))
     with torch.no_grad():
         numerators, denominators = bound(batch)[1], bound.denominators(batch)
         predictions = bound.predict(batch)
@@ -114,7 +113,7 @@ def test_targets_beside_each_other_are_one_loss_and_metrics_are_their_mean(tmp_p
     metrics = chosen(bound.terms, ["r2", "rmse"])
     found = evaluate(bound, made.train, np.arange(40), 7, metrics, CPU)
     with torch.no_grad():
-        raw = bound.predict(gather(made.train, np.arange(40)))["prediction"].double().numpy()
+        raw = bound.predict(made.train.gather(np.arange(40)))["prediction"].double().numpy()
     truth = np.stack([price, rooms], 1)
     served = raw * truth.std(0) + truth.mean(0)
     assert found["r2"] == pytest.approx(r2_score(truth, served), rel=1e-5)
@@ -149,7 +148,7 @@ def test_scaling_keeps_columns_of_any_size(size: float, tmp_path: Path) -> None:
         tmp_path, {"small": X[:, 1].astype(float) * size, **y},
         {"loss": "mse", "data": {"target": "y", "inputs": ["small"], "scale": "standard"}},
     )  # fmt: skip
-    column = made.train["small"]
+    column = made.train.gather(np.arange(40))["small"]
     assert isinstance(column, Tensor)
     assert float(column.std()) == pytest.approx(1, rel=0.05)
 
@@ -161,7 +160,8 @@ def test_only_amounts_are_scaled_among_the_targets(tmp_path: Path) -> None:
                   {"name": "mse", "target": "price", "prediction": "p"}],
          "data": {"target": ["count", "price"], "target_scale": "standard"}},
     )  # fmt: skip
-    count, price = (made.train[name] for name in ("count", "price"))
+    batch = made.train.gather(np.arange(40))
+    count, price = batch["count"], batch["price"]
     assert isinstance(count, Tensor)
     assert isinstance(price, Tensor)
     assert float(count.min()) >= 0
@@ -180,7 +180,7 @@ def test_a_model_sees_its_inputs_and_nothing_of_the_target(tmp_path: Path) -> No
 
     bound.model = Watching()
     bound.heads["0"] = torch.nn.Linear(1, 1)
-    bound.predict(gather(made.train, np.arange(3)))
+    bound.predict(made.train.gather(np.arange(3)))
     assert seen == [{"a", "b"}]
 
 

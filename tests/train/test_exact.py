@@ -16,11 +16,11 @@ from pipeline import registry
 from pipeline.data.batch import Batch
 from pipeline.data.columns import Field
 from pipeline.data.order import cut, owned
+from pipeline.dataspec import SampleWeight
 from pipeline.errors import NonFiniteError
 from pipeline.losses.contract import build
 from pipeline.losses.objective import Objective
 from pipeline.losses.terms import Term
-from pipeline.spec import SampleWeight
 from pipeline.train import reduce, tree
 from pipeline.train.step import Losses, train_step
 from pipeline.train.tree import Ordered
@@ -195,7 +195,7 @@ def test_two_weighted_terms_divide_by_their_own_counts(num: int) -> None:
 
 def test_a_term_without_any_item_is_absent_and_the_others_train() -> None:
     objective, batch = two_terms()
-    batch["label"] = torch.full((NUM_ROWS,), -100)
+    batch = {**batch, "label": torch.full((NUM_ROWS,), -100)}
     got = one_step(objective, lambda rows: {k: v[rows] for k, v in batch.items()}, 0, 1)  # type: ignore[index]
     assert got.losses.terms[0] is None
     assert got.losses.terms[1] is not None
@@ -307,7 +307,8 @@ def weighted(mean_over: str, rank: int, num: int) -> Outcome:
 def two_weighted(mean_over: Any) -> tuple[Objective, Batch]:
     objective, batch = two_terms()
     generator = torch.Generator().manual_seed(5)
-    batch["importance"] = torch.rand(NUM_ROWS, generator=generator, dtype=torch.float64) * 3
+    importance = torch.rand(NUM_ROWS, generator=generator, dtype=torch.float64) * 3
+    batch = {**batch, "importance": importance}
     objective.sample_weight = SampleWeight(column="importance", mean_over=mean_over)
     return objective, batch
 

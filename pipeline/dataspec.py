@@ -1,0 +1,185 @@
+"""The spec's `data`: which rows and columns are trained on, and what is made of them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """A part of the spec: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and kind is not bool:
+            raise PydanticCustomError(
+                "bool", "true and false are no {kind}", {"kind": "value here"}
+            )
+        return value
+
+
+class SampleWeight(Section):
+    """How much each row counts."""
+
+    column: str
+    """Column of numbers that are at least 0."""
+    mean_over: Literal["weights", "items"] = "weights"
+    """What the weighted sum is divided by: the weights' sum, as in a weighted mean, or the number
+    of items, as if they were not weighted."""
+
+
+Scale = Literal["standard", "min_max", "log", "none"]
+
+
+class Constant(Section):
+    """A value in the place of missing ones."""
+
+    constant: float | str
+    """Number or text, as the column holds."""
+
+
+Missing = Literal["error", "drop", "mean", "category"] | Constant
+
+
+class Split(Section):
+    """Validation rows taken out of the training files by what a column holds."""
+
+    fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of the rows to hold out: of groups about, of time as near as equal times allow."""
+    group: str | None = None
+    """Column whose rows of one value stay together, as all visits of a patient."""
+    time: str | None = None
+    """Column of dates, times or numbers: the latest rows are held out."""
+    since: float | str | None = None
+    """With `time`: the first date, time or number of the validation rows."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Split:
+        if (self.group is None) == (self.time is None):
+            raise PydanticCustomError("split", "give `group` or `time`, the column to split by")
+        if (self.fraction is None) == (self.since is None):
+            raise PydanticCustomError("split", "give `fraction`, or with `time` its `since`")
+        if self.since is not None and self.time is None:
+            raise PydanticCustomError("split", "`since` goes with `time`")
+        return self
+
+    @property
+    def column(self) -> str:
+        """The column that decides."""
+        return self.group or self.time or ""
+
+
+class Image(Section):
+    """What an encoded image is made: float numbers from -1 to 1."""
+
+    size: Annotated[list[Positive], Field(min_length=2, max_length=2)]
+    """Height and width in pixels; images of another size are resized."""
+    mode: Literal["L", "RGB"] = "RGB"
+    """Grey [height, width], or colours [3, height, width]."""
+
+
+class Data(Section):
+    """Which rows and columns are trained on."""
+
+    train: str | list[str]
+    """Parquet, Arrow IPC or CSV: path, glob, folder, list or URI; or `sample:NAME`.
+    Relative paths start at the job spec's folder."""
+    validation: str | list[str] | Annotated[float, Field(gt=0, lt=1)] | Split | None = None
+    """Validation files, or the fraction of the training rows to hold out; or a split by a column,
+    `{fraction, group}` or `{fraction, time}` or `{since, time}`."""
+    split_seed: int = 0
+    """Chooses which rows a validation fraction holds out; independent of training.seed."""
+    inputs: list[str] | None = None
+    """Input columns; every column that is no target unless given."""
+    target: str | list[str] | None = None
+    """Target column or columns; none for losses that compare predictions only."""
+    shift: dict[str, str] = {}
+    """Targets made from list columns, new name: column. Each position's target is the next item."""
+    categorical: list[str] = []
+    """Input columns of whole numbers that are names, not amounts: read through a vocabulary."""
+    dates: list[str] = []
+    """Input columns of dates or times to read as days gone by, and where in the year, the week and
+    the day they stand (sine and cosine)."""
+    images: dict[str, Image] = {}
+    """Input columns of encoded images (PNG, JPEG, ...), and what each is made."""
+    tokenizers: dict[str, str] = {}
+    """Input columns of text, and the file (`tokenizer.json`) that makes tokens of each."""
+    missing: Missing | dict[str, Missing] = "error"
+    """What happens to missing values and NaN, for all columns or by column: `error`, `drop` (the
+    row), `mean` (of the training rows), `category` (its own code, categories only) or
+    `{constant: value}`."""
+    scale: Scale | dict[str, Scale] = "standard"
+    """Numeric inputs, all or by column: `standard` (mean 0 and deviation 1 over the training rows),
+    `min_max` (0 to 1), `log` (log(1 + x), then standard) or `none`."""
+    sample_weight: SampleWeight | None = None
+    """Column that weights each row in every loss, or `{column, mean_over}`. Not in metrics."""
+    target_scale: Literal["standard", "min_max", "none"] = "none"
+    """The same for numeric targets; metrics and served predictions stay in the column's unit."""
+
+    @field_validator("train", "validation", "inputs", "target", "categorical", "dates")
+    @classmethod
+    def _distinct(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, list):
+            if not value and info.field_name not in ("categorical", "dates"):
+                raise PydanticCustomError("empty", "an empty list")
+            twice = {item for item in value if value.count(item) > 1}
+            if twice:
+                raise PydanticCustomError("twice", "{items} twice", {"items": sorted(twice)})
+        return value
+
+    @field_validator("sample_weight", mode="before")
+    @classmethod
+    def _column(cls, value: Any) -> Any:
+        return {"column": value} if isinstance(value, str) else value
+
+    @field_validator("validation", mode="before")
+    @classmethod
+    def _files_or_fraction(cls, value: Any) -> Any:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number and not 0 < value < 1:
+            text = "expected files, or a fraction of the training rows between 0 and 1; found {v}"
+            raise PydanticCustomError("fraction", text, {"v": value})
+        return value
+
+    @model_validator(mode="after")
+    def _apart(self) -> Data:
+        both = sorted(set(self.inputs or []) & set(self.targets))
+        if both:
+            raise PydanticCustomError(
+                "leak", "{columns}: both input and target", {"columns": ", ".join(both)}
+            )
+        weight = self.sample_weight.column if self.sample_weight else None
+        if weight in (*(self.inputs or []), *self.targets):
+            text = "{column}: the sample weight cannot be input or target too"
+            raise PydanticCustomError("leak", text, {"column": weight})
+        return self
+
+    @property
+    def targets(self) -> list[str]:
+        """Target columns as a list, empty without a target."""
+        return [self.target] if isinstance(self.target, str) else (self.target or [])
+
+    def missing_in(self, column: str) -> Missing:
+        """What happens to missing values of the column."""
+        return self.missing.get(column, "error") if isinstance(self.missing, dict) else self.missing
+
+    def scale_of(self, column: str) -> Scale:
+        """How the numeric input column is scaled."""
+        return self.scale.get(column, "standard") if isinstance(self.scale, dict) else self.scale
