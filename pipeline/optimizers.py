@@ -37,7 +37,12 @@ def sgd(
 ) -> Optimizer:
     """Gradient descent, with momentum if given (torch.optim.SGD)."""
     return optim.SGD(
-        parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov
+        parameters,
+        lr=lr,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        nesterov=nesterov,
+        fused=True,
     )
 
 
@@ -53,7 +58,13 @@ def adam(
 ) -> Optimizer:
     """Adam (torch.optim.Adam)."""
     return optim.Adam(
-        parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad
+        parameters,
+        lr=lr,
+        betas=betas,
+        eps=eps,
+        weight_decay=weight_decay,
+        amsgrad=amsgrad,
+        fused=True,
     )
 
 
@@ -67,7 +78,9 @@ def adamw(
     weight_decay: Decay = 0.01,
 ) -> Optimizer:
     """Adam with weight decay apart from the gradient (torch.optim.AdamW)."""
-    return optim.AdamW(parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+    return optim.AdamW(
+        parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True
+    )
 
 
 @optimizer("nadam")

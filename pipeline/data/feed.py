@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 
+from torch import Tensor
+
 from pipeline.data.batch import Batch
 from pipeline.data.order import Rows
 from pipeline.data.store import Buffer, Store
@@ -25,6 +27,8 @@ class Share:
     """Rows of all the batch's micro-batches, whoever computes them."""
     own: list[tuple[int, Batch]]
     """This worker's micro-batches that have rows, with their numbers; good until the next step."""
+    counts: dict[int, Tensor]
+    """What the losses count in each of them."""
 
     @property
     def num_rows(self) -> int:
@@ -33,24 +37,25 @@ class Share:
 
 
 class Feed:
-    """Shares of the steps from `first` to `last`, in order.
+    """Shares of the steps from `first` to `last` in order, each with the one that follows it.
 
     `pieces(step)` are the step's micro-batches, `own(n)` the numbers of those that this worker
-    computes when there are n. Buffers are reused: a share lives until the next one is asked for.
-    Errors of the thread are raised where its share would have come.
+    computes when there are n, `count(batch)` what the losses count in one. Buffers are reused: a
+    share lives until the next one is asked for. Errors of the thread are raised where its share
+    would have come.
     """
 
     def __init__(
         self, rows: Store, pieces: Callable[[int], list[Rows]], own: Callable[[int], range],
-        first: int, last: int, pinned: bool = False,
+        count: Callable[[Batch], Tensor], first: int, last: int, pinned: bool = False,
     ) -> None:  # fmt: skip
-        self.rows, self.pieces, self.own = rows, pieces, own
+        self.rows, self.pieces, self.own, self.count = rows, pieces, own, count
         self.steps, self.pinned = range(first, last), pinned
         self._ready: queue.SimpleQueue[tuple[Share, list[Buffer]] | BaseException] = (
             queue.SimpleQueue()
         )
         self._free: queue.SimpleQueue[list[Buffer] | None] = queue.SimpleQueue()
-        for _ in range(AHEAD + 1):
+        for _ in range(AHEAD + 2):
             self._free.put([])
         self._thread = threading.Thread(target=self._gather, name="feed", daemon=True)
 
@@ -65,14 +70,20 @@ class Feed:
         self._free.put(None)
         self._thread.join()
 
-    def __iter__(self) -> Iterator[Share]:
-        for _ in self.steps:
-            item = self._ready.get()
-            if isinstance(item, BaseException):
-                raise item
-            share, buffers = item
-            yield share
-            self._free.put(buffers)
+    def __iter__(self) -> Iterator[tuple[Share, Share | None]]:
+        here = self._next() if self.steps else None
+        for step in self.steps:
+            assert here is not None
+            following = self._next() if step + 1 in self.steps else None
+            yield here[0], following and following[0]
+            self._free.put(here[1])
+            here = following
+
+    def _next(self) -> tuple[Share, list[Buffer]]:
+        item = self._ready.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
 
     def _gather(self) -> None:
         try:
@@ -86,7 +97,7 @@ class Feed:
 
     def _share(self, step: int, buffers: list[Buffer]) -> Share:
         pieces = self.pieces(step)
-        numbers = [number for number in self.own(len(pieces)) if len(pieces[number])]
+        numbers = self.own(len(pieces))
         own: list[tuple[int, Batch]] = []
         for place, number in enumerate(numbers):
             size = len(pieces[number])
@@ -95,4 +106,4 @@ class Feed:
             if buffers[place].num_rows < size:
                 buffers[place] = Buffer(self.rows.layout, size, self.pinned)
             own.append((number, self.rows.gather(pieces[number], buffers[place])))
-        return Share(step, pieces, own)
+        return Share(step, pieces, own, {number: self.count(batch) for number, batch in own})

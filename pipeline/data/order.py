@@ -30,13 +30,13 @@ def rows_of_step(num_rows: int, batch_size: int, seed: int | None, step: int) ->
 
 
 def cut(rows: Rows, microbatch_size: int | None, num_workers: int) -> list[Rows]:
-    """The micro-batches of a global batch, in order; some may be empty.
+    """The micro-batches of a global batch, in order; none is empty.
 
     With `microbatch_size` the cuts are the same for any number of workers; without it each worker
     has one micro-batch, its even share.
     """
     if microbatch_size is None:
-        return list(np.array_split(rows, num_workers))
+        return [part for part in np.array_split(rows, num_workers) if len(part)]
     return [rows[start : start + microbatch_size] for start in range(0, len(rows), microbatch_size)]
 
 

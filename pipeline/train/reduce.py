@@ -2,7 +2,7 @@
 
 # no `from __future__ import annotations`: DDP compares the hook's annotation with the type itself
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -38,7 +38,7 @@ def total(values: Tensor) -> Tensor:
     return values.cpu()
 
 
-def summed(parts: dict[int, Tensor], num_parts: int, size: int) -> Tensor:
+def summed(parts: Mapping[int, Tensor], num_parts: int, size: int) -> Tensor:
     """Sum of numbered vectors [size] of all workers, in float64 and in the order of the numbers.
 
     The order is what makes the bits the same however the parts are spread over workers.
@@ -46,12 +46,22 @@ def summed(parts: dict[int, Tensor], num_parts: int, size: int) -> Tensor:
     return tabled(parts, num_parts, size).sum(0)
 
 
-def tabled(parts: dict[int, Tensor], num_parts: int, size: int) -> Tensor:
+def tabled(parts: Mapping[int, Tensor], num_parts: int, size: int) -> Tensor:
     """Numbered vectors [size] of all workers, one below the other: float64 [num_parts, size]."""
-    table = torch.zeros(num_parts, size, dtype=torch.float64)
+    return total(table(parts, num_parts, size, torch.device("cpu")))
+
+
+def table(parts: Mapping[int, Tensor], num_parts: int, size: int, device: torch.device) -> Tensor:
+    """This worker's numbered vectors [size] in their rows, 0 elsewhere: float64 [num_parts, size].
+
+    On `device`, or on the host where workers meet there.
+    """
+    if num_workers() > 1:
+        device = _reduction_device()
+    made = torch.zeros(num_parts, size, dtype=torch.float64, device=device)
     for number, part in parts.items():
-        table[number] = part
-    return total(table)
+        made[number].copy_(part, non_blocking=True)
+    return made
 
 
 DTYPES = (
@@ -124,12 +134,19 @@ def _reduction_device() -> torch.device:
 class Gradients(Protocol):
     """A way to sum gradients over micro-batches and workers."""
 
+    trained: list[nn.Parameter]
+    """What gets a gradient."""
+
     def reduce(
-        self, own: Sequence[Microbatch], num_microbatches: int, forward_backward: ForwardBackward
-    ) -> None:
+        self, own: Sequence[Microbatch], num_microbatches: int, forward_backward: ForwardBackward,
+        riders: Callable[[], Tensor],
+    ) -> Tensor:  # fmt: skip
         """Leave in each parameter's `grad` the sum over all micro-batches of all workers.
 
         `own` are this worker's, `forward_backward` does one of them; a worker may have none.
+        `riders`, asked for after the last one, are float64 numbers [R] to be summed as well, each
+        of which only one worker has and all others give 0 for; their sums are returned, on the
+        host.
         """
 
 
@@ -254,8 +271,9 @@ class Overlapped:
             self.model = wrapped
 
     def reduce(
-        self, own: Sequence[Microbatch], num_microbatches: int, forward_backward: ForwardBackward
-    ) -> None:
+        self, own: Sequence[Microbatch], num_microbatches: int, forward_backward: ForwardBackward,
+        riders: Callable[[], Tensor],
+    ) -> Tensor:  # fmt: skip
         """Only the last backward pass of each worker waits for the others."""
         before = self.buffers.copy()
         for parameter in self.trained:
@@ -270,6 +288,7 @@ class Overlapped:
                 parameter.grad = torch.zeros_like(parameter)
         if num_workers() > 1 and len(before):
             self._agree_on_buffers(before, bool(own))
+        return total(riders())
 
     def _agree_on_buffers(self, before: list[Tensor], has_rows: bool) -> None:
         """Running statistics change by the mean over the workers that had rows."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,9 @@ from pipeline.errors import NonFiniteError
 from pipeline.losses.objective import Objective
 from pipeline.train import coupled, reduce
 from pipeline.train.reduce import Gradients, Microbatch
+
+Counts = tuple[Mapping[int, Tensor], int]
+"""What each of this worker's micro-batches adds to the denominators [K], and how many there are."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Losses:
     gradient_norm: float
     is_last: bool = False
     """Whether some worker was told to stop: all know it after the same step."""
+    following: Tensor | None = None
+    """Denominators of the next step's global batch, if its counts were given."""
 
 
 def train_step(
@@ -42,21 +47,33 @@ def train_step(
     clip_norm: float | None,
     device: torch.device,
     stop: bool = False,
+    denominators: Tensor | None = None,
+    following: Counts | None = None,
 ) -> Losses:
     """Move the weights by the gradient of the global batch's mean loss, and return the loss.
 
     `own` are this worker's of the batch's `num_microbatches`; there may be none. `stop` says that
-    this worker was told to stop. Raises NonFiniteError on every worker, before any weight has
-    moved.
+    this worker was told to stop. The losses travel with the gradients, and so do the counts of the
+    `following` step, whose `denominators` are then known. Raises NonFiniteError on every worker,
+    before any weight has moved.
     """
     weights = torch.tensor([term.weight for term in objective.terms], dtype=torch.float64)
-    counts = {number: objective.denominators(batch) for number, batch in own}
-    denominators = reduce.summed(counts, num_microbatches, len(weights))
+    if denominators is None:
+        counts = {number: objective.denominators(batch) for number, batch in own}
+        denominators = reduce.summed(counts, num_microbatches, len(weights))
     scales = torch.where(denominators > 0, weights / denominators, 0.0).to(device)
     numerators: dict[int, Tensor] = {}
 
     def draw(number: int) -> None:
-        torch.manual_seed(_mixed(seed, step, number))  # dropout follows the rows, not the worker
+        _seed(_mixed(seed, step, number), device)  # dropout follows the rows, not the worker
+
+    def riders() -> Tensor:
+        flag = torch.tensor([float(stop)], dtype=torch.float64, device=device)
+        kept = {number: torch.cat([numerators[number], flag]) for number, _ in own}
+        tables = [reduce.table(kept, num_microbatches, len(weights) + 1, device)]
+        if following is not None:
+            tables.append(reduce.table(*following, len(weights), device))
+        return torch.cat([table.flatten() for table in tables])
 
     shares = coupled.shares(objective, own, num_microbatches, draw, device)
 
@@ -65,13 +82,13 @@ def train_step(
         losses, numerators[number] = model(batch and moved(batch, device), shares.get(number))
         (losses * scales.to(losses.dtype)).sum().backward()
 
-    gradients.reduce(own, num_microbatches, forward_backward)
-    norm = _clipped(objective, clip_norm)
-    flag = torch.tensor([float(stop)], dtype=torch.float64, device=device)
-    kept = {number: torch.cat([numerators[number], flag]) for number, _ in own}
-    table = reduce.tabled(kept, num_microbatches, len(weights) + 1)
+    sums = gradients.reduce(own, num_microbatches, forward_backward, riders)
+    norm = _clipped(gradients.trained, clip_norm)
+    num_losses = num_microbatches * (len(weights) + 1)
+    table = sums[:num_losses].view(num_microbatches, -1)
     whole = table.sum(0)
-    result = _losses(whole[:-1], denominators, weights, norm, bool(whole[-1] > 0))
+    known = sums[num_losses:].view(-1, len(weights)).sum(0) if following else None
+    result = _losses(whole[:-1], denominators, weights, norm, bool(whole[-1] > 0), known)
     if not math.isfinite(norm) or not math.isfinite(result.total or 0.0):
         labels = [term.label for term in objective.terms]
         named = {k: v for k, v in zip(labels, result.terms, strict=True) if v is not None}
@@ -81,21 +98,28 @@ def train_step(
     return result
 
 
-def _clipped(objective: nn.Module, clip_norm: float | None) -> float:
+def _clipped(trained: list[nn.Parameter], clip_norm: float | None) -> float:
     """Norm of the whole gradient, which is then scaled down to `clip_norm` if above it."""
-    parameters = [p for p in objective.parameters() if p.requires_grad]
-    limit = math.inf if clip_norm is None else clip_norm
-    return float(nn.utils.clip_grad_norm_(parameters, limit))
+    if clip_norm is not None:
+        return float(nn.utils.clip_grad_norm_(trained, clip_norm))
+    return float(nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None]))
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Seed what `device` draws from; `torch.manual_seed` tells all that there are, in 1 ms."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def _losses(
-    numerators: Tensor, denominators: Tensor, weights: Tensor, norm: float, is_last: bool
-) -> Losses:
-    terms = tuple(
-        float(n / d) if d > 0 else None for n, d in zip(numerators, denominators, strict=True)
-    )
+    numerators: Tensor, denominators: Tensor, weights: Tensor, norm: float, is_last: bool,
+    following: Tensor | None,
+) -> Losses:  # fmt: skip
+    both = zip(numerators.tolist(), denominators.tolist(), strict=True)
+    terms = tuple(n / d if d > 0 else None for n, d in both)
     present = [w * t for w, t in zip(weights.tolist(), terms, strict=True) if t is not None]
-    return Losses(terms, sum(present) if present else None, norm, is_last)
+    return Losses(terms, sum(present) if present else None, norm, is_last, following)
 
 
 def _mixed(seed: int, step: int, number: int) -> int:

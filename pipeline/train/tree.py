@@ -26,74 +26,100 @@ SMALL = 2**18
 """Numbers over all workers up to which gathering whole vectors is quicker."""
 
 
+def is_small(objective: nn.Module) -> bool:
+    """Whether the gradient is one message, so that DDP could not overlap its sum with anything."""
+    trained = [p for p in objective.parameters() if p.requires_grad]
+    kinds = {tensor.dtype for tensor in (*trained, *reduce.Buffers(objective).floats)}
+    return len(kinds) == 1 and sum(p.numel() for p in trained) <= SMALL
+
+
 class Ordered:
     """Gradients and buffers, summed over micro-batches and workers in the tree's order.
 
     Gradients live in one flat tensor, behind them the changes that forward passes make to buffers,
     such as BatchNorm's running statistics: each micro-batch starts from the step's buffers, and
-    the mean of its changes makes the next step's.
+    the mean of its changes makes the next step's. Behind those, the step's riders.
     """
 
     def __init__(self, objective: nn.Module) -> None:
         self.objective = objective
-        trained = [p for p in objective.parameters() if p.requires_grad]
+        self.trained = [p for p in objective.parameters() if p.requires_grad]
         self.buffers = reduce.Buffers(objective)
-        kinds = {tensor.dtype for tensor in (*trained, *self.buffers.floats)}
+        kinds = {tensor.dtype for tensor in (*self.trained, *self.buffers.floats)}
         if len(kinds) > 1:
             names = ", ".join(sorted(map(str, kinds)))
             raise UsageError(
                 f"training.microbatch_size: the model's parameters have several types ({names}); "
                 "the fixed order of sums needs one"
             )
-        self.num_gradients = sum(p.numel() for p in trained)
-        size = self.num_gradients + self.buffers.size
-        num_workers = reduce.num_workers()
-        self.segment = -(-size // num_workers)  # every worker sends segments of the same length
-        self.flat = trained[0].new_zeros(self.segment * num_workers)
-        ends = accumulate(p.numel() for p in trained)
+        self.num_gradients = sum(p.numel() for p in self.trained)
+        self.size = self.num_gradients + self.buffers.size
+        self._make_room(self.size)
+
+    def _make_room(self, size: int) -> None:
+        self.flat = self.trained[0].new_zeros(size)
+        ends = accumulate(p.numel() for p in self.trained)
         self.views = [
             (parameter, self.flat[end - parameter.numel() : end].view_as(parameter))
-            for parameter, end in zip(trained, ends, strict=True)
+            for parameter, end in zip(self.trained, ends, strict=True)
         ]
 
     def reduce(
-        self, own: Sequence[Microbatch], num_microbatches: int, forward_backward: ForwardBackward
-    ) -> None:
-        """Leave in each parameter's `grad` the sum over the whole batch."""
+        self, own: Sequence[Microbatch], num_microbatches: int, forward_backward: ForwardBackward,
+        riders: Callable[[], Tensor],
+    ) -> Tensor:  # fmt: skip
+        """Leave in each parameter's `grad` the sum over the whole batch; returns that of riders."""
         batches = dict(own)
         for parameter, view in self.views:  # an optimizer may have put None in its place
             parameter.grad = view
         before = self.buffers.copy()
-        tail = self.flat[self.num_gradients : self.num_gradients + self.buffers.size]
+        flat, tail = self.flat[: self.size], self.flat[self.num_gradients : self.size]
 
         def leaf(number: int) -> Tensor:
             self.buffers.restore(before)
-            self.flat.zero_()
+            flat.zero_()
             forward_backward(self.objective, number, batches[number])
             tail.copy_(self.buffers.changes(before))
-            return self.flat
+            return flat
 
         if batches:
             total = depth_first(min(batches), max(batches) + 1, leaf)
-            if total is not self.flat:
-                self.flat.copy_(total)
+            if total is not flat:
+                flat.copy_(total)
+        else:
+            flat.zero_()
+        told = riders()
         if reduce.num_workers() > 1:
-            self._exchange(num_microbatches)
-        self.buffers.change(before, tail / num_microbatches)
+            told = self._exchange(num_microbatches, told)
+        changes = self.flat[self.num_gradients : self.size]
+        self.buffers.change(before, changes / num_microbatches)
+        return told.cpu()
 
-    def _exchange(self, num_microbatches: int) -> None:
-        """All-to-all of equal segments, a local sum in the tree's order, all-gather.
+    def _exchange(self, num_microbatches: int, riders: Tensor) -> Tensor:
+        """Sum what is flat over workers, and the riders with it; returns these.
 
-        A small vector is gathered whole instead: one message less, the same additions.
+        All-to-all of equal segments, a local sum in the tree's order, all-gather. A small vector is
+        gathered whole instead: one message less, the same additions.
         """
         num_workers = reduce.num_workers()
-        is_small = self.flat.numel() * num_workers <= SMALL
+        split = _split(riders, self.flat.dtype)
+        end = self.size + split.numel()
+        segment = -(-end // num_workers)  # every worker sends segments of the same length
+        if segment * num_workers > self.flat.numel():
+            kept = self.flat[: self.size]
+            self._make_room(segment * num_workers)
+            self.flat[: self.size] = kept
+            for parameter, view in self.views:
+                parameter.grad = view
+        flat = self.flat[: segment * num_workers]
+        flat[self.size : end] = split
+        is_small = flat.numel() * num_workers <= SMALL
         if is_small:
-            received = self.flat.new_empty(num_workers * self.flat.numel())
-            _all_gather(received, self.flat)
+            received = flat.new_empty((flat.numel() * num_workers,))
+            _all_gather(received, flat)
         else:
-            received = torch.empty_like(self.flat)
-            dist.all_to_all_single(received, self.flat)
+            received = torch.empty_like(flat)
+            dist.all_to_all_single(received, flat)
         parts = received.view(num_workers, -1)
         owners: dict[tuple[int, int], Tensor] = dict(
             zip(subtrees(num_microbatches, num_workers), parts, strict=False)
@@ -106,9 +132,34 @@ class Ordered:
             return joined(start, half) + joined(half, end)
 
         if is_small:
-            self.flat.copy_(joined(0, num_microbatches))
+            flat.copy_(joined(0, num_microbatches))
         else:
-            _all_gather(self.flat, joined(0, num_microbatches).contiguous())
+            _all_gather(flat, joined(0, num_microbatches).contiguous())
+        return _joined(flat[self.size : end], riders)
+
+
+def _split(values: Tensor, kind: torch.dtype) -> Tensor:
+    """Float64 numbers as numbers of `kind`, from whose sums with zeros they can be told exactly.
+
+    Three float32 hold the 53 bits of a float64, within the range of float32.
+    """
+    if kind == torch.float64:
+        return values
+    parts = []
+    rest = values
+    for _ in range(3):
+        part = rest.float()
+        parts.append(part)
+        rest = torch.where(torch.isfinite(part), rest - part.double(), 0.0)
+    return torch.cat(parts)
+
+
+def _joined(parts: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `_split`."""
+    if parts.dtype == torch.float64:
+        return parts.clone()
+    high, between, low = torch.unbind(parts.double().view(3, like.numel()))
+    return high + between + low
 
 
 def depth_first(start: int, end: int, leaf: Callable[[int], Tensor]) -> Tensor:

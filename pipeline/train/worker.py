@@ -26,7 +26,7 @@ from pipeline.train.curve import Journal
 from pipeline.train.evaluate import chosen, evaluate
 from pipeline.train.job import Job, objective, prepared, trial_batch
 from pipeline.train.step import Losses, train_step
-from pipeline.train.tree import Ordered
+from pipeline.train.tree import Ordered, is_small
 from pipeline.train.weights import save_weights, weights_sha256
 
 ASK_SECONDS = 0.2
@@ -75,7 +75,8 @@ def train(
     device = _device(spec)
     bound = objective(spec, job.fields, trial_batch(job)).to(device)
     exact = settings.microbatch_size is not None
-    gradients = Ordered(bound) if exact else reduce.Overlapped(bound, device)
+    in_order = exact or is_small(bound)
+    gradients = Ordered(bound) if in_order else reduce.Overlapped(bound, device)
     optimizer = registry.optimizers[spec.optimizer.name].build(
         [p for p in bound.parameters() if p.requires_grad], **spec.optimizer.options
     )
@@ -102,12 +103,14 @@ def train(
     def own(num_microbatches: int) -> range:
         return owned(num_microbatches, reduce.rank(), reduce.num_workers())
 
-    feed = Feed(job.train, pieces, own, first_step, last_step, device.type == "cuda")
+    pinned = device.type == "cuda"
+    feed = Feed(job.train, pieces, own, bound.denominators, first_step, last_step, pinned)
     with bits.deterministic(exact), feed:
         if first_step == 0:
             validate(0)
+        denominators = None
         started = time.perf_counter()
-        for share in feed:
+        for share, following in feed:
             step = share.step
             if before_step:
                 before_step(step)
@@ -124,9 +127,12 @@ def train(
                     clip_norm=settings.clip_norm,
                     device=device,
                     stop=record.is_stopping() if record else False,
+                    denominators=denominators,
+                    following=(following.counts, len(following.pieces)) if following else None,
                 )
             except NonFiniteError as error:
                 raise _with_rows(error, share.pieces, folder) from None
+            denominators = losses.following
             if record:
                 seconds = time.perf_counter() - started
                 labels = [term.label for term in bound.terms]
