@@ -6,6 +6,7 @@ point that MLflow has already is dropped there, since its time was fixed when it
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -52,6 +53,7 @@ class Delivery:
         self.state.pop("error", None)
         self.reader = Reader(folder / files.CURVE)
         self.unsent: list[dict[str, Any]] = []
+        self.rate: float | None = None
         self.num_read = 0
         mlflow.set_tracking_uri(self.record["tracking_uri"])
         self.client = mlflow.MlflowClient()
@@ -91,7 +93,7 @@ class Delivery:
             metrics: list[Any] = []
             num_points = 0
             for point in self.unsent:
-                made = list(_metrics(point))
+                made = list(_metrics(self._news(point)))
                 if metrics and len(metrics) + len(made) > BATCH:
                     break
                 metrics += made
@@ -99,6 +101,15 @@ class Delivery:
             self.client.log_batch(self.state["run_id"], metrics=metrics)
             del self.unsent[:num_points]
             self.save(delivered=self.state["delivered"] + num_points)
+
+    def _news(self, point: dict[str, Any]) -> dict[str, Any]:
+        """The point without a learning rate that is the last one's: MLflow costs 0.1 ms a value."""
+        rate = point.get("train", {}).get("learning_rate")
+        if rate is None or rate != self.rate or "rows_per_second" in point["train"]:
+            self.rate = rate or self.rate
+            return point
+        kept = {name: value for name, value in point["train"].items() if name != "learning_rate"}
+        return {**point, "train": kept}
 
     def finish(self, state: str) -> None:
         """The rest of the curve, the model of a finished run, and the run's status."""
@@ -156,7 +167,7 @@ def main(folder: Path) -> int:
     """Deliver until training has ended; 0 when the record is complete."""
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
-    os.nice(5)  # training comes first
+    _step_back()
     launcher = json.loads((folder / files.RECORD).read_text())["launcher"]
     with (folder / ".delivering").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # an earlier launcher's delivery ends first
@@ -196,6 +207,14 @@ def _deliver(folder: Path, launcher: int) -> int:
                 return 3
             pause = EVERY_SECONDS if ended else min(2 * pause, LONGEST_PAUSE_SECONDS)
         _pause(folder, pause)
+
+
+def _step_back() -> None:
+    """Training comes first: this process takes the time that is left."""
+    os.nice(19)
+    if hasattr(os, "SCHED_IDLE"):  # Linux: woken workers need not wait for their turn
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def _starting(folder: Path) -> bool:

@@ -57,11 +57,13 @@ def train_step(
     `following` step, whose `denominators` are then known. Raises NonFiniteError on every worker,
     before any weight has moved.
     """
-    weights = torch.tensor([term.weight for term in objective.terms], dtype=torch.float64)
+    weights = [term.weight for term in objective.terms]
     if denominators is None:
         counts = {number: objective.denominators(batch) for number, batch in own}
         denominators = reduce.summed(counts, num_microbatches, len(weights))
-    scales = torch.where(denominators > 0, weights / denominators, 0.0).to(device)
+    both = zip(weights, denominators.tolist(), strict=True)
+    scales = torch.tensor([w / d if d > 0 else 0.0 for w, d in both], dtype=torch.float64)
+    scales = scales.to(device)
     numerators: dict[int, Tensor] = {}
 
     def draw(number: int) -> None:
@@ -113,12 +115,12 @@ def _seed(seed: int, device: torch.device) -> None:
 
 
 def _losses(
-    numerators: Tensor, denominators: Tensor, weights: Tensor, norm: float, is_last: bool,
+    numerators: Tensor, denominators: Tensor, weights: list[float], norm: float, is_last: bool,
     following: Tensor | None,
 ) -> Losses:  # fmt: skip
     both = zip(numerators.tolist(), denominators.tolist(), strict=True)
     terms = tuple(n / d if d > 0 else None for n, d in both)
-    present = [w * t for w, t in zip(weights.tolist(), terms, strict=True) if t is not None]
+    present = [w * t for w, t in zip(weights, terms, strict=True) if t is not None]
     return Losses(terms, sum(present) if present else None, norm, is_last, following)
 
 

@@ -24,6 +24,8 @@ _all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 
 SMALL = 2**18
 """Numbers over all workers up to which gathering whole vectors is quicker."""
+ALIGNED = 8
+"""Numbers, of any type, of which so many are whole float64s."""
 
 
 def is_small(objective: nn.Module) -> bool:
@@ -38,7 +40,7 @@ class Ordered:
 
     Gradients live in one flat tensor, behind them the changes that forward passes make to buffers,
     such as BatchNorm's running statistics: each micro-batch starts from the step's buffers, and
-    the mean of its changes makes the next step's. Behind those, the step's riders.
+    the mean of its changes makes the next step's.
     """
 
     def __init__(self, objective: nn.Module) -> None:
@@ -96,33 +98,29 @@ class Ordered:
         return told.cpu()
 
     def _exchange(self, num_microbatches: int, riders: Tensor) -> Tensor:
-        """Sum what is flat over workers, and the riders with it; returns these.
+        """Sum what is flat over workers, and the riders, which are returned.
 
         All-to-all of equal segments, a local sum in the tree's order, all-gather. A small vector is
-        gathered whole instead: one message less, the same additions.
+        gathered whole instead, with the riders' bytes behind it: one message, the same additions.
         """
         num_workers = reduce.num_workers()
-        split = _split(riders, self.flat.dtype)
-        end = self.size + split.numel()
-        segment = -(-end // num_workers)  # every worker sends segments of the same length
-        if segment * num_workers > self.flat.numel():
-            kept = self.flat[: self.size]
-            self._make_room(segment * num_workers)
-            self.flat[: self.size] = kept
-            for parameter, view in self.views:
-                parameter.grad = view
-        flat = self.flat[: segment * num_workers]
-        flat[self.size : end] = split
-        is_small = flat.numel() * num_workers <= SMALL
+        start = -(-self.size // ALIGNED) * ALIGNED
+        is_small = start * num_workers <= SMALL
+        width = riders.numel() * riders.element_size() // self.flat.element_size()
+        end = start + width if is_small else -(-start // num_workers) * num_workers
+        if end > self.flat.numel():
+            self._grow(end)
+        flat = self.flat[:end]
         if is_small:
-            received = flat.new_empty((flat.numel() * num_workers,))
+            flat[start:].view(riders.dtype).copy_(riders)
+            received = flat.new_empty((end * num_workers,))
             _all_gather(received, flat)
         else:
             received = torch.empty_like(flat)
             dist.all_to_all_single(received, flat)
         parts = received.view(num_workers, -1)
         owners: dict[tuple[int, int], Tensor] = dict(
-            zip(subtrees(num_microbatches, num_workers), parts, strict=False)
+            zip(subtrees(num_microbatches, num_workers), parts[:, :start], strict=False)
         )
 
         def joined(start: int, end: int) -> Tensor:
@@ -131,35 +129,20 @@ class Ordered:
             half = middle(start, end)
             return joined(start, half) + joined(half, end)
 
+        whole = joined(0, num_microbatches)
         if is_small:
-            flat.copy_(joined(0, num_microbatches))
-        else:
-            _all_gather(flat, joined(0, num_microbatches).contiguous())
-        return _joined(flat[self.size : end], riders)
+            flat[:start].copy_(whole)
+            return parts[:, start:].view(riders.dtype).sum(0)
+        _all_gather(flat, whole.contiguous())
+        return reduce.total(riders)
 
-
-def _split(values: Tensor, kind: torch.dtype) -> Tensor:
-    """Float64 numbers as numbers of `kind`, from whose sums with zeros they can be told exactly.
-
-    Three float32 hold the 53 bits of a float64, within the range of float32.
-    """
-    if kind == torch.float64:
-        return values
-    parts = []
-    rest = values
-    for _ in range(3):
-        part = rest.float()
-        parts.append(part)
-        rest = torch.where(torch.isfinite(part), rest - part.double(), 0.0)
-    return torch.cat(parts)
-
-
-def _joined(parts: Tensor, like: Tensor) -> Tensor:
-    """The inverse of `_split`."""
-    if parts.dtype == torch.float64:
-        return parts.clone()
-    high, between, low = torch.unbind(parts.double().view(3, like.numel()))
-    return high + between + low
+    def _grow(self, size: int) -> None:
+        """Make room for messages of `size` numbers."""
+        before = self.flat
+        self._make_room(-(-size // ALIGNED) * ALIGNED)
+        self.flat[: self.size] = before[: self.size]
+        for parameter, view in self.views:
+            parameter.grad = view
 
 
 def depth_first(start: int, end: int, leaf: Callable[[int], Tensor]) -> Tensor:

@@ -30,6 +30,7 @@ from pipeline.train.tree import Ordered, is_small
 from pipeline.train.weights import save_weights, weights_sha256
 
 ASK_SECONDS = 0.2
+SPEED_SECONDS = 1.0
 
 
 def work(config: dict[str, Any]) -> None:
@@ -109,7 +110,6 @@ def train(
         if first_step == 0:
             validate(0)
         denominators = None
-        started = time.perf_counter()
         for share, following in feed:
             step = share.step
             if before_step:
@@ -134,17 +134,14 @@ def train(
                 raise _with_rows(error, share.pieces, folder) from None
             denominators = losses.following
             if record:
-                seconds = time.perf_counter() - started
-                labels = [term.label for term in bound.terms]
-                speed = share.num_rows / seconds
-                record.journal.write(_point(step + 1, per_epoch, labels, losses, rate, speed))
+                point = _point(step + 1, per_epoch, [t.label for t in bound.terms], losses, rate)
+                record.write(point, share.num_rows, is_last=step + 1 == last_step)
             if (step + 1) % per_epoch == 0 or step + 1 == last_step:
                 validate(step + 1)
             if record:
                 record.save_if_due(step + 1, bound, optimizer, losses.is_last)
             if losses.is_last and step + 1 < last_step:
                 return
-            started = time.perf_counter()
     if record:
         record.finish(bound, last_step)
     if dist.is_initialized():
@@ -197,6 +194,7 @@ class Record:
     def __init__(self, job: Job, folder: Path, first_step: int) -> None:
         self.job, self.folder = job, folder
         self._asked, self._stopping = 0.0, False
+        self._num_rows, self._since = 0, time.perf_counter()
         exact = job.spec.training.microbatch_size is not None
         self.journal = Journal(folder / files.CURVE, first_step, compare=exact)
         self.checkpoints = Checkpoints(folder, job.spec.checkpoint, bits.identity(job))
@@ -208,6 +206,15 @@ class Record:
             first_step, "start", attempt=len(self.journal.starts),
             workers=reduce.num_workers(), bits=bits.fingerprint(job.spec), **after,
         )  # fmt: skip
+
+    def write(self, point: dict[str, Any], num_rows: int, is_last: bool) -> None:
+        """One step's point, with the speed in it once a second and at the end."""
+        self._num_rows += num_rows
+        seconds = time.perf_counter() - self._since
+        if seconds >= SPEED_SECONDS or is_last:
+            point["train"]["rows_per_second"] = self._num_rows / seconds
+            self._num_rows, self._since = 0, time.perf_counter()
+        self.journal.write(point)
 
     def is_stopping(self) -> bool:
         """Whether the run is to end after this step; asked of the disk now and then."""
@@ -256,7 +263,7 @@ def _device(spec: JobSpec) -> torch.device:
 
 
 def _point(
-    step: int, per_epoch: int, labels: list[str], losses: Losses, rate: float, speed: float
+    step: int, per_epoch: int, labels: list[str], losses: Losses, rate: float
 ) -> dict[str, Any]:
     """One step's line of the journal."""
     return {
@@ -267,6 +274,5 @@ def _point(
             "loss": losses.total,
             "learning_rate": rate,
             "gradient_norm": losses.gradient_norm,
-            "rows_per_second": speed,
         },
     }
