@@ -128,7 +128,10 @@ def check(job: str, overrides: tuple[str, ...], imports: tuple[str, ...], as_jso
     kinds = {field.name: field.kind for field in prepared.fields if field.is_input}
     targets = [_target(field) for field in prepared.fields if field.is_target]
     say(f"ok    {checked.name}")
-    say(f"rows  {prepared.num_rows:,} training, {prepared.num_validation_rows:,} validation")
+    dropped = prepared.facts["dropped"]
+    left_out = f", {dropped:,} dropped for missing values" if dropped else ""
+    held_out = f"{prepared.num_validation_rows:,} validation"
+    say(f"rows  {prepared.num_rows:,} training, {held_out}{left_out}")
     shown = ", ".join(f"{name} ({kind})" for name, kind in list(kinds.items())[:8])
     say(f"in    {shown}{', ...' if len(kinds) > 8 else ''}")
     say(f"out   {', '.join(targets) or '(no target)'}")
@@ -259,6 +262,60 @@ def sync(folder: str) -> None:
 
     found = delivery.finish(folder)
     click.echo(f"mlflow run {found['run_id']} in {found['tracking_uri']} is complete")
+
+
+@cli.group()
+def cache() -> None:
+    """Rows that were converted for training, kept on this machine.
+
+    In PIPELINE_CACHE, or ~/.cache/pipeline, unless a job's cache.folder says otherwise.
+    """
+
+
+_folder_option = click.option("--folder", metavar="FOLDER", help="A job's own cache.folder.")
+
+
+@cache.command("list")
+@_folder_option
+def list_cache(folder: str | None) -> None:
+    """Print what is kept, the data set used last first."""
+    from pipeline.data import cache as kept
+
+    place = kept.root(spec.Cache(folder=folder))
+    found = kept.entries(place)
+    for entry in found:
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
+        more = f" and {len(entry.files) - 1} more" if len(entry.files) > 1 else ""
+        named = f"{entry.files[0]}{more}" if entry.files else "(damaged)"
+        click.echo(f"{entry.name[:8]}  {_size(entry.size):>9}  {used}  "
+                   f"{entry.num_rows:>13,} rows  {named}")  # fmt: skip
+    click.echo(f"{len(found)} in {place}, {_size(sum(entry.size for entry in found))}")
+
+
+@cache.command("clear")
+@_folder_option
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+def clear_cache(names: tuple[str, ...], folder: str | None) -> None:
+    """Delete what is kept: all, or the named ones (as `list` prints them).
+
+    Runs that are going on keep their rows until they end; later ones convert them again.
+    """
+    from pipeline.data import cache as kept
+
+    place = kept.root(spec.Cache(folder=folder))
+    found = [entry.name for entry in kept.entries(place)]
+    for name in names:
+        if not any(entry.startswith(name) for entry in found):
+            raise UsageError(f"{name}: no such data set in {place}")
+    chosen = [entry for entry in found if not names or entry.startswith(names)]
+    click.echo(f"{len(chosen)} deleted, {_size(kept.clear(place, chosen))}")
+
+
+def _size(num_bytes: int) -> str:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.1f} {unit}"
+    return f"{num_bytes / 2**10:.1f} KiB"
 
 
 def main() -> None:

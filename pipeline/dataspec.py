@@ -48,6 +48,9 @@ class SampleWeight(Section):
 Scale = Literal["standard", "min_max", "log", "none"]
 
 
+DatePart = Literal["elapsed", "year", "week", "day"]
+
+
 class Constant(Section):
     """A value in the place of missing ones."""
 
@@ -114,9 +117,9 @@ class Data(Section):
     """Targets made from list columns, new name: column. Each position's target is the next item."""
     categorical: list[str] = []
     """Input columns of whole numbers that are names, not amounts: read through a vocabulary."""
-    dates: list[str] = []
-    """Input columns of dates or times to read as days gone by, and where in the year, the week and
-    the day they stand (sine and cosine)."""
+    dates: list[str] | dict[str, list[DatePart]] = []
+    """Input columns of dates or times to read, each with the parts to take: `elapsed` (days gone
+    by), and `year`, `week`, `day` (where in it, as sine and cosine); a list takes them all."""
     images: dict[str, Image] = {}
     """Input columns of encoded images (PNG, JPEG, ...), and what each is made."""
     tokenizers: dict[str, str] = {}
@@ -179,6 +182,11 @@ class Data(Section):
     def missing_in(self, column: str) -> Missing:
         """What happens to missing values of the column."""
         return self.missing.get(column, "error") if isinstance(self.missing, dict) else self.missing
+
+    def parts_of(self, column: str) -> list[DatePart]:
+        """What is taken of a column of dates."""
+        everything: list[DatePart] = ["elapsed", "year", "week", "day"]
+        return everything if isinstance(self.dates, list) else self.dates[column]
 
     def scale_of(self, column: str) -> Scale:
         """How the numeric input column is scaled."""

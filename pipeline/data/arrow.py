@@ -18,7 +18,7 @@ Kind = Literal[
     "labels",  # int64 [N, *shape] class numbers
     "tokens",  # ragged int64
     "series",  # ragged float
-    "date",  # float [N, 5], or [N, 7] with a time of day
+    "date",  # float [N, K]: one number for the days gone by, two for each place in a cycle
     "image",  # float [N, H, W] or [N, 3, H, W]
 ]
 

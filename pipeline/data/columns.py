@@ -59,6 +59,8 @@ class Field:
     """Whether missing is a category of its own, the last one."""
     log: bool = False
     """Whether log(1 + x) is taken before anything else."""
+    parts: tuple[str, ...] = ()
+    """What is taken of a date."""
     tokenizer: str = ""
     """Content of the tokenizer file that makes tokens of text."""
 
@@ -244,17 +246,23 @@ def days_of(column: Any) -> NDArray[np.float64]:
 
 
 def _of_dates(field: Field, column: Any) -> NDArray[np.float64]:
-    """Days gone by, scaled, then sine and cosine of the place in the year, week and day."""
+    """Days gone by, scaled; sine and cosine of the place in the year, the week and the day."""
     days = days_of(column)
-    dates = np.floor(days).astype("datetime64[D]")
-    years = dates.astype("datetime64[Y]")
+    years = np.floor(days).astype("datetime64[D]").astype("datetime64[Y]")
     starts, ends = (y.astype("datetime64[D]").astype(np.float64) for y in (years, years + 1))
-    places = [(days - starts) / (ends - starts), (days + 3) % 7 / 7]  # 1970 began on a Thursday
-    if field.shape == (7,):
-        places.append(days % 1)
-    angles = [2 * math.pi * place for place in places]
-    circles = [wave(angle) for angle in angles for wave in (np.sin, np.cos)]
-    return np.stack([(days - field.mean) / field.deviation, *circles], axis=1)
+    places = {
+        "year": (days - starts) / (ends - starts),
+        "week": (days + 3) % 7 / 7,  # 1970 began on a Thursday
+        "day": days % 1,
+    }
+    found = []
+    for part in field.parts:
+        if part == "elapsed":
+            found.append((days - field.mean) / field.deviation)
+        else:
+            angle = 2 * math.pi * places[part]
+            found += [np.sin(angle), np.cos(angle)]
+    return np.stack(found, axis=1)
 
 
 def _bytes(column: Any) -> Pieces:

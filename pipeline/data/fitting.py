@@ -27,6 +27,8 @@ from pipeline.dataspec import Constant, Data, Scale
 from pipeline.errors import DataError
 
 LARGEST_VOCABULARY = 100_000
+MEAN = "mean"
+"""Stands for a value that is known once all training rows are."""
 Profile = dict[str, Any]
 """Plain numbers about one column."""
 
@@ -95,14 +97,12 @@ class _Numbers:
     def __init__(self, made: Field, scale: Scale, where: str) -> None:
         self.made, self.scale, self.where = made, scale, where
         self.raw, self.scaled = Moments(), Moments()
-        self.fills_with_mean = made.fill == "mean"
-        if self.fills_with_mean:
-            self.made = replace(made, fill=None)
+        self.fills_with_mean = made.fill == MEAN
 
     def add(self, column: Any, named: Named) -> None:
         values = plain(column) if self.made.kind == "number" else flat(column)[0]
         numbers = columns.numbers_of(values, self.where)
-        if self.made.fill is not None:
+        if self.made.fill is not None and not self.fills_with_mean:
             numbers = np.where(np.isnan(numbers), self.made.fill, numbers)
         numbers = numbers[~np.isnan(numbers)]
         self.raw.add(numbers)
@@ -336,8 +336,11 @@ def _of_input(data: Data, name: str, kind: pa.DataType, base: Path, source: Sour
     if name in data.dates:
         if not (types.is_timestamp(kind) or types.is_date(kind)):
             raise DataError(f"data.dates: column {name!r} is {kind}, expected dates or times")
-        size = 7 if types.is_timestamp(kind) else 5
-        made = Field(name, "date", str(kind), shape=(size,))
+        parts = tuple(p for p in data.parts_of(name) if p != "day" or types.is_timestamp(kind))
+        if not parts:
+            raise DataError(f"data.dates.{name}: column is {kind}, with no time of day in it")
+        size = sum(1 if part == "elapsed" else 2 for part in parts)
+        made = Field(name, "date", str(kind), shape=(size,), parts=parts)
         return _Dates(_with_policy(made, data, name, where))
     if name in data.images:
         if not (types.is_binary(kind) or types.is_large_binary(kind)):
@@ -412,7 +415,7 @@ def _with_policy(made: Field, data: Data, column: str, where: str) -> Field:
         fault = "can be a category of its own in inputs of categories only"
     elif policy == "mean":
         if made.kind == "number":
-            return replace(made, fill="mean")
+            return replace(made, fill=MEAN)
         fault = "have a mean in columns of numbers only"
     elif isinstance(policy, Constant) and made.kind in columns.SINGLE:
         is_number = isinstance(policy.constant, float)

@@ -22,6 +22,7 @@ from pipeline.train import files
 from pipeline.train.curve import Reader
 from pipeline.train.files import write_json
 
+LONGEST_TEXT = 60_000  # MLflow's limit of a data set's source and schema
 BATCH = 1000  # MLflow's limit of metrics in one request
 EVERY_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 30.0  # between tries at a server that does not answer
@@ -81,7 +82,35 @@ class Delivery:
             for start in range(0, len(params), 100):
                 self.client.log_batch(self.state["run_id"], params=params[start : start + 100])
             self.client.log_artifact(self.state["run_id"], str(self.folder / "spec.yaml"))
+            self._data_sets()
             self.save(begun=True)
+
+    def _data_sets(self) -> None:
+        """The rows as inputs of the run, for training and, where there are some, validation."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        data = self.record["data"]
+        profile = data["profile"]
+        short = {"num_rows": profile["rows"], "dropped": profile["dropped"],
+                 "fingerprint": profile["fingerprint"]}  # fmt: skip
+        described = [
+            {"name": name, "type": f"{column['kind']} ({column['type']})", "required": True}
+            for name, column in data["columns"].items()
+        ]
+        texts = [json.dumps(data["source"]), json.dumps({"mlflow_colspec": described})]
+        source, schema = (text if len(text) <= LONGEST_TEXT else "{}" for text in texts)
+        made = Dataset(
+            name=data["name"][:500], digest=data["digest"], source_type="files",
+            source=source, schema=schema, profile=json.dumps(short),
+        )  # fmt: skip
+        contexts = [("training", "train"), ("validation", "validation")]
+        inputs = [
+            DatasetInput(made, [InputTag("mlflow.data.context", name)])
+            for name, split in contexts
+            if profile["rows"][split]
+        ]
+        self.client.log_inputs(self.state["run_id"], datasets=inputs[:1])
+        self.client.log_dict(self.state["run_id"], data, "data.json")
 
     def points(self) -> None:
         """Send what the journal holds by now and MLflow does not."""

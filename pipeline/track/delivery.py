@@ -60,6 +60,7 @@ def prepare(spec: JobSpec, job: Job, folder: Path, modules: list[str]) -> None:
         "register_as": spec.tracking.register_as,
         "tracking_uri": started_in or tracking_uri(folder.parent),
         "params": params(spec),
+        "data": _data(job),
         "tags": tags,
         "modules": modules,
         "num_workers": spec.workers.most,
@@ -74,6 +75,28 @@ def prepare(spec: JobSpec, job: Job, folder: Path, modules: list[str]) -> None:
 def params(spec: JobSpec) -> dict[str, str]:
     """The whole spec as MLflow's params."""
     return {_key(key): _text(value) for key, value in specs.flat(spec).items()}
+
+
+def _data(job: Job) -> dict[str, Any]:
+    """The rows as MLflow's data set: where from, which columns, and numbers about them."""
+    facts = job.facts
+    columns = {
+        field.name: {
+            "kind": field.kind, "type": field.arrow_type,
+            "role": "input" if field.is_input else "target" if field.is_target else "weight",
+        }
+        for field in job.fields
+    }  # fmt: skip
+    return {
+        "name": job.spec.name,
+        "digest": job.fingerprint[:36],
+        "source": {"files": facts["files"], "num_files": facts["num_files"]},
+        "columns": columns,
+        "profile": {
+            "fingerprint": job.fingerprint, "rows": facts["rows"], "dropped": facts["dropped"],
+            "columns": facts["profile"],
+        },
+    }  # fmt: skip
 
 
 def tracking_uri(storage: Path) -> str:
