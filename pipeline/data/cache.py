@@ -173,8 +173,8 @@ class _Conversion:
     def into(self, folder: Path) -> None:
         """Write the entry."""
         self._fit()
-        fields = [fit.field() for fit in self.fits.values()]
         self._refuse_empty()
+        fields = [fit.field() for fit in self.fits.values()]
         self._refuse_too_large(fields, folder)
         self._write(fields, folder)
         assert self.example is not None

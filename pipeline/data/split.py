@@ -97,7 +97,7 @@ def _instants(column: Any, where: str) -> NDArray[Any]:
 
 def _below(hashes: Hashes, fraction: float, seed: int) -> NDArray[np.bool_]:
     """True for about `fraction` of all hashes, drawn by `seed`."""
-    mixed = _finished(hashes + np.uint64(seed % 2**64) * ODD)
+    mixed = _finished(hashes + np.uint64(seed * int(ODD) % 2**64))
     chosen: NDArray[np.bool_] = mixed < np.uint64(fraction * 2.0**64)
     return chosen
 

@@ -1,0 +1,98 @@
+"""Which side a row is on: its content decides, or its group, or its time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.data import cache, source, split
+from pipeline.dataspec import Data
+from pipeline.errors import DataError
+from pipeline.spec import Cache
+
+RNG = np.random.default_rng(0)
+DAYS = np.datetime64("2024-01-01") + np.arange(2000)
+TABLE = pa.table(
+    {
+        "x": RNG.normal(size=2000), "who": [f"patient {i // 10}" for i in range(2000)],
+        "day": DAYS, "z": pa.array([[i, i + 1] for i in range(2000)]), "y": RNG.normal(size=2000),
+    }
+)  # fmt: skip
+
+
+def held_out(table: pa.Table, folder: Path, validation: Any, **more: Any) -> Any:
+    pq.write_table(table, folder / "rows.parquet")
+    data = Data(train="rows.parquet", target="y", inputs=["x", "z"], validation=validation, **more)
+    train, _ = source.opened(source.located(data, folder))
+    choose = split.chooser(data, train)
+    assert choose is not None
+    return np.concatenate([choose(block) for block in train.blocks()])
+
+
+def test_about_the_fraction_is_held_out(tmp_path: Path) -> None:
+    for fraction in (0.1, 0.5, 0.9):
+        share = held_out(TABLE, tmp_path, fraction).mean()
+        assert share == pytest.approx(fraction, abs=0.04)
+
+
+def test_rows_stay_on_their_side_when_others_come_or_the_order_changes(tmp_path: Path) -> None:
+    all_rows = held_out(TABLE, tmp_path, 0.2)
+    assert (held_out(TABLE.slice(0, 700), tmp_path, 0.2) == all_rows[:700]).all()
+    order = RNG.permutation(2000)
+    assert (held_out(TABLE.take(order), tmp_path, 0.2) == all_rows[order]).all()
+
+
+def test_another_seed_holds_out_others(tmp_path: Path) -> None:
+    one, other = (held_out(TABLE, tmp_path, 0.2, split_seed=seed) for seed in (0, 1))
+    assert (one & other).mean() == pytest.approx(0.04, abs=0.02)
+
+
+def test_the_side_does_not_depend_on_how_numbers_are_stored(tmp_path: Path) -> None:
+    whole = pa.table({"x": np.arange(100), "z": np.arange(100), "y": np.arange(100)})
+    wide = whole.cast(pa.schema([(name, pa.float64()) for name in "xzy"]))
+    assert (held_out(whole, tmp_path, 0.3) == held_out(wide, tmp_path, 0.3)).all()
+
+
+def test_groups_stay_together(tmp_path: Path) -> None:
+    found = held_out(TABLE, tmp_path, {"fraction": 0.3, "group": "who"})
+    assert all(len(set(found[start : start + 10])) == 1 for start in range(0, 2000, 10))
+    assert found.mean() == pytest.approx(0.3, abs=0.1)
+
+
+def test_the_latest_rows_are_held_out(tmp_path: Path) -> None:
+    order = RNG.permutation(2000)
+    found = held_out(TABLE.take(order), tmp_path, {"fraction": 0.25, "time": "day"})
+    assert found.sum() == 500
+    assert DAYS[order][found].min() > DAYS[order][~found].max()
+    since = held_out(TABLE, tmp_path, {"since": "2026-01-01", "time": "day"})
+    assert (since == (np.datetime64("2026-01-01") <= DAYS)).all()
+
+
+def test_the_column_that_decides_is_no_input_unless_named(tmp_path: Path) -> None:
+    pq.write_table(TABLE.drop_columns("day"), tmp_path / "rows.parquet")
+    validation: Any = {"fraction": 0.3, "group": "who"}
+    data = Data(train="rows.parquet", target="y", validation=validation)
+    rows = cache.rows(data, tmp_path, {}, np.float32, Cache())
+    assert [field.name for field in rows.fields] == ["x", "z", "y"]
+
+
+@pytest.mark.parametrize(
+    ("validation", "said"),
+    [
+        ({"since": "soon", "time": "day"}, "data.validation.since: 'soon'"),
+        ({"fraction": 0.2, "time": "who"}, "column 'who' is string: expected dates"),
+        ({"since": "2099-01-01", "time": "day"}, "leaves 0 for validation"),
+        ({"since": "1999-01-01", "time": "day"}, "0 for training"),
+        ({"fraction": 0.2, "group": "whom"}, "no column 'whom'"),
+    ],
+)
+def test_splits_that_cannot_be_are_refused(validation: Any, said: str, tmp_path: Path) -> None:
+    pq.write_table(TABLE, tmp_path / "rows.parquet")
+    data = Data(train="rows.parquet", target="y", inputs=["x"], validation=validation)
+    with pytest.raises(DataError, match=said):
+        cache.rows(data, tmp_path, {}, np.float32, Cache())
