@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import nn
 
@@ -18,7 +17,6 @@ from pipeline.data import cache
 from pipeline.data.batch import Batch
 from pipeline.data.columns import Field
 from pipeline.data.order import steps_per_epoch
-from pipeline.data.store import Store
 from pipeline.errors import ContractError, InputError, UsageError
 from pipeline.losses import fit as fitting
 from pipeline.losses.objective import Objective, tried
@@ -30,19 +28,10 @@ PACKAGE = str(Path(__file__).parents[1])
 
 
 @dataclass(frozen=True, repr=False)
-class Job:
+class Job(cache.Rows):
     """What every worker needs: the same on each, a pure function of spec and data."""
 
     spec: JobSpec
-    fields: list[Field]
-    train: Store
-    validation: Store | None
-    fingerprint: str
-    """SHA-256 of the data."""
-    example: pa.Table
-    """The first training rows as they are in the files, for the served model's signature."""
-    facts: dict[str, Any]
-    """Files, dropped rows and the columns' profiles."""
 
     @property
     def num_rows(self) -> int:
@@ -77,10 +66,7 @@ def prepared(
         spec.data, base, readings(spec), fraction, spec.cache,
         say=say, trusted_seconds=trusted_seconds,
     )  # fmt: skip
-    return Job(
-        spec, found.fields, found.train, found.validation, found.fingerprint, found.example,
-        found.facts,
-    )  # fmt: skip
+    return Job(**vars(found), spec=spec)
 
 
 def objective(spec: JobSpec, fields: list[Field], trial: Batch | None = None) -> Objective:
