@@ -117,12 +117,14 @@ class Source:
         """Record batches, each with the path of its file."""
         path = ""
         try:
-            scanner = self.dataset.scanner(
-                columns=columns, batch_size=self.block_rows, batch_readahead=2, fragment_readahead=1
-            )
-            for tagged in scanner.scan_batches():
-                path = getattr(tagged.fragment, "path", "")
-                yield tagged.record_batch, path
+            for fragment in self.dataset.get_fragments():  # scanning all at once reads far ahead
+                path = getattr(fragment, "path", "")
+                batches = fragment.to_batches(
+                    schema=self.dataset.schema, columns=columns, batch_size=self.block_rows,
+                    batch_readahead=1, fragment_readahead=1, 
+                )  # fmt: skip
+                for batch in batches:
+                    yield batch, path
         except (pa.ArrowException, OSError, ValueError) as error:
             after = f" (at or after {path})" if path else ""
             raise DataError(
