@@ -117,19 +117,31 @@ class Source:
         """Record batches, each with the path of its file."""
         path = ""
         try:
-            for fragment in self.dataset.get_fragments():  # scanning all at once reads far ahead
+            for fragment in self.dataset.get_fragments():
                 path = getattr(fragment, "path", "")
-                batches = fragment.to_batches(
-                    schema=self.dataset.schema, columns=columns, batch_size=self.block_rows,
-                    batch_readahead=1, fragment_readahead=1, 
-                )  # fmt: skip
-                for batch in batches:
+                for batch in _read(fragment, self.dataset.schema, columns, self.block_rows):
                     yield batch, path
         except (pa.ArrowException, OSError, ValueError) as error:
             after = f" (at or after {path})" if path else ""
             raise DataError(
                 f"{self.key}: {self.shown} cannot be read{after}: {_plainly(error, self.shown)}"
             ) from None
+
+
+def _read(fragment: Any, schema: pa.Schema, columns: list[str], rows: int) -> Iterator[Any]:
+    """Record batches of one file, in bounded memory: a plain scan reads as far ahead as it can."""
+    if isinstance(getattr(fragment, "format", None), ds.IpcFileFormat):
+        with fragment.filesystem.open_input_file(fragment.path) as file:
+            reader = pa.ipc.open_file(file)
+            for number in range(reader.num_record_batches):
+                yield reader.get_batch(number).select(columns)
+        return
+    is_parquet = isinstance(fragment, ds.ParquetFileFragment)
+    for part in fragment.split_by_row_group() if is_parquet else [fragment]:
+        yield from part.to_batches(
+            schema=schema, columns=columns, batch_size=rows,
+            batch_readahead=1, fragment_readahead=1,
+        )  # fmt: skip
 
 
 def _width(kind: pa.DataType) -> int:
