@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 
 from pipeline import plugins, specfile
-from pipeline.data.columns import Field, encode
+from pipeline.data.columns import SINGLE, Field, encode
 from pipeline.data.store import in_memory
 from pipeline.losses.objective import Objective
 from pipeline.losses.terms import Term
@@ -72,10 +72,13 @@ class Served(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
 def _arrow(cells: pd.Series[Any], field: Field) -> Any:
     """A column of cells; arrays inside cells become lists."""
     plain = [cell.tolist() if isinstance(cell, np.ndarray) else cell for cell in cells]
-    if plain:
-        return pa.array(plain, from_pandas=True)
-    value = pa.array(field.vocabulary or [0.0 if field.kind != "tokens" else 0]).type
-    return pa.array([], value if field.kind in ("number", "category") else pa.list_(value))
+    found = pa.array(plain, from_pandas=True)
+    if not pa.types.is_null(found.type):
+        return found
+    known = pa.array(field.vocabulary or [0.0 if field.kind != "tokens" else 0]).type
+    if field.kind == "date":
+        known = pa.timestamp("us")
+    return found.cast(known if field.kind in (*SINGLE, "date") else pa.list_(known))
 
 
 def _served(term: Term, served: torch.Tensor) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def until_step(path: Path, step: int, process: subprocess.Popen[str]) -> None:
 
 def stopped(process: subprocess.Popen[str], number: signal.Signals) -> tuple[int, str]:
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=240)
     return process.returncode, err
 
 
