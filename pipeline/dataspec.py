@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
+
+from pipeline.registry import nearest
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -58,7 +62,19 @@ class Constant(Section):
     """Number or text, as the column holds."""
 
 
+POLICIES = ("error", "drop", "mean", "category")
 Missing = Literal["error", "drop", "mean", "category"] | Constant
+
+
+def _refuse_unknown(where: str, word: Any, known: Sequence[str], more: str = "") -> None:
+    """One clear fault for a word that is not known; a union gives one for each of its branches."""
+    if word not in known:
+        text = "{where}expected {known}{more}; found {word}{nearest}"
+        facts = {
+            "where": where, "known": ", ".join(known), "more": more,
+            "word": repr(word), "nearest": nearest(str(word), known),
+        }  # fmt: skip
+        raise PydanticCustomError("policy", text, facts)
 
 
 class Split(Section):
@@ -126,7 +142,7 @@ class Data(Section):
     """Input columns of text, and the file (`tokenizer.json`) that makes tokens of each."""
     missing: Missing | dict[str, Missing] = "error"
     """What happens to missing values and NaN, for all columns or by column: `error`, `drop` (the
-    row), `mean` (of the training rows), `category` (its own code, categories only) or
+    row), `mean` (of the training rows), `category` (its own code, categories only), or by column
     `{constant: value}`."""
     scale: Scale | dict[str, Scale] = "standard"
     """Numeric inputs, all or by column: `standard` (mean 0 and deviation 1 over the training rows),
@@ -152,9 +168,52 @@ class Data(Section):
     def _column(cls, value: Any) -> Any:
         return {"column": value} if isinstance(value, str) else value
 
+    @field_validator("missing", mode="before")
+    @classmethod
+    def _known_policies(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            _refuse_unknown("", value, POLICIES, " (a constant goes by column)")
+            return value
+        for column, policy in value.items():
+            is_constant = isinstance(policy, Mapping) and set(policy) == {"constant"}
+            if not (is_constant or isinstance(policy, Constant)):
+                _refuse_unknown(f"{column}: ", policy, POLICIES, " or {constant: value}")
+        return value
+
+    @field_validator("scale", mode="before")
+    @classmethod
+    def _known_scales(cls, value: Any) -> Any:
+        by_column = value.items() if isinstance(value, Mapping) else [("", value)]
+        for column, scale in by_column:
+            _refuse_unknown(f"{column}: " if column else "", scale, get_args(Scale))
+        return value
+
+    @field_validator("dates", "categorical", mode="before")
+    @classmethod
+    def _columns(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, str):
+            raise PydanticCustomError("policy", "expected a list of columns: [{v}]", {"v": value})
+        if info.field_name == "dates" and isinstance(value, Mapping):
+            for column, parts in value.items():
+                for part in parts if isinstance(parts, list) else [parts]:
+                    _refuse_unknown(f"{column}: ", part, get_args(DatePart), " in a list")
+        return value
+
     @field_validator("validation", mode="before")
     @classmethod
     def _files_or_fraction(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            try:
+                return Split.model_validate(value)
+            except ValidationError as error:
+                first = error.errors(include_url=False)[0]
+                key = ".".join(map(str, first["loc"]))
+                known = list(Split.model_fields)
+                text = first["msg"]
+                if first["type"] == "extra_forbidden":
+                    text = f"unknown key{nearest(key, known)} (allowed: {', '.join(known)})"
+                text = f"{key}: {text}" if key else text
+                raise PydanticCustomError("policy", "{text}", {"text": text}) from None
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if is_number and not 0 < value < 1:
             text = "expected files, or a fraction of the training rows between 0 and 1; found {v}"

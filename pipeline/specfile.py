@@ -180,7 +180,7 @@ def _faults(
 
 _OWN_ERRORS = {
     "unknown_name", "choice", "twice", "empty", "leak", "labels", "microbatch", "unknown_target",
-    "reserved", "fraction", "bool", "workers",
+    "reserved", "fraction", "bool", "workers", "policy", "split",
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import numpy as np
@@ -75,7 +76,11 @@ def plain(column: Any) -> Any:
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
-    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    if pa.types.is_string_view(array.type):  # for which Arrow lacks most functions
+        return array.cast(pa.large_string())
+    return array
 
 
 def flat(column: Any) -> tuple[Any, Any]:
@@ -115,8 +120,21 @@ def unreadable(column: Any) -> NDArray[np.bool_]:
         found[np.searchsorted(offsets, np.flatnonzero(bad), side="right") - 1] = True
         return found
     nothing = missing(rows)
-    if len(values) != len(rows):  # lists of one size; those that are missing have no values
-        found = np.zeros(len(rows), bool)
-        found[~nothing] = bad.reshape(int((~nothing).sum()), -1).any(1)
-        return found
-    return np.asarray(bad & ~nothing)
+    if not types.is_nested(rows.type):
+        return np.asarray(bad & ~nothing)
+    num_rows, found = int((~nothing).sum()), np.zeros(len(rows), bool)
+    if len(values) != num_rows * _width(rows.type):  # a list inside is missing, and left out
+        return np.array([row is not None and _has_gap(row) for row in rows.to_pylist()], bool)
+    found[~nothing] = bad.reshape(num_rows, -1).any(1)  # missing rows have no values
+    return found
+
+
+def _width(kind: pa.DataType) -> int:
+    is_list = pa.types.is_fixed_size_list(kind)
+    return int(kind.list_size) * _width(kind.value_type) if is_list else 1
+
+
+def _has_gap(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(_has_gap(item) for item in value)
+    return value is None or (isinstance(value, float) and not math.isfinite(value))

@@ -26,7 +26,7 @@ import pyarrow as pa
 
 from pipeline.data import fitting, store
 from pipeline.data.arrow import flat, missing, plain
-from pipeline.data.columns import Field, Reading, encode
+from pipeline.data.columns import Field, Named, Reading, encode
 from pipeline.data.fitting import Profile
 from pipeline.data.source import Block, Located, Source, located, opened
 from pipeline.data.split import Chooser, chooser
@@ -39,6 +39,8 @@ FORMAT = 1
 """Changes with the layout of entries, and with what rows are made of."""
 EXAMPLE_ROWS = 5
 MANIFEST, EXAMPLE = "manifest.json", "example.arrow"
+READ, USED = "read", "used"
+"""Empty files whose times tell when the entry was last read through, and opened."""
 SPLITS = ("train", "validation")
 READ_BYTES = 2**24
 TRUSTED_SECONDS = 600.0
@@ -95,20 +97,18 @@ def rows(
             if _key(located(data, base), data, base, readings, fraction) != key:
                 shutil.rmtree(entry)
                 raise DataError("data: files changed while they were read; try again")
-            _make_room(folder, cache.most_gib * 2**30, key)
-        (entry / "used").touch()
-        return _opened(entry, fraction)
+        (entry / USED).touch()
+        made = _opened(entry, fraction)
+    _make_room(folder, cache.most_gib * 2**30, key)
+    return made
 
 
 def _key(
     found: Located, data: Data, base: Path, readings: Mapping[str, Reading], fraction: Fraction
 ) -> str:
     """What an entry's content follows from."""
-    tokenizers = [
-        [(base / Path(path).expanduser()).stat().st_mtime_ns, path]
-        for path in data.tokenizers.values()
-        if (base / Path(path).expanduser()).exists()
-    ]
+    paths = [base / Path(path).expanduser() for path in data.tokenizers.values()]
+    tokenizers = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()]
     facts = {
         "format": FORMAT, "files": found.stamp, "data": data.model_dump(mode="json"),
         "readings": {name: asdict(reading) for name, reading in readings.items()},
@@ -129,22 +129,33 @@ def _locked(folder: Path, key: str) -> Iterator[None]:
         yield
 
 
+def _is_free(folder: Path, key: str) -> bool:
+    """Whether no process reads or writes the entry at this moment."""
+    with (folder / f"{key}.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
+
+
 def _build(
     found: Located, base: Path, readings: Mapping[str, Reading], fraction: Fraction, entry: Path,
     say: Say,
 ) -> None:  # fmt: skip
     """Convert the rows into `entry`, or leave nothing. Raises DataError when there is no room."""
-    for left in entry.parent.glob(f".{entry.name}.*"):  # of a process that died
-        shutil.rmtree(left, ignore_errors=True)
     temporary = entry.parent / f".{entry.name}.{os.getpid()}"
     try:
         shutil.rmtree(entry, ignore_errors=True)
         temporary.mkdir()
         _Conversion(found, base, readings, fraction, say).into(temporary)
         temporary.rename(entry)
+        (entry / READ).touch()  # just now, for its checksums
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            raise
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise UsageError(
+                f"cache.folder: {entry.parent} cannot be written: {error.strerror}"
+            ) from error
         raise DataError(
             f"cache.folder: {entry.parent} has no room for the converted rows ({error.strerror}); "
             "make room, `pipeline cache clear`, or set cache.folder to another disk"
@@ -163,7 +174,7 @@ class _Conversion:
         self.found, self.data, self.fraction, self.say = found, found.data, fraction, say
         self.train, self.validation = opened(found)
         self.fits = fitting.fits(self.data, self.train, readings, base)
-        self.choose = chooser(self.data, self.train)
+        self.choose = chooser(self.data, self.train, self._kept_of_train)
         self.digests = {split: hashlib.sha256() for split in SPLITS}
         self.counts = dict.fromkeys(SPLITS, 0)
         self.missing: dict[str, int] = {}
@@ -254,26 +265,30 @@ class _Conversion:
         self.dropped = 0
         for source in filter(None, (self.train, self.validation)):
             for block in source.blocks():
-                keep = fitting.kept(self.data, source, self.fits, block, faults)
-                everything = np.arange(len(block.table))
-                numbers = everything if keep is None else everything[keep]
-                self.dropped += len(everything) - len(numbers)
-                held_out = self._held_out(source, block)[numbers]
+                numbers = self._kept(source, block, faults)
+                self.dropped += len(block.table) - len(numbers)
+                table = _taken(block.table, numbers)
+                held_out = self._held_out(source, table, block.naming(numbers))
                 parts = []
-                for split, chosen in zip(
-                    SPLITS, (numbers[~held_out], numbers[held_out]), strict=True
-                ):
-                    if len(chosen):
-                        whole = len(chosen) == len(everything)
-                        table = block.table if whole else block.table.take(chosen)
-                        parts.append((split, table, _named(block, chosen)))
+                for split, chosen in zip(SPLITS, (~held_out, held_out), strict=True):
+                    if chosen.any():
+                        rows = np.flatnonzero(chosen)
+                        parts.append((split, _taken(table, rows), block.naming(numbers[rows])))
                 yield source, block, parts
 
-    def _held_out(self, source: Source, block: Block) -> Any:
+    def _kept(self, source: Source, block: Block, faults: fitting.Faults) -> Any:
+        """Numbers of the block's rows that are not dropped."""
+        keep = fitting.kept(self.data, source, self.fits, block, faults)
+        return np.arange(len(block.table)) if keep is None else np.flatnonzero(keep)
+
+    def _kept_of_train(self, block: Block) -> Any:
+        return self._kept(self.train, block, fitting.Faults())
+
+    def _held_out(self, source: Source, table: pa.Table, named: Named) -> Any:
         if source is self.validation:
-            return np.ones(len(block.table), bool)
+            return np.ones(len(table), bool)
         choose: Chooser | None = self.choose
-        return np.zeros(len(block.table), bool) if choose is None else choose(block)
+        return np.zeros(len(table), bool) if choose is None else choose(table, named)
 
     def _refuse_empty(self) -> None:
         num_train, num_validation = (self.counts[split] for split in SPLITS)
@@ -300,41 +315,61 @@ class _Conversion:
             self.say(f"rows  {number:,} {what}")
 
 
+def _taken(table: pa.Table, rows: Any) -> pa.Table:
+    """The given rows, in order; the table itself if these are all."""
+    return table if len(rows) == len(table) else table.take(rows)
+
+
 def _shown(data: Data) -> str:
     split = data.validation
     return str(split if isinstance(split, float) else split.model_dump(exclude_none=True))  # type: ignore[union-attr]
 
 
-def _named(block: Block, numbers: Any) -> Callable[[int], str]:
-    return lambda row: block.named(int(numbers[row]))
-
-
 def _digest(table: pa.Table, digest: Any) -> None:
     """Take names, types and values of the rows into the hash, however they are chunked."""
-    digest.update(json.dumps([[f.name, str(f.type), len(table)] for f in table.schema]).encode())
-    for column in table.columns:
+    for name, column in zip(table.column_names, table.columns, strict=True):
         array = plain(column)
-        empty = missing(array)
-        digest.update(np.packbits(empty).tobytes() if empty.any() else b"-")
         values, offsets = flat(array)
+        digest.update(json.dumps([name, _type_name(array.type), len(array), len(values)]).encode())
+        digest.update(np.packbits(missing(array)).tobytes())
+        digest.update(np.packbits(missing(values)).tobytes())
         if offsets is not None:
             digest.update(np.diff(offsets).tobytes())
-        for part in _bytes_of(values):
+        for part in _bytes_of(values.drop_null()):
             digest.update(part)
 
 
+def _type_name(kind: pa.DataType) -> str:
+    """The type without what only files differ in: names of list items, sizes of offsets, units."""
+    types = pa.types
+    if types.is_fixed_size_list(kind):
+        return f"{kind.list_size} x {_type_name(kind.value_type)}"
+    if types.is_list(kind) or types.is_large_list(kind):
+        return f"list of {_type_name(kind.value_type)}"
+    for name, tests in {
+        "text": (types.is_string, types.is_large_string),
+        "bytes": (types.is_binary, types.is_large_binary),
+        "time": (types.is_timestamp,), "date": (types.is_date,),
+    }.items():  # fmt: skip
+        if any(test(kind) for test in tests):
+            return name
+    return str(kind)
+
+
 def _bytes_of(values: Any) -> Iterator[Any]:
-    """The values' bytes, with nothing of what missing ones happen to hold."""
+    """The bytes of values that are all there."""
     types = pa.types
     if types.is_null(values.type):
         return
     if types.is_boolean(values.type):
         values = values.cast(pa.uint8())
-    if types.is_string_view(values.type):
-        values = values.cast(pa.large_string())
+    if types.is_timestamp(values.type):
+        values = values.cast(pa.timestamp("us"), safe=False)
+    if types.is_date(values.type):
+        values = values.cast(pa.date32())
     is_text = types.is_string(values.type) or types.is_large_string(values.type)
     if is_text or types.is_binary(values.type) or types.is_large_binary(values.type):
-        whole = values.fill_null("" if is_text else b"").cast(pa.large_binary())
+        whole = values.cast(pa.large_binary())
         ends = np.frombuffer(whole.buffers()[1], np.int64)[whole.offset :][: len(whole) + 1]
         yield np.diff(ends).tobytes()
         if whole.buffers()[2] is not None:
@@ -379,7 +414,7 @@ def _is_whole(entry: Path, trusted_seconds: float, say: Say) -> bool:
         if entry.exists():
             say(f"cache {entry.name} is damaged: converting again")
         return False
-    stamp = entry / "read"
+    stamp = entry / READ
     is_trusted = stamp.exists() and time.time() - stamp.stat().st_mtime < trusted_seconds
     for name, size in manifest["sizes"].items():
         path = entry / name
@@ -388,7 +423,8 @@ def _is_whole(entry: Path, trusted_seconds: float, say: Say) -> bool:
         ):  # fmt: skip
             say(f"cache {entry.name}/{name} is damaged: converting again")
             return False
-    stamp.touch()
+    if not is_trusted:
+        stamp.touch()
     return True
 
 
@@ -425,7 +461,7 @@ def entries(folder: Path) -> list[Entry]:
             continue
         size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
         facts = (_manifest(place) or {}).get("facts", {})
-        used = place / "used"
+        used = place / USED
         found.append(
             Entry(
                 place.name, size, (used if used.exists() else place).stat().st_mtime,
@@ -441,16 +477,24 @@ def clear(folder: Path, names: list[str] | None = None) -> int:
     Runs that have one open keep it until they end.
     """
     freed = 0
+    _sweep(folder)
     for entry in entries(folder):
-        if names is None or entry.name in names:
-            with _locked(folder, entry.name):
-                shutil.rmtree(folder / entry.name, ignore_errors=True)
+        if (names is None or entry.name in names) and _is_free(folder, entry.name):
+            shutil.rmtree(folder / entry.name, ignore_errors=True)
             freed += entry.size
     return freed
 
 
+def _sweep(folder: Path) -> None:
+    """Delete what conversions left whose process died."""
+    for left in folder.glob(".*.*"):
+        if left.is_dir() and _is_free(folder, left.name.split(".")[1]):
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def _make_room(folder: Path, most: float, keep: str) -> None:
     """Delete what was not used for longest until the rest is within `most` bytes."""
+    _sweep(folder)
     found = entries(folder)
     total = sum(entry.size for entry in found)
     for entry in reversed(found):

@@ -173,7 +173,7 @@ def _encode(
     if field.kind == "category":
         return _codes(field, column, where, named).astype(kind)
     if field.kind == "date":
-        return _of_dates(field, column).astype(kind)
+        return _narrowed(_of_dates(field, column), kind, where)
     if field.kind == "image":
         return _bytes(column)
     if field.tokenizer:
@@ -190,10 +190,23 @@ def _encode(
         return _class_numbers(field, values, where).reshape(-1, *field.shape).astype(kind)
     scaled = _scaled(field, column if field.kind == "number" else values, where, named)
     if field.kind == "series":
-        return Pieces(scaled.astype(kind), np.diff(offsets))
+        return Pieces(_narrowed(scaled, kind, where), np.diff(offsets))
     if len(scaled) != len(column) * math.prod(field.shape):
         raise DataError(f"{where}: expected {field.shape} numbers in each row")
-    return scaled.reshape(len(column), *field.shape).astype(kind)
+    return _narrowed(scaled.reshape(len(column), *field.shape), kind, where)
+
+
+def _narrowed(numbers: NDArray[np.float64], kind: np.dtype[Any], where: str) -> NDArray[Any]:
+    """The numbers in the type that they are kept in. Raises DataError for one it cannot hold."""
+    with np.errstate(over="ignore"):
+        made = numbers.astype(kind)
+    if not np.isfinite(made).all():
+        largest = np.abs(numbers).max()
+        raise DataError(
+            f"{where}: {largest:g}, after scaling, is beyond what {kind} holds; "
+            "scale the column, or set training.precision: float64"
+        )
+    return made
 
 
 def numbers_of(values: Any, where: str) -> NDArray[np.float64]:
@@ -296,7 +309,7 @@ def decoded(field: Field, content: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 @lru_cache(maxsize=4)
 def tokenizer_of(content: str) -> Any:
-    """The tokenizer that a `tokenizer.json` describes. Raises DataError if it cannot be."""
+    """The tokenizer that a `tokenizer.json` describes. Raises ValueError if it is none."""
     try:
         from tokenizers import Tokenizer
     except ImportError:
@@ -304,7 +317,7 @@ def tokenizer_of(content: str) -> Any:
     try:
         made = Tokenizer.from_str(content)
     except Exception as error:  # its own errors are bare Exceptions
-        raise DataError(f"data.tokenizers: no tokenizer.json that can be read: {error}") from None
+        raise ValueError(str(error)) from None
     made.no_padding()
     return made
 
@@ -333,20 +346,19 @@ def filled(field: Field, values: Any) -> Any:
     """The column with the field's value in the place of missing ones."""
     if field.fill is None or not values.null_count:
         return values
-    fill = field.fill
-    if isinstance(fill, float) and fill.is_integer() and pa.types.is_integer(values.type):
-        fill = int(fill)
-    return pc.fill_null(values, pa.scalar(fill, values.type))
+    if pa.types.is_null(values.type):
+        return pa.array([field.fill] * len(values))
+    return pc.fill_null(values, pa.scalar(field.fill, values.type))
 
 
 def _codes(field: Field, values: Any, where: str, named: Named) -> NDArray[np.int64]:
     """Place of each value in the vocabulary, counted from 1 for inputs (0: unknown)."""
-    values = filled(field, values)
-    vocabulary = pa.array(field.vocabulary or ())
+    values, known = filled(field, values), field.vocabulary or ()
     try:
-        found = pc.index_in(values.cast(vocabulary.type), vocabulary)
-    except pa.ArrowException:
-        found = pa.nulls(len(values), pa.int32())
+        found = pc.index_in(values, pa.array(known, values.type))
+    except (pa.ArrowException, OverflowError):  # served values of another type than those trained
+        places = {value: place for place, value in enumerate(known)}
+        found = pa.array([places.get(value) for value in values.to_pylist()], pa.int32())
     if field.is_target:
         if field.ignored is not None and pa.types.is_integer(values.type):
             left_out = pc.equal(values, field.ignored)

@@ -27,6 +27,7 @@ from pipeline.dataspec import Constant, Data, Scale
 from pipeline.errors import DataError
 
 LARGEST_VOCABULARY = 100_000
+NUMERIC = ("number", "tensor", "series")
 MEAN = "mean"
 """Stands for a value that is known once all training rows are."""
 Profile = dict[str, Any]
@@ -104,10 +105,11 @@ class _Numbers:
         numbers = columns.numbers_of(values, self.where)
         if self.made.fill is not None and not self.fills_with_mean:
             numbers = np.where(np.isnan(numbers), self.made.fill, numbers)
-        numbers = numbers[~np.isnan(numbers)]
-        self.raw.add(numbers)
+        is_there = ~np.isnan(numbers)
+        self.raw.add(numbers[is_there])
         if self.scale == "log":
-            self.scaled.add(columns.with_log(numbers, self.where, named))
+            by_row = named if self.made.kind == "number" else _item
+            self.scaled.add(columns.with_log(numbers, self.where, by_row)[is_there])
 
     def field(self) -> Field:
         if not self.raw.count and self.made.kind == "number":
@@ -128,6 +130,10 @@ class _Numbers:
 
     def profile(self) -> Profile:
         return self.raw.profile()
+
+
+def _item(place: int) -> str:
+    return f"of list item {place}"
 
 
 class _Dates:
@@ -222,6 +228,11 @@ class _Images:
         for row, content in enumerate(plain(column)):
             try:
                 with Image.open(io.BytesIO(content.as_py())) as image:
+                    if image.mode[0] in "IF":
+                        raise DataError(
+                            f"{self.where}: the image in row {named(row)} (counted from 0) has "
+                            f"numbers of mode {image.mode}; expected 8 bits for each colour"
+                        )
                     self.sizes[f"{image.height} x {image.width} {image.mode}"] += 1
             except (OSError, SyntaxError, Image.DecompressionBombError):
                 bad = np.arange(len(column)) == row
@@ -337,6 +348,8 @@ def _of_input(data: Data, name: str, kind: pa.DataType, base: Path, source: Sour
         if not (types.is_timestamp(kind) or types.is_date(kind)):
             raise DataError(f"data.dates: column {name!r} is {kind}, expected dates or times")
         parts = tuple(p for p in data.parts_of(name) if p != "day" or types.is_timestamp(kind))
+        if not data.parts_of(name):
+            raise DataError(f"data.dates.{name}: no parts; take elapsed, year, week or day")
         if not parts:
             raise DataError(f"data.dates.{name}: column is {kind}, with no time of day in it")
         size = sum(1 if part == "elapsed" else 2 for part in parts)
@@ -352,8 +365,8 @@ def _of_input(data: Data, name: str, kind: pa.DataType, base: Path, source: Sour
     if name in data.tokenizers:
         if not _is_named(kind) or types.is_boolean(kind):
             raise DataError(f"data.tokenizers: column {name!r} is {kind}, expected text")
-        content = _tokenizer(base / Path(data.tokenizers[name]).expanduser())
-        number = columns.tokenizer_of(content).get_vocab_size()
+        content = _tokenizer(name, base / Path(data.tokenizers[name]).expanduser())
+        number = max(columns.tokenizer_of(content).get_vocab().values(), default=0) + 1
         made = Field(name, "tokens", str(kind), num_tokens=number, tokenizer=content)
         return _Known(_with_policy(made, data, name, where))
     read, shape = kind_of(kind, where)
@@ -361,15 +374,23 @@ def _of_input(data: Data, name: str, kind: pa.DataType, base: Path, source: Sour
         if read not in columns.SINGLE:
             raise DataError(f"{where} is {kind}: only single values can be categorical")
         read = "category"
-    made = _with_policy(Field(name, read, str(kind), shape=shape), data, name, where)
+    if isinstance(data.scale, dict) and name in data.scale and read not in NUMERIC:
+        raise DataError(f"data.scale.{name}: {where} is {kind}, read as {read}: not to be scaled")
+    made = _with_policy(Field(name, read, str(kind), shape=shape), data, name, where, kind)
     return _fit(made, data.scale_of(name), where, kind)
 
 
-def _tokenizer(path: Path) -> str:
+def _tokenizer(column: str, path: Path) -> str:
+    """The file's content, once it is known to be a tokenizer's."""
+    where = f"data.tokenizers.{column}: {path}"
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"data.tokenizers: {path} cannot be read: {error}") from None
+        content = path.read_text(encoding="utf-8")
+        columns.tokenizer_of(content)
+    except OSError as error:
+        raise DataError(f"{where} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise DataError(f"{where} is no tokenizer.json: {error}") from None
+    return content
 
 
 def _of_target(
@@ -382,7 +403,7 @@ def _of_target(
     ignored = reading.ignored if reading.as_classes else None
     made = Field(name, read, str(kind), is_target=True, shape=shape, ignored=ignored)
     scale = data.target_scale if reading.as_amounts else "none"
-    return _fit(_with_policy(made, data, stored, where), scale, where, kind)
+    return _fit(_with_policy(made, data, stored, where, kind), scale, where, kind)
 
 
 def _of_weight(data: Data, name: str, kind: pa.DataType, source: Source) -> Fit:
@@ -403,7 +424,9 @@ def _fit(made: Field, scale: Scale, where: str, kind: pa.DataType) -> Fit:
     return _Numbers(made, scale, where)
 
 
-def _with_policy(made: Field, data: Data, column: str, where: str) -> Field:
+def _with_policy(
+    made: Field, data: Data, column: str, where: str, kind: pa.DataType | None = None
+) -> Field:
     """The field with what stands in the place of its missing values, if the spec says so."""
     policy = data.missing_in(column)
     is_named = isinstance(data.missing, dict)
@@ -414,19 +437,38 @@ def _with_policy(made: Field, data: Data, column: str, where: str) -> Field:
             return replace(made, has_missing=True)
         fault = "can be a category of its own in inputs of categories only"
     elif policy == "mean":
-        if made.kind == "number":
+        if made.kind == "number" and not made.is_weight:
             return replace(made, fill=MEAN)
         fault = "have a mean in columns of numbers only"
     elif isinstance(policy, Constant) and made.kind in columns.SINGLE:
-        is_number = isinstance(policy.constant, float)
-        if made.kind == "number" and not is_number:
-            raise DataError(f"data.missing.{column}.constant: {policy.constant!r} is no number")
-        return replace(made, fill=policy.constant)
+        return replace(made, fill=_constant(policy.constant, made, column, kind))
     else:
         fault = "can be a constant in columns of single values only"
     if is_named:
         raise DataError(f"data.missing.{column}: missing values {fault}; {where} is {made.kind}")
     return made  # of a policy for all columns it takes those that it can; the rest are errors
+
+
+def _constant(value: float | str, made: Field, column: str, kind: pa.DataType | None) -> Any:
+    """The constant as the column holds its values. Raises DataError for one that it cannot hold."""
+    where = f"data.missing.{column}.constant"
+    if made.kind == "number":
+        if isinstance(value, str):
+            raise DataError(f"{where}: {value!r} is no number")
+        return value
+    held = kind.value_type if kind is not None and pa.types.is_dictionary(kind) else kind
+    if held is not None and pa.types.is_boolean(held):
+        if value not in ("true", "false"):
+            raise DataError(f"{where}: {value!r} is not 'true' or 'false', as the column holds")
+        return value == "true"
+    given = int(value) if isinstance(value, float) and value.is_integer() else value
+    try:
+        made_of = pa.scalar(given, held).as_py()
+    except (pa.ArrowException, OverflowError, TypeError):
+        made_of = None
+    if made_of != given:
+        raise DataError(f"{where}: {given!r} is no {held}, as the column holds")
+    return given
 
 
 @dataclass
@@ -457,8 +499,8 @@ class Faults:
         if self.lines:
             raise DataError(
                 "\n  ".join(self.lines)
-                + "\n  mend the file, or say in data.missing what stands for missing values: "
-                "drop, mean, category, or a constant"
+                + "\n  mend the file, or say in data.missing what becomes of missing values: drop "
+                "(the row), mean (numbers), category (of its own), or {constant: value}"
             )
 
 
@@ -473,13 +515,14 @@ def kept(data: Data, source: Source, made: Mapping[str, Fit], block: Block, faul
         stored_in.setdefault(data.shift.get(name, name), []).append(fit.made)
     odd: list[tuple[str, NDArray[np.bool_]]] = []
     for column in source.wanted:
-        if column not in stored_in:  # it only tells where rows belong
-            continue
         values, where = block.table[column], source.where(column)
         empty = missing(values)
-        if data.missing_in(column) == "drop":
+        is_dropped = data.missing_in(column) == "drop"
+        if is_dropped:
             keep &= ~empty
-        elif not all(_has_value(one) for one in stored_in[column]):
+        if column not in stored_in:  # it only tells where rows belong
+            continue
+        if not is_dropped and not all(_has_value(one) for one in stored_in[column]):
             odd.append((f"{where}: {{}} missing values", empty))
         bad = unreadable(values)
         odd.append((f"{where}: {{}} rows with infinity, or NaN or nothing inside a list", bad))

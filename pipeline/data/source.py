@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.dataset as ds
 import pyarrow.fs as pafs
@@ -25,9 +26,8 @@ FORMATS = {
     ".arrow": "ipc", ".ipc": "ipc", ".feather": "feather",
     ".csv": "csv",
 }  # fmt: skip
-# an empty cell of a text column is a missing value, as it is in every other column
 READERS: dict[str, Any] = {
-    "csv": ds.CsvFileFormat(convert_options=pacsv.ConvertOptions(strings_can_be_null=True)),
+    "csv": ds.CsvFileFormat(convert_options=pacsv.ConvertOptions(strings_can_be_null=False)),
     "parquet": ds.ParquetFileFormat(
         default_fragment_scan_options=ds.ParquetFragmentScanOptions(
             use_buffered_stream=True, pre_buffer=False, page_checksum_verification=True
@@ -56,6 +56,10 @@ class Block:
         """The row by its number, and its file where there are several."""
         start, path, number = next(f for f in reversed(self.files) if f[0] <= row)
         return f"{number + row - start} of {path}" if path else str(self.first + row)
+
+    def naming(self, rows: Any) -> Callable[[int], str]:
+        """How the given rows of the block, counted from 0, are called."""
+        return lambda number: self.named(int(rows[number]))
 
 
 @dataclass(frozen=True)
@@ -137,11 +141,24 @@ def _read(fragment: Any, schema: pa.Schema, columns: list[str], rows: int) -> It
                 yield reader.get_batch(number).select(columns)
         return
     is_parquet = isinstance(fragment, ds.ParquetFileFragment)
+    is_csv = isinstance(getattr(fragment, "format", None), ds.CsvFileFormat)
     for part in fragment.split_by_row_group() if is_parquet else [fragment]:
-        yield from part.to_batches(
+        batches = part.to_batches(
             schema=schema, columns=columns, batch_size=rows,
             batch_readahead=1, fragment_readahead=1,
         )  # fmt: skip
+        yield from map(_without_empty_text, batches) if is_csv else batches
+
+
+def _without_empty_text(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """An empty cell of text as a missing value, as it is in other columns; "NA" is a text."""
+    columns = [
+        pc.if_else(pc.equal(column, ""), pa.scalar(None, column.type), column)
+        if pa.types.is_string(column.type)
+        else column
+        for column in batch.columns
+    ]
+    return pa.RecordBatch.from_arrays(columns, batch.schema.names)
 
 
 def _width(kind: pa.DataType) -> int:
@@ -169,6 +186,9 @@ class Place:
         """What tells at little cost whether the rows are the same: sizes and times of change."""
         if self.format == "sample":
             return [self.name, samples.version_of(self.name)]
+        if isinstance(self.filesystem, pafs.LocalFileSystem):
+            known = [(path, os.stat(path)) for path in self.paths]
+            return [[p, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for p, s in known]
         return [[i.path, i.size, i.mtime_ns] for i in self.filesystem.get_file_info(self.paths)]
 
 
@@ -195,11 +215,19 @@ class Located:
 def located(data: Data, base: Path) -> Located:
     """Find what `data` names; relative paths start at `base`. Raises DataError with the key."""
     validation = data.validation if isinstance(data.validation, str | list) else []
-    return Located(
-        data,
-        _located("data.train", data.train, base),
-        _located("data.validation", validation, base),
-    )
+    places = {
+        key: _located(key, names, base)
+        for key, names in (("data.train", data.train), ("data.validation", validation))
+    }
+    seen: dict[str, str] = {}
+    for key, found in places.items():
+        for path in (os.path.realpath(path) for place in found for path in place.paths):
+            if path in seen:
+                raise DataError(
+                    f"{key}: {path} is named a second time, {seen[path]} has it already"
+                )
+            seen[path] = key
+    return Located(data, places["data.train"], places["data.validation"])
 
 
 def _located(key: str, given: str | list[str], base: Path) -> list[Place]:
@@ -217,7 +245,9 @@ def opened(found: Located) -> tuple[Source, Source | None]:
     train = _opened(found.data, "data.train", found.train)
     if not found.validation:
         return train, None
-    validation = _opened(found.data, "data.validation", found.validation)
+    inputs = train.inputs  # of which the validation files may have more
+    data = found.data.model_copy(update={"inputs": inputs})
+    validation = _opened(data, "data.validation", found.validation)
     for name in validation.wanted:
         column, there = validation.schema.field(name), train.schema.field(name)
         if column.type != there.type:
@@ -348,8 +378,9 @@ def _place(key: str, name: str, base: Path) -> Place:
         else:
             filesystem = pafs.LocalFileSystem()
             pattern = str(Path(glob.escape(str(base))) / Path(name).expanduser())
-            is_glob = glob.has_magic(name)
-            found = sorted(glob.glob(pattern, recursive=True)) if is_glob else [str(base / name)]
+            literal = base / Path(name).expanduser()
+            is_glob = glob.has_magic(name) and not literal.exists()
+            found = sorted(glob.glob(pattern, recursive=True)) if is_glob else [str(literal)]
             inside = [file for path in found for file in _files(filesystem, path)]
             paths = list({os.path.realpath(file): file for file in inside}.values())  # links
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -398,9 +429,14 @@ def _files(filesystem: Any, path: str) -> list[str]:
         return sorted(
             item.path
             for item in inside
-            if item.type == pafs.FileType.File and not item.base_name.startswith((".", "_"))
+            if item.type == pafs.FileType.File and not _is_hidden(item.path, path)
         )
     return [path] if info.type == pafs.FileType.File else []
+
+
+def _is_hidden(path: str, folder: str) -> bool:
+    """Whether a file, or a folder on the way to it, is one that tools keep for themselves."""
+    return any(part.startswith((".", "_")) for part in Path(path).relative_to(folder).parts)
 
 
 def _format(path: str) -> str | None:

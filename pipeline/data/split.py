@@ -6,81 +6,104 @@ A row stays on its side when rows are appended, files are cut otherwise, or work
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.data import columns
 from pipeline.data.arrow import flat, missing, plain
+from pipeline.data.columns import Named
 from pipeline.data.source import Block, Source
 from pipeline.dataspec import Data, Split
 from pipeline.errors import DataError
 
-Chooser = Callable[[Block], NDArray[np.bool_]]
-"""True for each row of a block that is held out."""
+Chooser = Callable[[pa.Table, Named], NDArray[np.bool_]]
+"""True for each row that is held out; rows have names for messages."""
 Hashes = NDArray[np.uint64]
 ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
-def chooser(data: Data, source: Source) -> Chooser | None:
+def chooser(data: Data, source: Source, kept: Callable[[Block], Any]) -> Chooser | None:
     """Tells which rows of `source` are for validation; None without a split.
 
-    Raises DataError for a column that cannot be split by.
+    `kept(block)` are the numbers of a block's rows that are not dropped. Raises DataError for a
+    column that cannot be split by.
     """
     split = data.validation
     if isinstance(split, float):
-        columns = list(source.wanted)
-        return lambda block: _below(_of_rows(block.table, columns), split, data.split_seed)
+        used = list(source.wanted)
+        return lambda table, named: _below(_of_rows(table, used), split, data.split_seed)
     if not isinstance(split, Split):
         return None
-    where = f"data.validation: column {split.column!r}"
+    column, where = split.column, f"data.validation: column {split.column!r}"
     if split.group is not None:
-        group, fraction = split.group, split.fraction or 0.0
+        fraction = split.fraction or 0.0
 
-        def grouped(block: Block) -> NDArray[np.bool_]:
-            _refuse_missing(block, group, where)
-            return _below(_of_rows(block.table, [group]), fraction, data.split_seed)
+        def grouped(table: pa.Table, named: Named) -> NDArray[np.bool_]:
+            _refuse_missing(table[column], where, named)
+            return _below(_of_rows(table, [column]), fraction, data.split_seed)
 
         return grouped
-    column = split.column
     kind = source.dataset.schema.field(column).type
-    first = _first(split, kind, source, where)
+    first = _since(split, kind, where) if split.since is not None else None
+    if first is None:
+        first = _first(split, source, where, kept)
 
-    def later(block: Block) -> NDArray[np.bool_]:
-        _refuse_missing(block, column, where)
-        return np.asarray(_instants(block.table[column], where) >= first)
+    def later(table: pa.Table, named: Named) -> NDArray[np.bool_]:
+        _refuse_missing(table[column], where, named)
+        return np.asarray(_instants(table[column], where) >= first)
 
     return later
 
 
-def _first(split: Split, kind: pa.DataType, source: Source, where: str) -> Any:
-    """The first instant of the validation rows."""
-    if split.since is not None:
-        try:
-            value: Any = split.since if not pa.types.is_temporal(kind) else str(split.since)
-            if pa.types.is_timestamp(kind):
-                value = np.datetime64(value, kind.unit).item()
-            return _instants(pa.array([value]).cast(kind), where)[0]
-        except (pa.ArrowException, ValueError, TypeError):
-            text = f"data.validation.since: {split.since!r} is no {kind}, as column"
-            raise DataError(f"{text} {split.column!r} holds; write dates as 2013-11-01") from None
+def _since(split: Split, kind: pa.DataType, where: str) -> Any:
+    """The instant that the spec names."""
+    if not pa.types.is_temporal(kind):
+        if isinstance(split.since, str):
+            raise DataError(f"data.validation.since: {split.since!r} is no {kind}, as {where[17:]}")
+        return split.since
+    try:
+        values = pa.array([str(split.since)])
+        if pa.types.is_timestamp(kind):
+            at = np.datetime64(datetime.fromisoformat(str(split.since)).replace(tzinfo=None))
+            offset = datetime.fromisoformat(str(split.since)).utcoffset() or timedelta()
+            instant = at - np.timedelta64(offset)
+            return int(instant.astype(f"datetime64[{kind.unit}]").astype(np.int64))
+        return _instants(values.cast(kind), where)[0]
+    except (pa.ArrowException, ValueError, TypeError):
+        raise DataError(
+            f"data.validation.since: {split.since!r} is no {kind}, as column {split.column!r} "
+            "holds; write dates as 2013-11-01"
+        ) from None
+
+
+def _first(split: Split, source: Source, where: str, kept: Callable[[Block], Any]) -> Any:
+    """The first instant of the validation rows: as near to the fraction as equal times allow."""
     found = []
-    for block in source.blocks([split.column]):
-        _refuse_missing(block, split.column, where)
-        found.append(_instants(block.table[split.column], where))
+    for block in source.blocks():
+        numbers = kept(block)
+        column = block.table[split.column].take(numbers)
+        _refuse_missing(column, where, block.naming(numbers))
+        found.append(_instants(column, where))
     instants = np.sort(np.concatenate(found)) if found else np.empty(0)
     if not len(instants):
         return 0
-    number = max(1, round(len(instants) * (split.fraction or 0.0)))
-    return instants[-number]
+    wanted = len(instants) * (split.fraction or 0.0)
+    first = instants[-max(1, round(wanted))]
+    num_from, num_after = (
+        len(instants) - np.searchsorted(instants, first, side) for side in ("left", "right")
+    )
+    if num_after and abs(num_after - wanted) < abs(num_from - wanted):
+        return instants[-num_after]
+    return first
 
 
-def _refuse_missing(block: Block, column: str, where: str) -> None:
-    bad = np.flatnonzero(missing(block.table[column]))
-    if len(bad):
-        row = block.named(int(bad[0]))
-        raise DataError(f"{where}: no value in row {row} (counted from 0): which side is it on?")
+def _refuse_missing(column: Any, where: str, named: Named) -> None:
+    bad, fix = missing(column), "data.missing can drop these rows"
+    columns.refuse_rows(bad, where, "rows that belong to neither side", fix, named)
 
 
 def _instants(column: Any, where: str) -> NDArray[Any]:

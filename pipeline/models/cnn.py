@@ -32,7 +32,7 @@ class CNN(nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
-        image = only(inputs, "tensor", "images (fixed-size lists or tensors)")
+        image = only(inputs, ("tensor", "image"), "images (data.images, or fixed-size lists)")
         self.name = image.name
         shape = (1, *image.shape) if len(image.shape) == 2 else image.shape
         if len(shape) != 3 or min(shape[1:]) >> len(channels) == 0:

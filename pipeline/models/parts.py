@@ -99,9 +99,9 @@ def activated(raw: Tensor, activation: str) -> Tensor:
     return pointwise[activation](raw)
 
 
-def only(inputs: dict[str, Field], kind: str, what: str) -> Field:
-    """The one input of `kind`; UsageError when there is none, or another beside it."""
-    found = [field for field in inputs.values() if field.kind == kind]
+def only(inputs: dict[str, Field], kinds: tuple[str, ...], what: str) -> Field:
+    """The one input of these kinds; UsageError when there is none, or another beside it."""
+    found = [field for field in inputs.values() if field.kind in kinds]
     if len(found) != 1 or len(inputs) != 1:
         named = ", ".join(f"{field.name} ({field.kind})" for field in inputs.values())
         raise UsageError(f"model reads one input column of {what}; data.inputs gives: {named}")

@@ -58,7 +58,7 @@ class Transformer(nn.Module):
         super().__init__()
         if width % num_heads:
             raise UsageError(f"transformer: width {width} is no multiple of {num_heads} heads")
-        tokens = only(inputs, "tokens", "token lists")
+        tokens = only(inputs, ("tokens",), "token lists")
         self.name, self.causal, self.max_length = tokens.name, per == "token", max_length
         self.embedding = nn.Embedding(tokens.num_codes, width)
         self.position = nn.Embedding(max_length, width)

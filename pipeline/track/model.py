@@ -28,7 +28,14 @@ def log_model(folder: Path, run_id: str, record: dict[str, Any]) -> str:
     }  # fmt: skip
     artifacts = {name: str(folder / file) for name, file in files.items()}
     example = pa.ipc.open_file(folder / "example.arrow").read_all()
-    frame = pd.DataFrame({name: cells(example[name]) for name in example.column_names})
+    fields = json.loads((folder / "fields.json").read_text())
+    optional = {f["name"] for f in fields if f["fill"] is not None or f["has_missing"]}
+    frame = pd.DataFrame(
+        {
+            name: cells(_open_to_missing(example[name], name in optional))
+            for name in example.column_names
+        }
+    )
     predicted = Served.load(artifacts).predict(None, frame)
     imports = folder / "imports"
     own = [str(path) for path in sorted(imports.iterdir())] if imports.exists() else []
@@ -39,12 +46,29 @@ def log_model(folder: Path, run_id: str, record: dict[str, Any]) -> str:
             python_model=str(Path(__file__).with_name("served.py")),
             artifacts=artifacts,
             code_paths=[str(Path(pipeline.__file__).parent), *own],
-            signature=mlflow.models.infer_signature(frame, predicted),
+            signature=_with_optional(mlflow.models.infer_signature(frame, predicted), optional),
             input_example=frame,
             pip_requirements=[f"{package}=={version(package)}" for package in packages],
             registered_model_name=record["register_as"],
         )
     return str(info.model_uri)
+
+
+def _open_to_missing(column: Any, is_optional: bool) -> Any:
+    """Whole numbers as fractions where a value may be missing: pandas knows no other way."""
+    is_whole = pa.types.is_integer(column.type)
+    return column.cast(pa.float64()) if is_optional and is_whole else column
+
+
+def _with_optional(signature: Any, optional: set[str]) -> Any:
+    """The signature with columns that may miss values, whatever the example rows have."""
+    from mlflow.types import ColSpec, Schema
+
+    columns = [
+        ColSpec(one.type, one.name, required=False) if one.name in optional else one
+        for one in signature.inputs.inputs
+    ]
+    return type(signature)(Schema(columns), signature.outputs, signature.params)
 
 
 def cells(column: Any) -> list[Any]:
@@ -56,6 +80,8 @@ def cells(column: Any) -> list[Any]:
         return list(flat.to_numpy_ndarray().reshape(-1, *shape).tolist())
     if pa.types.is_decimal(column.type):
         column = column.cast(pa.float64())
+    if pa.types.is_timestamp(column.type) and column.type.tz:  # which MLflow's schemas cannot say
+        column = column.cast(pa.timestamp("us"), safe=False)
     return list(column.to_pylist())
 
 

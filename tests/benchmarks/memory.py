@@ -30,7 +30,10 @@ def write(folder: Path, num_rows: int) -> None:
     for number, start in enumerate(range(0, num_rows, part)):
         x = rng.standard_normal((min(part, num_rows - start), COLUMNS), dtype=np.float32)
         table = pa.table({f"x{k}": column for k, column in enumerate(x.T)} | {"y": x.sum(1)})
-        pq.write_table(table, folder / f"{number:04}.parquet", row_group_size=50_000)
+        place = folder / f"{number:04}.parquet"
+        pq.write_table(
+            table, place, row_group_size=50_000, use_dictionary=False, compression="none"
+        )
 
 
 def job(folder: Path) -> Any:

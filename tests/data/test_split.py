@@ -29,9 +29,9 @@ def held_out(table: pa.Table, folder: Path, validation: Any, **more: Any) -> Any
     pq.write_table(table, folder / "rows.parquet")
     data = Data(train="rows.parquet", target="y", inputs=["x", "z"], validation=validation, **more)
     train, _ = source.opened(source.located(data, folder))
-    choose = split.chooser(data, train)
+    choose = split.chooser(data, train, lambda block: np.arange(len(block.table)))
     assert choose is not None
-    return np.concatenate([choose(block) for block in train.blocks()])
+    return np.concatenate([choose(block.table, str) for block in train.blocks()])
 
 
 def test_about_the_fraction_is_held_out(tmp_path: Path) -> None:
