@@ -8,6 +8,7 @@ the address of a row is a multiplication, and what is not used takes no memory.
 from __future__ import annotations
 
 import math
+import mmap
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -249,4 +250,8 @@ def mapped(folder: Path, fields: list[Field], fraction: Fraction) -> Store:
 
 def _map(path: Path) -> NDArray[Any]:
     found = np.load(path, mmap_mode="r")
-    return np.asarray(found) if len(found) else np.empty(0, found.dtype)
+    if not len(found):
+        return np.empty(0, found.dtype)
+    # rows are asked for in no order: reading ahead of them would bring in what nobody wants
+    found._mmap.madvise(mmap.MADV_RANDOM)
+    return np.asarray(found)

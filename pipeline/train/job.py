@@ -16,6 +16,7 @@ from pipeline import registry
 from pipeline.data import cache
 from pipeline.data.batch import Batch
 from pipeline.data.columns import Field
+from pipeline.data.convert import Say
 from pipeline.data.order import steps_per_epoch
 from pipeline.errors import ContractError, InputError, UsageError
 from pipeline.losses import fit as fitting
@@ -55,7 +56,7 @@ class Job(cache.Rows):
 
 
 def prepared(
-    spec: JobSpec, base: Path, say: cache.Say = lambda _: None, trusted_seconds: float = 0.0
+    spec: JobSpec, base: Path, say: Say = lambda _: None, trusted_seconds: float = 0.0
 ) -> Job:
     """The spec's rows, converted now or found in the cache, which is read through once.
 
