@@ -41,8 +41,8 @@ class Feed:
 
     `pieces(step)` are the step's micro-batches, `own(n)` the numbers of those that this worker
     computes when there are n, `count(batch)` what the losses count in one. Buffers are reused: a
-    share lives until the next one is asked for. Errors of the thread are raised where its share
-    would have come.
+    share lives until the next one is asked for. An error of the thread is raised one step before
+    the one that it is about, whose counts are wanted there.
     """
 
     def __init__(

@@ -19,6 +19,7 @@ from pipeline.data import cache
 from pipeline.dataspec import Data
 from pipeline.errors import DataError
 from pipeline.spec import Cache
+from tests.conftest import Command, Write
 
 NOTHING = float("nan")
 TABLE = pa.table(
@@ -219,3 +220,70 @@ def test_the_served_model_takes_raw_columns_with_missing_values(tmp_path: Path) 
     mean = next(field["fill"] for field in fields if field["name"] == "age")
     again = result.model.predict(frame.assign(age=[40.0, mean]))["y"]
     assert again.tolist() == said.tolist()
+
+
+def test_a_served_row_may_miss_any_value_that_has_a_policy(tmp_path: Path) -> None:
+    whole = pa.array([None if i == 250 else i % 9 for i in range(300)])
+    when = pa.array(np.datetime64("2024-01-01") + np.arange(300)).cast(pa.timestamp("us", "UTC"))
+    table = pa.table({"rooms": whole, "when": when, "y": np.arange(300.0)})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    result = pipeline.run(
+        {
+            "name": "holes",
+            "data": {"train": str(tmp_path / "rows.parquet"), "target": "y", "dates": ["when"],
+                     "missing": {"rooms": "mean"}, "target_scale": "standard"},
+            "model": "linear", "loss": "mse", "training": {"epochs": 1, "batch_size": 50},
+            "storage": str(tmp_path / "runs"),
+        }
+    )  # fmt: skip
+    assert result.state == "finished", "although MLflow's schemas know no time zones"
+    frame = pd.DataFrame({"rooms": [np.nan], "when": pd.to_datetime(["2024-02-01"])})
+    assert np.isfinite(result.model.predict(frame)["y"]).all()
+    assert len(result.model.predict(frame.head(0))) == 0
+
+
+def test_a_cnn_reads_encoded_images(tmp_path: Path) -> None:
+    photos = [png(40 * (i % 6), (8, 8)) for i in range(24)]
+    table = pa.table({"photo": photos, "y": [float(i % 6) for i in range(24)]})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    result = pipeline.run(
+        {
+            "name": "photos",
+            "data": {"train": str(tmp_path / "rows.parquet"), "target": "y",
+                     "images": {"photo": {"size": [8, 8]}}},
+            "model": {"name": "cnn", "channels": [4], "hidden": 8}, "loss": "mse",
+            "optimizer": {"name": "adam", "lr": 0.01},
+            "training": {"epochs": 30, "batch_size": 8}, "storage": str(tmp_path / "runs"),
+        }
+    )  # fmt: skip
+    assert result.losses[0] is not None
+    assert result.losses[-1] is not None
+    assert result.losses[-1] < result.losses[0] / 2
+    said = result.model.predict(pd.DataFrame({"photo": photos[:6]}))["y"]
+    assert said.is_monotonic_increasing
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"missing": {"a": "men"}}, "a: expected error, drop, mean, category or {constant: value}; "
+                                    "found 'men'; did you mean 'mean'?"),
+        ({"missing": 0}, "(a constant goes by column)"),
+        ({"scale": {"a": "minmax"}}, "a: expected standard, min_max, log, none; found 'minmax'; "
+                                     "did you mean 'min_max'?"),
+        ({"dates": {"a": ["weak"]}}, "did you mean 'week'?"),
+        ({"dates": "a"}, "expected a list of columns: [a]"),
+        ({"validation": {"fraction": 0.2, "grup": "a"}},
+         "grup: unknown key; did you mean 'group'?"),
+        ({"validation": {"fraction": 0.2}}, "give `group` or `time`"),
+        ({"validation": {"time": "a"}}, "give `fraction`, or with `time` its `since`"),
+    ],
+)  # fmt: skip
+def test_a_slip_in_the_spec_is_one_clear_fault(
+    change: dict[str, Any], said: str, job: Write, command: Command
+) -> None:
+    changes = {f"data.{key}": value for key, value in change.items()}
+    code, _, err = command("check", job(changes))
+    assert code == 2
+    assert said in err
+    assert "1 fault" in err or "faults" not in err
