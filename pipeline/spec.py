@@ -177,6 +177,8 @@ class Training(Section):
     """Rows per forward pass; every batch is cut into these. One per worker unless given."""
     shuffle: bool = True
     """A new row order each epoch, drawn from the seed."""
+    bucket_by: str | None = None
+    """Column of lists: batches take rows of similar length, which pads less."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Initial weights, row order and dropout follow from it."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
@@ -340,6 +342,9 @@ class JobSpec(Section):
             raise PydanticCustomError(
                 "labels", "two loss terms are called {twice}: give each a `label`", {"twice": twice}
             )
+        if self.training.bucket_by and not self.training.shuffle:
+            text = "training.bucket_by: exchanges rows among batches, which needs shuffle"
+            raise PydanticCustomError("microbatch", "{text}", {"text": text})
         size, micro = self.training.batch_size, self.training.microbatch_size
         if micro and micro > size:
             raise PydanticCustomError(

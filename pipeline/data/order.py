@@ -15,18 +15,51 @@ def steps_per_epoch(num_rows: int, batch_size: int) -> int:
     return -(-num_rows // batch_size)
 
 
-@lru_cache(maxsize=2)
-def epoch_order(num_rows: int, seed: int | None, epoch: int) -> Rows:
-    """All rows in the order of `epoch` (from 0); without a seed, as they stand."""
-    if seed is None:
-        return np.arange(num_rows)
-    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(num_rows)
+WINDOW = 64
+"""Batches among which rows are exchanged to bring those of one length together."""
 
 
-def rows_of_step(num_rows: int, batch_size: int, seed: int | None, step: int) -> Rows:
-    """Rows of the global batch of `step` (from 0), the same for any number of workers."""
-    epoch, place = divmod(step, steps_per_epoch(num_rows, batch_size))
-    return epoch_order(num_rows, seed, epoch)[place * batch_size : (place + 1) * batch_size]
+class Order:
+    """The rows of each step, the same for any number of workers.
+
+    A new permutation each epoch, drawn from `seed`; without one, rows as they stand. With `lengths`
+    (one for each row) batches hold rows of similar length: a window of 64 batches is sorted by
+    length, and its batches then come in any order; the last, shorter batch is as it falls.
+    """
+
+    def __init__(
+        self, num_rows: int, batch_size: int, seed: int | None, lengths: Rows | None = None
+    ) -> None:
+        self.num_rows, self.batch_size, self.seed = num_rows, batch_size, seed
+        self.lengths = lengths
+        self._epochs: dict[int, Rows] = {}
+
+    def rows(self, step: int) -> Rows:
+        """Rows of the global batch of `step` (from 0): computed, whatever was asked for before."""
+        epoch, place = divmod(step, steps_per_epoch(self.num_rows, self.batch_size))
+        return self._epoch(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
+
+    def _epoch(self, epoch: int) -> Rows:
+        if self.seed is None:
+            return np.arange(self.num_rows)
+        if epoch not in self._epochs:
+            generator = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
+            order = generator.permutation(self.num_rows)
+            if self.lengths is not None:
+                order = self._by_length(order, self.lengths, generator)
+            self._epochs = {epoch: order}
+        return self._epochs[epoch]
+
+    def _by_length(self, order: Rows, lengths: Rows, generator: np.random.Generator) -> Rows:
+        whole = len(order) // self.batch_size * self.batch_size
+        found = order.copy()
+        for start in range(0, whole, WINDOW * self.batch_size):
+            window = order[start : min(start + WINDOW * self.batch_size, whole)]
+            batches = window[np.argsort(lengths[window], kind="stable")].reshape(
+                -1, self.batch_size
+            )
+            found[start : start + len(window)] = generator.permutation(batches).ravel()
+        return found
 
 
 def cut(rows: Rows, microbatch_size: int | None, num_workers: int) -> list[Rows]:

@@ -181,12 +181,9 @@ def _batch_size(job: Job) -> int:
 def _asked(job: Job, size: int) -> tuple[bool, list[str]]:
     """Whether the model draws random numbers, and which components break a promise."""
     from pipeline import suspects
-    from pipeline.data.order import rows_of_step
     from pipeline.train.job import objective, trial_batch
 
-    settings = job.spec.training
-    seed = settings.seed if settings.shuffle else None
-    batch = job.train.gather(rows_of_step(job.num_rows, settings.batch_size, seed, 0))
+    batch = job.train.gather(job.order().rows(0))
     bound = objective(job.spec, job.fields, trial_batch(job))
     found = suspects.suspects(bound, batch, size)
     return suspects.draws(bound, batch), [str(suspect) for suspect in found]

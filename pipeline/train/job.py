@@ -17,8 +17,8 @@ from pipeline.data import cache
 from pipeline.data.batch import Batch
 from pipeline.data.columns import Field
 from pipeline.data.convert import Say
-from pipeline.data.order import steps_per_epoch
-from pipeline.errors import ContractError, InputError, UsageError
+from pipeline.data.order import Order, steps_per_epoch
+from pipeline.errors import ContractError, DataError, InputError, UsageError
 from pipeline.losses import fit as fitting
 from pipeline.losses.objective import Objective, tried
 from pipeline.losses.terms import Output, Term, bind, outputs, readings
@@ -38,6 +38,15 @@ class Job(cache.Rows):
     def num_rows(self) -> int:
         """Training rows."""
         return len(self.train)
+
+    def order(self) -> Order:
+        """Which rows each step uses."""
+        settings = self.spec.training
+        seed = settings.seed if settings.shuffle else None
+        lengths = None
+        if settings.bucket_by is not None:
+            lengths = np.diff(self.train.lists[settings.bucket_by].offsets)
+        return Order(self.num_rows, settings.batch_size, seed, lengths)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -67,6 +76,10 @@ def prepared(
         spec.data, base, readings(spec), fraction, spec.cache,
         say=say, trusted_seconds=trusted_seconds,
     )  # fmt: skip
+    bucket = spec.training.bucket_by
+    if bucket is not None and bucket not in found.train.lists:
+        lists = ", ".join(found.train.lists) or "there are none"
+        raise DataError(f"training.bucket_by: {bucket!r} is no column of lists ({lists})")
     return Job(**vars(found), spec=spec)
 
 

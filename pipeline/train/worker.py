@@ -16,7 +16,7 @@ import torch.distributed as dist
 from pipeline import plugins, registry
 from pipeline.data import cache
 from pipeline.data.feed import Feed
-from pipeline.data.order import Rows, cut, owned, rows_of_step
+from pipeline.data.order import Rows, cut, owned
 from pipeline.errors import NonFiniteError, RunError, UsageError
 from pipeline.optimizers import learning_rate_factor
 from pipeline.spec import JobSpec, Schedule
@@ -82,7 +82,7 @@ def train(
         [p for p in bound.parameters() if p.requires_grad], **spec.optimizer.options
     )
     per_epoch, last_step = job.steps_per_epoch, min(num_steps or job.num_steps, job.num_steps)
-    order_seed = settings.seed if settings.shuffle else None
+    order = job.order()
     metrics = chosen(bound.terms, spec.metrics)
     first_step = _resume(job, folder, bound, optimizer)
     record = Record(job, folder, first_step) if reduce.rank() == 0 else None
@@ -98,8 +98,7 @@ def train(
                 record.journal.write(point)
 
     def pieces(step: int) -> list[Rows]:
-        rows = rows_of_step(job.num_rows, settings.batch_size, order_seed, step)
-        return cut(rows, settings.microbatch_size, reduce.num_workers())
+        return cut(order.rows(step), settings.microbatch_size, reduce.num_workers())
 
     def own(num_microbatches: int) -> range:
         return owned(num_microbatches, reduce.rank(), reduce.num_workers())

@@ -27,7 +27,7 @@ import torch
 from pipeline.data import cache
 from pipeline.data.batch import Batch
 from pipeline.data.feed import Feed
-from pipeline.data.order import cut, rows_of_step, steps_per_epoch
+from pipeline.data.order import Order, cut, steps_per_epoch
 from pipeline.data.store import Store
 from pipeline.dataspec import Data
 from pipeline.spec import Cache
@@ -58,9 +58,14 @@ def tokens() -> tuple[pa.Table, int]:
 def of_feed(rows: Store, batch: int) -> int:
     """One epoch of the feed; how many rows came."""
     steps = steps_per_epoch(len(rows), batch)
-    order = partial(rows_of_step, len(rows), batch, 0)
+    order = Order(len(rows), batch, 0)
     feed = Feed(
-        rows, lambda step: cut(order(step), None, 1), range, lambda batch: torch.zeros(1), 0, steps
+        rows,
+        lambda step: cut(order.rows(step), None, 1),
+        range,
+        lambda batch: torch.zeros(1),
+        0,
+        steps,
     )
     found = 0
     with feed:

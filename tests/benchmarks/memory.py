@@ -59,7 +59,6 @@ def convert(folder: Path) -> str:
 def train(folder: Path) -> str:
     """The first steps, and resuming late in the epoch beside resuming early."""
     from pipeline.data import cache
-    from pipeline.data.order import rows_of_step
     from pipeline.train import worker
     from pipeline.train.job import prepared
 
@@ -71,9 +70,8 @@ def train(folder: Path) -> str:
     seconds = time.perf_counter() - started
     found = []
     for share in (0.01, 0.99):
-        rows_of_step.__globals__["epoch_order"].cache_clear()
         begun = time.perf_counter()
-        rows = rows_of_step(made.num_rows, BATCH, 0, int(share * made.steps_per_epoch))
+        rows = made.order().rows(int(share * made.steps_per_epoch))
         made.train.gather(rows)
         found.append(f"{time.perf_counter() - begun:.2f} s at {share:.0%}")
     return (

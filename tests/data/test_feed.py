@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pipeline.data.columns import encode
 from pipeline.data.feed import Feed
 from pipeline.data.fitting import fitted
-from pipeline.data.order import cut, owned, rows_of_step, steps_per_epoch
+from pipeline.data.order import Order, cut, owned, steps_per_epoch
 from pipeline.data.store import Store, in_memory
 from pipeline.dataspec import Data
 
@@ -35,8 +35,10 @@ ROWS = store()
 
 
 def feed(batch: int, micro: int | None, rank: int, num: int, first: int, last: int) -> Feed:
+    order = Order(NUM_ROWS, batch, 3)
+
     def pieces(step: int) -> list[Any]:
-        return cut(rows_of_step(NUM_ROWS, batch, 3, step), micro, num)
+        return cut(order.rows(step), micro, num)
 
     def count(batch: Any) -> torch.Tensor:
         return torch.tensor([float(len(batch["y"]))])

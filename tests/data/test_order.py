@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.order import cut, owned, rows_of_step, steps_per_epoch, subtrees
+from pipeline.data.order import Order, cut, owned, steps_per_epoch, subtrees
 
 NUMBERS = st.integers(1, 200)
 
@@ -16,7 +18,8 @@ def test_every_row_stands_in_exactly_one_step_of_an_epoch(
     rows: int, batch: int, seed: int | None, epoch: int
 ) -> None:
     steps = steps_per_epoch(rows, batch)
-    used = [rows_of_step(rows, batch, seed, epoch * steps + s) for s in range(steps)]
+    order = Order(rows, batch, seed)
+    used = [order.rows(epoch * steps + s) for s in range(steps)]
     assert sorted(np.concatenate(used)) == list(range(rows))
     assert all(len(part) == batch for part in used[:-1])
 
@@ -60,8 +63,26 @@ def test_each_worker_owns_one_subtree_of_the_same_tree(leaves: int, workers: int
 
 
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:
-    first = rows_of_step(100, 100, 0, 0)
-    assert (first == rows_of_step(100, 100, 0, 0)).all()
-    assert (first != rows_of_step(100, 100, 0, 1)).any()
-    assert (first != rows_of_step(100, 100, 1, 0)).any()
-    assert (rows_of_step(100, 100, None, 5) == np.arange(100)).all()
+    first = Order(100, 100, 0).rows(0)
+    assert (first == Order(100, 100, 0).rows(0)).all()
+    assert (first != Order(100, 100, 0).rows(1)).any()
+    assert (first != Order(100, 100, 1).rows(0)).any()
+    assert (Order(100, 100, None).rows(5) == np.arange(100)).all()
+
+
+@given(rows=st.integers(1, 700), batch=st.integers(1, 9), seed=st.integers(0, 99))
+def test_buckets_hold_rows_of_similar_length_and_every_row_once(
+    rows: int, batch: int, seed: int
+) -> None:
+    lengths = np.random.default_rng(seed).integers(1, 100, rows)
+    order, steps = Order(rows, batch, seed, lengths), steps_per_epoch(rows, batch)
+    used = [order.rows(s) for s in range(steps)]
+    assert sorted(np.concatenate(used)) == list(range(rows))
+    anew = Order(rows, batch, seed, lengths).rows(steps - 1)
+    assert (anew == used[-1]).all(), "what was asked for before does not matter"
+
+    def padding(some: list[np.ndarray[Any, Any]]) -> int:
+        return sum(len(part) * lengths[part].max() - lengths[part].sum() for part in some)
+
+    mixed = [Order(rows, batch, seed).rows(s) for s in range(steps)]
+    assert padding(used) <= padding(mixed)

@@ -36,7 +36,7 @@ def transformer(folder: Path) -> dict[str, Any]:
         "data": {"train": str(folder / "rows.parquet"), "inputs": ["tokens"], "target": "next",
                  "shift": {"next": "tokens"}, "validation": 0.2},
         "model": {"name": "transformer", "width": 16, "num_layers": 1, "dropout": 0.2},
-        "training": {"batch_size": 13},
+        "training": {"batch_size": 13, "bucket_by": "tokens"},
     }  # fmt: skip
 
 
