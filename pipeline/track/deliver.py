@@ -71,7 +71,9 @@ class Delivery:
         if "run_id" not in self.state:
             tags = {key: value[:5000] for key, value in self.record["tags"].items()}
             experiment = experiment_id(self.client, self.record["experiment"], self.folder.parent)
-            run = self.client.create_run(experiment, run_name=self.record["name"], tags=tags)
+            run = self._made_before(experiment) or self.client.create_run(
+                experiment, run_name=self.record["name"], tags=tags
+            )
             self.save(run_id=run.info.run_id, experiment_id=run.info.experiment_id)
         else:
             self.client.update_run(self.state["run_id"], status="RUNNING")  # it goes on
@@ -84,6 +86,12 @@ class Delivery:
             self.client.log_artifact(self.state["run_id"], str(self.folder / "spec.yaml"))
             self._data_sets()
             self.save(begun=True)
+
+    def _made_before(self, experiment: str) -> Any:
+        """The run, if the answer to its making, or what was noted of it, got lost."""
+        token = self.record["tags"]["pipeline.run"]
+        found = self.client.search_runs([experiment], f"tags.`pipeline.run` = '{token}'")
+        return found[0] if found else None
 
     def _data_sets(self) -> None:
         """The rows as inputs of the run, for training and, where there are some, validation."""

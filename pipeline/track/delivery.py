@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -39,6 +40,7 @@ def prepare(spec: JobSpec, job: Job, folder: Path, modules: list[str]) -> None:
         writer.write_table(job.example)
     write_json(folder / "fields.json", [field.to_json() for field in job.fields])
     tags = {
+        "pipeline.run": _token(folder),
         "pipeline.spec_digest": spec.digest,
         "pipeline.data_fingerprint": job.fingerprint,
         "pipeline.storage": str(folder),
@@ -70,6 +72,15 @@ def prepare(spec: JobSpec, job: Job, folder: Path, modules: list[str]) -> None:
     (folder / files.ENDED).unlink(missing_ok=True)
     (folder / files.STOP).unlink(missing_ok=True)
     (folder / "spec.yaml").write_text(spec.dump(), encoding="utf-8")
+
+
+def _token(folder: Path) -> str:
+    """What tells this run from all others, also when it goes on."""
+    try:
+        known: str = json.loads((folder / files.RECORD).read_text())["tags"]["pipeline.run"]
+    except (OSError, ValueError, KeyError):
+        return uuid.uuid4().hex
+    return known
 
 
 def params(spec: JobSpec) -> dict[str, str]:

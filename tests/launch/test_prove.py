@@ -103,7 +103,7 @@ def faulty(tmp_path: Path) -> Path:
 
 
 def test_a_batch_norm_is_named(job: Write, command: Command, faulty: Path) -> None:
-    path = job({"model": "t_normed"})
+    path = job({"model": "t_normed", "data.validation": None})
     code, out, _ = command("prove", path, "--import", faulty, "--workers", "1", "--json")
     found = json.loads(out.splitlines()[-1])
     assert code == 1

@@ -90,7 +90,7 @@ def test_check_in_json_tells_what_it_saw(job: Write, command: Command) -> None:
     code, out, _ = command("check", job({"training.batch_size": 1000}), "--json")
     found = json.loads(out)
     assert code == 0
-    assert (found["rows"], found["validation_rows"]) == (18, 6)
+    assert (found["rows"], found["validation_rows"]) == (17, 7)
     assert "training.batch_size" in found["notices"][0]
 
 

@@ -15,6 +15,7 @@ import mlflow
 import pytest
 
 import pipeline
+from pipeline.track import delivery
 from tests.conftest import JOBS
 from tests.processes import free_port
 
@@ -72,3 +73,19 @@ def test_the_record_and_the_model_go_to_the_server(result: pipeline.Result, serv
     frame = sample("sample:breast_cancer").slice(0, 3).to_pandas()
     predicted = result.model.predict(frame.drop(columns="diagnosis"))
     assert list(predicted["diagnosis"]) == list(frame["diagnosis"])
+
+
+def test_a_run_is_not_made_twice_when_the_answer_to_its_making_was_lost(
+    result: pipeline.Result, server: str
+) -> None:
+    folder = Path(result.storage)
+    client = mlflow.MlflowClient(server)
+    experiment = client.get_run(result.run_id).info.experiment_id
+    (folder / "recorded.json").unlink()
+    found = delivery.finish(folder)
+    assert found["run_id"] == result.run_id
+    runs = client.search_runs([experiment])
+    places = [run.data.tags["pipeline.storage"] for run in runs]
+    assert places.count(str(folder)) == 1
+    history = client.get_metric_history(result.run_id, "train/loss")
+    assert [m.value for m in history] == result.losses, "what was sent again is there once"
