@@ -215,7 +215,7 @@ def _legs(job: Job, size: int, counts: list[int], steps: int) -> Iterator[Leg]:
         yield in_float64("whole batches at once", None)
     if most > 1:
         number = min(3, most)
-        yield in_float64(f"{_workers(number)} without micro-batches (DDP)", None, number)
+        yield in_float64(f"{_workers(number)} without micro-batches", None, number)
 
 
 def _workers(number: int) -> str:
