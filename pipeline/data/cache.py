@@ -41,7 +41,7 @@ TRUSTED_SECONDS = 600.0
 
 
 @dataclass(frozen=True, repr=False)
-class Rows:
+class Converted:
     """The rows of a spec, ready to be gathered."""
 
     fields: list[Field]
@@ -72,7 +72,7 @@ def root(cache: Cache) -> Path:
 def rows(
     data: Data, base: Path, readings: Mapping[str, Reading], fraction: Fraction, cache: Cache,
     *, say: Say = lambda _: None, trusted_seconds: float = 0.0,
-) -> Rows:  # fmt: skip
+) -> Converted:  # fmt: skip
     """The rows that `data` names, from the cache or converted now.
 
     `say` is told how far a conversion has come. An entry that was read through less than
@@ -189,7 +189,7 @@ def _is_whole(entry: Path, trusted_seconds: float, say: Say) -> bool:
     return True
 
 
-def _opened(entry: Path, fraction: Fraction) -> Rows:
+def _opened(entry: Path, fraction: Fraction) -> Converted:
     manifest = _manifest(entry)
     assert manifest is not None
     fields = [Field.from_json(field) for field in manifest["fields"]]
@@ -198,7 +198,7 @@ def _opened(entry: Path, fraction: Fraction) -> Rows:
     validation = None
     if (entry / "validation").exists():
         validation = store.mapped(entry / "validation", fields, fraction)
-    return Rows(fields, train, validation, manifest["fingerprint"], example, manifest["facts"])
+    return Converted(fields, train, validation, manifest["fingerprint"], example, manifest["facts"])
 
 
 @dataclass(frozen=True)

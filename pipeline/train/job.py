@@ -29,7 +29,7 @@ PACKAGE = str(Path(__file__).parents[1])
 
 
 @dataclass(frozen=True, repr=False)
-class Job(cache.Rows):
+class Job(cache.Converted):
     """What every worker needs: the same on each, a pure function of spec and data."""
 
     spec: JobSpec

@@ -42,13 +42,13 @@ def made(tmp_path: Path) -> tuple[Data, Path, Cache]:
     return data, tmp_path, Cache(folder=str(tmp_path / "cache"))
 
 
-def read(made: tuple[Data, Path, Cache], said: list[str] | None = None) -> cache.Rows:
+def read(made: tuple[Data, Path, Cache], said: list[str] | None = None) -> cache.Converted:
     data, base, where = made
     lines: list[str] = [] if said is None else said
     return cache.rows(data, base, {}, np.float32, where, say=lines.append)
 
 
-def same(one: cache.Rows, other: cache.Rows) -> bool:
+def same(one: cache.Converted, other: cache.Converted) -> bool:
     return (
         one.fields == other.fields and one.fingerprint == other.fingerprint
         and bool((one.train.records == other.train.records).all())

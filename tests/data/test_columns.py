@@ -69,7 +69,7 @@ def fitted(inputs: list[str], **options: Any) -> tuple[dict[str, Field], Any]:
     return {f.name: f for f in fields}, batch_of(fields, TABLE)
 
 
-def read(data: Data, base: Path) -> cache.Rows:
+def read(data: Data, base: Path) -> cache.Converted:
     return cache.rows(data, base, {}, np.float32, Cache())
 
 
@@ -185,7 +185,7 @@ def test_the_layout_of_files_changes_neither_rows_nor_fingerprint(tmp_path: Path
     write(tmp_path, table.slice(1), "two/b.parquet")
     write(tmp_path, table.slice(0, 3), "three.parquet")
 
-    def rows(train: str | list[str]) -> cache.Rows:
+    def rows(train: str | list[str]) -> cache.Converted:
         return read(Data(train=train, target="y"), tmp_path)
 
     found = [rows(t) for t in ("one", "two", "two/*.parquet", ["two/a.parquet", "two/b.parquet"])]

@@ -19,14 +19,14 @@ from pipeline.errors import DataError
 from pipeline.spec import Cache
 
 
-def rows(folder: Path, table: pa.Table | None = None, **data: Any) -> cache.Rows:
+def rows(folder: Path, table: pa.Table | None = None, **data: Any) -> cache.Converted:
     if table is not None:
         pq.write_table(table, folder / "rows.parquet")
     given = {"train": "rows.parquet", "target": "y", "scale": "none"} | data
     return cache.rows(Data(**given), folder, {}, np.float32, Cache(folder=str(folder / "c")))
 
 
-def column(found: cache.Rows, name: str, split: str = "train") -> Any:
+def column(found: cache.Converted, name: str, split: str = "train") -> Any:
     store = getattr(found, split)
     return store.gather(np.arange(len(store)))[name].tolist()
 

@@ -33,13 +33,13 @@ TABLE = pa.table(
 )  # fmt: skip
 
 
-def rows(folder: Path, table: pa.Table = TABLE, **data: Any) -> cache.Rows:
+def rows(folder: Path, table: pa.Table = TABLE, **data: Any) -> cache.Converted:
     pq.write_table(table, folder / "rows.parquet")
     made = Data(train="rows.parquet", target="y", **data)
     return cache.rows(made, folder, {}, np.float32, Cache())
 
 
-def column(found: cache.Rows, name: str) -> Any:
+def column(found: cache.Converted, name: str) -> Any:
     value: Any = found.train.gather(np.arange(len(found.train)))[name]
     return value.numpy()
 
