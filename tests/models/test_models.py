@@ -92,7 +92,7 @@ def test_two_labels_at_once_are_learned_with_balanced_weights(tmp_path: Path) ->
         "loss": [{"name": "bce_with_logits", "target": "up", "prediction": "u", "label": "up"},
                  {"name": "bce_with_logits", "target": "rare", "prediction": "r",
                   "pos_weight": "balanced", "label": "rare"}],
-        "optimizer": {"name": "adam", "lr": 0.05}, "training": {"epochs": 20},
+        "optimizer": {"name": "adam", "lr": 0.05}, "training": {"epochs": 100},
     })  # fmt: skip
     assert metric(result, "up/accuracy") > 0.95
     assert metric(result, "rare/f1") > 0.8
