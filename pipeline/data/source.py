@@ -92,7 +92,7 @@ class Source:
         of = "" if self.key == "data.train" else f" of {self.key}"
         return f"{self.wanted[column]}: column {column!r}{of}"
 
-    def blocks(self, columns: list[str] | None = None) -> Iterator[Block]:
+    def blocks(self) -> Iterator[Block]:
         """All rows in order, in blocks of `block_rows` rows and a shorter last one.
 
         Raises DataError naming the file that cannot be read.
@@ -101,7 +101,7 @@ class Source:
         held: list[pa.Table] = []
         files: list[tuple[int, str, int]] = []
         num_held, path, in_file = 0, "", 0
-        for batch, place in self._batches(columns or list(self.wanted)):
+        for batch, place in self._batches(list(self.wanted)):
             if place != path:
                 path, in_file = place, 0
             table, start = pa.Table.from_batches([batch]), 0

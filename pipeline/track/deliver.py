@@ -94,7 +94,7 @@ class Delivery:
         return found[0] if found else None
 
     def _data_sets(self) -> None:
-        """The rows as inputs of the run, for training and, where there are some, validation."""
+        """The rows as input of the run."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         data = self.record["data"]
@@ -111,13 +111,8 @@ class Delivery:
             name=data["name"][:500], digest=data["digest"], source_type="files",
             source=source, schema=schema, profile=json.dumps(short),
         )  # fmt: skip
-        contexts = [("training", "train"), ("validation", "validation")]
-        inputs = [
-            DatasetInput(made, [InputTag("mlflow.data.context", name)])
-            for name, split in contexts
-            if profile["rows"][split]
-        ]
-        self.client.log_inputs(self.state["run_id"], datasets=inputs[:1])
+        given = DatasetInput(made, [InputTag("mlflow.data.context", "training")])
+        self.client.log_inputs(self.state["run_id"], datasets=[given])
         self.client.log_dict(self.state["run_id"], data, "data.json")
 
     def points(self) -> None:
