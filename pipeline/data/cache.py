@@ -26,7 +26,7 @@ import pyarrow as pa
 from pipeline.data import store
 from pipeline.data.columns import Field, Reading
 from pipeline.data.convert import EXAMPLE, MANIFEST, Conversion, Say, crc32
-from pipeline.data.source import Located, located
+from pipeline.data.places import Located, located
 from pipeline.data.store import Fraction, Store
 from pipeline.dataspec import Data
 from pipeline.errors import DataError, UsageError

@@ -23,7 +23,8 @@ from pipeline.data import fitting, policy, store
 from pipeline.data.arrow import flat, missing, plain
 from pipeline.data.columns import Field, Named, Reading, encode
 from pipeline.data.fits import Profile
-from pipeline.data.source import Block, Located, Source, opened
+from pipeline.data.places import Located
+from pipeline.data.source import Block, Source, opened
 from pipeline.data.split import Chooser, chooser
 from pipeline.data.store import Fraction
 from pipeline.dataspec import Data

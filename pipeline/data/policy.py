@@ -70,23 +70,25 @@ def _constant(value: float | str, made: Field, column: str, kind: pa.DataType | 
 class Faults:
     """Bad rows of each column, counted; the first of them by name."""
 
-    counts: dict[str, int] = field(default_factory=dict)
-    first: dict[str, list[str]] = field(default_factory=dict)
+    counts: dict[tuple[str, str], int] = field(default_factory=dict)
+    first: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
-    def add(self, what: str, bad: NDArray[np.bool_], named: Named) -> None:
+    def add(self, where: str, what: str, bad: NDArray[np.bool_], named: Named) -> None:
         """Take in the bad rows of some rows."""
         found = np.flatnonzero(bad)
         if len(found):
-            self.counts[what] = self.counts.get(what, 0) + len(found)
-            kept = self.first.setdefault(what, [])
+            key = (where, what)
+            self.counts[key] = self.counts.get(key, 0) + len(found)
+            kept = self.first.setdefault(key, [])
             kept += [named(int(row)) for row in found[: columns.FIRST_ROWS - len(kept)]]
 
     @property
     def lines(self) -> list[str]:
         """One for each column and what is wrong in it."""
         return [
-            f"{what.format(count)}, first at row {', '.join(self.first[what])} (counted from 0)"
-            for what, count in self.counts.items()
+            f"{where}: {count} {what}, first at row {', '.join(self.first[where, what])} "
+            "(counted from 0)"
+            for (where, what), count in self.counts.items()
         ]
 
     def refuse(self) -> None:
@@ -108,7 +110,7 @@ def kept(data: Data, source: Source, made: Mapping[str, Fit], block: Block, faul
     stored_in: dict[str, list[Field]] = {}
     for name, fit in made.items():
         stored_in.setdefault(data.shift.get(name, name), []).append(fit.made)
-    odd: list[tuple[str, NDArray[np.bool_]]] = []
+    odd: list[tuple[str, str, NDArray[np.bool_]]] = []
     for column in source.wanted:
         values, where = block.table[column], source.where(column)
         empty = missing(values)
@@ -118,11 +120,11 @@ def kept(data: Data, source: Source, made: Mapping[str, Fit], block: Block, faul
         if column not in stored_in:  # it only tells where rows belong
             continue
         if not is_dropped and not all(_has_value(one) for one in stored_in[column]):
-            odd.append((f"{where}: {{}} missing values", empty))
+            odd.append((where, "missing values", empty))
         bad = unreadable(values)
-        odd.append((f"{where}: {{}} rows with infinity, or NaN or nothing inside a list", bad))
-    for what, bad in odd:
-        faults.add(what, bad & keep, block.named)
+        odd.append((where, "rows with infinity, or NaN or nothing inside a list", bad))
+    for where, what, bad in odd:
+        faults.add(where, what, bad & keep, block.named)
     return None if keep.all() else keep
 
 

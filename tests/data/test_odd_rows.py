@@ -207,3 +207,12 @@ def test_room_is_not_made_from_what_another_process_uses(tmp_path: Path) -> None
     cache._make_room(tmp_path / "c", 0, "another")
     assert not (tmp_path / "c" / name).exists()
     assert not left.exists()
+
+
+def test_braces_in_names_of_columns(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"{x}": [1.0, None], "y": [0.0, 1.0]}), tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match=r"'\{x\}': 1 missing values, first at row 1"):
+        cache.rows(
+            Data(train="rows.parquet", target="y"), tmp_path, {}, np.float32,
+            Cache(folder=str(tmp_path / "cache")),
+        )  # fmt: skip

@@ -1,0 +1,156 @@
+"""Where the files are that `data` names: paths, folders, globs, URIs, samples; nothing is read."""
+
+from __future__ import annotations
+
+import glob
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from pipeline.data import samples
+from pipeline.dataspec import Data
+from pipeline.errors import DataError
+
+FORMATS = {
+    ".parquet": "parquet", ".pq": "parquet",
+    ".arrow": "ipc", ".ipc": "ipc", ".feather": "feather",
+    ".csv": "csv",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one name of the spec leads: files of one format, or a sample."""
+
+    name: str
+    paths: list[str]
+    filesystem: Any = None
+    format: str = "sample"
+
+    @property
+    def stamp(self) -> list[Any]:
+        """What tells at little cost whether the rows are the same: sizes and times of change."""
+        if self.format == "sample":
+            return [self.name, samples.version_of(self.name)]
+        if isinstance(self.filesystem, pafs.LocalFileSystem):
+            known = [(path, os.stat(path)) for path in self.paths]
+            return [[p, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for p, s in known]
+        return [[i.path, i.size, i.mtime_ns] for i in self.filesystem.get_file_info(self.paths)]
+
+
+@dataclass(frozen=True)
+class Located:
+    """All files that a spec's `data` names; nothing of them has been read."""
+
+    data: Data
+    train: list[Place]
+    validation: list[Place]
+
+    @property
+    def stamp(self) -> list[Any]:
+        """Changes when a file does."""
+        return [[place.stamp for place in places] for places in (self.train, self.validation)]
+
+    @property
+    def files(self) -> list[str]:
+        """Path or name of each, without secrets."""
+        places = (*self.train, *self.validation)
+        return [path for p in places for path in p.paths or [p.name]]
+
+
+def located(data: Data, base: Path) -> Located:
+    """Find what `data` names; relative paths start at `base`. Raises DataError with the key."""
+    validation = data.validation if isinstance(data.validation, str | list) else []
+    places = {
+        key: _located(key, names, base)
+        for key, names in (("data.train", data.train), ("data.validation", validation))
+    }
+    seen: dict[str, str] = {}
+    for key, found in places.items():
+        for path in (os.path.realpath(path) for place in found for path in place.paths):
+            if path in seen:
+                raise DataError(
+                    f"{key}: {path} is named a second time, {seen[path]} has it already"
+                )
+            seen[path] = key
+    return Located(data, places["data.train"], places["data.validation"])
+
+
+def _located(key: str, given: str | list[str], base: Path) -> list[Place]:
+    names = [given] if isinstance(given, str) else given
+    if len(names) > 1 and any(name.startswith("sample:") for name in names):
+        raise DataError(f"{key}: a sample stands alone, found {names}")
+    return [_place(key, name, base) for name in names]
+
+
+def _place(key: str, name: str, base: Path) -> Place:
+    shown = without_secrets(name)
+    if not name.strip():
+        raise DataError(f"{key}: an empty path")
+    if name.startswith("sample:"):
+        samples.refuse_unknown(key, name)
+        return Place(name, [])
+    try:
+        if "://" in name:
+            filesystem, path = pafs.FileSystem.from_uri(name)
+            paths = _files(filesystem, path)
+        else:
+            filesystem = pafs.LocalFileSystem()
+            pattern = str(Path(glob.escape(str(base))) / Path(name).expanduser())
+            literal = base / Path(name).expanduser()
+            is_glob = glob.has_magic(name) and not literal.exists()
+            found = sorted(glob.glob(pattern, recursive=True)) if is_glob else [str(literal)]
+            inside = [file for path in found for file in _files(filesystem, path)]
+            paths = list({os.path.realpath(file): file for file in inside}.values())  # links
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{key}: {shown} cannot be opened: {plainly(error, name)}") from None
+    if not paths:
+        where = "" if "://" in name else f" (looked in {base.resolve()})"
+        raise DataError(f"{key}: no such file or folder, or none inside: {shown}{where}")
+    formats = {_format(path) for path in paths}
+    if None in formats or len(formats) > 1:
+        odd = next((path for path in paths if _format(path) is None), paths[0])
+        raise DataError(
+            f"{key}: expected files of one format ({', '.join(sorted(FORMATS))}), found {odd}"
+        )
+    return Place(name, paths, filesystem, str(formats.pop()))
+
+
+def _files(filesystem: Any, path: str) -> list[str]:
+    info = filesystem.get_file_info(path)
+    if info.type == pafs.FileType.Directory:
+        inside = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
+        return sorted(
+            item.path
+            for item in inside
+            if item.type == pafs.FileType.File and not _is_hidden(item.path, path)
+        )
+    return [path] if info.type == pafs.FileType.File else []
+
+
+def _is_hidden(path: str, folder: str) -> bool:
+    """Whether a file, or a folder on the way to it, is one that tools keep for themselves."""
+    return any(part.startswith((".", "_")) for part in Path(path).relative_to(folder).parts)
+
+
+def _format(path: str) -> str | None:
+    name = path.lower().removesuffix(".gz").removesuffix(".zst")
+    return next((kind for end, kind in FORMATS.items() if name.endswith(end)), None)
+
+
+def plainly(error: Exception, names: str | list[str]) -> str:
+    """Arrow's message without the secrets of the URIs it repeats, and without its C++ lines."""
+    text = str(error).partition("\n")[0]
+    for name in [names] if isinstance(names, str) else names:
+        text = text.replace(name, without_secrets(name))
+    return text
+
+
+def without_secrets(uri: str) -> str:
+    """The URI without user, password and query."""
+    scheme, separator, rest = uri.partition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2].partition('?')[0]}" if separator else uri
