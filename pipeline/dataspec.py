@@ -32,7 +32,7 @@ class Section(BaseModel):
     @classmethod
     def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
         kind = cls.model_fields[info.field_name or ""].annotation
-        if isinstance(value, bool) and kind is not bool:
+        if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
             raise PydanticCustomError(
                 "bool", "true and false are no {kind}", {"kind": "value here"}
             )
@@ -114,6 +114,16 @@ class Image(Section):
     """Grey [height, width], or colours [3, height, width]."""
 
 
+class Stream(Section):
+    """How training rows are fetched that stay where they are."""
+
+    block_rows: Positive | None = None
+    """Rows that are read at one time. Best a multiple of the files' row groups. Unless given, up to
+    1,048,576 (what pyarrow makes a row group), and less where these are more than 512 MiB."""
+    window: Positive = 8
+    """Blocks, drawn anew each epoch, whose rows are mixed. Up to three windows are on the disk."""
+
+
 class Data(Section):
     """Which rows and columns are trained on."""
 
@@ -129,6 +139,9 @@ class Data(Section):
     """Input columns; every column that is no target unless given."""
     target: str | list[str] | None = None
     """Target column or columns; none for losses that compare predictions only."""
+    stream: bool | Stream = False
+    """For files that are larger than this machine's disk: rows are fetched while training, shuffled
+    in two levels. `true`, or `{block_rows, window}`."""
     shift: dict[str, str] = {}
     """Targets made from list columns, new name: column. Each position's target is the next item."""
     categorical: list[str] = []
@@ -167,6 +180,11 @@ class Data(Section):
     @classmethod
     def _column(cls, value: Any) -> Any:
         return {"column": value} if isinstance(value, str) else value
+
+    @field_validator("stream")
+    @classmethod
+    def _with_defaults(cls, value: bool | Stream) -> bool | Stream:
+        return Stream() if value is True else value
 
     @field_validator("missing", mode="before")
     @classmethod

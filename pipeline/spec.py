@@ -342,6 +342,11 @@ class JobSpec(Section):
             raise PydanticCustomError(
                 "labels", "two loss terms are called {twice}: give each a `label`", {"twice": twice}
             )
+        if self.training.bucket_by and self.data.stream:
+            text = (
+                "training.bucket_by: needs the lengths of all rows, data.stream has those at hand"
+            )
+            raise PydanticCustomError("bucket", text)
         if self.training.bucket_by and not self.training.shuffle:
             text = "training.bucket_by: exchanges rows among batches, which needs shuffle"
             raise PydanticCustomError("microbatch", "{text}", {"text": text})

@@ -25,14 +25,17 @@ import pyarrow as pa
 
 from pipeline.data import store
 from pipeline.data.columns import Field, Reading
-from pipeline.data.convert import EXAMPLE, MANIFEST, Conversion, Say, crc32
+from pipeline.data.convert import EXAMPLE, MANIFEST, Conversion, Say
+from pipeline.data.fingerprint import crc32
 from pipeline.data.places import Located, located
+from pipeline.data.source import opened
 from pipeline.data.store import Fraction, Store
+from pipeline.data.stream import Fetcher, Plan, Streamed
 from pipeline.dataspec import Data
 from pipeline.errors import DataError, UsageError
 from pipeline.spec import Cache
 
-FORMAT = 1
+FORMAT = 2
 """Changes with the layout of entries, and with what rows are made of."""
 READ, USED = "read", "used"
 """Empty files whose times tell when the entry was last read through, and opened."""
@@ -90,7 +93,7 @@ def rows(
                 shutil.rmtree(entry)
                 raise DataError("data: files changed while they were read; try again")
         (entry / USED).touch()
-        made = _opened(entry, fraction)
+        made = _opened(entry, found, fraction)
     _make_room(folder, cache.most_gib * 2**30, key)
     return made
 
@@ -189,12 +192,16 @@ def _is_whole(entry: Path, trusted_seconds: float, say: Say) -> bool:
     return True
 
 
-def _opened(entry: Path, fraction: Fraction) -> Converted:
+def _opened(entry: Path, found: Located, fraction: Fraction) -> Converted:
     manifest = _manifest(entry)
     assert manifest is not None
     fields = [Field.from_json(field) for field in manifest["fields"]]
     example = pa.ipc.open_file(entry / EXAMPLE).read_all()
     train = store.mapped(entry / "train", fields, fraction)
+    if manifest["stream"]:
+        plan, first = Plan.from_json(manifest["stream"]), manifest["stream"]["first"]
+        fetcher = Fetcher(found.data, lambda: opened(found)[0], fields, fraction, plan, first)
+        train = Streamed(train, plan, fetcher, entry.parent, entry.name)
     validation = None
     if (entry / "validation").exists():
         validation = store.mapped(entry / "validation", fields, fraction)

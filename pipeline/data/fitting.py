@@ -59,7 +59,7 @@ def fits(data: Data, source: Source, readings: Mapping[str, Reading], base: Path
         block = next(source.blocks(), None)
         if block is None:
             raise DataError(f"{source.key}: no rows in {source.shown}")
-        kept(data, source, made, block, odd)
+        kept(data, source, raw(made), block, odd)
         raise DataError("\n  ".join(dict.fromkeys([*faults, *odd.lines])))
     return made
 
@@ -69,11 +69,16 @@ def fitted(data: Data, table: pa.Table, readings: Mapping[str, Reading]) -> list
     source = in_memory(data, table)
     made, faults = fits(data, source, readings, Path()), Faults()
     for block in source.blocks():
-        kept(data, source, made, block, faults)
+        kept(data, source, raw(made), block, faults)
         faults.refuse()
         for name, fit in made.items():
             fit.add(block.table[data.shift.get(name, name)], block.named)
     return [fit.field() for fit in made.values()]
+
+
+def raw(made: Mapping[str, Fit]) -> dict[str, Field]:
+    """The fields as they are before they have seen a row."""
+    return {name: fit.made for name, fit in made.items()}
 
 
 def _of_input(data: Data, name: str, kind: pa.DataType, base: Path, source: Source) -> Fit:

@@ -39,6 +39,10 @@ class Order:
         epoch, place = divmod(step, steps_per_epoch(self.num_rows, self.batch_size))
         return self._epoch(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
 
+    def blocks(self, step: int) -> list[int]:
+        """Blocks to have at hand from `step` on: rows of this order are never in blocks."""
+        return []
+
     def _epoch(self, epoch: int) -> Rows:
         if self.seed is None:
             return np.arange(self.num_rows)
@@ -60,6 +64,82 @@ class Order:
             )
             found[start : start + len(window)] = generator.permutation(batches).ravel()
         return found
+
+
+class WindowOrder:
+    """As Order, for rows that come in blocks of which few are at hand.
+
+    Each epoch draws the blocks in a new order; so many of them in turn are a window, whose rows are
+    mixed. A step's rows follow from its number: no more than its windows is computed.
+    """
+
+    def __init__(self, bounds: Rows, batch_size: int, seed: int | None, window: int) -> None:
+        self.bounds, self.batch_size, self.seed, self.window = bounds, batch_size, seed, window
+        """`bounds`: the first row of each block, and the number of all rows."""
+        self.num_rows = int(bounds[-1])
+        self._full = np.flatnonzero(np.diff(bounds))
+        self._epochs: dict[int, tuple[Rows, Rows]] = {}
+        self._windows: dict[tuple[int, int], Rows] = {}
+
+    def rows(self, step: int) -> Rows:
+        """Rows of the global batch of `step` (from 0): computed, whatever was asked for before."""
+        epoch, place = divmod(step, steps_per_epoch(self.num_rows, self.batch_size))
+        start, found = place * self.batch_size, []
+        for number in self._windows_of(epoch, place):
+            first = int(self._epoch(epoch)[1][number])
+            rows = self._mixed(epoch, number)
+            found.append(rows[max(start - first, 0) : start + self.batch_size - first])
+        return np.concatenate(found)
+
+    def blocks(self, step: int) -> list[int]:
+        """Blocks of the windows that the step uses, and of the one after them, in order."""
+        epoch, place = divmod(step, steps_per_epoch(self.num_rows, self.batch_size))
+        windows = [(epoch, number) for number in self._windows_of(epoch, place)]
+        is_last = windows[-1][1] + 2 == len(self._epoch(epoch)[1])
+        windows.append((epoch + 1, 0) if is_last else (epoch, windows[-1][1] + 1))
+        blocks = [block for window in windows for block in self._blocks(*window)]
+        return [int(block) for block in dict.fromkeys(blocks)]
+
+    def _epoch(self, epoch: int) -> tuple[Rows, Rows]:
+        """The blocks that have rows in the epoch's order; where its windows start, and end."""
+        if epoch not in self._epochs:
+            order = self._full
+            if self.seed is not None:
+                order = self._drawn(epoch, 0).permutation(order)
+            sizes = np.diff(self.bounds)[order]
+            per_window = np.add.reduceat(sizes, np.arange(0, len(order), self.window))
+            if len(self._epochs) > 1:
+                self._epochs.clear()
+            self._epochs[epoch] = (order, np.concatenate([[0], np.cumsum(per_window)]))
+        return self._epochs[epoch]
+
+    def _windows_of(self, epoch: int, place: int) -> range:
+        """Numbers of the windows that the epoch's batch at `place` uses."""
+        start, starts = place * self.batch_size, self._epoch(epoch)[1]
+        last = min(start + self.batch_size, self.num_rows) - 1
+        first_window, last_window = np.searchsorted(starts, [start, last], "right") - 1
+        return range(int(first_window), int(last_window) + 1)
+
+    def _blocks(self, epoch: int, number: int) -> Rows:
+        return self._epoch(epoch)[0][number * self.window : (number + 1) * self.window]
+
+    def _mixed(self, epoch: int, number: int) -> Rows:
+        """The rows of a window in the order in which they are used."""
+        if (epoch, number) not in self._windows:
+            blocks = self._blocks(epoch, number)
+            rows = np.concatenate([np.arange(*self.bounds[block : block + 2]) for block in blocks])
+            if self.seed is not None:
+                rows = self._drawn(epoch, number + 1).permutation(rows)
+            if len(self._windows) > 2:
+                self._windows.pop(next(iter(self._windows)))
+            self._windows[epoch, number] = rows
+        return self._windows[epoch, number]
+
+    def _drawn(self, epoch: int, number: int) -> np.random.Generator:
+        """Draws that belong to one part of an epoch, whatever was drawn for others."""
+        assert self.seed is not None
+        counter = np.array([0, 0, 0, number], np.uint64)  # its last word is never counted up to
+        return np.random.Generator(np.random.Philox(key=[self.seed, epoch], counter=counter))
 
 
 def cut(rows: Rows, microbatch_size: int | None, num_workers: int) -> list[Rows]:

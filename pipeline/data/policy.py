@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.data import columns
 from pipeline.data.arrow import missing, unreadable
 from pipeline.data.columns import Field, Named
-from pipeline.data.fits import MEAN, Fit
+from pipeline.data.fits import MEAN
 from pipeline.data.source import Block, Source
 from pipeline.dataspec import Constant, Data
 from pipeline.errors import DataError
@@ -101,15 +101,17 @@ class Faults:
             )
 
 
-def kept(data: Data, source: Source, made: Mapping[str, Fit], block: Block, faults: Faults) -> Any:
+def kept(
+    data: Data, source: Source, made: Mapping[str, Field], block: Block, faults: Faults
+) -> Any:  # fmt: skip
     """True for each row of the block that is not dropped, or None for all of them.
 
     Missing values that have no policy, and values that are none, are added to `faults`.
     """
     keep = np.ones(len(block.table), bool)
     stored_in: dict[str, list[Field]] = {}
-    for name, fit in made.items():
-        stored_in.setdefault(data.shift.get(name, name), []).append(fit.made)
+    for name, one in made.items():
+        stored_in.setdefault(data.shift.get(name, name), []).append(one)
     odd: list[tuple[str, str, NDArray[np.bool_]]] = []
     for column in source.wanted:
         values, where = block.table[column], source.where(column)

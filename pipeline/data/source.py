@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.dataset as ds
+from numpy.typing import NDArray
 
 from pipeline.data import samples
 from pipeline.data.places import Located, Place, plainly, without_secrets
@@ -34,6 +36,22 @@ LIST_BYTES = 2**10
 """What a value of no fixed size is taken for."""
 
 
+Group = tuple[int, int]
+"""Number of a file, and of what is read of it at one time: a row group or a record batch."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows that follow each other in one file."""
+
+    first: int
+    """Number of the first of them in its block."""
+    path: str
+    row: int
+    """Number of the first of them in its file."""
+    group: Group
+
+
 @dataclass(frozen=True)
 class Block:
     """Some rows in a row, as they stand in their files."""
@@ -41,17 +59,51 @@ class Block:
     table: pa.Table
     first: int
     """Number of the first row, over all files."""
-    files: list[tuple[int, str, int]]
-    """For each file: the first of its rows in the block, its path, and that row's number in it."""
+    parts: list[Part]
+    has_files: bool
+    """Whether rows are named by their files, of which there are several."""
 
     def named(self, row: int) -> str:
         """The row by its number, and its file where there are several."""
-        start, path, number = next(f for f in reversed(self.files) if f[0] <= row)
-        return f"{number + row - start} of {path}" if path else str(self.first + row)
+        part = next(p for p in reversed(self.parts) if p.first <= row)
+        number = part.row + row - part.first
+        return f"{number} of {part.path}" if self.has_files else str(self.first + row)
 
     def naming(self, rows: Any) -> Callable[[int], str]:
         """How the given rows of the block, counted from 0, are called."""
         return lambda number: self.named(int(rows[number]))
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Everything that is read at one time, in order, with how many rows it has."""
+
+    groups: list[Group]
+    num_rows: list[int]
+
+    @cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """Number of the first row of each, over all files, and of all rows at the end."""
+        return np.concatenate([[0], np.cumsum(self.num_rows, dtype=np.int64)])
+
+    def holding(self, rows: range) -> range:
+        """Numbers of the row groups that hold the rows."""
+        first = int(np.searchsorted(self.starts, rows.start, "right")) - 1
+        return range(first, int(np.searchsorted(self.starts, rows.stop, "left")))
+
+    def row_in_file(self, row: int, file: int) -> int:
+        """Number of the row in its file."""
+        return row - int(self.starts[self.groups.index((file, 0))])
+
+    def reads_per_row(self, size: int) -> float:
+        """How often the average row is read when every `size` rows are read by themselves."""
+        total = int(self.starts[-1])
+        blocks = (range(start, min(start + size, total)) for start in range(0, total, size))
+        read = sum(sum(self.num_rows[i] for i in self.holding(rows)) for rows in blocks)
+        return read / max(1, total)
+
+
+_Read = tuple[pa.RecordBatch, Part]
 
 
 @dataclass(frozen=True)
@@ -84,39 +136,69 @@ class Source:
         of = "" if self.key == "data.train" else f" of {self.key}"
         return f"{self.wanted[column]}: column {column!r}{of}"
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self, every: int | None = None) -> Iterator[Block]:
         """All rows in order, in blocks of `block_rows` rows and a shorter last one.
 
-        Raises DataError naming the file that cannot be read.
+        With `every`, blocks end at each multiple of so many rows too. Raises DataError naming the
+        file that cannot be read.
         """
-        size, first = self.block_rows, 0
+        return self._cut(self._batches(), 0, every)
+
+    def read(self, groups: Groups, rows: range) -> Iterator[Block]:
+        """The blocks of these rows only, from the row groups that hold them."""
+        first = int(groups.starts[groups.holding(rows)[0]])
+        return self._cut(self._trimmed(groups, rows, first), rows.start, None)
+
+    def _trimmed(self, groups: Groups, rows: range, at: int) -> Iterator[_Read]:
+        wanted = [groups.groups[number] for number in groups.holding(rows)]
+        for batch, part in self._batches(wanted):
+            start, end = max(rows.start - at, 0), min(rows.stop - at, len(batch))
+            if start < end:
+                row = groups.row_in_file(at + start, part.group[0])
+                yield batch.slice(start, end - start), replace(part, row=row)
+            at += len(batch)
+
+    def _cut(self, batches: Iterator[_Read], first: int, every: int | None) -> Iterator[Block]:
         held: list[pa.Table] = []
-        files: list[tuple[int, str, int]] = []
-        num_held, path, in_file = 0, "", 0
-        for batch, place in self._batches(list(self.wanted)):
-            if place != path:
-                path, in_file = place, 0
+        parts: list[Part] = []
+        num_held, end = 0, self._end(first, every)
+        for batch, part in batches:
             table, start = pa.Table.from_batches([batch]), 0
             while start < len(table):
-                part = table.slice(start, size - num_held)
-                files.append((num_held, path if self.has_files else "", in_file))
-                held.append(part)
-                start, in_file = start + len(part), in_file + len(part)
-                num_held += len(part)
-                if num_held == size:
-                    yield Block(pa.concat_tables(held), first, files)
-                    first, num_held, held, files = first + size, 0, [], []
+                some = table.slice(start, end - first - num_held)
+                parts.append(replace(part, first=num_held, row=part.row + start))
+                held.append(some)
+                start += len(some)
+                num_held += len(some)
+                if first + num_held == end:
+                    yield Block(pa.concat_tables(held), first, parts, self.has_files)
+                    first, num_held, held, parts = end, 0, [], []
+                    end = self._end(first, every)
         if held:
-            yield Block(pa.concat_tables(held), first, files)
+            yield Block(pa.concat_tables(held), first, parts, self.has_files)
 
-    def _batches(self, columns: list[str]) -> Iterator[tuple[pa.RecordBatch, str]]:
-        """Record batches, each with the path of its file."""
-        path = ""
+    def _end(self, first: int, every: int | None) -> int:
+        """Where the block ends that begins with row `first`."""
+        end = first + self.block_rows
+        return min(end, (first // every + 1) * every) if every else end
+
+    def _batches(self, wanted: Sequence[Group] | None = None) -> Iterator[_Read]:
+        """Record batches, all or those of some row groups, each with where its rows are from."""
+        path, columns = "", list(self.wanted)
+        of_file: dict[int, set[int]] = {}
+        for file, number in wanted or ():
+            of_file.setdefault(file, set()).add(number)
         try:
-            for fragment in self.dataset.get_fragments():
-                path = getattr(fragment, "path", "")
-                for batch in _read(fragment, self.dataset.schema, columns, self.block_rows):
-                    yield batch, path
+            for file, fragment in enumerate(self.dataset.get_fragments()):
+                path, row = getattr(fragment, "path", ""), 0
+                if wanted is not None and file not in of_file:
+                    continue
+                read = _read(
+                    fragment, self.dataset.schema, columns, self.block_rows, of_file.get(file)
+                )
+                for batch, number in read:
+                    yield batch, Part(0, path, row, (file, number))
+                    row += len(batch)
         except (pa.ArrowException, OSError, ValueError) as error:
             after = f" (at or after {path})" if path else ""
             raise DataError(
@@ -124,22 +206,31 @@ class Source:
             ) from None
 
 
-def _read(fragment: Any, schema: pa.Schema, columns: list[str], rows: int) -> Iterator[Any]:
-    """Record batches of one file, in bounded memory: a plain scan reads as far ahead as it can."""
+def _read(
+    fragment: Any, schema: pa.Schema, columns: list[str], rows: int, wanted: set[int] | None
+) -> Iterator[tuple[Any, int]]:
+    """Record batches of one file, in bounded memory: a plain scan reads as far ahead as it can.
+
+    Each comes with the number of what is read at one time; with `wanted` there are those only.
+    """
     if isinstance(getattr(fragment, "format", None), ds.IpcFileFormat):
         with fragment.filesystem.open_input_file(fragment.path) as file:
             reader = pa.ipc.open_file(file)
             for number in range(reader.num_record_batches):
-                yield reader.get_batch(number).select(columns)
+                if wanted is None or number in wanted:
+                    yield reader.get_batch(number).select(columns), number
         return
     is_parquet = isinstance(fragment, ds.ParquetFileFragment)
     is_csv = isinstance(getattr(fragment, "format", None), ds.CsvFileFormat)
-    for part in fragment.split_by_row_group() if is_parquet else [fragment]:
+    for number, part in enumerate(fragment.split_by_row_group() if is_parquet else [fragment]):
+        if wanted is not None and number not in wanted:
+            continue
         batches = part.to_batches(
             schema=schema, columns=columns, batch_size=rows,
             batch_readahead=1, fragment_readahead=1,
         )  # fmt: skip
-        yield from map(_without_empty_text, batches) if is_csv else batches
+        for batch in batches:
+            yield _without_empty_text(batch) if is_csv else batch, number
 
 
 def _without_empty_text(batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -26,11 +26,11 @@ Hashes = NDArray[np.uint64]
 ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
-def chooser(data: Data, source: Source, kept: Callable[[Block], Any]) -> Chooser | None:
+def chooser(data: Data, source: Source, first: float | None = None) -> Chooser | None:
     """Tells which rows of `source` are for validation; None without a split.
 
-    `kept(block)` are the numbers of a block's rows that are not dropped. Raises DataError for a
-    column that cannot be split by.
+    A split by time needs the `first` instant that is held out. Raises DataError for a column that
+    cannot be split by.
     """
     split = data.validation
     if isinstance(split, float):
@@ -47,16 +47,30 @@ def chooser(data: Data, source: Source, kept: Callable[[Block], Any]) -> Chooser
             return _below(_of_rows(table, [column]), fraction, data.split_seed)
 
         return grouped
-    kind = source.dataset.schema.field(column).type
-    first = _since(split, kind, where) if split.since is not None else None
-    if first is None:
-        first = _first(split, source, where, kept)
 
     def later(table: pa.Table, named: Named) -> NDArray[np.bool_]:
         _refuse_missing(table[column], where, named)
         return np.asarray(_instants(table[column], where) >= first)
 
     return later
+
+
+def first_held_out(data: Data, source: Source, kept: Callable[[Block], Any]) -> float | None:
+    """Where a split by time begins: the number that stands for it; None for any other split.
+
+    `kept(block)` are the numbers of a block's rows that are not dropped. A fraction needs a pass
+    over the source. Raises DataError for a column that has no order.
+    """
+    split = data.validation
+    if not isinstance(split, Split) or split.time is None:
+        return None
+    where = f"data.validation: column {split.time!r}"
+    first: Any = None
+    if split.since is not None:
+        first = _since(split, source.dataset.schema.field(split.time).type, where)
+    if first is None:
+        first = _first(split, source, where, kept)
+    return first.item() if isinstance(first, np.generic) else first  # type: ignore[no-any-return]
 
 
 def _since(split: Split, kind: pa.DataType, where: str) -> Any:

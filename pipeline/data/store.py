@@ -7,10 +7,11 @@ the address of a row is a multiplication, and what is not used takes no memory.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -138,6 +139,14 @@ class Store:
     def __len__(self) -> int:
         return len(self.records)
 
+    @contextlib.contextmanager
+    def opened(self, run: str) -> Iterator[Store]:
+        """The rows while a run uses them, which may have to fetch them."""
+        yield self
+
+    def expect(self, blocks: list[int]) -> None:
+        """Told which blocks of rows will be used next; here all of them are at hand."""
+
     def gather(self, rows: Rows | Tensor, buffer: Buffer | None = None) -> Blocks:
         """The given rows, in `buffer` if there is one; its next use ends the life of the batch."""
         rows = np.asarray(rows)
@@ -194,10 +203,10 @@ class Writer:
             values.append(pieces.values)
         self.num_rows += num_rows
 
-    def close(self) -> None:
-        """Everything is on the disk."""
+    def close(self, to_disk: bool = True) -> None:
+        """The files are whole, and on the disk too unless they need not outlive the machine."""
         for array in (self._records, *(a for both in self._lists.values() for a in both)):
-            array.close()
+            array.close(to_disk)
 
 
 class _Array:
@@ -216,12 +225,13 @@ class _Array:
         self._file.write(np.ascontiguousarray(values, self._kind).tobytes())
         self._length += len(values)
 
-    def close(self) -> None:
+    def close(self, to_disk: bool) -> None:
         self._file.seek(0)
         self._header()
         assert self._file.tell() == self._start
         self._file.flush()
-        os.fsync(self._file.fileno())
+        if to_disk:
+            os.fsync(self._file.fileno())
         self._file.close()
 
     def _header(self) -> None:

@@ -183,7 +183,8 @@ def _asked(job: Job, size: int) -> tuple[bool, list[str]]:
     from pipeline import suspects
     from pipeline.train.job import objective, trial_batch
 
-    batch = job.train.gather(job.order().rows(0))
+    with job.train.opened("prove") as rows:
+        batch = rows.gather(job.order().rows(0))
     bound = objective(job.spec, job.fields, trial_batch(job))
     found = suspects.suspects(bound, batch, size)
     return suspects.draws(bound, batch), [str(suspect) for suspect in found]

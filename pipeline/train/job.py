@@ -17,7 +17,8 @@ from pipeline.data import cache
 from pipeline.data.batch import Batch
 from pipeline.data.columns import Field
 from pipeline.data.convert import Say
-from pipeline.data.order import Order, steps_per_epoch
+from pipeline.data.order import Order, WindowOrder, steps_per_epoch
+from pipeline.data.stream import Streamed
 from pipeline.errors import ContractError, DataError, InputError, UsageError
 from pipeline.losses import fit as fitting
 from pipeline.losses.objective import Objective, tried
@@ -25,6 +26,8 @@ from pipeline.losses.terms import Output, Term, bind, outputs, readings
 from pipeline.spec import JobSpec
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+MOST_READS = 2.5
+"""Of each streamed row in an epoch, above which `check` says so."""
 PACKAGE = str(Path(__file__).parents[1])
 
 
@@ -39,10 +42,13 @@ class Job(cache.Converted):
         """Training rows."""
         return len(self.train)
 
-    def order(self) -> Order:
+    def order(self) -> Order | WindowOrder:
         """Which rows each step uses."""
         settings = self.spec.training
         seed = settings.seed if settings.shuffle else None
+        if isinstance(self.train, Streamed):
+            plan = self.train.plan
+            return WindowOrder(plan.bounds, settings.batch_size, seed, plan.window)
         lengths = None
         if settings.bucket_by is not None:
             lengths = np.diff(self.train.lists[settings.bucket_by].offsets)
@@ -170,6 +176,13 @@ def _oddities(job: Job, terms: list[Term]) -> list[fitting.Notice]:
     if spec.workers.max and spec.workers.max > 1 and not spec.training.microbatch_size:
         text = "without training.microbatch_size a resize changes the curve's last bits"
         found.append(fitting.Notice("workers", text))
+    if isinstance(job.train, Streamed) and job.train.plan.reads_per_row > MOST_READS:
+        text = (
+            f"each row is read {job.train.plan.reads_per_row:.1f} times an epoch: blocks of "
+            f"{job.train.plan.block_rows:,} rows cut through row groups, of "
+            f"{max(job.train.plan.groups.values()):,} rows and less"
+        )
+        found.append(fitting.Notice("data.stream.block_rows", text))
     asked, held = spec.data.validation, job.num_validation_rows
     if isinstance(asked, float):
         share, number = held / (held + job.num_rows), held + job.num_rows

@@ -12,12 +12,16 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from pipeline import plugins, registry
 from pipeline.data import cache
+from pipeline.data.batch import Batch
 from pipeline.data.feed import Feed
 from pipeline.data.order import Rows, cut, owned
+from pipeline.data.stream import Streamed
 from pipeline.errors import NonFiniteError, RunError, UsageError
+from pipeline.losses.fit import check_targets
 from pipeline.optimizers import learning_rate_factor
 from pipeline.spec import JobSpec, Schedule
 from pipeline.train import bits, checkpoint, faults, files, reduce
@@ -98,14 +102,20 @@ def train(
                 record.journal.write(point)
 
     def pieces(step: int) -> list[Rows]:
+        job.train.expect(order.blocks(step))
         return cut(order.rows(step), settings.microbatch_size, reduce.num_workers())
 
     def own(num_microbatches: int) -> range:
         return owned(num_microbatches, reduce.rank(), reduce.num_workers())
 
+    def count(batch: Batch) -> Tensor:
+        if isinstance(job.train, Streamed):  # which nobody has looked at before training
+            check_targets(bound.terms, batch)
+        return bound.denominators(batch)
+
     pinned = device.type == "cuda"
-    feed = Feed(job.train, pieces, own, bound.denominators, first_step, last_step, pinned)
-    with bits.deterministic(exact), feed:
+    feed = Feed(job.train, pieces, own, count, first_step, last_step, pinned)
+    with bits.deterministic(exact), job.train.opened(str(folder.resolve())), feed:
         if first_step == 0:
             validate(0)
         denominators = None

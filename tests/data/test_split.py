@@ -29,7 +29,8 @@ def held_out(table: pa.Table, folder: Path, validation: Any, **more: Any) -> Any
     pq.write_table(table, folder / "rows.parquet")
     data = Data(train="rows.parquet", target="y", inputs=["x", "z"], validation=validation, **more)
     train, _ = source.opened(places.located(data, folder))
-    choose = split.chooser(data, train, lambda block: np.arange(len(block.table)))
+    first = split.first_held_out(data, train, lambda block: np.arange(len(block.table)))
+    choose = split.chooser(data, train, first)
     assert choose is not None
     return np.concatenate([choose(block.table, str) for block in train.blocks()])
 

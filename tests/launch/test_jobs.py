@@ -165,7 +165,8 @@ def test_the_served_accuracy_is_the_recorded_one(storage: Path) -> None:
 
     spec = pipeline.load(JOBS / "digits.yaml")
     train, _ = source.opened(places.located(spec.data, JOBS))
-    choose = split.chooser(spec.data, train, lambda block: np.arange(len(block.table)))
+    first = split.first_held_out(spec.data, train, lambda block: np.arange(len(block.table)))
+    choose = split.chooser(spec.data, train, first)
     assert choose is not None
     (block,) = train.blocks()
     validation = block.table.filter(choose(block.table, str))

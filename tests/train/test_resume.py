@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch.multiprocessing.spawn import ProcessException
@@ -315,3 +316,20 @@ def test_every_optimizer_goes_on_with_the_same_bits(
     stepped(second, optimizer, range(3, 6))
     for one, other in zip(second.parameters(), whole.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_streamed_rows_change_no_bit_either(rows: Path, tmp_path: Path) -> None:
+    """Blocks come in other workers' time, and from files that are cut otherwise."""
+    tree = spec_of(rows, 2)
+    tree["data"] |= {"stream": {"block_rows": 11, "window": 2}}
+    whole = trained(tree, tmp_path / "whole", [(1, [])])
+    assert whole["steps"] == list(range(1, STEPS + 1))
+    table = pq.read_table(tree["data"]["train"])
+    (tmp_path / "parts").mkdir()
+    for start in range(0, len(table), 17):
+        pq.write_table(
+            table.slice(start, 17), tmp_path / "parts" / f"{start:03}.parquet", row_group_size=5
+        )
+    tree["data"] |= {"train": str(tmp_path / "parts")}
+    found = trained(tree, tmp_path / "run", [(3, [(1, 13)]), (5, [(4, 31), (2, 31)]), (4, [])])
+    assert {key: found[key] for key in SAME} == {key: whole[key] for key in SAME}

@@ -1,0 +1,87 @@
+"""Hashes of rows, whatever files they stand in, and of files."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.data.arrow import flat, missing, plain
+
+READ_BYTES = 2**24
+
+
+def digest_rows(table: pa.Table, digest: Any) -> None:
+    """Take names, types and values of the rows into the hash, however they are chunked."""
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        array = plain(column)
+        values, offsets = flat(array)
+        digest.update(json.dumps([name, _type_name(array.type), len(array), len(values)]).encode())
+        digest.update(np.packbits(missing(array)).tobytes())
+        digest.update(np.packbits(missing(values)).tobytes())
+        if offsets is not None:
+            digest.update(np.diff(offsets).tobytes())
+        for part in _bytes_of(values.drop_null()):
+            digest.update(part)
+
+
+def _type_name(kind: pa.DataType) -> str:
+    """The type without what only files differ in: names of list items, sizes of offsets, units."""
+    types = pa.types
+    if types.is_fixed_size_list(kind):
+        return f"{kind.list_size} x {_type_name(kind.value_type)}"
+    if types.is_list(kind) or types.is_large_list(kind):
+        return f"list of {_type_name(kind.value_type)}"
+    for name, tests in {
+        "text": (types.is_string, types.is_large_string),
+        "bytes": (types.is_binary, types.is_large_binary),
+        "time": (types.is_timestamp,), "date": (types.is_date,),
+    }.items():  # fmt: skip
+        if any(test(kind) for test in tests):
+            return name
+    return str(kind)
+
+
+def _bytes_of(values: Any) -> Iterator[Any]:
+    """The bytes of values that are all there."""
+    types = pa.types
+    if types.is_null(values.type):
+        return
+    if types.is_boolean(values.type):
+        values = values.cast(pa.uint8())
+    if types.is_timestamp(values.type):
+        values = values.cast(pa.timestamp("us"), safe=False)
+    if types.is_date(values.type):
+        values = values.cast(pa.date32())
+    is_text = types.is_string(values.type) or types.is_large_string(values.type)
+    if is_text or types.is_binary(values.type) or types.is_large_binary(values.type):
+        whole = values.cast(pa.large_binary())
+        ends = np.frombuffer(whole.buffers()[1], np.int64)[whole.offset :][: len(whole) + 1]
+        yield np.diff(ends).tobytes()
+        if whole.buffers()[2] is not None:
+            yield memoryview(whole.buffers()[2])[ends[0] : ends[-1]]
+        return
+    if values.null_count:
+        values = values.fill_null(
+            pa.scalar(0).cast(values.type)
+            if not types.is_temporal(values.type)
+            else pa.scalar(0, pa.int64()).cast(values.type, safe=False)
+        )
+    width = values.type.bit_width // 8
+    yield memoryview(values.buffers()[1])[
+        values.offset * width : (values.offset + len(values)) * width
+    ]
+
+
+def crc32(path: Path) -> int:
+    """CRC-32 of the file, read in parts."""
+    found = 0
+    with path.open("rb") as file:
+        while part := file.read(READ_BYTES):
+            found = zlib.crc32(part, found)
+    return found
