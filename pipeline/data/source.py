@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.dataset as ds
+import pyarrow.fs as pafs
 from numpy.typing import NDArray
 
 from pipeline.data import samples
@@ -19,16 +20,6 @@ from pipeline.data.places import Located, Place, plainly, without_secrets
 from pipeline.dataspec import Data, Split
 from pipeline.errors import DataError
 from pipeline.registry import nearest
-
-READERS: dict[str, Any] = {
-    "csv": ds.CsvFileFormat(convert_options=pacsv.ConvertOptions(strings_can_be_null=False)),
-    "parquet": ds.ParquetFileFormat(
-        default_fragment_scan_options=ds.ParquetFragmentScanOptions(
-            use_buffered_stream=True, pre_buffer=False, page_checksum_verification=True
-        )
-    ),
-}
-
 
 SMALLEST_BLOCK, LARGEST_BLOCK = 64, 2**16
 BLOCK_BYTES = 2**25
@@ -400,8 +391,23 @@ def _dataset_of(key: str, place: Place) -> ds.Dataset:
                 f"{key}: {path} and {paths[0]} have different columns or types:\n"
                 + _difference(schema, first)
             )
-    return ds.dataset(paths, filesystem=filesystem, format=READERS.get(kind, kind))
+    return ds.dataset(paths, filesystem=filesystem, format=_reader(kind, filesystem))
 
 
 def _schema(path: str, filesystem: Any, kind: str) -> pa.Schema:
-    return ds.dataset(path, filesystem=filesystem, format=READERS.get(kind, kind)).schema
+    return ds.dataset(path, filesystem=filesystem, format=_reader(kind, filesystem)).schema
+
+
+def _reader(kind: str, filesystem: Any) -> Any:
+    """Reads a format in bounded memory."""
+    if kind == "csv":
+        options = pacsv.ConvertOptions(strings_can_be_null=False)
+        return ds.CsvFileFormat(convert_options=options)
+    if kind == "parquet":
+        # what a disk gives bit by bit is asked of a network at once, for a whole row group
+        is_near = isinstance(filesystem, pafs.LocalFileSystem)
+        options = ds.ParquetFragmentScanOptions(
+            use_buffered_stream=is_near, pre_buffer=not is_near, page_checksum_verification=True
+        )
+        return ds.ParquetFileFormat(default_fragment_scan_options=options)
+    return kind

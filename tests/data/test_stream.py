@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from pipeline.data.stream import Streamed
 from pipeline.dataspec import Data
 from pipeline.errors import DataError
 from pipeline.spec import Cache
+from tests import s3
 
 RNG = np.random.default_rng(0)
 NUM_ROWS = 1000
@@ -213,3 +215,26 @@ def test_splits_by_a_column(tmp_path: Path, validation: Any) -> None:
     with streamed(found).opened("run") as opened:
         one = opened.gather(rows)["number"]
     assert (one == whole.train.gather(rows)["number"]).all()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3.Server]:
+    with s3.running(tmp_path_factory.mktemp("s3")) as found:
+        yield found
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_from_an_object_store(tmp_path: Path, server: s3.Server, is_streamed: bool) -> None:
+    place = f"rows/{is_streamed}/"
+    for number in range(0, NUM_ROWS, 250):
+        part = TABLE.slice(number, 250)
+        pq.write_table(part, f"{place}{number:04}.parquet", filesystem=server.filesystem)
+    about: Any = {"stream": {"block_rows": 64, "window": 3}} if is_streamed else {}
+    data = Data(train=server.uri(place), target="y", scale="none", **about)
+    where = Cache(folder=str(tmp_path / "cache"))
+    found = cache.rows(data, tmp_path, {}, np.float64, where)
+    with found.train.opened("run") as opened:
+        for rows in np.array_split(RNG.permutation(NUM_ROWS), 20):
+            assert opened.gather(rows)["number"].tolist() == rows.tolist()
+    for path in (tmp_path / "cache").rglob("*"):
+        assert path.is_dir() or s3.SECRET.encode() not in path.read_bytes()

@@ -1,0 +1,72 @@
+"""A real S3-compatible server (SeaweedFS, from its Python package) for tests."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sysconfig
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.fs as pafs
+
+from tests.processes import free_port
+
+PORTS = ("master", "volume", "filer", "s3")
+KEY, SECRET = "test-key", "test-secret-8d1f"
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server with one bucket, `rows`."""
+
+    endpoint: str
+
+    @property
+    def filesystem(self) -> pafs.S3FileSystem:
+        """Its content."""
+        return pafs.S3FileSystem(
+            access_key=KEY, secret_key=SECRET, endpoint_override=self.endpoint, scheme="http",
+            allow_bucket_creation=True,
+        )  # fmt: skip
+
+    def uri(self, path: str) -> str:
+        """What a spec names: `path` starts with the bucket."""
+        return f"s3://{KEY}:{SECRET}@{path}?scheme=http&endpoint_override={self.endpoint}"
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[Server]:
+    """Start the server with its files in `folder`, and stop it."""
+    rights = {"accessKey": KEY, "secretKey": SECRET}
+    config = {"identities": [{"name": "t", "credentials": [rights], "actions": ["Admin"]}]}
+    (folder / "s3.json").write_text(json.dumps(config))
+    ports = {
+        f"{name}.port{kind}": free_port() for name in PORTS for kind in ("", ".grpc")
+    } | {f"s3.port.{name}": free_port() for name in ("iceberg", "lance")}  # fmt: skip
+    server = subprocess.Popen(
+        [
+            Path(sysconfig.get_path("scripts")) / "weed", "-logtostderr=true", "server", "-s3",
+            "-dir", folder, "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-volume.max=20",
+            "-master.volumeSizeLimitMB=64", f"-s3.config={folder / 's3.json'}",
+            *[f"-{name}={port}" for name, port in ports.items()],
+        ],
+        stdout=(folder / "log").open("w"), stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        found = Server(f"127.0.0.1:{ports['s3.port']}")
+        for left in reversed(range(60)):
+            try:
+                found.filesystem.create_dir("rows")
+                break
+            except OSError:
+                if not left or server.poll() is not None:
+                    raise
+                time.sleep(0.5)
+        yield found
+    finally:
+        server.kill()  # asked to end, it takes 25 s to say good-bye to itself
+        server.wait()
