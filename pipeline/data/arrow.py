@@ -97,8 +97,11 @@ def flat(column: Any) -> tuple[Any, Any]:
 def missing(column: Any) -> NDArray[np.bool_]:
     """True for each row without a value; NaN is none either: bool [N]."""
     rows = plain(column)
-    nothing: NDArray[np.bool_] = pc.is_null(rows, nan_is_null=True).to_numpy(zero_copy_only=False)
-    return nothing
+    if rows.null_count:
+        return np.asarray(pc.is_null(rows, nan_is_null=True).to_numpy(zero_copy_only=False))
+    if pa.types.is_floating(rows.type):
+        return np.asarray(np.isnan(rows.to_numpy()))
+    return np.zeros(len(rows), bool)
 
 
 def unreadable(column: Any) -> NDArray[np.bool_]:
@@ -110,6 +113,10 @@ def unreadable(column: Any) -> NDArray[np.bool_]:
     types = pa.types
     if types.is_struct(rows.type) or types.is_map(rows.type):
         return np.zeros(len(rows), bool)  # refused by its type
+    if types.is_floating(rows.type):
+        return np.asarray(np.isinf(rows.to_numpy(zero_copy_only=False)))
+    if not types.is_nested(rows.type):
+        return np.zeros(len(rows), bool)
     values, offsets = flat(rows)
     if types.is_floating(values.type):
         bad = ~np.isfinite(values.to_numpy(zero_copy_only=False))
@@ -120,8 +127,6 @@ def unreadable(column: Any) -> NDArray[np.bool_]:
         found[np.searchsorted(offsets, np.flatnonzero(bad), side="right") - 1] = True
         return found
     nothing = missing(rows)
-    if not types.is_nested(rows.type):
-        return np.asarray(bad & ~nothing)
     num_rows, found = int((~nothing).sum()), np.zeros(len(rows), bool)
     if len(values) != num_rows * _width(rows.type):  # a list inside is missing, and left out
         return np.array([row is not None and _has_gap(row) for row in rows.to_pylist()], bool)
