@@ -55,6 +55,38 @@ class Slot:
         return math.prod(self.shape)
 
 
+class Slots(dict[str, Slot]):
+    """Slots by the names of their columns; what each step asks of them is computed once."""
+
+    def __init__(self, slots: Mapping[str, Slot]) -> None:
+        super().__init__(slots)
+        self._only: dict[tuple[str, ...], Slots] = {}
+        self._spans: dict[tuple[str, ...], Slot | None] = {}
+
+    def only(self, names: tuple[str, ...]) -> Slots:
+        """Those of the named columns."""
+        if names not in self._only:
+            self._only[names] = Slots({name: self[name] for name in names if name in self})
+        return self._only[names]
+
+    def span(self, names: tuple[str, ...]) -> Slot | None:
+        """One slot for all the columns, if they follow each other in one block."""
+        if names not in self._spans:
+            self._spans[names] = self._span([self[name] for name in names if name in self], names)
+        return self._spans[names]
+
+    @staticmethod
+    def _span(slots: list[Slot], names: tuple[str, ...]) -> Slot | None:
+        if len(slots) < len(names) or not slots:
+            return None
+        first = end = slots[0].start
+        for slot in slots:
+            if slot.block != slots[0].block or slot.start != end:
+                return None
+            end += slot.width
+        return Slot(slots[0].block, first, (end - first,))
+
+
 class Blocks(Mapping[str, Column]):
     """A batch whose columns of one type stand side by side in one block [N, width].
 
@@ -62,9 +94,7 @@ class Blocks(Mapping[str, Column]):
     price of one. `apart` are the columns that stand alone, such as lists.
     """
 
-    def __init__(
-        self, blocks: Sequence[Tensor], slots: Mapping[str, Slot], apart: Mapping[str, Column]
-    ) -> None:
+    def __init__(self, blocks: Sequence[Tensor], slots: Slots, apart: Mapping[str, Column]) -> None:
         self.blocks, self.slots, self.apart = list(blocks), slots, apart
 
     def __getitem__(self, name: str) -> Column:
@@ -84,22 +114,17 @@ class Blocks(Mapping[str, Column]):
     def __len__(self) -> int:
         return len(self.slots) + len(self.apart)
 
-    def only(self, names: Sequence[str]) -> Blocks:
+    def only(self, names: tuple[str, ...]) -> Blocks:
         """The named columns, of the same blocks."""
-        slots = {name: self.slots[name] for name in names if name in self.slots}
-        return Blocks(self.blocks, slots, {n: self.apart[n] for n in names if n in self.apart})
+        apart = {n: self.apart[n] for n in names if n in self.apart} if self.apart else {}
+        return Blocks(self.blocks, self.slots.only(names), apart)
 
-    def beside(self, names: Sequence[str]) -> Tensor | None:
+    def beside(self, names: tuple[str, ...]) -> Tensor | None:
         """The columns as one matrix [N, width] if they follow each other in one block."""
-        slots = [self.slots[name] for name in names if name in self.slots]
-        if len(slots) < len(names) or not slots:
+        span = self.slots.span(names)
+        if span is None:
             return None
-        end = slots[0].start
-        for slot in slots:
-            if slot.block != slots[0].block or slot.start != end:
-                return None
-            end += slot.width
-        return self.blocks[slots[0].block][:, slots[0].start : end]
+        return self.blocks[span.block][:, span.start : span.start + span.width]
 
 
 def num_rows(batch: Batch) -> int:
@@ -126,14 +151,14 @@ def in_double(batch: Batch) -> Batch:
     return _each(batch, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
 
 
-def only(batch: Batch, names: Sequence[str]) -> Batch:
+def only(batch: Batch, names: tuple[str, ...]) -> Batch:
     """The named columns."""
     if isinstance(batch, Blocks):
         return batch.only(names)
     return {name: batch[name] for name in names}
 
 
-def side_by_side(batch: Batch, names: Sequence[str]) -> Tensor:
+def side_by_side(batch: Batch, names: tuple[str, ...]) -> Tensor:
     """The columns as one matrix [N, width], without a copy where they stand so already."""
     found = batch.beside(names) if isinstance(batch, Blocks) else None
     if found is not None:

@@ -22,7 +22,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.data.batch import Blocks, Column, Ragged, Slot
+from pipeline.data.batch import Blocks, Column, Ragged, Slot, Slots
 from pipeline.data.columns import Encoded, Field, Pieces, decoded, stored_type
 from pipeline.data.order import Rows
 from pipeline.errors import DataError
@@ -36,7 +36,7 @@ class Layout:
 
     record: np.dtype[Any]
     """One array of numbers for each stored type."""
-    slots: Mapping[str, Slot]
+    slots: Slots
 
     @classmethod
     def of(cls, fields: Iterable[Field], fraction: Fraction) -> Layout:
@@ -57,7 +57,7 @@ class Layout:
             name: Slot(kinds.index(kind), start, shape)
             for name, (kind, start, shape) in starts.items()
         }
-        return cls(record, slots)
+        return cls(record, Slots(slots))
 
     def packed(self, encoded: Mapping[str, Encoded], num_rows: int) -> NDArray[Any]:
         """Records of some encoded rows."""
@@ -161,7 +161,7 @@ class Store:
         lists = {name: lists for name, lists in self.lists.items() if name in names}
         some = Store(self.layout, self.records, lists)
         for start in range(0, len(self), size):
-            yield some.gather(np.arange(start, min(start + size, len(self)))).only(names)
+            yield some.gather(np.arange(start, min(start + size, len(self)))).only(tuple(names))
 
 
 def in_memory(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -78,14 +79,15 @@ class Objective(nn.Module):
         """Whether a loss needs the whole global batch at once."""
         return any(term.loss.per_batch for term in self.terms)
 
-    def autocast(self) -> torch.autocast:
+    def autocast(self) -> AbstractContextManager[Any]:
         """Around the model: bfloat16 if that is its precision."""
-        device = next(self.parameters()).device.type
-        return torch.autocast(device, torch.bfloat16, enabled=self.precision == torch.bfloat16)
+        if self.precision != torch.bfloat16:
+            return nullcontext()
+        return torch.autocast(next(self.parameters()).device.type, torch.bfloat16)
 
     def _inputs(self, batch: Batch) -> Batch:
         """The columns that the model reads, in its precision."""
-        columns = only(batch, self.inputs)
+        columns = only(batch, tuple(self.inputs))
         return in_double(columns) if self.precision == torch.float64 else columns
 
     def items(self, predictions: Predictions, batch: Batch) -> list[Tensor]:

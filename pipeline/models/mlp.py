@@ -34,7 +34,11 @@ class MLP(nn.Module):
         layers: list[nn.Module] = []
         width = self.features.width
         for size in hidden:
-            layers += [nn.Linear(width, size), ACTIVATIONS[activation](), nn.Dropout(dropout)]
+            layers += [
+                nn.Linear(width, size),
+                ACTIVATIONS[activation](),
+                nn.Dropout(dropout) if dropout else nn.Identity(),
+            ]
             width = size
         self.layers = nn.Sequential(*layers)
         self.outputs = Outputs(width, outputs, bias)

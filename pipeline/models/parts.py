@@ -51,7 +51,7 @@ class Features(nn.Module):
         parts = []
         for place, names in self.runs:
             if place is None:
-                parts.append(side_by_side(batch, names))
+                parts.append(side_by_side(batch, tuple(names)))
                 continue
             codes = batch[names[0]]
             assert not isinstance(codes, Ragged)

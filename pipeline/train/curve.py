@@ -69,8 +69,7 @@ class Journal:
                 self.first_difference = point["step"]
             return
         now = time.time()
-        values = {"time": int(now * 1000), **_finite(point)}
-        self._file.write(json.dumps(values) + "\n")
+        self._file.write(_line({"time": int(now * 1000), **point}) + "\n")
         if now - self._flushed > FLUSH_SECONDS or "train" not in point:
             self._file.flush()
             self._flushed = now
@@ -106,6 +105,13 @@ def _untimed(point: dict[str, Any]) -> Any:
             for key, group in groups.items()
         }
     )
+
+
+def _line(point: dict[str, Any]) -> str:
+    try:
+        return json.dumps(point, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(point))
 
 
 def _finite(value: Any) -> Any:

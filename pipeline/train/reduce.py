@@ -48,20 +48,16 @@ def summed(parts: Mapping[int, Tensor], num_parts: int, size: int) -> Tensor:
 
 def tabled(parts: Mapping[int, Tensor], num_parts: int, size: int) -> Tensor:
     """Numbered vectors [size] of all workers, one below the other: float64 [num_parts, size]."""
-    return total(table(parts, num_parts, size, torch.device("cpu")))
-
-
-def table(parts: Mapping[int, Tensor], num_parts: int, size: int, device: torch.device) -> Tensor:
-    """This worker's numbered vectors [size] in their rows, 0 elsewhere: float64 [num_parts, size].
-
-    On `device`, or on the host where workers meet there.
-    """
-    if num_workers() > 1:
-        device = _reduction_device()
-    made = torch.zeros(num_parts, size, dtype=torch.float64, device=device)
+    made = zeros(num_parts * size, torch.device("cpu")).view(num_parts, size)
     for number, part in parts.items():
-        made[number].copy_(part, non_blocking=True)
-    return made
+        made[number] = part
+    return total(made)
+
+
+def zeros(size: int, device: torch.device) -> Tensor:
+    """Room for numbers that are to be summed: float64 [size] where workers meet, or on `device`."""
+    where = _reduction_device() if num_workers() > 1 else device
+    return torch.zeros(size, dtype=torch.float64, device=where)
 
 
 DTYPES = (
@@ -137,6 +133,9 @@ class Gradients(Protocol):
     trained: list[nn.Parameter]
     """What gets a gradient."""
 
+    def norm(self) -> Tensor:
+        """Norm of the whole gradient that `reduce` left."""
+
     def reduce(
         self, own: Sequence[Microbatch], num_microbatches: int, forward_backward: ForwardBackward,
         riders: Callable[[], Tensor],
@@ -180,6 +179,9 @@ class Buffers:
     def counts(self) -> list[Tensor]:
         """The whole-number buffers as they are now."""
         return [getattr(module, name) for module, name in self._counts]
+
+    def __bool__(self) -> bool:
+        return bool(self._floats or self._counts)
 
     def copy(self) -> list[Tensor]:
         """Their values now."""
@@ -289,6 +291,10 @@ class Overlapped:
         if num_workers() > 1 and len(before):
             self._agree_on_buffers(before, bool(own))
         return total(riders())
+
+    def norm(self) -> Tensor:
+        """Norm of the whole gradient."""
+        return nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None])
 
     def _agree_on_buffers(self, before: list[Tensor], has_rows: bool) -> None:
         """Running statistics change by the mean over the workers that had rows."""

@@ -61,7 +61,8 @@ def train_step(
     if denominators is None:
         counts = {number: objective.denominators(batch) for number, batch in own}
         denominators = reduce.summed(counts, num_microbatches, len(weights))
-    both = zip(weights, denominators.tolist(), strict=True)
+    divisors: list[float] = denominators.tolist()
+    both = zip(weights, divisors, strict=True)
     scales = torch.tensor([w / d if d > 0 else 0.0 for w, d in both], dtype=torch.float64)
     scales = scales.to(device)
     numerators: dict[int, Tensor] = {}
@@ -69,13 +70,19 @@ def train_step(
     def draw(number: int) -> None:
         _seed(_mixed(seed, step, number), device)  # dropout follows the rows, not the worker
 
+    num_terms, num_losses = len(weights), num_microbatches * (len(weights) + 1)
+
     def riders() -> Tensor:
-        flag = torch.tensor([float(stop)], dtype=torch.float64, device=device)
-        kept = {number: torch.cat([numerators[number], flag]) for number, _ in own}
-        tables = [reduce.table(kept, num_microbatches, len(weights) + 1, device)]
-        if following is not None:
-            tables.append(reduce.table(*following, len(weights), device))
-        return torch.cat([table.flatten() for table in tables])
+        counts, num_following = following or ({}, 0)
+        told = reduce.zeros(num_losses + num_following * num_terms, device)
+        table = told[:num_losses].view(num_microbatches, num_terms + 1)
+        for number, _ in own:
+            table[number, :num_terms] = numerators[number]
+        if stop and own:
+            table[own[0][0], num_terms] = 1
+        for number, count in counts.items():
+            told[num_losses + number * num_terms :][:num_terms] = count
+        return told
 
     shares = coupled.shares(objective, own, num_microbatches, draw, device)
 
@@ -85,12 +92,12 @@ def train_step(
         (losses * scales.to(losses.dtype)).sum().backward()
 
     sums = gradients.reduce(own, num_microbatches, forward_backward, riders)
-    norm = _clipped(gradients.trained, clip_norm)
-    num_losses = num_microbatches * (len(weights) + 1)
+    norm = _clipped(gradients, clip_norm)
     table = sums[:num_losses].view(num_microbatches, -1)
     whole = table.sum(0)
-    known = sums[num_losses:].view(-1, len(weights)).sum(0) if following else None
-    result = _losses(whole[:-1], denominators, weights, norm, bool(whole[-1] > 0), known)
+    known = sums[num_losses:].view(-1, num_terms).sum(0) if following else None
+    *sums_of_terms, num_stopping = whole.tolist()
+    result = _losses(sums_of_terms, divisors, weights, norm, num_stopping > 0, known)
     if not math.isfinite(norm) or not math.isfinite(result.total or 0.0):
         labels = [term.label for term in objective.terms]
         named = {k: v for k, v in zip(labels, result.terms, strict=True) if v is not None}
@@ -100,11 +107,12 @@ def train_step(
     return result
 
 
-def _clipped(trained: list[nn.Parameter], clip_norm: float | None) -> float:
+def _clipped(gradients: Gradients, clip_norm: float | None) -> float:
     """Norm of the whole gradient, which is then scaled down to `clip_norm` if above it."""
+    norm = gradients.norm()
     if clip_norm is not None:
-        return float(nn.utils.clip_grad_norm_(trained, clip_norm))
-    return float(nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None]))
+        nn.utils.clip_grads_with_norm_(gradients.trained, clip_norm, norm)
+    return float(norm)
 
 
 def _seed(seed: int, device: torch.device) -> None:
@@ -115,10 +123,10 @@ def _seed(seed: int, device: torch.device) -> None:
 
 
 def _losses(
-    numerators: Tensor, denominators: Tensor, weights: list[float], norm: float, is_last: bool,
-    following: Tensor | None,
+    numerators: list[float], denominators: list[float], weights: list[float], norm: float,
+    is_last: bool, following: Tensor | None,
 ) -> Losses:  # fmt: skip
-    both = zip(numerators.tolist(), denominators.tolist(), strict=True)
+    both = zip(numerators, denominators, strict=True)
     terms = tuple(n / d if d > 0 else None for n, d in both)
     present = [w * t for w, t in zip(weights, terms, strict=True) if t is not None]
     return Losses(terms, sum(present) if present else None, norm, is_last, following)

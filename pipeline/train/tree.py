@@ -54,6 +54,7 @@ class Ordered:
                 f"training.microbatch_size: the model's parameters have several types ({names}); "
                 "the fixed order of sums needs one"
             )
+        self.num_workers = reduce.num_workers()
         self.num_gradients = sum(p.numel() for p in self.trained)
         self.size = self.num_gradients + self.buffers.size
         self._make_room(self.size)
@@ -81,7 +82,8 @@ class Ordered:
             self.buffers.restore(before)
             flat.zero_()
             forward_backward(self.objective, number, batches[number])
-            tail.copy_(self.buffers.changes(before))
+            if self.buffers:
+                tail.copy_(self.buffers.changes(before))
             return flat
 
         if batches:
@@ -91,11 +93,17 @@ class Ordered:
         else:
             flat.zero_()
         told = riders()
-        if reduce.num_workers() > 1:
+        if self.num_workers > 1:
             told = self._exchange(num_microbatches, told)
-        changes = self.flat[self.num_gradients : self.size]
-        self.buffers.change(before, changes / num_microbatches)
+        if self.buffers:
+            changes = self.flat[self.num_gradients : self.size]
+            self.buffers.change(before, changes / num_microbatches)
         return told.cpu()
+
+    def norm(self) -> Tensor:
+        """Norm of the whole gradient."""
+        norm: Tensor = torch.linalg.vector_norm(self.flat[: self.num_gradients])
+        return norm
 
     def _exchange(self, num_microbatches: int, riders: Tensor) -> Tensor:
         """Sum what is flat over workers, and the riders, which are returned.
@@ -103,7 +111,7 @@ class Ordered:
         All-to-all of equal segments, a local sum in the tree's order, all-gather. A small vector is
         gathered whole instead, with the riders' bytes behind it: one message, the same additions.
         """
-        num_workers = reduce.num_workers()
+        num_workers = self.num_workers
         start = -(-self.size // ALIGNED) * ALIGNED
         is_small = start * num_workers <= SMALL
         width = riders.numel() * riders.element_size() // self.flat.element_size()
