@@ -9,7 +9,6 @@ make much of the last bits of a float32. The components are asked one by one, to
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -321,7 +320,7 @@ class _Runner:
             else:
                 if not is_last:
                     raise RunError("a worker that was to be killed went on")
-        done = json.loads((place / files.DONE).read_text())
+        done = files.read_json(place / files.DONE)
         shutil.rmtree(place / "checkpoints")  # journals are kept as evidence, states are large
         (place / "weights.pt").unlink()
         return list(Reader(place / files.CURVE).new()), str(done["weights_sha256"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -155,13 +154,14 @@ def run(
     with contextlib.ExitStack() as held:
         with runs.choosing(storage_of(spec), spec.name):
             folder = _folder(job, modules, fresh)
-            if runs.is_finished(folder):
+            is_finished = runs.is_finished(folder)
+            if is_finished:
                 tell(f"run   {folder.name} is finished already; --fresh starts it anew")
             else:
                 held.enter_context(runs.locked(folder))
                 plugins.carry(modules, folder / "imports")
                 delivery.prepare(spec, job, folder, modules)
-        if runs.is_finished(folder):
+        if is_finished:
             return _finished(folder, started, tell)
         return _trained(job, folder, modules, base_of(path), started, tell)
 
@@ -263,8 +263,8 @@ def _result(folder: Path, recorded: dict[str, Any], started: float) -> Result:
 
     points = list(Reader(folder / files.CURVE).new())
     try:
-        done = json.loads((folder / files.DONE).read_text())
-    except OSError:
+        done = files.read_json(folder / files.DONE)
+    except (OSError, ValueError):
         raise RunError(f"the workers ended without a result in {folder}") from None
     train = [point for point in points if "train" in point]
     news = [point["time"] / 1000 for point in train if point["time"] / 1000 >= started]

@@ -7,7 +7,6 @@ spec, data and own modules go on where it is; the second half of the spec may ch
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import re
 import socket
@@ -50,6 +49,7 @@ def new(storage: Path, name: str) -> Path:
         except OSError as error:
             raise UsageError(f"storage: {folder} cannot be made: {error.strerror}") from None
         else:
+            files.folder_to_disk(storage)
             return folder
 
 
@@ -59,12 +59,12 @@ def _slug(name: str) -> str:
 
 def is_finished(folder: Path) -> bool:
     """Whether the run's last step is done."""
-    return (folder / files.DONE).exists()
+    return files.is_done(folder)
 
 
 def changes(folder: Path, job: Job, imports_sha256: str) -> list[str]:
     """What is trained now and was not when the run in `folder` began: one line each."""
-    record = json.loads((folder / files.RECORD).read_text())
+    record = files.read_json(folder / files.RECORD)
     before, now = record["params"], delivery.params(job.spec)
     found = [
         f"{key}: {before.get(key, 'not given')} -> {now.get(key, 'not given')}"
@@ -87,7 +87,7 @@ def refuse_changed(folder: Path, changed: list[str]) -> None:
     A run without a checkpoint has nothing to lose, one that failed by itself is to be changed.
     """
     try:
-        state = json.loads((folder / files.ENDED).read_text())["state"]
+        state = files.read_json(folder / files.ENDED)["state"]
     except (OSError, ValueError):
         state = "killed"
     has_state = any((folder / "checkpoints").glob("step-*"))

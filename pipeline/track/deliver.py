@@ -37,6 +37,8 @@ ENVIRONMENT = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
+KINDS = ("train", "validation")
+"""Points of the journal that have metrics; how far each was delivered is kept."""
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 
 
@@ -47,15 +49,14 @@ class Delivery:
         import mlflow
 
         self.folder = folder
-        self.record = json.loads((folder / files.RECORD).read_text())
+        self.record = files.read_json(folder / files.RECORD)
         before = recorded(folder) if (folder / files.RECORDED).exists() else {}
-        self.state: dict[str, Any] = {"delivered": 0, **before, "complete": False}
+        self.state: dict[str, Any] = {"delivered": {}, **before, "complete": False}
         self.state["tracking_uri"] = self.record["tracking_uri"]
         self.state.pop("error", None)
         self.reader = Reader(folder / files.CURVE)
         self.unsent: list[dict[str, Any]] = []
         self.rate: float | None = None
-        self.num_read = 0
         mlflow.set_tracking_uri(self.record["tracking_uri"])
         self.client = mlflow.MlflowClient()
 
@@ -83,7 +84,7 @@ class Delivery:
             ]
             for start in range(0, len(params), 100):
                 self.client.log_batch(self.state["run_id"], params=params[start : start + 100])
-            self.client.log_artifact(self.state["run_id"], str(self.folder / "spec.yaml"))
+            self.client.log_text(self.state["run_id"], self.record["spec"], "spec.yaml")
             self._data_sets()
             self.save(begun=True)
 
@@ -118,21 +119,23 @@ class Delivery:
     def points(self) -> None:
         """Send what the journal holds by now and MLflow does not."""
         for point in self.reader.new():
-            self.num_read += 1
-            if self.num_read > self.state["delivered"]:
-                self.unsent.append(point)
+            for kind in KINDS:
+                if kind in point and point["step"] > self.state["delivered"].get(kind, -1):
+                    self.unsent.append(point)
         while self.unsent:
             metrics: list[Any] = []
             num_points = 0
+            delivered = dict(self.state["delivered"])
             for point in self.unsent:
                 made = list(_metrics(self._news(point)))
                 if metrics and len(metrics) + len(made) > BATCH:
                     break
                 metrics += made
                 num_points += 1
+                delivered["train" if "train" in point else "validation"] = point["step"]
             self.client.log_batch(self.state["run_id"], metrics=metrics)
             del self.unsent[:num_points]
-            self.save(delivered=self.state["delivered"] + num_points)
+            self.save(delivered=delivered)
 
     def _news(self, point: dict[str, Any]) -> dict[str, Any]:
         """The point without a learning rate that is the last one's: MLflow costs 0.1 ms a value."""
@@ -150,7 +153,7 @@ class Delivery:
             from pipeline.track.model import log_model
 
             self.save(model_uri=log_model(self.folder, self.state["run_id"], self.record))
-            done = json.loads((self.folder / files.DONE).read_text())
+            done = files.read_json(self.folder / files.DONE)
             workers = ", ".join(map(str, done["workers"]))
             self.client.set_tag(self.state["run_id"], "pipeline.workers", workers)
             if done["first_difference"] is not None:
@@ -200,7 +203,7 @@ def main(folder: Path) -> int:
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     _step_back()
-    launcher = json.loads((folder / files.RECORD).read_text())["launcher"]
+    launcher = files.read_json(folder / files.RECORD)["launcher"]
     with (folder / ".delivering").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # an earlier launcher's delivery ends first
         return _deliver(folder, launcher)
@@ -213,7 +216,7 @@ def _deliver(folder: Path, launcher: int) -> int:
     delivery: Delivery | None = None
     deadline, pause = float("inf"), EVERY_SECONDS
     while True:
-        if json.loads((folder / files.RECORD).read_text())["launcher"] != launcher:
+        if files.read_json(folder / files.RECORD)["launcher"] != launcher:
             return 0  # another command goes on with the run, and delivers it
         ended = _ended(folder)
         if ended and deadline == float("inf"):
@@ -251,7 +254,7 @@ def _step_back() -> None:
 
 def _starting(folder: Path) -> bool:
     """Whether several workers are still starting: importing MLflow now would hold them up."""
-    record = json.loads((folder / files.RECORD).read_text())
+    record = files.read_json(folder / files.RECORD)
     return record["num_workers"] > 1 and not (folder / files.CURVE).exists()
 
 
@@ -265,10 +268,10 @@ def _pause(folder: Path, seconds: float) -> None:
 def _ended(folder: Path) -> str | None:
     """How training ended, or None while it goes on."""
     try:
-        return str(json.loads((folder / files.ENDED).read_text())["state"])
-    except OSError:
+        return str(files.read_json(folder / files.ENDED)["state"])
+    except FileNotFoundError:
         pass
-    launcher = json.loads((folder / files.RECORD).read_text())["launcher"]
+    launcher = files.read_json(folder / files.RECORD)["launcher"]
     if os.getppid() == launcher:
         return None
     if (folder / files.DONE).exists():

@@ -6,6 +6,8 @@ and reads the run's folder.
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import platform
@@ -27,18 +29,15 @@ from pipeline.train import files
 from pipeline.train.files import write_json
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from pipeline.train.job import Job
 
 
 def prepare(spec: JobSpec, job: Job, folder: Path, modules: list[str]) -> None:
     """Write what MLflow is told besides the curve: spec, tags, fields and example rows."""
-    import pyarrow as pa
-
     from pipeline.train import bits
 
-    with pa.ipc.new_file(folder / "example.arrow", job.example.schema) as writer:
-        writer.write_table(job.example)
-    write_json(folder / "fields.json", [field.to_json() for field in job.fields])
     tags = {
         "pipeline.run": _token(folder),
         "pipeline.spec_digest": spec.digest,
@@ -63,6 +62,9 @@ def prepare(spec: JobSpec, job: Job, folder: Path, modules: list[str]) -> None:
         "tracking_uri": started_in or tracking_uri(folder.parent),
         "params": params(spec),
         "data": _data(job),
+        "spec": spec.dump(),
+        "fields": [field.to_json() for field in job.fields],
+        "example": _encoded(job.example),
         "tags": tags,
         "modules": modules,
         "num_workers": spec.workers.most,
@@ -77,10 +79,20 @@ def prepare(spec: JobSpec, job: Job, folder: Path, modules: list[str]) -> None:
 def _token(folder: Path) -> str:
     """What tells this run from all others, also when it goes on."""
     try:
-        known: str = json.loads((folder / files.RECORD).read_text())["tags"]["pipeline.run"]
+        known: str = files.read_json(folder / files.RECORD)["tags"]["pipeline.run"]
     except (OSError, ValueError, KeyError):
         return uuid.uuid4().hex
     return known
+
+
+def _encoded(table: pa.Table) -> str:
+    """A small table as text."""
+    import pyarrow as pa
+
+    made = io.BytesIO()
+    with pa.ipc.new_file(made, table.schema) as writer:
+        writer.write_table(table)
+    return base64.b64encode(made.getvalue()).decode()
 
 
 def params(spec: JobSpec) -> dict[str, str]:
@@ -206,7 +218,7 @@ def wait(
 def recorded(folder: Path) -> dict[str, Any]:
     """The delivering process's last word."""
     try:
-        found: dict[str, Any] = json.loads((folder / files.RECORDED).read_text())
+        found = files.read_json(folder / files.RECORDED)
     except (OSError, ValueError):
         return {"complete": False, "error": f"the delivery did not start: see {folder}/deliver.log"}
     return found
@@ -226,7 +238,7 @@ def finish(folder: str | Path) -> dict[str, Any]:
 
 
 def _alive(folder: Path) -> bool:
-    launcher = json.loads((folder / files.RECORD).read_text())["launcher"]
+    launcher = files.read_json(folder / files.RECORD)["launcher"]
     try:
         os.kill(launcher, 0)
     except OSError:

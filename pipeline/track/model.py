@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+import shutil
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 import pipeline
+from pipeline.train import files
 
 
 def log_model(folder: Path, run_id: str, record: dict[str, Any]) -> str:
@@ -20,15 +24,10 @@ def log_model(folder: Path, run_id: str, record: dict[str, Any]) -> str:
 
     from pipeline.track.served import Served
 
-    modules = record["modules"]
-    (folder / "imports.json").write_text(json.dumps(modules))
-    files = {
-        "spec": "spec.yaml", "fields": "fields.json", "weights": "weights.pt",
-        "imports": "imports.json",
-    }  # fmt: skip
-    artifacts = {name: str(folder / file) for name, file in files.items()}
-    example = pa.ipc.open_file(folder / "example.arrow").read_all()
-    fields = json.loads((folder / "fields.json").read_text())
+    if not files.is_done(folder):
+        raise ValueError(f"{folder / files.WEIGHTS} is damaged; the same command makes it again")
+    fields = record["fields"]
+    example = pa.ipc.open_file(base64.b64decode(record["example"])).read_all()
     optional = {f["name"] for f in fields if f["fill"] is not None or f["has_missing"]}
     frame = pd.DataFrame(
         {
@@ -36,11 +35,22 @@ def log_model(folder: Path, run_id: str, record: dict[str, Any]) -> str:
             for name in example.column_names
         }
     )
-    predicted = Served.load(artifacts).predict(None, frame)
     imports = folder / "imports"
     own = [str(path) for path in sorted(imports.iterdir())] if imports.exists() else []
     packages = ("torch", "numpy", "pandas", "pyarrow", "pydantic", "pyyaml")
-    with mlflow.start_run(run_id=run_id):
+    with tempfile.TemporaryDirectory() as name, mlflow.start_run(run_id=run_id):
+        texts = {
+            "spec": record["spec"], "fields": json.dumps(fields),
+            "imports": json.dumps(record["modules"]),
+        }  # fmt: skip
+        artifacts = {"weights": str(folder / files.WEIGHTS)}
+        for kind, text in texts.items():
+            place = Path(name) / f"{kind}.{'yaml' if kind == 'spec' else 'json'}"
+            place.write_text(text, encoding="utf-8")
+            artifacts[kind] = str(place)
+        if own:
+            shutil.copytree(imports, Path(name) / "imports")
+        predicted = Served.load(artifacts).predict(None, frame)
         info = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).with_name("served.py")),

@@ -9,8 +9,8 @@ so any number of workers can go on from a checkpoint.
 
 from __future__ import annotations
 
-import hashlib
 import json
+import math
 import os
 import shutil
 import threading
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import RunError
 from pipeline.spec import Checkpoint
+from pipeline.train import files
 
 FORMAT = 1
 MANIFEST, STATE = "manifest.json", "state.pt"
@@ -78,24 +79,24 @@ class Checkpoints:
             aside.mkdir()
             with (aside / STATE).open("wb") as file:
                 torch.save(state, file)
-                _to_disk(file)
+                files.to_disk(file)
             if self._is_first:  # what cannot be read back is said now, not after a failure
                 torch.load(aside / STATE, map_location="cpu", weights_only=True)
                 self._is_first = False
-            facts = {"bytes": (aside / STATE).stat().st_size, "sha256": _sha256(aside / STATE)}
+            facts = {"bytes": (aside / STATE).stat().st_size, "sha256": files.sha256(aside / STATE)}
             manifest = {
                 "format": FORMAT, "step": step, "identity": self.identity, "files": {STATE: facts}
             }  # fmt: skip
             with (aside / MANIFEST).open("w") as text:
-                json.dump({**manifest, "sha256": _digest(manifest)}, text, indent=1)
-                _to_disk(text)
-            _folder_to_disk(aside)
+                json.dump(files.sealed(manifest), text, indent=1)
+                files.to_disk(text)
+            files.folder_to_disk(aside)
             before()
             final = _place(self.folder, step)
             if final.exists():  # an older attempt's, found damaged or of the same state
                 shutil.rmtree(final)
             aside.rename(final)
-            _folder_to_disk(self.folder)
+            files.folder_to_disk(self.folder)
             done = [place for place in sorted(self.folder.glob("step-*")) if place <= final]
             for old in done[: -self.settings.keep]:  # later ones are damaged: they were passed over
                 shutil.rmtree(old)
@@ -105,15 +106,21 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
 
 
-def newest(folder: Path, identity: Mapping[str, Any]) -> tuple[int, list[str]]:
+def newest(
+    folder: Path, identity: Mapping[str, Any], most: float = math.inf
+) -> tuple[int, list[str]]:
     """Steps done by the newest valid checkpoint of the run in `folder`, 0 without one.
 
-    Also says which newer ones were passed over, and why.
+    Only those after up to so `most` steps count. Also says which newer ones were passed over, and
+    why.
     """
     passed: list[str] = []
     for place in sorted((folder / "checkpoints").glob("step-*"), reverse=True):
         try:
-            return _checked(place, identity), passed
+            step = _checked(place, identity)
+            if step <= most:
+                return step, passed
+            passed.append(f"{place.name} passed over: the curve does not reach so far")
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             passed.append(f"{place.name} passed over: {error}")
     return 0, passed
@@ -121,9 +128,10 @@ def newest(folder: Path, identity: Mapping[str, Any]) -> tuple[int, list[str]]:
 
 def _checked(place: Path, identity: Mapping[str, Any]) -> int:
     """The step of a checkpoint that is whole. Raises ValueError and others when it is not."""
-    manifest = json.loads((place / MANIFEST).read_bytes())
-    if manifest.pop("sha256") != _digest(manifest):
-        raise ValueError(f"{MANIFEST} is damaged")
+    try:
+        manifest = files.unsealed((place / MANIFEST).read_bytes())
+    except ValueError:
+        raise ValueError(f"{MANIFEST} is damaged") from None
     if manifest["format"] != FORMAT:
         raise ValueError(f"format {manifest['format']}, this version reads {FORMAT}")
     for key in ("spec", "data"):
@@ -131,7 +139,7 @@ def _checked(place: Path, identity: Mapping[str, Any]) -> int:
             raise ValueError(f"it belongs to another {key}")
     for name, facts in manifest["files"].items():
         file = place / Path(name).name
-        if file.stat().st_size != facts["bytes"] or _sha256(file) != facts["sha256"]:
+        if file.stat().st_size != facts["bytes"] or files.sha256(file) != facts["sha256"]:
             raise ValueError(f"{name} is damaged")
     return int(manifest["step"])
 
@@ -190,26 +198,3 @@ def _copied(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(_copied(item) for item in value)
     return value
-
-
-def _to_disk(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _folder_to_disk(folder: Path) -> None:
-    """Names of new files in `folder` outlive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _digest(manifest: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

@@ -1,7 +1,8 @@
 """The curve's journal: one JSON line per step and per evaluation, beside the run's checkpoints.
 
 A point is `{"step", "time", "epoch", "train", "terms"}` or `{"step", "time", "epoch",
-"validation"}`; a line with `event` tells what happened to the run in between.
+"validation"}`; a line with `event` tells what happened to the run in between. Each line ends with
+the CRC-32 of what stands before it.
 """
 
 from __future__ import annotations
@@ -12,11 +13,10 @@ import math
 import os
 import struct
 import time
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-
-from pipeline.errors import RunError
 
 FLUSH_SECONDS = 0.25
 UNTIMED = ("rows_per_second",)
@@ -28,33 +28,30 @@ class Journal:
 
     A run that goes on from an earlier step computes some points again. They stand already, with
     the time of their first writing: what is computed again is not appended, but compared with them
-    where the same bits are promised.
+    where the same bits are promised. `may_write` is called before anything is written, and raises
+    an error where another process has taken over.
     """
 
-    def __init__(self, path: Path, step: int = 0, compare: bool = True) -> None:
-        self._compare = compare
+    def __init__(
+        self, path: Path, step: int = 0, compare: bool = True,
+        may_write: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        self._compare, self._may_write = compare, may_write
         self._known: dict[tuple[int, str], dict[str, Any]] = {}
         self.starts: list[int] = []
         """How many workers have started on this run, each time."""
         self.first_difference: int | None = None
         """The first step that gave other numbers when it was computed again."""
-        path.touch()
-        with path.open("r+b") as file:
-            end = 0
+        mended(path)
+        with path.open("rb") as file:
             for line in file:
-                if not line.endswith(b"\n"):
-                    break  # torn when its writer was killed
-                end += len(line)
-                try:
-                    point = json.loads(line)
-                except ValueError:
-                    raise RunError(f"{path} is damaged at byte {end - len(line)}") from None
+                point = read(line)
                 if "event" in point:
                     self.starts += [point["workers"]] if point["event"] == "start" else []
                 elif point["step"] > step or (point["step"] == step and "validation" in point):
                     self._known[_key(point)] = point
-            file.truncate(end)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("ab")
+        self._lines: list[bytes] = []
         self._flushed = 0.0
 
     def write(self, point: dict[str, Any]) -> None:
@@ -69,9 +66,9 @@ class Journal:
                 self.first_difference = point["step"]
             return
         now = time.time()
-        self._file.write(_line({"time": int(now * 1000), **point}) + "\n")
+        self._lines.append(line_of({"time": int(now * 1000), **point}))
         if now - self._flushed > FLUSH_SECONDS or "train" not in point:
-            self._file.flush()
+            self.flush()
             self._flushed = now
 
     def event(self, step: int, event: str, **facts: Any) -> None:
@@ -80,6 +77,9 @@ class Journal:
 
     def flush(self) -> None:
         """What was written is in the file, though not yet on the disk."""
+        self._may_write()
+        self._file.write(b"".join(self._lines))
+        self._lines.clear()
         self._file.flush()
 
     def to_disk(self) -> None:
@@ -88,7 +88,59 @@ class Journal:
 
     def close(self) -> None:
         """Everything written is in the file."""
+        self.flush()
         self._file.close()
+
+
+def line_of(point: dict[str, Any]) -> bytes:
+    """A line of the journal."""
+    try:
+        text = json.dumps(point, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(point))
+    content = text.encode()
+    return content[:-1] + b', "crc32": "%08x"}\n' % zlib.crc32(content)
+
+
+def read(line: bytes) -> dict[str, Any]:
+    """The point of a journal's line. Raises ValueError if it is not what was written."""
+    content, _, check = line.rpartition(b', "crc32": "')
+    content += b"}"
+    if check != b'%08x"}\n' % zlib.crc32(content):
+        raise ValueError("a line of the curve is damaged")
+    point: dict[str, Any] = json.loads(content)
+    return point
+
+
+def mended(path: Path) -> tuple[int, str]:
+    """Take out what is damaged, and all that follows it; the steps up to which the curve is whole.
+
+    A line that was torn when its writer was killed is cut off. Anything else that is damaged is
+    kept in a file beside the journal, and said.
+    """
+    path.touch()
+    whole, last, is_train = 0, 0, False
+    with path.open("r+b") as file:
+        for line in file:
+            try:
+                point = read(line)
+            except ValueError:
+                break
+            whole += len(line)
+            last, is_train = point["step"], "train" in point
+        size = file.seek(0, os.SEEK_END)
+        if whole == size:
+            return last, ""
+        file.seek(whole)
+        rest = file.read()
+        said = ""
+        if b"\n" in rest:
+            kept = path.with_name(f"{path.stem}.damaged-{int(time.time())}{path.suffix}")
+            kept.write_bytes(rest)
+            said = f"{path.name} is damaged after step {last}: what follows is computed again"
+        file.truncate(whole)
+        os.fsync(file.fileno())
+    return last - is_train, said  # an evaluation of the last step may have been cut off
 
 
 def _key(point: dict[str, Any]) -> tuple[int, str]:
@@ -107,13 +159,6 @@ def _untimed(point: dict[str, Any]) -> Any:
     )
 
 
-def _line(point: dict[str, Any]) -> str:
-    try:
-        return json.dumps(point, allow_nan=False)
-    except ValueError:
-        return json.dumps(_finite(point))
-
-
 def _finite(value: Any) -> Any:
     """NaN and infinity as null: JSON has no word for them."""
     if isinstance(value, dict):
@@ -127,24 +172,31 @@ class Reader:
     def __init__(self, path: Path) -> None:
         self.path, self._place = path, 0
         self._last: dict[str, int] = {}
+        self._num_events = self._num_known = 0
 
     def new(self) -> Iterator[dict[str, Any]]:
         """Points and events that were completed since the last call; each point once."""
         if not self.path.exists():
             return
         with self.path.open("rb") as file:
+            if file.seek(0, os.SEEK_END) < self._place:  # mended: read once more what is left
+                self._place, self._num_known, self._num_events = 0, self._num_events, 0
             file.seek(self._place)
             for line in file:
                 if not line.endswith(b"\n"):
                     return
                 self._place += len(line)
                 try:
-                    point = json.loads(line)
+                    point = read(line)
                 except ValueError:
                     continue  # damaged: the worker that goes on with it says so
                 step, kind = _key(point)
-                if kind != "event" and step <= self._last.get(kind, -1):
-                    continue  # of a worker that had not noticed yet that others went on
+                if kind == "event":
+                    self._num_events += 1
+                    if self._num_events <= self._num_known:
+                        continue
+                elif step <= self._last.get(kind, -1):
+                    continue  # computed again, or by a worker that had not noticed its successor
                 self._last[kind] = step
                 yield point
 

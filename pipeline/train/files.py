@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +17,93 @@ ENDED = "ended.json"
 """Written by the launcher: how training ended."""
 FAILURE = "failure.txt"
 """Written by Ray's controller: why workers are started again."""
+LEASE = "lease.json"
+"""Written by the first worker of each attempt: which process may write."""
 RECORD = "record.json"
 """Written by the launcher: what MLflow is told besides the curve."""
 RECORDED = "recorded.json"
 """Written by the delivery: how much of it MLflow has."""
 STOP = "stop"
 """Written by the launcher; asks the workers to save their state and end."""
+WEIGHTS = "weights.pt"
+"""Written by the first worker after the last step."""
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` to `path`: the whole file or none of it."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(value), encoding="utf-8")
-    aside.replace(path)
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write `value` and its SHA-256 to `path`, all or nothing, and once more beside it.
+
+    It outlives a power cut when this returns.
+    """
+    text = json.dumps(sealed(value), indent=1)
+    for place in (path, _copy(path)):
+        aside = place.with_name(f".{place.name}.{os.getpid()}")
+        with aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            to_disk(file)
+        aside.replace(place)
+    folder_to_disk(path.parent)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What `write_json` wrote; if the file is damaged, its copy's or an earlier content.
+
+    Raises FileNotFoundError without the file, and ValueError where both are damaged.
+    """
+    try:
+        return unsealed(path.read_bytes())
+    except ValueError:
+        try:
+            return unsealed(_copy(path).read_bytes())
+        except (OSError, ValueError):
+            raise ValueError(f"{path} is damaged") from None
+
+
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """The value with its own SHA-256."""
+    return {**value, "sha256": _digest(value)}
+
+
+def unsealed(content: bytes) -> dict[str, Any]:
+    """A value that was `sealed`. Raises ValueError when it is not what was written."""
+    found = json.loads(content)
+    if not isinstance(found, dict) or found.pop("sha256", None) != _digest(found):
+        raise ValueError("it is damaged")
+    return found
+
+
+def _digest(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _copy(path: Path) -> Path:
+    return path.with_name(f".{path.name}.copy")
+
+
+def sha256(path: Path) -> str:
+    """Of the file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def to_disk(file: Any) -> None:
+    """What was written to `file` outlives a power cut."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def folder_to_disk(folder: Path) -> None:
+    """Names of new files in `folder` outlive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_done(folder: Path) -> bool:
+    """Whether the run's last step is done and its weights are as they were written."""
+    try:
+        done = read_json(folder / DONE)
+        return bool(sha256(folder / WEIGHTS) == done["weights_file_sha256"])
+    except (OSError, ValueError, KeyError):
+        return False

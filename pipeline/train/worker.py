@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ from pipeline.optimizers import learning_rate_factor
 from pipeline.spec import JobSpec, Schedule
 from pipeline.train import bits, checkpoint, faults, files, reduce
 from pipeline.train.checkpoint import Checkpoints
-from pipeline.train.curve import Journal
+from pipeline.train.curve import Journal, mended
 from pipeline.train.evaluate import chosen, evaluate
 from pipeline.train.job import Job, objective, prepared, trial_batch
+from pipeline.train.lease import Lease
 from pipeline.train.step import Losses, train_step
 from pipeline.train.tree import Ordered, is_small
 from pipeline.train.weights import save_weights, weights_sha256
@@ -61,7 +63,7 @@ def work(config: dict[str, Any]) -> None:
             "that started it: every node must see the same files"
         )
     planned = faults.planned(config.get("faults", []), folder, reduce.rank())
-    train(job, folder, planned, config.get("num_steps"))
+    train(job, folder, planned, config.get("num_steps"), is_own_process="job" not in config)
 
 
 def train(
@@ -69,12 +71,14 @@ def train(
     folder: Path,
     before_step: Callable[[int], None] | None = None,
     num_steps: int | None = None,
+    is_own_process: bool = False,
 ) -> None:
     """Epochs of steps, each followed by an evaluation; ends with the weights in `folder`.
 
-    With `num_steps` it ends after these, and an evaluation of them.
+    With `num_steps` it ends after these, and an evaluation of them. `is_own_process` says that
+    this process does nothing else, and may be killed by its successor.
     """
-    if (folder / files.DONE).exists():
+    if files.is_done(folder):
         return
     spec, settings = job.spec, job.spec.training
     device = _device(spec)
@@ -88,15 +92,16 @@ def train(
     per_epoch, last_step = job.steps_per_epoch, min(num_steps or job.num_steps, job.num_steps)
     order = job.order()
     metrics = chosen(bound.terms, spec.metrics)
-    first_step = _resume(job, folder, bound, optimizer)
-    record = Record(job, folder, first_step) if reduce.rank() == 0 else None
+    lease = Lease(folder, is_own_process) if reduce.rank() == 0 else None
+    first_step = _resume(job, folder, bound, optimizer, lease)
+    record = Record(job, folder, first_step, lease) if lease else None
 
     def validate(step: int) -> None:
         if job.validation is not None:
             size = settings.batch_size if bound.is_coupled else settings.microbatch_size
-            rows = np.arange(job.num_validation_rows)
+            held_out = np.arange(job.num_validation_rows)
             size = size or settings.batch_size
-            values = evaluate(bound, job.validation, rows, size, metrics, device)
+            values = evaluate(bound, job.validation, held_out, size, metrics, device)
             if record:
                 point = {"step": step, "epoch": step / per_epoch, "validation": values}
                 record.journal.write(point)
@@ -115,7 +120,8 @@ def train(
 
     pinned = device.type == "cuda"
     feed = Feed(job.train, pieces, own, count, first_step, last_step, pinned)
-    with bits.deterministic(exact), job.train.opened(str(folder.resolve())), feed:
+    rows = job.train.opened(str(folder.resolve()))
+    with lease or nullcontext(), bits.deterministic(exact), rows, feed:
         if first_step == 0:
             validate(0)
         denominators = None
@@ -171,15 +177,18 @@ def _with_rows(error: NonFiniteError, pieces: list[Rows], folder: Path) -> NonFi
 
 
 def _resume(
-    job: Job, folder: Path, bound: torch.nn.Module, optimizer: torch.optim.Optimizer
-) -> int:
+    job: Job, folder: Path, bound: torch.nn.Module, optimizer: torch.optim.Optimizer,
+    lease: Lease | None,
+) -> int:  # fmt: skip
     """Steps done by the newest checkpoint, whose state is taken; the same on every worker."""
-    passed: list[str] = []
     step = 0
-    if reduce.rank() == 0:
-        step, passed = checkpoint.newest(folder, bits.identity(job))
-        for text in passed:
-            Journal(folder / files.CURVE, job.num_steps).event(step, "damage", text=text)
+    if lease is not None:
+        whole, damage = mended(folder / files.CURVE)
+        step, passed = checkpoint.newest(folder, bits.identity(job), whole)
+        for text in filter(None, [damage, *passed]):
+            journal = Journal(folder / files.CURVE, job.num_steps, may_write=lease.check)
+            journal.event(step, "damage", text=text)
+            journal.close()
     step = int(reduce.total(torch.tensor([step], dtype=torch.float64)))
     if step:
         checkpoint.restore(checkpoint.load(folder, step), bound, optimizer)
@@ -200,13 +209,14 @@ def _set_learning_rate(
 class Record:
     """What the first worker writes: the journal, checkpoints, and the end of the run."""
 
-    def __init__(self, job: Job, folder: Path, first_step: int) -> None:
-        self.job, self.folder = job, folder
+    def __init__(self, job: Job, folder: Path, first_step: int, lease: Lease) -> None:
+        self.job, self.folder, self.lease = job, folder, lease
         self._asked, self._stopping = 0.0, False
         self._num_rows, self._since = 0, time.perf_counter()
         exact = job.spec.training.microbatch_size is not None
-        self.journal = Journal(folder / files.CURVE, first_step, compare=exact)
+        self.journal = Journal(folder / files.CURVE, first_step, exact, lease.check)
         self.checkpoints = Checkpoints(folder, job.spec.checkpoint, bits.identity(job))
+        files.folder_to_disk(folder)  # the names of both
         failure = folder / files.FAILURE
         after = {"after": failure.read_text()} if failure.exists() else {}
         failure.unlink(missing_ok=True)
@@ -239,10 +249,15 @@ class Record:
         if is_last or self.checkpoints.is_due(step):
             self.journal.flush()
             state = checkpoint.state_of(bound, optimizer)
-            self.checkpoints.save(step, state, self.journal.to_disk)
+            self.checkpoints.save(step, state, self._before_checkpoint)
         if is_last:
             self.checkpoints.wait()
             self.journal.event(step, "stop")
+
+    def _before_checkpoint(self) -> None:
+        """The curve up to a checkpoint is on the disk before it counts."""
+        self.journal.to_disk()
+        self.lease.check()
 
     def finish(self, bound: torch.nn.Module, num_steps: int) -> None:
         """Weights, then the marker that says the run is complete."""
@@ -251,10 +266,12 @@ class Record:
         self.journal.to_disk()
         self.journal.close()
         weights = bound.state_dict()
-        save_weights(weights, self.folder / "weights.pt")
+        self.lease.check()
+        save_weights(weights, self.folder / files.WEIGHTS)
         done = {
             "steps": num_steps,
             "weights_sha256": weights_sha256(weights),
+            "weights_file_sha256": files.sha256(self.folder / files.WEIGHTS),
             "workers": self.journal.starts,
             "first_difference": self.journal.first_difference,
         }

@@ -80,7 +80,9 @@ def measured(train: str, folder: Path, more: dict[str, Any]) -> str:
             pieces(int(steps * share_done))
             rows.gather(order.rows(int(steps * share_done)))
             late.append(f"{time.perf_counter() - begun:.2f} s at {share_done:.0%}")
-    reads = f", each row read {rows.plan.reads_per_row:.1f} times" if more else ""
+    reads = ""
+    if isinstance(rows, Streamed):
+        reads = f", each row read {rows.plan.reads_per_row:.1f} times"
     return (
         f"first pass {first:.1f} s, {speed / 1e6:.2f} M rows/s, {disk >> 20} MiB on the disk"
         f"{reads}; first batch {', '.join(late)}"

@@ -216,7 +216,7 @@ def test_the_served_model_takes_raw_columns_with_missing_values(tmp_path: Path) 
     frame["when"] = frame["when"].dt.date
     said = result.model.predict(frame)["y"]
     assert np.isfinite(said).all()
-    fields = json.loads((Path(result.storage) / "fields.json").read_text())
+    fields = json.loads((Path(result.storage) / "record.json").read_text())["fields"]
     mean = next(field["fill"] for field in fields if field["name"] == "age")
     again = result.model.predict(frame.assign(age=[40.0, mean]))["y"]
     assert again.tolist() == said.tolist()

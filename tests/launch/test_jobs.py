@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from functools import cache
@@ -135,7 +136,8 @@ def test_each_weighted_term_has_a_curve_and_they_add_up(trained: Trained) -> Non
 @every_job
 def test_the_model_takes_raw_columns_and_gives_target_columns(trained: Trained, name: str) -> None:
     result = trained(name)
-    table = pa.ipc.open_file(Path(result.storage) / "example.arrow").read_all()
+    record = json.loads((Path(result.storage) / "record.json").read_text())
+    table = pa.ipc.open_file(base64.b64decode(record["example"])).read_all()
     frame = pd.DataFrame({name: cells(table[name]) for name in table.column_names})
     predicted = result.model.predict(frame)
     spec = pipeline.load(Path(result.storage) / "spec.yaml")

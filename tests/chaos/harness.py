@@ -1,0 +1,186 @@
+"""Runs of three and more workers that start in a moment, to be disturbed a hundred times over.
+
+Workers are gloo processes forked from a server that has imported everything; without Ray.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tests.chaos.disk import Disk, failing
+
+STEPS = 24
+CONTEXT: Any = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["pipeline.train.worker", "tests.chaos.harness"])
+PATIENCE_SECONDS = 60.0
+
+
+def spec_of(folder: Path, **training: Any) -> dict[str, Any]:
+    """A model with dropout and Adam over 60 rows, 24 steps of three micro-batches and more."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 3))
+    table = {"a": x[:, 0], "b": x[:, 1], "c": x[:, 2], "y": x @ [1.0, -2.0, 0.5]}
+    if not (folder / "rows.parquet").exists():
+        pq.write_table(pa.table(table), folder / "rows.parquet")
+    about = {"batch_size": 16, "microbatch_size": 3, "epochs": 8, "clip_norm": 1.0}
+    return {
+        "name": "chaos", "loss": "mse",
+        "data": {"train": str(folder / "rows.parquet"), "target": "y", "validation": 0.2},
+        "model": {"name": "mlp", "hidden": [8], "dropout": 0.2},
+        "training": about | training, "optimizer": {"name": "adamw", "lr": 1e-2},
+        "schedule": "cosine", "checkpoint": {"every_steps": 4, "keep": 2},
+        "cache": {"folder": str(folder / "cache")},
+    }  # fmt: skip
+
+
+def prepared(tree: dict[str, Any]) -> None:
+    """Convert the rows once, so that workers find them."""
+    _run_one(0, 1, tree, "", "", None, None, by_ddp=False)
+
+
+def started(
+    tree: dict[str, Any], folder: Path, num: int, fault: tuple[int, int, str] | None = None,
+    kills: Sequence[tuple[int, int]] = (), by_ddp: bool = False,
+) -> list[Any]:  # fmt: skip
+    """Workers of one attempt, running. `fault` is (rank, number of a file operation, action)."""
+    meeting = tempfile.mkdtemp()
+    arguments = [
+        (rank, num, tree, str(folder), meeting, fault if fault and fault[0] == rank else None)
+        for rank in range(num)
+    ]
+    workers = [
+        CONTEXT.Process(target=_run_one, args=(*one, list(kills)), kwargs={"by_ddp": by_ddp})
+        for one in arguments
+    ]
+    for worker in workers:
+        worker.start()
+    return workers
+
+
+def ended(workers: list[Any], seconds: float = PATIENCE_SECONDS) -> list[int]:
+    """Exit codes, once one has failed or all have ended; those that are left are killed."""
+    until = time.monotonic() + seconds
+    while any(w.is_alive() for w in workers) and time.monotonic() < until:
+        if any(w.exitcode for w in workers):
+            time.sleep(0.2)
+            break
+        time.sleep(0.01)
+    for worker in workers:
+        if worker.is_alive():
+            os.kill(worker.pid, signal.SIGKILL)
+        worker.join()
+    return [worker.exitcode for worker in workers]
+
+
+def attempt(*about: Any, **more: Any) -> list[int]:
+    """Exit codes of the workers of one attempt."""
+    return ended(started(*about, **more))
+
+
+def completed(tree: dict[str, Any], folder: Path, num: int = 3, tries: int = 3) -> None:
+    """Attempts without a fault until the run is done."""
+    for _ in range(tries):
+        if attempt(tree, folder, num) == [0] * num:
+            return
+    raise AssertionError(f"not done after {tries} attempts: {(folder / 'errors.txt').read_text()}")
+
+
+def alone(tree: dict[str, Any], folder: Path) -> None:
+    """The run, or the rest of it, by one worker in this process; the same bits are promised."""
+    from pipeline.specfile import load
+    from pipeline.train.job import prepared as rows
+    from pipeline.train.worker import train
+
+    train(rows(load(tree), Path(), trusted_seconds=600), folder, None, STEPS)
+
+
+def left(folder: Path) -> dict[str, Any]:
+    """What is compared: every loss and metric, weights, and the last checkpoint's state."""
+    from pipeline.train import checkpoint
+    from pipeline.train.curve import Reader, curve_sha256
+
+    points = list(Reader(folder / "curve.jsonl").new())
+    done = json.loads((folder / "done.json").read_text())
+    newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
+    state = checkpoint.load(folder, int(newest.name.removeprefix("step-")))
+    train = [p for p in points if "train" in p]
+    return {
+        "steps": [p["step"] for p in train], "curve": curve_sha256(points),
+        "gradients": [p["train"]["gradient_norm"] for p in train],
+        "validation": [(p["step"], p["validation"]) for p in points if "validation" in p],
+        "weights": done["weights_sha256"], "difference": done["first_difference"],
+        "optimizer": _text(state["optimizer"]),
+    }  # fmt: skip
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{k}:{_text(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(_text, value)) + "]"
+    return value.numpy().tobytes().hex() if hasattr(value, "numpy") else repr(value)
+
+
+def fresh(folder: Path) -> Path:
+    """An empty folder of that name."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _run_one(
+    rank: int, num: int, tree: dict[str, Any], folder: str, meeting: str,
+    fault: tuple[int, int, str] | None, kills: Any, by_ddp: bool,
+) -> None:  # fmt: skip
+    import torch
+    import torch.distributed as dist
+
+    from pipeline.specfile import load
+    from pipeline.train import faults
+    from pipeline.train import tree as sums
+    from pipeline.train.job import prepared as rows
+    from pipeline.train.worker import train
+
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    job = rows(load(tree), Path(), trusted_seconds=600)
+    if not folder:
+        return
+    if by_ddp:
+        sums.SMALL = 0
+    place = Path(folder)
+    watched: Any = contextlib.nullcontext()
+    if fault is not None:
+        watched = Disk(place, failing(fault[1], fault[2])).watching()
+    dist.init_process_group(
+        "gloo", init_method=f"file://{meeting}/meeting", rank=rank, world_size=num,
+        timeout=timedelta(seconds=20),
+    )  # fmt: skip
+    try:
+        with watched:
+            train(job, place, faults.planned(kills, place, rank), STEPS, is_own_process=True)
+    except BaseException as error:
+        with (place / "errors.txt").open("a") as file:
+            file.write(f"worker {rank}: {type(error).__name__}: {error}\n")
+        os._exit(1)
+    os._exit(0)
+
+
+def repeated(cases: Sequence[Any], work: Callable[[Any], str | None]) -> list[str]:
+    """What went wrong in each of the cases that did, in words."""
+    return [f"{case}: {found}" for case in cases if (found := work(case))]

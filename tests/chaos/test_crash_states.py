@@ -1,0 +1,84 @@
+"""Every state of the disk that a power cut can leave is one that a run goes on from.
+
+The file operations of an undisturbed run are remembered: journal, checkpoints, lease, weights. What
+each prefix of them would leave on a disk is laid out, with everything, or only what was flushed, or
+with last writes torn; the run goes on from there, and ends as three workers undisturbed do.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.train import files
+from tests.chaos import harness
+from tests.chaos.disk import Disk, Loss, laid_out
+
+LOSSES: tuple[Loss, ...] = ("clean", "dropped", "torn")
+Case = tuple[Path, dict[str, Any], dict[str, Any]]
+ALL = (pytest.mark.chaos, pytest.mark.timeout(3600))
+SOME = [pytest.param(1, marks=ALL, id="all"), pytest.param(11, id="some")]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    base = tmp_path_factory.mktemp("states")
+    tree = harness.spec_of(base)
+    harness.prepared(tree)
+    assert harness.attempt(tree, harness.fresh(base / "whole"), 3) == [0, 0, 0]
+    return base, tree, harness.left(base / "whole")
+
+
+@pytest.mark.parametrize("every", SOME)
+def test_every_state_of_the_disk_is_gone_on_from(whole: Case, every: int) -> None:
+    base, tree, reference = whole
+    disk = Disk(harness.fresh(base / "seen"))
+    with disk.watching():
+        harness.alone(tree, base / "seen")
+    assert harness.left(base / "seen") == reference
+    states = [(end, loss) for end in range(len(disk.seen) + 1) for loss in LOSSES]
+    assert len(states) >= 300
+    for end, loss in states[::every]:
+        place = harness.fresh(base / "disk")
+        laid_out(disk.seen[:end], place, loss)
+        harness.alone(tree, place)
+        assert harness.left(place) == reference, f"after {end} operations, {loss}"
+        assert not list(place.glob("checkpoints/.aside-*"))
+
+
+def test_every_state_of_a_mark_is_one_that_was_written(tmp_path: Path) -> None:
+    """The delivery's high-water mark, and all that is written like it."""
+    disk = Disk(tmp_path / "seen")
+    (tmp_path / "seen").mkdir()
+    marks: list[dict[str, Any]] = [{"delivered": {"train": n}} for n in range(6)]
+    with disk.watching():
+        for mark in marks:
+            files.write_json(tmp_path / "seen" / files.RECORDED, mark)
+    num_states = 0
+    for end in range(len(disk.seen) + 1):
+        done = [o for o in disk.seen[:end] if o.kind == "folder"]
+        for loss in LOSSES:
+            place = harness.fresh(tmp_path / "disk")
+            laid_out(disk.seen[:end], place, loss)
+            num_states += 1
+            if not done and not (place / files.RECORDED).exists():
+                continue
+            found = files.read_json(place / files.RECORDED)
+            assert found in marks[max(0, len(done) - 1) : len(done) + 1]
+    assert num_states > 150
+
+
+def test_the_comparison_can_see_a_mark_that_is_written_in_place(tmp_path: Path) -> None:
+    disk = Disk(tmp_path / "seen")
+    (tmp_path / "seen").mkdir()
+    with disk.watching():
+        for number in range(3):
+            (tmp_path / "seen" / "mark.json").write_text(f'{{"delivered": {number}}}')
+    broken = 0
+    for end in range(1, len(disk.seen) + 1):
+        place = harness.fresh(tmp_path / "disk")
+        laid_out(disk.seen[:end], place, "torn")
+        broken += not (place / "mark.json").read_text().endswith("}")
+    assert broken
