@@ -32,7 +32,7 @@ class Section(BaseModel):
     @classmethod
     def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
         kind = cls.model_fields[info.field_name or ""].annotation
-        if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
+        if isinstance(value, bool) and kind is not bool:
             raise PydanticCustomError(
                 "bool", "true and false are no {kind}", {"kind": "value here"}
             )
@@ -92,9 +92,10 @@ class Split(Section):
     @model_validator(mode="after")
     def _one_way(self) -> Split:
         if (self.group is None) == (self.time is None):
-            raise PydanticCustomError("split", "give `group` or `time`, the column to split by")
+            text = "give either `group` or `time`, the column to split by"
+            raise PydanticCustomError("split", text)
         if (self.fraction is None) == (self.since is None):
-            raise PydanticCustomError("split", "give `fraction`, or with `time` its `since`")
+            raise PydanticCustomError("split", "give either `fraction`, or with `time` its `since`")
         if self.since is not None and self.time is None:
             raise PydanticCustomError("split", "`since` goes with `time`")
         return self
@@ -139,9 +140,10 @@ class Data(Section):
     """Input columns; every column that is no target unless given."""
     target: str | list[str] | None = None
     """Target column or columns; none for losses that compare predictions only."""
-    stream: bool | Stream = False
+    stream: Stream | None = None
     """For files that are larger than this machine's disk: rows are fetched while training, shuffled
-    in two levels. `true`, or `{block_rows, window}`."""
+    in two levels, which is another curve than that of rows from the cache. `true`, or
+    `{block_rows, window}`."""
     shift: dict[str, str] = {}
     """Targets made from list columns, new name: column. Each position's target is the next item."""
     categorical: list[str] = []
@@ -181,10 +183,16 @@ class Data(Section):
     def _column(cls, value: Any) -> Any:
         return {"column": value} if isinstance(value, str) else value
 
-    @field_validator("stream")
+    @field_validator("stream", mode="before")
     @classmethod
-    def _with_defaults(cls, value: bool | Stream) -> bool | Stream:
-        return Stream() if value is True else value
+    def _with_defaults(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            return {} if value else None
+        if not (value is None or isinstance(value, Mapping | Stream)):
+            text = "expected true, false or {known}; found {value}"
+            facts = {"known": "{block_rows, window}", "value": repr(value)}
+            raise PydanticCustomError("policy", text, facts)
+        return value
 
     @field_validator("missing", mode="before")
     @classmethod

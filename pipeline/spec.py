@@ -343,10 +343,8 @@ class JobSpec(Section):
                 "labels", "two loss terms are called {twice}: give each a `label`", {"twice": twice}
             )
         if self.training.bucket_by and self.data.stream:
-            text = (
-                "training.bucket_by: needs the lengths of all rows, data.stream has those at hand"
-            )
-            raise PydanticCustomError("bucket", text)
+            text = "training.bucket_by: does not go with data.stream; leave one of them out"
+            raise PydanticCustomError("microbatch", text)
         if self.training.bucket_by and not self.training.shuffle:
             text = "training.bucket_by: exchanges rows among batches, which needs shuffle"
             raise PydanticCustomError("microbatch", "{text}", {"text": text})

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from pipeline.dataspec import Data, SampleWeight, Section, Split
+from pipeline.dataspec import Data, SampleWeight, Section, Split, Stream
 from pipeline.errors import Fault, SpecError
 from pipeline.registry import nearest
 from pipeline.spec import (
@@ -227,6 +227,8 @@ def _keys_beside(path: tuple[Any, ...], tree: Any) -> list[str]:
         return list(JobSpec.model_fields)
     if path[:2] == ("data", "sample_weight") and len(path) == 3:
         return list(SampleWeight.model_fields)
+    if path[:2] == ("data", "stream") and len(path) == 3:
+        return list(Stream.model_fields)
     if path[:2] == ("data", "validation") and len(path) == 3:
         return list(Split.model_fields)
     if path[0] in sections and len(path) == 2:

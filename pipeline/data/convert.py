@@ -28,7 +28,7 @@ from pipeline.data.sides import SPLITS, Sides
 from pipeline.data.source import Block, Source, opened
 from pipeline.data.store import Fraction
 from pipeline.data.stream import Plan
-from pipeline.dataspec import Data, Stream
+from pipeline.dataspec import Data
 from pipeline.errors import DataError
 
 EXAMPLE_ROWS = 5
@@ -50,7 +50,7 @@ class Conversion:
         self.fits = fitting.fits(self.data, self.train, readings, base)
         self.sides = Sides(self.data, self.train, fitting.raw(self.fits))
         stream = self.data.stream
-        self.plan = Plan.of(stream, self.train) if isinstance(stream, Stream) else None
+        self.plan = Plan.of(stream, self.train) if stream else None
         self.digests = {split: hashlib.sha256() for split in SPLITS}
         self.counts = dict.fromkeys(SPLITS, 0)
         self.missing: dict[str, int] = {}

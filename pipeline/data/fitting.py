@@ -114,7 +114,7 @@ def _of_input(data: Data, name: str, kind: pa.DataType, base: Path, source: Sour
             raise DataError(f"{where} is {kind}: only single values can be categorical")
         read = "category"
     if isinstance(data.scale, dict) and name in data.scale and read not in NUMERIC:
-        raise DataError(f"data.scale.{name}: {where} is {kind}, read as {read}: not to be scaled")
+        raise DataError(f"data.scale.{name}: {where} is {kind}, read as {read}, which has no scale")
     made = with_policy(Field(name, read, str(kind), shape=shape), data, name, where, kind)
     return _fit(made, data.scale_of(name), where, kind)
 

@@ -109,13 +109,17 @@ def _place(key: str, name: str, base: Path) -> Place:
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{key}: {shown} cannot be opened: {plainly(error, name)}") from None
     if not paths:
-        where = "" if "://" in name else f" (looked in {base.resolve()})"
-        raise DataError(f"{key}: no such file or folder, or none inside: {shown}{where}")
+        is_near = "://" not in name
+        if is_near and (base / Path(name).expanduser()).is_dir():
+            raise DataError(f"{key}: the folder {shown} holds no file")
+        where = f" (looked in {base.resolve()})" if is_near else ""
+        raise DataError(f"{key}: no such file or folder: {shown}{where}")
     formats = {_format(path) for path in paths}
     if None in formats or len(formats) > 1:
         odd = next((path for path in paths if _format(path) is None), paths[0])
         raise DataError(
-            f"{key}: expected files of one format ({', '.join(sorted(FORMATS))}), found {odd}"
+            f"{key}: expected files of one format ({', '.join(sorted(FORMATS))}), found {odd}; "
+            "in folders, files whose names begin with . or _ are passed over"
         )
     return Place(name, paths, filesystem, str(formats.pop()))
 

@@ -355,7 +355,7 @@ def _dataset(key: str, places: list[Place]) -> ds.Dataset:
     """One data set of all places, whose schemas must be the same."""
     parts = [_dataset_of(key, place) for place in places]
     for place, part in zip(places, parts, strict=True):
-        if part.schema.remove_metadata() != parts[0].schema.remove_metadata():
+        if _columns(part.schema) != _columns(parts[0].schema):
             raise DataError(
                 f"{key}: {place.name} and {places[0].name} have different columns or types:\n"
                 + _difference(part.schema, parts[0].schema)
@@ -363,13 +363,18 @@ def _dataset(key: str, places: list[Place]) -> ds.Dataset:
     return parts[0] if len(parts) == 1 else ds.dataset(parts)
 
 
-def _difference(one: pa.Schema, other: pa.Schema) -> str:
-    def described(schema: pa.Schema) -> set[str]:
-        return {f"{column.name}: {column.type}" for column in schema}
+def _columns(schema: pa.Schema) -> list[tuple[str, str]]:
+    """Names and types in no order: columns are read by their names."""
+    return sorted((column.name, str(column.type)) for column in schema)
 
+
+def _difference(one: pa.Schema, other: pa.Schema) -> str:
+    here, there = _columns(one), _columns(other)
+    first = ", ".join(f"{name}: {kind}" for name, kind in here if (name, kind) not in there)
+    second = ", ".join(f"{name}: {kind}" for name, kind in there if (name, kind) not in here)
     return (
-        f"  only in the first: {sorted(described(one) - described(other))}\n"
-        f"  only in the second: {sorted(described(other) - described(one))}"
+        f"  only in the first:  {first or 'none'}\n  only in the second: {second or 'none'}\n"
+        "  write them with one schema (in pandas: astype; in pyarrow: table.cast)"
     )
 
 
@@ -386,7 +391,7 @@ def _dataset_of(key: str, place: Place) -> ds.Dataset:
         ) from None
     first = schemas[paths[0]]
     for path, schema in schemas.items():
-        if schema.remove_metadata() != first.remove_metadata():
+        if _columns(schema) != _columns(first):
             raise DataError(
                 f"{key}: {path} and {paths[0]} have different columns or types:\n"
                 + _difference(schema, first)

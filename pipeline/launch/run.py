@@ -153,7 +153,7 @@ def run(
     modules = plugins.homes(components(spec), plugins.load(list(imports)))
     with contextlib.ExitStack() as held:
         with runs.choosing(storage_of(spec), spec.name):
-            folder = _folder(job, modules, fresh)
+            folder = _folder(job, modules, fresh, tell)
             is_finished = runs.is_finished(folder)
             if is_finished:
                 tell(f"run   {folder.name} is finished already; --fresh starts it anew")
@@ -166,7 +166,7 @@ def run(
         return _trained(job, folder, modules, base_of(path), started, tell)
 
 
-def _folder(job: Job, modules: list[str], fresh: bool) -> Path:
+def _folder(job: Job, modules: list[str], fresh: bool, tell: Callable[[str], None]) -> Path:
     """The last run's folder if this is the same job, else a new one.
 
     Raises UsageError when an unfinished run would go on as another job.
@@ -179,6 +179,9 @@ def _folder(job: Job, modules: list[str], fresh: bool) -> Path:
             return last
         if not runs.is_finished(last):
             runs.refuse_changed(last, changed)
+            tell(
+                f"note  {last.name} is not gone on with, as what it trains has changed: {changed[0]}"
+            )
     return runs.new(storage, name)
 
 
@@ -207,7 +210,7 @@ def _trained(
     least, most = spec.workers.least, spec.workers.most
     number = str(most) if least == most else f"{least} to {most}"
     where = "in this process" if in_process(spec) else f"on {number} Ray workers"
-    tell(f"run   {folder.name}, {job.num_rows:,} rows {where}")
+    tell(f"run   {folder.name}, {job.num_rows:,} rows{_streamed(job)} {where}")
     state = "failed"
     try:
         reader = Reader(folder / files.CURVE)
@@ -224,6 +227,14 @@ def _trained(
         if state != "finished" and recorded.get("run_id"):
             tell(f"mlflow run {recorded['run_id']} ({state}) in {recorded['tracking_uri']}")
     return _result(folder, recorded, started)
+
+
+def _streamed(job: Job) -> str:
+    """How the rows come, where they are not all on this machine."""
+    plan = getattr(job.train, "plan", None)
+    if plan is None:
+        return ""
+    return f" streamed in {len(plan.counts)} blocks, {plan.window} of them mixed,"
 
 
 def work_config(job: Job, folder: Path, modules: list[str], base: Path) -> dict[str, Any]:

@@ -64,7 +64,10 @@ def is_finished(folder: Path) -> bool:
 
 def changes(folder: Path, job: Job, imports_sha256: str) -> list[str]:
     """What is trained now and was not when the run in `folder` began: one line each."""
-    record = files.read_json(folder / files.RECORD)
+    try:
+        record = files.read_json(folder / files.RECORD)
+    except ValueError:
+        return [f"{files.RECORD}, which is damaged"]
     before, now = record["params"], delivery.params(job.spec)
     found = [
         f"{key}: {before.get(key, 'not given')} -> {now.get(key, 'not given')}"

@@ -26,7 +26,7 @@ from pipeline.losses.terms import Output, Term, bind, outputs, readings
 from pipeline.spec import JobSpec
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-MOST_READS = 2.5
+MOST_READS = 1.2
 """Of each streamed row in an epoch, above which `check` says so."""
 PACKAGE = str(Path(__file__).parents[1])
 
@@ -177,12 +177,16 @@ def _oddities(job: Job, terms: list[Term]) -> list[fitting.Notice]:
         text = "without training.microbatch_size a resize changes the curve's last bits"
         found.append(fitting.Notice("workers", text))
     if isinstance(job.train, Streamed) and job.train.plan.reads_per_row > MOST_READS:
+        group = max(job.train.plan.groups.values())
         text = (
-            f"each row is read {job.train.plan.reads_per_row:.1f} times an epoch: blocks of "
-            f"{job.train.plan.block_rows:,} rows cut through row groups, of "
-            f"{max(job.train.plan.groups.values()):,} rows and less"
+            f"each row is read {job.train.plan.reads_per_row:.1f} times an epoch, as up to "
+            f"{group:,} rows can only be read together: take a multiple of {group}"
         )
         found.append(fitting.Notice("data.stream.block_rows", text))
+    if isinstance(job.train, Streamed) and len(job.train.plan.counts) <= job.train.plan.window:
+        blocks = len(job.train.plan.counts)
+        text = f"all {blocks} blocks are in one window: nothing is saved, take data.stream out"
+        found.append(fitting.Notice("data.stream", text))
     asked, held = spec.data.validation, job.num_validation_rows
     if isinstance(asked, float):
         share, number = held / (held + job.num_rows), held + job.num_rows
