@@ -13,6 +13,7 @@ import click
 
 from pipeline import plugins, spec, specfile
 from pipeline.errors import PipelineError, StoppedError, UnrecordedError, UsageError
+from pipeline.redact import redacted
 from pipeline.registry import REGISTRIES
 
 STARTED = time.time()
@@ -87,7 +88,7 @@ def run(
             fresh=fresh, say=_say(as_json), live=_live, started=STARTED,
         )  # fmt: skip
     except UnrecordedError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {redacted(str(error))}", err=True)
         finish(error.result)
         sys.exit(error.exit_code)
     _report(result, _say(as_json))
@@ -331,10 +332,11 @@ def main() -> None:
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
     except PipelineError as error:
-        click.echo(error if isinstance(error, StoppedError) else f"error: {error}", err=True)
+        text = redacted(str(error))
+        click.echo(text if isinstance(error, StoppedError) else f"error: {text}", err=True)
         if "--json" in sys.argv:
             state = "stopped" if isinstance(error, StoppedError) else "failed"
-            click.echo(json.dumps({"state": state, "error": str(error)}))
+            click.echo(json.dumps({"state": state, "error": text}))
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.stderr.close()

@@ -26,6 +26,7 @@ from pydantic_core import PydanticCustomError
 
 from pipeline import registry
 from pipeline.dataspec import Data, Positive, Section
+from pipeline.redact import redacted_tree
 from pipeline.registry import Registry, nearest
 
 FIRST_HALF = ("data", "model", "loss", "optimizer", "schedule", "training")
@@ -373,13 +374,14 @@ class JobSpec(Section):
         return [re.sub(r"[^\w .:/-]", "_", label) for label in made]  # as MLflow's keys must be
 
     def dump(self) -> str:
-        """YAML that loads back to an equal spec."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        """YAML that loads back to an equal spec, but for secrets in URIs, which are hidden."""
+        tree = redacted_tree(self.model_dump(mode="json"))
+        return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
     @property
     def digest(self) -> str:
         """SHA-256 of the first half: what is trained, not on what, nor what it is called."""
-        first_half = self.model_dump(mode="json", include=set(FIRST_HALF))
+        first_half = redacted_tree(self.model_dump(mode="json", include=set(FIRST_HALF)))
         return hashlib.sha256(json.dumps(first_half, sort_keys=True).encode()).hexdigest()
 
 
@@ -395,7 +397,7 @@ def schema() -> dict[str, Any]:
 
 
 def flat(spec: JobSpec) -> dict[str, Any]:
-    """The whole spec as dotted key paths, for tables and MLflow params."""
+    """The whole spec as dotted key paths, for tables and MLflow params; secrets are hidden."""
 
     def walk(value: Any, path: str) -> Iterator[tuple[str, Any]]:
         if isinstance(value, dict) and value:
@@ -407,4 +409,4 @@ def flat(spec: JobSpec) -> dict[str, Any]:
         else:
             yield path, value
 
-    return dict(walk(spec.model_dump(mode="json"), ""))
+    return dict(walk(redacted_tree(spec.model_dump(mode="json")), ""))

@@ -17,7 +17,7 @@ PACKAGE = Path(pipeline.__file__).parent
 
 # Lower lines may import from upper ones and from their own, never the other way.
 LAYERS = [
-    ["errors"],
+    ["errors", "redact"],
     ["registry"],
     ["dataspec"],
     ["spec"],

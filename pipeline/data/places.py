@@ -14,6 +14,7 @@ import pyarrow.fs as pafs
 from pipeline.data import samples
 from pipeline.dataspec import Data
 from pipeline.errors import DataError
+from pipeline.redact import redacted
 
 FORMATS = {
     ".parquet": "parquet", ".pq": "parquet",
@@ -88,7 +89,7 @@ def _located(key: str, given: str | list[str], base: Path) -> list[Place]:
 
 
 def _place(key: str, name: str, base: Path) -> Place:
-    shown = without_secrets(name)
+    shown = redacted(name)
     if not name.strip():
         raise DataError(f"{key}: an empty path")
     if name.startswith("sample:"):
@@ -150,11 +151,5 @@ def plainly(error: Exception, names: str | list[str]) -> str:
     """Arrow's message without the secrets of the URIs it repeats, and without its C++ lines."""
     text = str(error).partition("\n")[0]
     for name in [names] if isinstance(names, str) else names:
-        text = text.replace(name, without_secrets(name))
+        text = text.replace(name, redacted(name))
     return text
-
-
-def without_secrets(uri: str) -> str:
-    """The URI without user, password and query."""
-    scheme, separator, rest = uri.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2].partition('?')[0]}" if separator else uri

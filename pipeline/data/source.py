@@ -16,9 +16,10 @@ import pyarrow.fs as pafs
 from numpy.typing import NDArray
 
 from pipeline.data import samples
-from pipeline.data.places import Located, Place, plainly, without_secrets
+from pipeline.data.places import Located, Place, plainly
 from pipeline.dataspec import Data, Split
 from pipeline.errors import DataError
+from pipeline.redact import redacted
 from pipeline.registry import nearest
 
 SMALLEST_BLOCK, LARGEST_BLOCK = 64, 2**16
@@ -273,7 +274,7 @@ def in_memory(data: Data, table: pa.Table) -> Source:
 
 
 def _opened(data: Data, key: str, places: list[Place]) -> Source:
-    shown = ", ".join(without_secrets(place.name) for place in places)
+    shown = ", ".join(redacted(place.name) for place in places)
     has_files = sum(len(place.paths) for place in places) > 1
     return _used(data, key, _dataset(key, places), shown, has_files)
 
@@ -382,7 +383,7 @@ def _dataset_of(key: str, place: Place) -> ds.Dataset:
     if place.format == "sample":
         return ds.dataset(samples.sample(place.name))
     paths, filesystem, kind = place.paths, place.filesystem, place.format
-    shown = without_secrets(place.name)
+    shown = redacted(place.name)
     try:
         schemas = {path: _schema(path, filesystem, kind) for path in paths}
     except (pa.ArrowException, OSError, ValueError) as error:

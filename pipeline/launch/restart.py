@@ -8,6 +8,7 @@ from typing import Any
 from ray.train import UserCallback
 
 from pipeline.errors import PipelineError, RunError
+from pipeline.redact import redacted
 from pipeline.train import files
 from pipeline.train.curve import Reader
 
@@ -93,4 +94,4 @@ def _first_line(error: BaseException) -> str:
     """The line of Ray's long texts that says what happened."""
     lines = (str(error).strip() or repr(error)).splitlines()
     telling = [line for line in lines if "process has died" in line or "node" in line.lower()]
-    return (telling or lines)[0].partition(". Worker exit detail")[0].strip()
+    return redacted((telling or lines)[0].partition(". Worker exit detail")[0].strip())

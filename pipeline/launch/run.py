@@ -179,9 +179,7 @@ def _folder(job: Job, modules: list[str], fresh: bool, tell: Callable[[str], Non
             return last
         if not runs.is_finished(last):
             runs.refuse_changed(last, changed)
-            tell(
-                f"note  {last.name} is not gone on with, as what it trains has changed: {changed[0]}"
-            )
+            tell(f"note  {last.name} is left, as what it trains has changed: {changed[0]}")
     return runs.new(storage, name)
 
 

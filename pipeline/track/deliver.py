@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.track.delivery import recorded
+from pipeline.redact import redacted
+from pipeline.track.delivery import recorded, with_password
 from pipeline.train import files
 from pipeline.train.curve import Reader
 from pipeline.train.files import write_json
@@ -57,7 +58,7 @@ class Delivery:
         self.reader = Reader(folder / files.CURVE)
         self.unsent: list[dict[str, Any]] = []
         self.rate: float | None = None
-        mlflow.set_tracking_uri(self.record["tracking_uri"])
+        mlflow.set_tracking_uri(with_password(self.record["tracking_uri"]))
         self.client = mlflow.MlflowClient()
 
     def save(self, **changes: Any) -> None:
@@ -231,8 +232,8 @@ def _deliver(folder: Path, launcher: int) -> int:
             delivery.points()
             pause = EVERY_SECONDS
         except Exception as error:  # whatever a server or disk does, training is not to feel it
-            traceback.print_exc()
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            print(redacted(traceback.format_exc()), file=sys.stderr, flush=True)
+            reason = redacted(str(error).partition("\n")[0] or type(error).__name__)
             said = {"complete": False, "error": reason[:500]}
             if delivery is not None:
                 delivery.save(**said)

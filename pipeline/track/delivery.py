@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import plugins
 from pipeline import spec as specs
 from pipeline.errors import RecordError, UsageError
+from pipeline.redact import redacted
 from pipeline.spec import JobSpec
 from pipeline.train import files
 from pipeline.train.files import write_json
@@ -59,7 +60,7 @@ def prepare(spec: JobSpec, job: Job, folder: Path, modules: list[str]) -> None:
         "job": spec.name,
         "experiment": spec.tracking.experiment or spec.name,
         "register_as": spec.tracking.register_as,
-        "tracking_uri": started_in or tracking_uri(folder.parent),
+        "tracking_uri": started_in or redacted(tracking_uri(folder.parent)),
         "params": params(spec),
         "data": _data(job),
         "spec": spec.dump(),
@@ -125,6 +126,12 @@ def _data(job: Job) -> dict[str, Any]:
 def tracking_uri(storage: Path) -> str:
     """MLflow's address: the environment's, or a SQLite file beside the runs."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage / 'mlflow.db'}"
+
+
+def with_password(uri: str) -> str:
+    """MLflow's address as it can be used: records hide passwords, the environment has them."""
+    given = os.environ.get("MLFLOW_TRACKING_URI", "")
+    return given if redacted(given) == uri else uri
 
 
 def _key(path: str) -> str:

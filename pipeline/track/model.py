@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 import pipeline
+from pipeline.track.delivery import with_password
 from pipeline.train import files
 
 
@@ -102,7 +103,7 @@ def load_model(run_id: str, tracking_uri: str) -> Any:
 
     variable = os.environ.get("MLFLOW_TRACKING_URI")
     before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(tracking_uri)
+    mlflow.set_tracking_uri(with_password(tracking_uri))
     try:
         found = mlflow.MlflowClient().get_run(run_id).outputs.model_outputs
         return mlflow.pyfunc.load_model(f"models:/{found[0].model_id}")
