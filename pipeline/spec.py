@@ -376,13 +376,28 @@ class JobSpec(Section):
     def dump(self) -> str:
         """YAML that loads back to an equal spec, but for secrets in URIs, which are hidden."""
         tree = redacted_tree(self.model_dump(mode="json"))
-        return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+        dumped: str = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+        return dumped
 
     @property
     def digest(self) -> str:
         """SHA-256 of the first half: what is trained, not on what, nor what it is called."""
         first_half = redacted_tree(self.model_dump(mode="json", include=set(FIRST_HALF)))
         return hashlib.sha256(json.dumps(first_half, sort_keys=True).encode()).hexdigest()
+
+
+FLOAT = re.compile(
+    r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+)
+"""What a job spec takes for a fraction: YAML 1.2's, so that `1e-3` is one."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts what job specs would take for a number in quotes where it is a text."""
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+.0123456789"))
 
 
 def schema() -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pipeline.dataspec import Data, SampleWeight, Section, Split, Stream
 from pipeline.errors import Fault, SpecError
 from pipeline.registry import nearest
 from pipeline.spec import (
+    FLOAT,
     Cache,
     Checkpoint,
     Choice,
@@ -42,12 +43,7 @@ for _tag, _pattern, _first in [
     ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
     ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", list("tTfF")),
     ("int", r"^[-+]?[0-9]+$", list("-+0123456789")),
-    (
-        "float",
-        r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
-        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
-        list("-+.0123456789"),
-    ),
+    ("float", FLOAT.pattern, list("-+.0123456789")),
 ]:
     _Loader.add_implicit_resolver(YAML_TAG + _tag, re.compile(_pattern), _first)
 _Loader.add_constructor(YAML_TAG + "int", lambda loader, node: int(node.value))

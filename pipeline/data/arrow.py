@@ -128,6 +128,8 @@ def unreadable(column: Any) -> NDArray[np.bool_]:
         return found
     nothing = missing(rows)
     num_rows, found = int((~nothing).sum()), np.zeros(len(rows), bool)
+    if not num_rows:
+        return found
     if len(values) != num_rows * _width(rows.type):  # a list inside is missing, and left out
         return np.array([row is not None and _has_gap(row) for row in rows.to_pylist()], bool)
     found[~nothing] = bad.reshape(num_rows, -1).any(1)  # missing rows have no values

@@ -28,14 +28,13 @@ from pipeline.data.columns import Field, Reading
 from pipeline.data.convert import EXAMPLE, MANIFEST, Conversion, Say
 from pipeline.data.fingerprint import crc32
 from pipeline.data.places import Located, located
-from pipeline.data.source import opened
 from pipeline.data.store import Fraction, Store
 from pipeline.data.stream import Fetcher, Plan, Streamed
 from pipeline.dataspec import Data
 from pipeline.errors import DataError, UsageError
 from pipeline.spec import Cache
 
-FORMAT = 2
+FORMAT = 3
 """Changes with the layout of entries, and with what rows are made of."""
 READ, USED = "read", "used"
 """Empty files whose times tell when the entry was last read through, and opened."""
@@ -115,13 +114,18 @@ def _key(
 @contextmanager
 def _locked(folder: Path, key: str) -> Iterator[None]:
     """One process of this node at a time; others wait."""
-    try:
-        file = (folder / f"{key}.lock").open("a")
-    except OSError as error:
-        raise UsageError(f"cache.folder: {folder} cannot be written: {error.strerror}") from None
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    place = folder / f"{key}.lock"
+    while True:
+        try:
+            file = place.open("a")
+        except OSError as error:
+            text = f"cache.folder: {folder} cannot be written: {error.strerror}"
+            raise UsageError(text) from None
+        with file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if place.exists() and os.fstat(file.fileno()).st_ino == place.stat().st_ino:
+                yield
+                return  # else the entry, and its lock, were deleted while we waited
 
 
 def _is_free(folder: Path, key: str) -> bool:
@@ -200,7 +204,7 @@ def _opened(entry: Path, found: Located, fraction: Fraction) -> Converted:
     train = store.mapped(entry / "train", fields, fraction)
     if manifest["stream"]:
         plan, first = Plan.from_json(manifest["stream"]), manifest["stream"]["first"]
-        fetcher = Fetcher(found.data, lambda: opened(found)[0], fields, fraction, plan, first)
+        fetcher = Fetcher(found, fields, fraction, plan, first)
         train = Streamed(train, plan, fetcher, entry.parent, entry.name)
     validation = None
     if (entry / "validation").exists():
@@ -249,6 +253,7 @@ def clear(folder: Path, names: list[str] | None = None) -> int:
     for entry in entries(folder):
         if (names is None or entry.name in names) and _is_free(folder, entry.name):
             shutil.rmtree(folder / entry.name, ignore_errors=True)
+            (folder / f"{entry.name}.lock").unlink(missing_ok=True)
             freed += entry.size
     return freed
 

@@ -68,6 +68,7 @@ class Feed:
         traceback: TracebackType | None,
     ) -> None:  # fmt: skip
         self._free.put(None)
+        self.rows.interrupt()
         self._thread.join()
 
     def __iter__(self) -> Iterator[tuple[Share, Share | None]]:

@@ -73,19 +73,22 @@ class WindowOrder:
     mixed. A step's rows follow from its number: no more than its windows is computed.
     """
 
-    def __init__(self, bounds: Rows, batch_size: int, seed: int | None, window: int) -> None:
-        self.bounds, self.batch_size, self.seed, self.window = bounds, batch_size, seed, window
+    def __init__(
+        self, bounds: Rows, batch_size: int, seed: int | None, window: int, epochs: int = 2**62
+    ) -> None:
+        self.bounds, self.batch_size, self.seed, self.epochs = bounds, batch_size, seed, epochs
         """`bounds`: the first row of each block, and the number of all rows."""
         self.num_rows = int(bounds[-1])
         self._full = np.flatnonzero(np.diff(bounds))
+        self.window = min(window, len(self._full))
         self._epochs: dict[int, tuple[Rows, Rows]] = {}
         self._windows: dict[tuple[int, int], Rows] = {}
 
     def rows(self, step: int) -> Rows:
         """Rows of the global batch of `step` (from 0): computed, whatever was asked for before."""
-        epoch, place = divmod(step, steps_per_epoch(self.num_rows, self.batch_size))
-        start, found = place * self.batch_size, []
-        for number in self._windows_of(epoch, place):
+        epoch, batch = divmod(step, steps_per_epoch(self.num_rows, self.batch_size))
+        start, found = batch * self.batch_size, []
+        for number in self._windows_of(epoch, batch):
             first = int(self._epoch(epoch)[1][number])
             rows = self._mixed(epoch, number)
             found.append(rows[max(start - first, 0) : start + self.batch_size - first])
@@ -93,10 +96,13 @@ class WindowOrder:
 
     def blocks(self, step: int) -> list[int]:
         """Blocks of the windows that the step uses, and of the one after them, in order."""
-        epoch, place = divmod(step, steps_per_epoch(self.num_rows, self.batch_size))
-        windows = [(epoch, number) for number in self._windows_of(epoch, place)]
+        epoch, batch = divmod(step, steps_per_epoch(self.num_rows, self.batch_size))
+        windows = [(epoch, number) for number in self._windows_of(epoch, batch)]
         is_last = windows[-1][1] + 2 == len(self._epoch(epoch)[1])
-        windows.append((epoch + 1, 0) if is_last else (epoch, windows[-1][1] + 1))
+        if not is_last:
+            windows.append((epoch, windows[-1][1] + 1))
+        elif epoch + 1 < self.epochs:
+            windows.append((epoch + 1, 0))
         blocks = [block for window in windows for block in self._blocks(*window)]
         return [int(block) for block in dict.fromkeys(blocks)]
 
@@ -113,9 +119,9 @@ class WindowOrder:
             self._epochs[epoch] = (order, np.concatenate([[0], np.cumsum(per_window)]))
         return self._epochs[epoch]
 
-    def _windows_of(self, epoch: int, place: int) -> range:
-        """Numbers of the windows that the epoch's batch at `place` uses."""
-        start, starts = place * self.batch_size, self._epoch(epoch)[1]
+    def _windows_of(self, epoch: int, batch: int) -> range:
+        """Numbers of the windows that one of the epoch's batches uses."""
+        start, starts = batch * self.batch_size, self._epoch(epoch)[1]
         last = min(start + self.batch_size, self.num_rows) - 1
         first_window, last_window = np.searchsorted(starts, [start, last], "right") - 1
         return range(int(first_window), int(last_window) + 1)

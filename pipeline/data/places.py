@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,22 @@ class Located:
     def stamp(self) -> list[Any]:
         """Changes when a file does."""
         return [[place.stamp for place in places] for places in (self.train, self.validation)]
+
+    def changed(self, stamp: list[Any]) -> list[str]:
+        """Files that are not what they were when the `stamp` was taken."""
+        found = []
+        before = [place for places in stamp for place in places]
+        for place, old in zip((*self.train, *self.validation), before, strict=True):
+            if place.format == "sample":
+                continue
+            for path, was in zip(place.paths, old, strict=True):
+                try:
+                    is_same = replace(place, paths=[path]).stamp == [was]
+                except OSError:
+                    is_same = False
+                if not is_same:
+                    found.append(path)
+        return found
 
     @property
     def files(self) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -62,4 +63,19 @@ class Sides:
 
 def _taken(table: pa.Table, rows: Rows) -> pa.Table:
     """The given rows, in order; the table itself if these are all."""
-    return table if len(rows) == len(table) else table.take(rows)
+    if len(rows) == len(table):
+        return table
+    columns = [_whole(column) if _is_nested(column.type) else column for column in table.columns]
+    return pa.table(columns, schema=table.schema).take(rows)
+
+
+def _is_nested(kind: pa.DataType) -> bool:
+    """Whether these are fixed-size lists of fixed-size lists."""
+    fixed = pa.types.is_fixed_size_list
+    return bool(fixed(kind) and fixed(kind.value_type))
+
+
+def _whole(column: pa.ChunkedArray) -> Any:
+    """The column in memory of its own: of slices of nested lists Arrow 25 takes wrong rows."""
+    half = len(column) // 2
+    return pa.concat_arrays([*column.slice(0, half).chunks, *column.slice(half).chunks])

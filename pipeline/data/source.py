@@ -85,7 +85,13 @@ class Groups:
 
     def row_in_file(self, row: int, file: int) -> int:
         """Number of the row in its file."""
-        return row - int(self.starts[self.groups.index((file, 0))])
+        return row - self._files[file]
+
+    @cached_property
+    def _files(self) -> dict[int, int]:
+        """Number of the first row of each file."""
+        starts = reversed(list(zip(self.groups, self.starts.tolist(), strict=False)))
+        return {file: start for (file, _), start in starts}
 
     def reads_per_row(self, size: int) -> float:
         """How often the average row is read when every `size` rows are read by themselves."""
@@ -149,6 +155,8 @@ class Source:
                 row = groups.row_in_file(at + start, part.group[0])
                 yield batch.slice(start, end - start), replace(part, row=row)
             at += len(batch)
+            if at >= rows.stop:
+                return
 
     def _cut(self, batches: Iterator[_Read], first: int, every: int | None) -> Iterator[Block]:
         held: list[pa.Table] = []
@@ -189,7 +197,7 @@ class Source:
                     fragment, self.dataset.schema, columns, self.block_rows, of_file.get(file)
                 )
                 for batch, number in read:
-                    yield batch, Part(0, path, row, (file, number))
+                    yield _without_views(batch), Part(0, path, row, (file, number))
                     row += len(batch)
         except (pa.ArrowException, OSError, ValueError) as error:
             after = f" (at or after {path})" if path else ""
@@ -223,6 +231,18 @@ def _read(
         )  # fmt: skip
         for batch in batches:
             yield _without_empty_text(batch) if is_csv else batch, number
+
+
+def _without_views(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Views of text as text: Arrow has no way to take rows of them."""
+    views = [pa.types.is_string_view(column.type) for column in batch.columns]
+    if not any(views):
+        return batch
+    columns = [
+        column.cast(pa.large_string()) if is_view else column
+        for column, is_view in zip(batch.columns, views, strict=True)
+    ]
+    return pa.RecordBatch.from_arrays(columns, batch.schema.names)
 
 
 def _without_empty_text(batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -77,6 +77,8 @@ class Lists:
     field: Field
     values: NDArray[Any]
     offsets: NDArray[np.int64]
+    first: int = 0
+    """Number of the first row among all that are kept; for messages."""
 
     def gather(self, rows: Rows) -> Column:
         """The lists of `rows`, padded with 0 to the longest of them; images decoded."""
@@ -98,7 +100,8 @@ class Lists:
             try:
                 image = decoded(self.field, self.values[start : start + length])
             except ValueError as error:
-                where = f"data.inputs: column {self.field.name!r}, row {row} of those kept"
+                number = row + self.first
+                where = f"data.inputs: column {self.field.name!r}, row {number} of those kept"
                 raise DataError(f"{where}: {error}") from None
             made[number] = torch.from_numpy(image)
         return made
@@ -146,6 +149,9 @@ class Store:
 
     def expect(self, blocks: list[int]) -> None:
         """Told which blocks of rows will be used next; here all of them are at hand."""
+
+    def interrupt(self) -> None:
+        """Whoever waits for rows is to wait no longer."""
 
     def gather(self, rows: Rows | Tensor, buffer: Buffer | None = None) -> Blocks:
         """The given rows, in `buffer` if there is one; its next use ends the life of the batch."""
@@ -242,15 +248,21 @@ class _Array:
         npy.write_array_header_1_0(self._file, described)
 
 
-def mapped(folder: Path, fields: list[Field], fraction: Fraction) -> Store:
-    """The store whose files a `Writer` wrote. Raises ValueError for files that are not those."""
+def mapped(folder: Path, fields: list[Field], fraction: Fraction, first: int = 0) -> Store:
+    """The store whose files a `Writer` wrote, of rows from number `first` on.
+
+    Raises ValueError for files that are not those.
+    """
     layout = Layout.of(fields, fraction)
     records = _map(folder / "records.npy")
     if records.dtype != layout.record:
         raise ValueError(f"{folder}: records of another layout")
     lists = {
         field.name: Lists(
-            field, _map(folder / f"{number}-values.npy"), _map(folder / f"{number}-offsets.npy")
+            field,
+            _map(folder / f"{number}-values.npy"),
+            _map(folder / f"{number}-offsets.npy"),
+            first,
         )
         for number, field in enumerate(fields)
         if field.is_list

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from pipeline.data.batch import Batch
 from pipeline.data.columns import Field
 from pipeline.data.convert import Say
 from pipeline.data.order import Order, WindowOrder, steps_per_epoch
-from pipeline.data.stream import Streamed
+from pipeline.data.stream import Plan, Streamed
 from pipeline.errors import ContractError, DataError, InputError, UsageError
 from pipeline.losses import fit as fitting
 from pipeline.losses.objective import Objective, tried
@@ -28,6 +29,7 @@ from pipeline.spec import JobSpec
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 MOST_READS = 1.2
 """Of each streamed row in an epoch, above which `check` says so."""
+LEAST_BATCHES = 4
 PACKAGE = str(Path(__file__).parents[1])
 
 
@@ -48,7 +50,7 @@ class Job(cache.Converted):
         seed = settings.seed if settings.shuffle else None
         if isinstance(self.train, Streamed):
             plan = self.train.plan
-            return WindowOrder(plan.bounds, settings.batch_size, seed, plan.window)
+            return WindowOrder(plan.bounds, settings.batch_size, seed, plan.window, settings.epochs)
         lengths = None
         if settings.bucket_by is not None:
             lengths = np.diff(self.train.lists[settings.bucket_by].offsets)
@@ -176,17 +178,8 @@ def _oddities(job: Job, terms: list[Term]) -> list[fitting.Notice]:
     if spec.workers.max and spec.workers.max > 1 and not spec.training.microbatch_size:
         text = "without training.microbatch_size a resize changes the curve's last bits"
         found.append(fitting.Notice("workers", text))
-    if isinstance(job.train, Streamed) and job.train.plan.reads_per_row > MOST_READS:
-        group = max(job.train.plan.groups.values())
-        text = (
-            f"each row is read {job.train.plan.reads_per_row:.1f} times an epoch, as up to "
-            f"{group:,} rows can only be read together: take a multiple of {group}"
-        )
-        found.append(fitting.Notice("data.stream.block_rows", text))
-    if isinstance(job.train, Streamed) and len(job.train.plan.counts) <= job.train.plan.window:
-        blocks = len(job.train.plan.counts)
-        text = f"all {blocks} blocks are in one window: nothing is saved, take data.stream out"
-        found.append(fitting.Notice("data.stream", text))
+    if isinstance(job.train, Streamed):
+        found += _of_streaming(job.train.plan, size)
     asked, held = spec.data.validation, job.num_validation_rows
     if isinstance(asked, float):
         share, number = held / (held + job.num_rows), held + job.num_rows
@@ -223,6 +216,23 @@ def _oddities(job: Job, terms: list[Term]) -> list[fitting.Notice]:
         )
         found.append(fitting.Notice("model", text))
     return found
+
+
+def _of_streaming(plan: Plan, batch_size: int) -> Iterator[fitting.Notice]:
+    if plan.reads_per_row > MOST_READS:
+        group = max(plan.groups.values())
+        text = (
+            f"each row is read {plan.reads_per_row:.1f} times an epoch, as up to {group:,} rows "
+            f"can only be read together: take a multiple of {group}"
+        )
+        yield fitting.Notice("data.stream.block_rows", text)
+    blocks = len(plan.counts)
+    if blocks <= plan.window:
+        text = f"all {blocks} blocks are in one window: nothing is saved, take data.stream out"
+        yield fitting.Notice("data.stream", text)
+    elif sum(plan.counts) * plan.window < LEAST_BATCHES * batch_size * blocks:
+        text = f"fewer than {LEAST_BATCHES} batches in a window: workers fetch blocks repeatedly"
+        yield fitting.Notice("data.stream.window", text)
 
 
 def _is_number(text: str) -> bool:

@@ -154,6 +154,9 @@ _RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).
 _OWN_BUFFERS: Any = {"forward_sync_buffers" if _RENAMED else "broadcast_buffers": False}
 
 
+LEAST = torch.iinfo(torch.int64).min
+
+
 class Buffers:
     """What forward passes change besides gradients: running statistics and their counts.
 
@@ -206,14 +209,16 @@ class Buffers:
         ]
         return torch.cat(parts) if parts else torch.empty(0)
 
-    def change(self, before: list[Tensor], changes: Tensor) -> None:
-        """An earlier `copy` and changes from it; counts are the furthest of any worker."""
+    def change(self, before: list[Tensor], changes: Tensor, has_rows: bool) -> None:
+        """An earlier `copy` and changes from it; counts are those of workers that had rows."""
         pieces = torch.split(changes, [value.numel() for value in before[: len(self._floats)]])
         for (module, name), then, piece in zip(self._floats, before, pieces, strict=False):
             setattr(module, name, getattr(module, name).detach())
             getattr(module, name).copy_(then + piece.view_as(then).to(then.dtype))
         for count in self.counts if num_workers() > 1 else ():
-            dist.all_reduce(count, dist.ReduceOp.MAX)
+            told = count.long() if has_rows else torch.full_like(count, LEAST, dtype=torch.int64)
+            dist.all_reduce(told, dist.ReduceOp.MAX)
+            count.copy_(told)
 
 
 class _Reached(torch.autograd.Function):
@@ -302,7 +307,7 @@ class Overlapped:
         summed = total(
             torch.cat([mine.cpu(), torch.tensor([float(has_rows)], dtype=torch.float64)])
         )
-        self.buffers.change(before, (summed[:-1] / summed[-1]).to(mine.device))
+        self.buffers.change(before, (summed[:-1] / summed[-1]).to(mine.device), has_rows)
 
     def _kept_apart(self) -> AbstractContextManager[None]:
         """Backward passes inside only add to this worker's own gradients."""

@@ -97,7 +97,7 @@ class Ordered:
             told = self._exchange(num_microbatches, told)
         if self.buffers:
             changes = self.flat[self.num_gradients : self.size]
-            self.buffers.change(before, changes / num_microbatches)
+            self.buffers.change(before, changes / num_microbatches, bool(batches))
         return told.cpu()
 
     def norm(self) -> Tensor:

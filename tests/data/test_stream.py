@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
+import shutil
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -181,34 +185,145 @@ def test_blocks_of_the_dead_are_not_trusted(tmp_path: Path) -> None:
         assert numbers(opened, np.array([999])) == [999]
 
 
-def test_a_changed_file_is_noticed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", ["other values", "fewer rows", "gone", "other columns"])
+def test_a_changed_file_is_noticed_at_once(tmp_path: Path, change: str) -> None:
     found = streamed(read(written(tmp_path / "rows"), tmp_path))
-    other = TABLE.slice(400, 400).set_column(0, "x", pa.array(np.zeros(400)))
-    pq.write_table(other, tmp_path / "rows" / "0400.parquet", row_group_size=100)
-    with found.opened("run") as opened, pytest.raises(DataError, match=r"from row 48 of .*0400"):
+    path = tmp_path / "rows" / "0400.parquet"
+    part = TABLE.slice(400, 400)
+    if change == "gone":
+        path.unlink()
+    else:
+        other = part.set_column(0, "x", pa.array(np.zeros(400)))
+        other = {"fewer rows": part.slice(0, 7), "other columns": part.drop(["x"])}.get(
+            change, other
+        )
+        pq.write_table(other, path, row_group_size=100)
+    begun = time.monotonic()
+    with found.opened("run") as opened, pytest.raises(DataError, match=r"0400.parquet was changed"):
         opened.gather(np.array([450]))
+    assert time.monotonic() - begun < 2
+
+
+def failing(found: Streamed, monkeypatch: pytest.MonkeyPatch, times: int) -> list[int]:
+    """Let the first fetches fail; returns the blocks that were asked for."""
+    tried: list[int] = []
+    into = found._fetcher.into
+
+    def fails(block: int, folder: Path, is_over: threading.Event) -> None:
+        tried.append(block)
+        if len(tried) <= times:
+            raise DataError("no route to host")
+        into(block, folder, is_over)
+
+    monkeypatch.setattr(found._fetcher, "into", fails)
+    return tried
 
 
 def test_a_read_that_fails_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = streamed(read(written(tmp_path / "rows"), tmp_path))
     monkeypatch.setattr(stream, "FIRST_WAIT_SECONDS", 0.01)
-    tries = []
-    into = found._fetcher.into
-
-    def failing(block: int, folder: Path) -> None:
-        tries.append(block)
-        if len(tries) < 3:
-            raise DataError("no route to host")
-        into(block, folder)
-
-    monkeypatch.setattr(found._fetcher, "into", failing)
+    tried = failing(found, monkeypatch, 2)
     with found.opened("run") as opened:
         assert numbers(opened, np.array([999])) == [999]
-    assert len(tries) == 3
-    tries.extend([-1] * 100)
-    monkeypatch.setattr(found._fetcher, "into", lambda *_: (_ for _ in ()).throw(DataError("gone")))
-    with found.opened("run") as opened, pytest.raises(DataError, match="gone"):
+    assert len(tried) == 3
+    failing(found, monkeypatch, 1000)
+    with found.opened("run") as opened, pytest.raises(DataError, match="no route to host"):
         opened.gather(np.array([999]))
+
+
+def test_who_leaves_does_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither for tries at a read that fails, nor for a worker that holds a block and hangs."""
+    found = streamed(read(written(tmp_path / "rows"), tmp_path))
+    failing(found, monkeypatch, 1000)
+    with found.opened("run") as opened:
+        opened.expect([5, 6])
+        time.sleep(0.2)
+        begun = time.monotonic()
+    assert time.monotonic() - begun < 1
+    with found.opened("run") as opened:
+        (folder,) = [tmp_path / "cache" / f".{name.stem}.blocks" for name in
+                     (tmp_path / "cache").glob("*-*.lock")]  # fmt: skip
+        folder.mkdir(exist_ok=True)
+        with (folder / "15.lock").open("a") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            threading.Timer(0.3, opened.interrupt).start()
+            with pytest.raises(stream.LeftError):
+                opened.gather(np.array([999]))
+
+
+def test_a_cache_that_is_deleted_meanwhile_is_said(tmp_path: Path) -> None:
+    found = streamed(read(written(tmp_path / "rows"), tmp_path))
+    with found.opened("run") as opened:
+        opened.gather(np.array([450]))
+        shutil.rmtree(tmp_path / "cache")
+        with pytest.raises(DataError, match="was deleted while rows were read"):
+            opened.gather(np.array([999]))
+
+
+def test_no_lock_is_left(tmp_path: Path) -> None:
+    found = streamed(read(written(tmp_path / "rows"), tmp_path))
+    with found.opened("run") as opened:
+        opened.gather(np.array([450]))
+    assert not list((tmp_path / "cache").glob("*-*.lock"))
+    cache.clear(tmp_path / "cache")
+    assert [path.name for path in (tmp_path / "cache").glob("*.lock")] == ["spool.lock"]
+
+
+def odd_columns() -> dict[str, Any]:
+    """Columns that Arrow, or numpy, has trouble with."""
+    fixed, count = pa.list_(pa.float64(), 2), range(60)
+    return {
+        "nested": pa.array([[[1.0, i], [2.0, 3.0]] for i in count], pa.list_(fixed, 2)),
+        "fixed": pa.array([[i, 2.0] if i % 5 else None for i in count], fixed),
+        "gaps": pa.array([None if 20 <= i < 40 else [i, 2.0] for i in count], fixed),
+        "view": pa.array([f"w{i % 7}" if i % 11 else None for i in count], pa.string_view()),
+        "half": pa.array(np.arange(60, dtype=np.float16)),
+        "flag": pa.array([None if i % 13 == 0 else i % 2 == 0 for i in count]),
+    }
+
+
+@pytest.mark.parametrize("name", list(odd_columns()))
+@pytest.mark.parametrize("validation", [None, 0.3])
+def test_odd_columns(tmp_path: Path, name: str, validation: Any) -> None:
+    table = pa.table({"v": odd_columns()[name], "number": pa.array(range(60)), "y": [0.0] * 60})
+    (tmp_path / "rows").mkdir()
+    with pa.ipc.new_file(tmp_path / "rows" / "0.arrow", table.schema) as file:
+        file.write_table(table.slice(0, 0))
+        file.write_table(table, max_chunksize=60)
+    more: dict[str, Any] = {"missing": "drop", "validation": validation}
+    whole = read(tmp_path / "rows", tmp_path, stream=False, **more)
+    found = read(tmp_path / "rows", tmp_path, stream={"block_rows": 17, "window": 2}, **more)
+    kept = {} if name in ("view", "flag") else {
+        float(number): value for number, value in zip(
+            table["number"].to_pylist(), table["v"].to_pylist(), strict=True) if value is not None
+    }  # fmt: skip
+    assert found.facts["rows"] == whole.facts["rows"]
+    rows = np.arange(len(whole.train))
+    with streamed(found).opened("run") as opened:
+        mine, theirs = opened.gather(rows), whole.train.gather(rows)
+        for column in mine:
+            one, other = mine[column], theirs[column]
+            assert isinstance(one, Tensor)
+            assert isinstance(other, Tensor)
+            assert torch.equal(one, other)
+        if kept:
+            values, order = mine["v"], mine["number"]
+            assert isinstance(values, Tensor)
+            assert isinstance(order, Tensor)
+            assert values.tolist() == [kept[number] for number in order.tolist()]
+
+
+def test_empty_row_groups_and_files(tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    with pq.ParquetWriter(tmp_path / "rows" / "0.parquet", TABLE.schema) as file:
+        for part in (TABLE.slice(0, 0), TABLE.slice(0, 600), TABLE.slice(0, 0)):
+            file.write_table(part)
+    pq.write_table(TABLE.slice(0, 0), tmp_path / "rows" / "1.parquet")
+    pq.write_table(TABLE.slice(600), tmp_path / "rows" / "2.parquet", row_group_size=7)
+    found = streamed(read(tmp_path / "rows", tmp_path))
+    rows = RNG.permutation(NUM_ROWS)
+    with found.opened("run") as opened:
+        assert numbers(opened, rows) == rows.tolist()
 
 
 @pytest.mark.parametrize(

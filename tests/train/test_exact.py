@@ -343,10 +343,12 @@ def test_rows_weighted_by_a_column_are_a_weighted_mean_of_the_global_batch(
 class Sensitive(nn.Module):
     """Dropout, running statistics, and sums long enough for their order to show.
 
-    One buffer is constant and huge, and one is replaced by a new tensor in each forward pass.
+    One buffer is constant and huge, one is replaced by a new tensor in each forward pass, and one
+    counts down.
     """
 
     average: Tensor
+    left: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -356,10 +358,12 @@ class Sensitive(nn.Module):
         )
         self.register_buffer("least", torch.full((3,), torch.finfo(torch.float32).min))
         self.register_buffer("average", torch.zeros(4))
+        self.register_buffer("left", torch.tensor(1000, dtype=torch.int16))
 
     def forward(self, batch: Batch) -> Tensor:
         made: Tensor = self.layers(batch["features"])
         if self.training:
+            self.left -= 1
             self.average = 0.9 * self.average + 0.1 * made.detach().mean(0)
         return made + 0.1 * self.average
 
@@ -396,7 +400,7 @@ def twenty_steps(
 
 
 def all_runs(rank: int, num: int) -> list[tuple[str, list[Any]]]:
-    in_order = [twenty_steps(m, True, rank, num) for m in (5, 8, 11)]
+    in_order = [twenty_steps(m, True, rank, num) for m in (2, 5, 8, 11)]
     tree.SMALL = 0  # segments, as large models have them
     in_order += [twenty_steps(m, True, rank, num) for m in (5, 11)]
     return [*in_order, twenty_steps(8, False, rank, num)]
