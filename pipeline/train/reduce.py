@@ -122,6 +122,11 @@ def _largest(number: int) -> int:
     return int(value)
 
 
+def agree(number: int) -> bool:
+    """Whether all workers gave this number."""
+    return _largest(number) == number == -_largest(-number)
+
+
 def _reduction_device() -> torch.device:
     on_gpu = dist.get_backend() == "nccl"
     return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
@@ -151,7 +156,10 @@ class Gradients(Protocol):
 
 # buffers are summed here, not sent by the first worker; the option was renamed in torch 2.13
 _RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-_OWN_BUFFERS: Any = {"forward_sync_buffers" if _RENAMED else "broadcast_buffers": False}
+_OWN_BUFFERS: Any = {
+    "forward_sync_buffers" if _RENAMED else "broadcast_buffers": False,
+    "init_sync": False,  # all start from one seed, which is checked; and gloo lacks some types
+}
 
 
 LEAST = torch.iinfo(torch.int64).min

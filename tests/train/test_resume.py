@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from torch.multiprocessing.spawn import ProcessException
 
 from pipeline import registry
-from pipeline.errors import RunError
+from pipeline.errors import RunError, UsageError
 from pipeline.specfile import load
 from pipeline.train import checkpoint, faults
 from pipeline.train import tree as sums
@@ -333,3 +334,34 @@ def test_streamed_rows_change_no_bit_either(rows: Path, tmp_path: Path) -> None:
     tree["data"] |= {"train": str(tmp_path / "parts")}
     found = trained(tree, tmp_path / "run", [(3, [(1, 13)]), (5, [(4, 31), (2, 31)]), (4, [])])
     assert {key: found[key] for key in SAME} == {key: whole[key] for key in SAME}
+
+
+def started_apart(tree: dict[str, Any], folder: Path, rank: int, num: int) -> str:
+    """What a worker says whose model draws from elsewhere."""
+
+    @registry.models.register("t_numpy_start")
+    class Numpy(torch.nn.Module):
+        """Weights that no seed of torch reaches."""
+
+        def __init__(self, inputs: Any, outputs: Any) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.from_numpy(np.random.default_rng().random(1)))
+
+        def forward(self, batch: Any) -> Any:
+            return batch["a"] * self.weight.float()
+
+    try:
+        train(prepared(load(tree), folder), folder, None, 1)
+    except UsageError as error:
+        return str(error)
+    return ""
+
+
+def test_weights_that_start_differently_are_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"a": [1.0, 2.0, 3.0], "y": [1.0, 2.0, 3.0]}), tmp_path / "a.parquet")
+    tree = {
+        "name": "t", "loss": "mse", "model": "t_numpy_start",
+        "data": {"train": str(tmp_path / "a.parquet"), "target": "y"},
+    }  # fmt: skip
+    said = on_workers(3, partial(started_apart, tree, tmp_path))
+    assert all("start differently on each worker" in text for text in said)
