@@ -184,6 +184,9 @@ class Training(Section):
     """Initial weights, row order and dropout follow from it."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     """Largest norm of the whole gradient; a larger one is scaled down to it."""
+    skip_nonfinite: Annotated[int, Field(ge=0)] = 0
+    """Steps in all whose loss or gradient is NaN or infinite that are left out, and recorded as
+    such; the one after them stops the run, as the first one does unless given."""
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     """bfloat16: autocast of the forward pass; weights, loss and reduction stay float32. float64:
     everything, to tell rounding from faults."""

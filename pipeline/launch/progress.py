@@ -60,6 +60,9 @@ class Progress:
                 if not self._started[0]:
                     self._started = (point["step"], point["time"] / 1000)
                 self._now = point["time"] / 1000
+            if "skipped" in point:
+                rows = ", ".join(map(str, point["skipped"][:8])) or "none alone"
+                self._say(f"step {point['step']} is left out: not finite, from rows {rows}")
 
     def _tell(self, event: dict[str, Any]) -> None:
         """A line for what happened to the run; the first start is no news."""
@@ -72,6 +75,9 @@ class Progress:
         if "after" in event:
             text = f"{event['after']}; {text}"
         self._started = (0, 0.0)  # speed is measured anew
+        self._say(text)
+
+    def _say(self, text: str) -> None:
         self.stream.write(f"{CLEAR if self.live else ''}note  {text}\n")
 
     def _show(self, end: str) -> None:
@@ -84,15 +90,15 @@ class Progress:
         parts = [
             f"epoch {epoch}/{self.num_epochs}",
             f"step {self._step}/{self.num_steps}",
-            "loss (no items)" if loss is None else f"loss {loss:.4g}",
-            *(f"validation {k} {v:.4g}" for k, v in list(self._validation.items())[-2:]
-              if v is not None),
-        ]  # fmt: skip
+            "loss (none)" if loss is None else f"loss {loss:.4g}",
+        ]
         if speed:
             parts.append(f"{speed * self.rows_per_step:,.0f} rows/s")
             left = (self.num_steps - self._step) / speed
             if left >= 1:
                 parts.append(f"{_clock(left)} left")
+        last = list(self._validation.items())[-2:]
+        parts += [f"validation {name} {value:.4g}" for name, value in last if value is not None]
         line = "  ".join(parts)
         if self.live:
             line = CLEAR + line[: shutil.get_terminal_size().columns - 1]

@@ -53,12 +53,15 @@ class Delivery:
         self.record = files.read_json(folder / files.RECORD)
         before = recorded(folder) if (folder / files.RECORDED).exists() else {}
         self.state: dict[str, Any] = {"delivered": {}, **before, "complete": False}
-        self.state["tracking_uri"] = self.record["tracking_uri"]
+        uri = with_password(self.record["tracking_uri"])
+        if "run_id" not in self.state:  # nothing is there yet: a server may have moved
+            uri = os.environ.get("MLFLOW_TRACKING_URI", uri)
+        self.state["tracking_uri"] = redacted(uri)
         self.state.pop("error", None)
         self.reader = Reader(folder / files.CURVE)
         self.unsent: list[dict[str, Any]] = []
         self.rate: float | None = None
-        mlflow.set_tracking_uri(with_password(self.record["tracking_uri"]))
+        mlflow.set_tracking_uri(uri)
         self.client = mlflow.MlflowClient()
 
     def save(self, **changes: Any) -> None:
@@ -189,7 +192,7 @@ def _metrics(point: dict[str, Any]) -> Iterator[Any]:
 
     terms = point.get("terms", {})
     groups = {
-        "train": point.get("train", {}),
+        "train": point.get("train", {}) | ({"skipped": 1.0} if "skipped" in point else {}),
         "train/loss": terms if len(terms) > 1 else {},
         "validation": point.get("validation", {}),
     }

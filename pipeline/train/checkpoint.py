@@ -150,13 +150,19 @@ def load(folder: Path, step: int) -> Any:
     return torch.load(place / STATE, map_location="cpu", weights_only=True)
 
 
-def state_of(objective: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Everything that steps change: weights, buffers (saved with the model or not), optimizer."""
+def state_of(
+    objective: nn.Module, optimizer: torch.optim.Optimizer, num_skipped: int = 0
+) -> dict[str, Any]:
+    """Everything that steps change: weights, buffers (saved with the model or not), optimizer.
+
+    And how many of them were left out so far.
+    """
     weights = objective.state_dict()
     return {
         "weights": weights,
         "buffers": {n: buffer for n, buffer in objective.named_buffers() if n not in weights},
         "optimizer": optimizer.state_dict(),
+        "num_skipped": num_skipped,
     }
 
 

@@ -124,7 +124,8 @@ def _largest(number: int) -> int:
 
 def agree(number: int) -> bool:
     """Whether all workers gave this number."""
-    return _largest(number) == number == -_largest(-number)
+    most, least = _largest(number), -_largest(-number)  # both, on every worker
+    return most == least
 
 
 def _reduction_device() -> torch.device:
@@ -137,6 +138,8 @@ class Gradients(Protocol):
 
     trained: list[nn.Parameter]
     """What gets a gradient."""
+    buffers: "Buffers"
+    """What forward passes change besides."""
 
     def norm(self) -> Tensor:
         """Norm of the whole gradient that `reduce` left."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,8 @@ class Losses:
     """Whether some worker was told to stop: all know it after the same step."""
     following: Tensor | None = None
     """Denominators of the next step's global batch, if its counts were given."""
+    fault: NonFiniteError | None = None
+    """What was not finite, in a step that was left out for it."""
 
 
 def train_step(
@@ -47,6 +49,7 @@ def train_step(
     clip_norm: float | None,
     device: torch.device,
     stop: bool = False,
+    may_skip: bool = False,
     denominators: Tensor | None = None,
     following: Counts | None = None,
 ) -> Losses:
@@ -54,8 +57,9 @@ def train_step(
 
     `own` are this worker's of the batch's `num_microbatches`; there may be none. `stop` says that
     this worker was told to stop. The losses travel with the gradients, and so do the counts of the
-    `following` step, whose `denominators` are then known. Raises NonFiniteError on every worker,
-    before any weight has moved.
+    `following` step, whose `denominators` are then known. Where the loss or gradient is not finite,
+    raises NonFiniteError on every worker before any weight has moved; or, if it `may_skip` the
+    step, leaves weights, optimizer and buffers as they were.
     """
     weights = [term.weight for term in objective.terms]
     if denominators is None:
@@ -91,6 +95,7 @@ def train_step(
         losses, numerators[number] = model(batch and moved(batch, device), shares.get(number))
         (losses * scales.to(losses.dtype)).sum().backward()
 
+    before = gradients.buffers.copy() if may_skip else []
     sums = gradients.reduce(own, num_microbatches, forward_backward, riders)
     norm = _clipped(gradients, clip_norm)
     table = sums[:num_losses].view(num_microbatches, -1)
@@ -102,7 +107,11 @@ def train_step(
         labels = [term.label for term in objective.terms]
         named = {k: v for k, v in zip(labels, result.terms, strict=True) if v is not None}
         odd = (~torch.isfinite(table).all(1)).nonzero().flatten().tolist()
-        raise NonFiniteError(step + 1, norm, named, odd)
+        fault = NonFiniteError(step + 1, norm, named, odd)
+        if not may_skip:
+            raise fault
+        gradients.buffers.restore(before)
+        return replace(result, fault=fault)
     optimizer.step()
     return result
 

@@ -37,6 +37,7 @@ from pipeline.train.weights import save_weights, weights_sha256
 
 ASK_SECONDS = 0.2
 SPEED_SECONDS = 1.0
+MOST_ROWS = 100  # of a step that is left out, named in the journal
 
 
 def work(config: dict[str, Any]) -> None:
@@ -98,7 +99,7 @@ def train(
     order = job.order()
     metrics = chosen(bound.terms, spec.metrics)
     lease = Lease(folder, is_own_process) if reduce.rank() == 0 else None
-    first_step = _resume(job, folder, bound, optimizer, lease)
+    first_step, num_skipped = _resume(job, folder, bound, optimizer, lease)
     record = Record(job, folder, first_step, lease) if lease else None
 
     def validate(step: int) -> None:
@@ -147,19 +148,24 @@ def train(
                     clip_norm=settings.clip_norm,
                     device=device,
                     stop=record.is_stopping() if record else False,
+                    may_skip=num_skipped < settings.skip_nonfinite,
                     denominators=denominators,
                     following=(following.counts, len(following.pieces)) if following else None,
                 )
             except NonFiniteError as error:
                 raise _with_rows(error, share.pieces, folder) from None
             denominators = losses.following
+            num_skipped += losses.fault is not None
             if record:
                 point = _point(step + 1, per_epoch, [t.label for t in bound.terms], losses, rate)
+                if losses.fault is not None:
+                    fault = _with_rows(losses.fault, share.pieces, folder)
+                    point |= {"skipped": list(fault.rows[:MOST_ROWS])}
                 record.write(point, share.num_rows, is_last=step + 1 == last_step)
             if (step + 1) % per_epoch == 0 or step + 1 == last_step:
                 validate(step + 1)
             if record:
-                record.save_if_due(step + 1, bound, optimizer, losses.is_last)
+                record.save_if_due(step + 1, bound, optimizer, num_skipped, losses.is_last)
             if losses.is_last and step + 1 < last_step:
                 return
     if record:
@@ -184,8 +190,8 @@ def _with_rows(error: NonFiniteError, pieces: list[Rows], folder: Path) -> NonFi
 def _resume(
     job: Job, folder: Path, bound: torch.nn.Module, optimizer: torch.optim.Optimizer,
     lease: Lease | None,
-) -> int:  # fmt: skip
-    """Steps done by the newest checkpoint, whose state is taken; the same on every worker."""
+) -> tuple[int, int]:  # fmt: skip
+    """Steps done, and left out, by the newest checkpoint, whose state every worker takes."""
     step = 0
     if lease is not None:
         whole, damage = mended(folder / files.CURVE)
@@ -195,9 +201,11 @@ def _resume(
             journal.event(step, "damage", text=text)
             journal.close()
     step = int(reduce.total(torch.tensor([step], dtype=torch.float64)))
-    if step:
-        checkpoint.restore(checkpoint.load(folder, step), bound, optimizer)
-    return step
+    if not step:
+        return 0, 0
+    state = checkpoint.load(folder, step)
+    checkpoint.restore(state, bound, optimizer)
+    return step, state["num_skipped"]
 
 
 def _set_learning_rate(
@@ -248,12 +256,13 @@ class Record:
         return self._stopping
 
     def save_if_due(
-        self, step: int, bound: torch.nn.Module, optimizer: torch.optim.Optimizer, is_last: bool
-    ) -> None:
+        self, step: int, bound: torch.nn.Module, optimizer: torch.optim.Optimizer,
+        num_skipped: int, is_last: bool,
+    ) -> None:  # fmt: skip
         """Save a checkpoint when it is time; what leads up to it is in the journal before."""
         if is_last or self.checkpoints.is_due(step):
             self.journal.flush()
-            state = checkpoint.state_of(bound, optimizer)
+            state = checkpoint.state_of(bound, optimizer, num_skipped)
             self.checkpoints.save(step, state, self._before_checkpoint)
         if is_last:
             self.checkpoints.wait()

@@ -10,8 +10,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from pipeline.train.curve import Reader
 from tests.chaos import harness
 from tests.chaos.disk import Disk
 
@@ -142,3 +145,25 @@ def content(folder: Path) -> dict[str, bytes]:
         for path in folder.rglob("*")
         if path.is_file() and path.name != "errors.txt" and ".aside-" not in str(path)
     }
+
+
+def test_steps_that_are_left_out_are_the_same_on_any_workers(whole: Case) -> None:
+    """A row whose loss is infinite: its steps are left out, also when they are computed again."""
+    base, _, _ = whole
+    tree = harness.spec_of(harness.fresh(base / "odd"), skip_nonfinite=20)
+    path = base / "odd" / "rows.parquet"
+    table = pq.read_table(path)
+    y = table["y"].to_numpy().copy()
+    y[7] = 1e30
+    pq.write_table(table.set_column(3, "y", pa.array(y)), path)
+    tree["data"] |= {"validation": None}
+    harness.prepared(tree)
+    assert harness.attempt(tree, harness.fresh(base / "whole-odd"), 3) == [0, 0, 0]
+    reference = harness.left(base / "whole-odd")
+    place = harness.fresh(base / "run")
+    for num, step in ((4, 5), (3, 13), (5, 20)):
+        harness.attempt(tree, place, num, None, [(num - 1, step)])
+    harness.completed(tree, place)
+    assert harness.left(place) == reference
+    points = list(Reader(place / "curve.jsonl").new())
+    assert len([p for p in points if "skipped" in p]) >= 5

@@ -130,9 +130,8 @@ def test_a_dead_tracking_server_leaves_a_trained_run_that_sync_can_finish(
     assert found["state"] == "unrecorded"
     assert len(found["weights_sha256"]) == 64
     assert f"pipeline sync {found['storage']}" in err
-    record = Path(found["storage"]) / "record.json"
     server_is_back = f"sqlite:///{path.parent / 'mlflow.db'}"
-    record.write_text(record.read_text().replace("http://127.0.0.1:9", server_is_back))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server_is_back)
     code, out, err = command("sync", found["storage"])
     assert code == 0, err
     recorded = json.loads((Path(found["storage"]) / "recorded.json").read_text())
@@ -165,6 +164,31 @@ def test_a_loss_that_is_not_finite_names_its_rows_and_keeps_them(job: Write) -> 
     kept = json.loads((path.parent / "runs" / "small-1" / "nonfinite.json").read_text())
     assert kept["rows"] == [13]
     assert kept["losses"] == {"mse": "inf"}
+
+
+def test_steps_that_are_not_finite_can_be_left_out(job: Write, command: Command) -> None:
+    lines = ["a,b,y", *(f"{i}.5,{i % 3},{i}.25" for i in range(20))]
+    lines[1 + 13] = "1e30,1,13.25"
+    about = {
+        "data": {"train": "data.csv", "target": "y", "scale": "none"}, "optimizer.lr": 1e-6,
+        "training": {"epochs": 2, "batch_size": 8, "microbatch_size": 1, "shuffle": False,
+                     "skip_nonfinite": 2},
+    }  # fmt: skip
+    path = job(about, data="\n".join(lines))
+    code, out, err = command("run", path, "--json")
+    assert code == 0, err
+    assert "step 2 is left out: not finite, from rows 13" in err
+    found = json.loads(out.splitlines()[-1])
+    client = mlflow.MlflowClient(found["tracking_uri"])
+    skipped = client.get_metric_history(found["run_id"], "train/skipped")
+    assert [metric.step for metric in skipped] == [2, 5]
+    losses = client.get_metric_history(found["run_id"], "train/loss")
+    assert [metric.step for metric in losses] == [1, 3, 4, 6]
+    about["training"] = {**about["training"], "skip_nonfinite": 1}  # type: ignore[dict-item]
+    path = job(about, data="\n".join(lines))
+    code, _, err = command("run", path, "--fresh")
+    assert code == 1
+    assert "step 5: gradient norm" in err
 
 
 def test_a_validation_without_a_value_is_said_and_not_a_crash(job: Write, command: Command) -> None:

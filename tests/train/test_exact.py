@@ -442,3 +442,29 @@ def test_the_comparison_of_bits_can_see_another_order() -> None:
     first, *others = trained_on(3)
     assert first[-1][0] != alone[-1][0]
     assert all(other[-1] == first[-1] for other in others), "workers agree with each other"
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_step_that_is_left_out_leaves_no_trace(ordered: bool) -> None:
+    label = Field("label", "category", "int64", True, vocabulary=(0, 1, 2, 3))
+    term = Term("c", 1.0, build(registry.losses["cross_entropy"], {}), ("prediction",), (label,))
+    objective = Objective(Sensitive(), ["features"], [term], {"prediction": 4})
+    gradients = Ordered(objective) if ordered else reduce.Overlapped(objective, CPU)
+    optimizer = torch.optim.Adam(objective.parameters(), lr=0.1)
+    batch: Any = {"features": torch.randn(9, 6), "label": torch.arange(9) % 4}
+    own: Any = [(i, {k: v[i * 3 : i * 3 + 3] for k, v in batch.items()}) for i in range(3)]
+
+    def stepped(step: int, may_skip: bool) -> Any:
+        return train_step(
+            objective, gradients, optimizer, own, 3,
+            step=step, seed=0, clip_norm=1.0, device=CPU, may_skip=may_skip,
+        )  # fmt: skip
+
+    assert stepped(0, True).fault is None
+    before = weights_sha256(objective.state_dict()), str(optimizer.state_dict())
+    own[1][1]["features"][0, 0] = torch.nan
+    found = stepped(1, True)
+    assert 1 in found.fault.microbatches
+    assert (weights_sha256(objective.state_dict()), str(optimizer.state_dict())) == before
+    with pytest.raises(NonFiniteError):
+        stepped(1, False)
