@@ -1,0 +1,101 @@
+"""Whatever MLflow's server does, and whenever: training does not feel it, and the record is whole.
+
+A real server behind a proxy. What MLflow holds at the end is compared with the journal.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+
+import pipeline
+from tests import tracking
+from tests.chaos import proxy
+from tests.conftest import rows
+
+ALL = (pytest.mark.chaos, pytest.mark.timeout(3600))
+PHASES = ("start", "middle", "end")
+REQUESTS = {"down": 4, "slow": 3, "failing": 4, "lost": 4, "read-only": 4, "locked": 1,
+            "restarted": 1}  # fmt: skip
+SOME = {
+    ("lost", "start", 2),
+    ("lost", "middle", 0),
+    ("restarted", "end", 0),
+    ("failing", "middle", 1),
+}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tracking.Server]:
+    with tracking.running(tmp_path_factory.mktemp("mlflow")) as found:
+        yield found
+
+
+class Fault:
+    """Something that goes wrong with some requests of one phase of the run."""
+
+    def __init__(self, mode: str, phase: str, skip: int, runs: Path) -> None:
+        self.mode, self.phase, self.skip, self.runs = mode, phase, skip, runs
+        self.left, self.num_batches, self.struck = REQUESTS[mode], 0, 0
+
+    def __call__(self, method: str, path: str) -> str | None:
+        ended = any(self.runs.glob("*/ended.json"))
+        self.num_batches += "log-batch" in path
+        now = "end" if ended else "middle" if self.num_batches > 2 else "start"
+        if now != self.phase or not self.left:
+            return None
+        if self.skip:
+            self.skip -= 1
+            return None
+        self.left -= 1
+        self.struck += 1
+        return self.mode
+
+
+CASES = [(mode, phase, skip) for mode in proxy.MODES for phase in PHASES for skip in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("mode", "phase", "skip"),
+    [pytest.param(*c, marks=() if c in SOME else ALL, id="-".join(map(str, c))) for c in CASES],
+)
+def test_the_record_is_whole(
+    server: tracking.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str,
+    phase: str, skip: int,
+) -> None:  # fmt: skip
+    (tmp_path / "data.csv").write_text(rows())
+    spec: dict[str, Any] = {
+        "name": f"tracked-{mode}-{phase}-{skip}", "model": {"name": "mlp", "hidden": [1000, 1000]},
+        "loss": "mse",
+        "data": {"train": str(tmp_path / "data.csv"), "inputs": ["a", "b"], "target": "y",
+                 "validation": 0.25},
+        "training": {"epochs": 200, "batch_size": 6}, "storage": str(tmp_path / "runs"),
+        "optimizer": {"name": "adam", "lr": 0.01}, "schedule": "cosine",
+    }  # fmt: skip
+    fault = Fault(mode, phase, skip, tmp_path / "runs")
+    with proxy.in_front_of(server, fault) as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        result = pipeline.run(spec)
+    assert fault.struck
+    client = mlflow.MlflowClient(server.uri)
+    experiment = client.get_experiment_by_name(spec["name"])
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.run_id == result.run_id
+    assert run.info.status == "FINISHED"
+    for name in ("loss", "gradient_norm"):
+        history = client.get_metric_history(run.info.run_id, f"train/{name}")
+        wanted = [(p["step"], p["train"][name]) for p in result.curve if "train" in p]
+        assert [(m.step, m.value) for m in history] == wanted
+    validation = client.get_metric_history(run.info.run_id, "validation/loss")
+    wanted = [(p["step"], p["validation"]["loss"]) for p in result.curve if "validation" in p]
+    assert [(m.step, m.value) for m in validation] == wanted
+    assert len(run.outputs.model_outputs) == 1
+    assert len(result.model.predict({"a": [1.0], "b": [2]})) == 1
+    recorded = json.loads((Path(result.storage) / "recorded.json").read_text())
+    assert recorded["complete"]
