@@ -260,6 +260,9 @@ class Checkpoint(Section):
     """Seconds between checkpoints, without `every_steps`."""
     keep: Annotated[int, Field(ge=2)] = 3
     """Newest checkpoints to keep: at least two, so that a damaged one leaves another."""
+    copy_to: str | None = None
+    """Folder, or URI of an object store, for a copy of the run: its checkpoints and its curve. On a
+    machine that has nothing of the run, the same command goes on from there."""
 
 
 class Cache(Section):

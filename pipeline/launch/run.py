@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import plugins, registry
 from pipeline.errors import RunError, StoppedError, UnrecordedError, UsageError
 from pipeline.launch import runs
+from pipeline.redact import redacted
 from pipeline.spec import JobSpec
 from pipeline.specfile import load
 from pipeline.track import delivery
@@ -154,6 +155,8 @@ def run(
     with contextlib.ExitStack() as held:
         with runs.choosing(storage_of(spec), spec.name):
             folder = _folder(job, modules, fresh, tell)
+            if said := runs.recovered(folder, job):
+                tell(f"note  {said}")
             is_finished = runs.is_finished(folder)
             if is_finished:
                 tell(f"run   {folder.name} is finished already; --fresh starts it anew")
@@ -161,6 +164,7 @@ def run(
                 held.enter_context(runs.locked(folder))
                 plugins.carry(modules, folder / "imports")
                 delivery.prepare(spec, job, folder, modules)
+                _copy_record(job, folder)
         if is_finished:
             return _finished(folder, started, tell)
         return _trained(job, folder, modules, base_of(path), started, tell)
@@ -172,7 +176,11 @@ def _folder(job: Job, modules: list[str], fresh: bool, tell: Callable[[str], Non
     Raises UsageError when an unfinished run would go on as another job.
     """
     storage, name = storage_of(job.spec), job.spec.name
-    last = None if fresh else runs.latest(storage, name)
+    from pipeline.train.mirror import Mirror
+
+    uri = job.spec.checkpoint.copy_to
+    mirror = Mirror(uri) if uri else None
+    last = None if fresh else runs.latest(storage, name, mirror)
     if last is not None:
         changed = runs.changes(last, job, plugins.sources_sha256(modules))
         if not changed:
@@ -180,7 +188,21 @@ def _folder(job: Job, modules: list[str], fresh: bool, tell: Callable[[str], Non
         if not runs.is_finished(last):
             runs.refuse_changed(last, changed)
             tell(f"note  {last.name} is left, as what it trains has changed: {changed[0]}")
-    return runs.new(storage, name)
+    return runs.new(storage, name, mirror)
+
+
+def _copy_record(job: Job, folder: Path) -> None:
+    """Where the run has a copy, that has its record before anything else."""
+    from pipeline.train.mirror import FAULTS, Mirror
+
+    uri = job.spec.checkpoint.copy_to
+    if uri is None:
+        return
+    try:
+        Mirror(uri, folder.name).put(folder / files.RECORD)
+    except FAULTS as error:
+        reason = redacted(str(error).partition("\n")[0])
+        raise UsageError(f"checkpoint.copy_to: {redacted(uri)}: {reason}") from None
 
 
 def _finished(folder: Path, started: float, tell: Callable[[str], None]) -> Result:

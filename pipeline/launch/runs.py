@@ -16,30 +16,39 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UsageError
+from pipeline.redact import redacted
 from pipeline.spec import FIRST_HALF
 from pipeline.track import delivery
 from pipeline.train import files
 
 if TYPE_CHECKING:
     from pipeline.train.job import Job
+    from pipeline.train.mirror import Mirror
 
 MOST_CHANGES = 12  # shown in one message
 
 
-def latest(storage: Path, name: str) -> Path | None:
-    """The job's last run that has a record, if any."""
+def latest(storage: Path, name: str, mirror: Mirror | None = None) -> Path | None:
+    """The job's last run that has a record, if any; one that only `mirror` has is copied back."""
     numbered = [
         (int(found.group(1)), place)
         for place in storage.glob(f"{_slug(name)}-*")
         if (found := re.fullmatch(rf"{re.escape(_slug(name))}-(\d+)", place.name))
         and (place / files.RECORD).exists()
     ]
-    return max(numbered)[1] if numbered else None
+    number, place = max(numbered, default=(0, None))
+    copied = mirror.runs(_slug(name))[-1:] if mirror else []
+    if mirror and copied and copied[0] > number:
+        folder = storage / f"{_slug(name)}-{copied[0]}"
+        folder.mkdir(parents=True, exist_ok=True)
+        if mirror.of(folder.name).get(files.RECORD, folder / files.RECORD):
+            return folder
+    return place
 
 
-def new(storage: Path, name: str) -> Path:
-    """A new folder with the next free number."""
-    number = 1
+def new(storage: Path, name: str, mirror: Mirror | None = None) -> Path:
+    """A new folder with the next free number, which no copy has either."""
+    number = max(mirror.runs(_slug(name)) if mirror else [], default=0) + 1
     while True:
         folder = storage / f"{_slug(name)}-{number}"
         try:
@@ -55,6 +64,21 @@ def new(storage: Path, name: str) -> Path:
 
 def _slug(name: str) -> str:
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in name)
+
+
+def recovered(folder: Path, job: Job) -> str:
+    """Take from the run's copy what is newer than this folder; says so if there was any."""
+    from pipeline.train import bits, checkpoint
+    from pipeline.train.mirror import Mirror
+
+    uri = job.spec.checkpoint.copy_to
+    if uri is None:
+        return ""
+    here, _ = checkpoint.newest(folder, bits.identity(job))
+    there = Mirror(uri, folder.name).pull(folder, here)
+    if there or (is_finished(folder) and not here):
+        return f"{folder.name} comes back from its copy in {redacted(uri)}"
+    return ""
 
 
 def is_finished(folder: Path) -> bool:

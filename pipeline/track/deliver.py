@@ -76,10 +76,12 @@ class Delivery:
         if "run_id" not in self.state:
             tags = {key: value[:5000] for key, value in self.record["tags"].items()}
             experiment = experiment_id(self.client, self.record["experiment"], self.folder.parent)
-            run = self._made_before(experiment) or self.client.create_run(
-                experiment, run_name=self.record["name"], tags=tags
+            run = self._made_before(experiment)
+            delivered = self._delivered_before(run) if run else {}
+            run = run or self.client.create_run(experiment, run_name=self.record["name"], tags=tags)
+            self.save(
+                run_id=run.info.run_id, experiment_id=run.info.experiment_id, delivered=delivered
             )
-            self.save(run_id=run.info.run_id, experiment_id=run.info.experiment_id)
         else:
             self.client.update_run(self.state["run_id"], status="RUNNING")  # it goes on
         if not self.state.get("begun"):
@@ -97,6 +99,18 @@ class Delivery:
         token = self.record["tags"]["pipeline.run"]
         found = self.client.search_runs([experiment], f"tags.`pipeline.run` = '{token}'")
         return found[0] if found else None
+
+    def _delivered_before(self, run: Any) -> dict[str, int]:
+        """How far the run's record has come, as MLflow has it.
+
+        Steps that another machine delivered and that are computed again have another time here.
+        """
+        found: dict[str, int] = {}
+        for key in run.data.metrics:
+            kind = key.partition("/")[0]
+            steps = [m.step for m in self.client.get_metric_history(run.info.run_id, key)]
+            found[kind] = max(found.get(kind, -1), *steps)
+        return found
 
     def _data_sets(self) -> None:
         """The rows as input of the run."""

@@ -9,7 +9,6 @@ so any number of workers can go on from a checkpoint.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -87,9 +86,9 @@ class Checkpoints:
             manifest = {
                 "format": FORMAT, "step": step, "identity": self.identity, "files": {STATE: facts}
             }  # fmt: skip
-            with (aside / MANIFEST).open("w") as text:
-                json.dump(files.sealed(manifest), text, indent=1)
-                files.to_disk(text)
+            with (aside / MANIFEST).open("wb") as file:
+                file.write(files.text_of(files.sealed(manifest)))
+                files.to_disk(file)
             files.folder_to_disk(aside)
             before()
             final = _place(self.folder, step)

@@ -34,10 +34,10 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
     It outlives a power cut when this returns.
     """
-    text = json.dumps(sealed(value), indent=1)
+    text = text_of(sealed(value))
     for place in (path, _copy(path)):
         aside = place.with_name(f".{place.name}.{os.getpid()}")
-        with aside.open("w", encoding="utf-8") as file:
+        with aside.open("wb") as file:
             file.write(text)
             to_disk(file)
         aside.replace(place)
@@ -56,6 +56,11 @@ def read_json(path: Path) -> dict[str, Any]:
             return unsealed(_copy(path).read_bytes())
         except (OSError, ValueError):
             raise ValueError(f"{path} is damaged") from None
+
+
+def text_of(value: Mapping[str, Any]) -> bytes:
+    """As it stands in a file."""
+    return json.dumps(value, indent=1).encode()
 
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -26,17 +25,15 @@ from pipeline.losses.fit import check_targets
 from pipeline.optimizers import learning_rate_factor
 from pipeline.spec import JobSpec, Schedule
 from pipeline.train import bits, checkpoint, faults, files, reduce
-from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.curve import Journal, mended
 from pipeline.train.evaluate import chosen, evaluate
 from pipeline.train.job import Job, objective, prepared, trial_batch
 from pipeline.train.lease import Lease
-from pipeline.train.step import Losses, train_step
+from pipeline.train.record import Record, point_of
+from pipeline.train.step import train_step
 from pipeline.train.tree import Ordered, is_small
-from pipeline.train.weights import save_weights, weights_sha256
+from pipeline.train.weights import weights_sha256
 
-ASK_SECONDS = 0.2
-SPEED_SECONDS = 1.0
 MOST_ROWS = 100  # of a step that is left out, named in the journal
 
 
@@ -157,7 +154,7 @@ def train(
             denominators = losses.following
             num_skipped += losses.fault is not None
             if record:
-                point = _point(step + 1, per_epoch, [t.label for t in bound.terms], losses, rate)
+                point = point_of(step + 1, per_epoch, [t.label for t in bound.terms], losses, rate)
                 if losses.fault is not None:
                     fault = _with_rows(losses.fault, share.pieces, folder)
                     point |= {"skipped": list(fault.rows[:MOST_ROWS])}
@@ -219,79 +216,6 @@ def _set_learning_rate(
     return float(optimizer.param_groups[0]["lr"])
 
 
-class Record:
-    """What the first worker writes: the journal, checkpoints, and the end of the run."""
-
-    def __init__(self, job: Job, folder: Path, first_step: int, lease: Lease) -> None:
-        self.job, self.folder, self.lease = job, folder, lease
-        self._asked, self._stopping = 0.0, False
-        self._num_rows, self._since = 0, time.perf_counter()
-        exact = job.spec.training.microbatch_size is not None
-        self.journal = Journal(folder / files.CURVE, first_step, exact, lease.check)
-        self.checkpoints = Checkpoints(folder, job.spec.checkpoint, bits.identity(job))
-        files.folder_to_disk(folder)  # the names of both
-        failure = folder / files.FAILURE
-        after = {"after": failure.read_text()} if failure.exists() else {}
-        failure.unlink(missing_ok=True)
-        self.journal.starts.append(reduce.num_workers())
-        self.journal.event(
-            first_step, "start", attempt=len(self.journal.starts),
-            workers=reduce.num_workers(), bits=bits.fingerprint(job.spec), **after,
-        )  # fmt: skip
-
-    def write(self, point: dict[str, Any], num_rows: int, is_last: bool) -> None:
-        """One step's point, with the speed in it once a second and at the end."""
-        self._num_rows += num_rows
-        seconds = time.perf_counter() - self._since
-        if seconds >= SPEED_SECONDS or is_last:
-            point["train"]["rows_per_second"] = self._num_rows / seconds
-            self._num_rows, self._since = 0, time.perf_counter()
-        self.journal.write(point)
-
-    def is_stopping(self) -> bool:
-        """Whether the run is to end after this step; asked of the disk now and then."""
-        now = time.monotonic()
-        if now - self._asked > ASK_SECONDS:
-            self._asked, self._stopping = now, (self.folder / files.STOP).exists()
-        return self._stopping
-
-    def save_if_due(
-        self, step: int, bound: torch.nn.Module, optimizer: torch.optim.Optimizer,
-        num_skipped: int, is_last: bool,
-    ) -> None:  # fmt: skip
-        """Save a checkpoint when it is time; what leads up to it is in the journal before."""
-        if is_last or self.checkpoints.is_due(step):
-            self.journal.flush()
-            state = checkpoint.state_of(bound, optimizer, num_skipped)
-            self.checkpoints.save(step, state, self._before_checkpoint)
-        if is_last:
-            self.checkpoints.wait()
-            self.journal.event(step, "stop")
-
-    def _before_checkpoint(self) -> None:
-        """The curve up to a checkpoint is on the disk before it counts."""
-        self.journal.to_disk()
-        self.lease.check()
-
-    def finish(self, bound: torch.nn.Module, num_steps: int) -> None:
-        """Weights, then the marker that says the run is complete."""
-        self.checkpoints.wait()
-        self.journal.flush()
-        self.journal.to_disk()
-        self.journal.close()
-        weights = bound.state_dict()
-        self.lease.check()
-        save_weights(weights, self.folder / files.WEIGHTS)
-        done = {
-            "steps": num_steps,
-            "weights_sha256": weights_sha256(weights),
-            "weights_file_sha256": files.sha256(self.folder / files.WEIGHTS),
-            "workers": self.journal.starts,
-            "first_difference": self.journal.first_difference,
-        }
-        files.write_json(self.folder / files.DONE, done)
-
-
 def _device(spec: JobSpec) -> torch.device:
     """This worker's GPU if the spec asks for one, never the CPU in its place."""
     if not spec.workers.gpu:
@@ -300,19 +224,3 @@ def _device(spec: JobSpec) -> torch.device:
     if device.type != "cuda":
         raise UsageError("workers.gpu: this worker has no GPU that torch can use")
     return device
-
-
-def _point(
-    step: int, per_epoch: int, labels: list[str], losses: Losses, rate: float
-) -> dict[str, Any]:
-    """One step's line of the journal."""
-    return {
-        "step": step,
-        "epoch": step / per_epoch,
-        "terms": dict(zip(labels, losses.terms, strict=True)),
-        "train": {
-            "loss": losses.total,
-            "learning_rate": rate,
-            "gradient_norm": losses.gradient_norm,
-        },
-    }

@@ -157,6 +157,7 @@ def _run_one(
     from pipeline.train.worker import train
 
     torch.set_num_threads(1)
+    pause, tree = tree.get("pause", 0.0), {k: v for k, v in tree.items() if k != "pause"}
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     job = rows(load(tree), Path(), trusted_seconds=600)
     if not folder:
@@ -172,8 +173,15 @@ def _run_one(
         timeout=timedelta(seconds=20),
     )  # fmt: skip
     try:
+        strike = faults.planned(kills, place, rank)
+
+        def before(step: int) -> None:
+            time.sleep(pause)  # for what happens beside training
+            if strike:
+                strike(step)
+
         with watched:
-            train(job, place, faults.planned(kills, place, rank), STEPS, is_own_process=True)
+            train(job, place, before, STEPS, is_own_process=True)
     except BaseException as error:
         with (place / "errors.txt").open("a") as file:
             file.write(f"worker {rank}: {type(error).__name__}: {error}\n")

@@ -1,0 +1,167 @@
+"""What the first worker writes of a run: its journal, checkpoints, their copy, and the result."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.errors import RunError
+from pipeline.redact import redacted
+from pipeline.spec import Checkpoint
+from pipeline.train import bits, checkpoint, files, reduce
+from pipeline.train.checkpoint import Checkpoints
+from pipeline.train.curve import Journal
+from pipeline.train.job import Job
+from pipeline.train.lease import Lease
+from pipeline.train.mirror import FAULTS, Mirror
+from pipeline.train.step import Losses
+from pipeline.train.weights import save_weights, weights_sha256
+
+ASK_SECONDS = 0.2
+SPEED_SECONDS = 1.0
+LONGEST_COPY_SECONDS = 60.0
+"""That the end of a run waits for its copy."""
+
+
+class Record:
+    """What the first worker writes: the journal, checkpoints, and the end of the run."""
+
+    def __init__(self, job: Job, folder: Path, first_step: int, lease: Lease) -> None:
+        self.job, self.folder, self.lease = job, folder, lease
+        self._asked, self._stopping = 0.0, False
+        self._num_rows, self._since = 0, time.perf_counter()
+        exact = job.spec.training.microbatch_size is not None
+        self.journal = Journal(folder / files.CURVE, first_step, exact, lease.check)
+        self.checkpoints = Checkpoints(folder, job.spec.checkpoint, bits.identity(job))
+        self.copies = Copies(folder, job.spec.checkpoint, lease.check)
+        files.folder_to_disk(folder)  # the names of both
+        failure = folder / files.FAILURE
+        after = {"after": failure.read_text()} if failure.exists() else {}
+        failure.unlink(missing_ok=True)
+        self.journal.starts.append(reduce.num_workers())
+        self.journal.event(
+            first_step, "start", attempt=len(self.journal.starts),
+            workers=reduce.num_workers(), bits=bits.fingerprint(job.spec), **after,
+        )  # fmt: skip
+
+    def write(self, point: dict[str, Any], num_rows: int, is_last: bool) -> None:
+        """One step's point, with the speed in it once a second and at the end."""
+        self._num_rows += num_rows
+        seconds = time.perf_counter() - self._since
+        if seconds >= SPEED_SECONDS or is_last:
+            point["train"]["rows_per_second"] = self._num_rows / seconds
+            self._num_rows, self._since = 0, time.perf_counter()
+        self.journal.write(point)
+
+    def is_stopping(self) -> bool:
+        """Whether the run is to end after this step; asked of the disk now and then."""
+        now = time.monotonic()
+        if now - self._asked > ASK_SECONDS:
+            self._asked, self._stopping = now, (self.folder / files.STOP).exists()
+        return self._stopping
+
+    def save_if_due(
+        self, step: int, bound: torch.nn.Module, optimizer: torch.optim.Optimizer,
+        num_skipped: int, is_last: bool,
+    ) -> None:  # fmt: skip
+        """Save a checkpoint when it is time; what leads up to it is in the journal before."""
+        if is_last or self.checkpoints.is_due(step):
+            self.journal.flush()
+            state = checkpoint.state_of(bound, optimizer, num_skipped)
+            self.checkpoints.save(step, state, self._before_checkpoint)
+            if said := self.copies.update():
+                self.journal.event(step, "copy", text=said)
+        if is_last:
+            self.checkpoints.wait()
+            self.copies.update(wait=True)
+            self.journal.event(step, "stop")
+
+    def _before_checkpoint(self) -> None:
+        """The curve up to a checkpoint is on the disk before it counts."""
+        self.journal.to_disk()
+        self.lease.check()
+
+    def finish(self, bound: torch.nn.Module, num_steps: int) -> None:
+        """Weights, then the marker that says the run is complete."""
+        self.checkpoints.wait()
+        self.journal.flush()
+        self.journal.to_disk()
+        self.journal.close()
+        weights = bound.state_dict()
+        self.lease.check()
+        save_weights(weights, self.folder / files.WEIGHTS)
+        done = {
+            "steps": num_steps,
+            "weights_sha256": weights_sha256(weights),
+            "weights_file_sha256": files.sha256(self.folder / files.WEIGHTS),
+            "workers": self.journal.starts,
+            "first_difference": self.journal.first_difference,
+        }
+        files.write_json(self.folder / files.DONE, done)
+        self.copies.finish()
+
+
+class Copies:
+    """Keeps the run's copy up to date, in a thread; what fails is tried again with the next one."""
+
+    def __init__(self, folder: Path, settings: Checkpoint, may_write: Callable[[], None]) -> None:
+        self.folder, self.keep, self._may_write = folder, settings.keep, may_write
+        self._mirror = Mirror(settings.copy_to, folder.name) if settings.copy_to else None
+        self._thread: threading.Thread | None = None
+        self._pushed, self._fault, self._said = "", "", ""
+
+    def update(self, wait: bool = False) -> str:
+        """Copy the newest checkpoint unless that is being done; what is to be said of the last."""
+        if self._mirror is None:
+            return ""
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._push, daemon=True)
+            self._thread.start()
+        if wait:
+            self._thread.join(LONGEST_COPY_SECONDS)
+        is_new, self._said = self._fault != self._said, self._fault
+        return self._fault if is_new else ""
+
+    def _push(self) -> None:
+        assert self._mirror is not None
+        try:
+            self._may_write()
+            places = sorted((self.folder / "checkpoints").glob("step-*"))
+            if places and places[-1].name != self._pushed:
+                self._mirror.push(places[-1], self.folder / files.CURVE, self.keep)
+                self._pushed = places[-1].name
+            self._fault = ""
+        except (*FAULTS, RunError) as error:
+            reason = redacted(str(error).partition("\n")[0])
+            self._fault = f"the run cannot be copied to {self._mirror.shown}: {reason}"
+
+    def finish(self) -> None:
+        """Copy the result of a finished run; where that fails, the run's own folder has it."""
+        if self._mirror is None:
+            return
+        if self._thread is not None:
+            self._thread.join(LONGEST_COPY_SECONDS)
+        with contextlib.suppress(*FAULTS):
+            self._mirror.push_result(self.folder)
+
+
+def point_of(
+    step: int, per_epoch: int, labels: list[str], losses: Losses, rate: float
+) -> dict[str, Any]:
+    """One step's line of the journal."""
+    return {
+        "step": step,
+        "epoch": step / per_epoch,
+        "terms": dict(zip(labels, losses.terms, strict=True)),
+        "train": {
+            "loss": losses.total,
+            "learning_rate": rate,
+            "gradient_norm": losses.gradient_norm,
+        },
+    }

@@ -1,0 +1,157 @@
+"""A run's copy in an object store: a machine that has nothing of the run goes on from there."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pyarrow.fs as pafs
+import pytest
+
+import pipeline
+from pipeline.errors import StoppedError, UsageError
+from pipeline.train import bits, checkpoint
+from pipeline.train.curve import Reader
+from pipeline.train.job import prepared
+from pipeline.train.mirror import Mirror
+from tests import s3
+from tests.chaos import harness
+from tests.conftest import Command, Write
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3.Server]:
+    with s3.running(tmp_path_factory.mktemp("s3")) as found:
+        yield found
+
+
+Case = tuple[Path, dict[str, Any], dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    base = tmp_path_factory.mktemp("mirror")
+    tree = harness.spec_of(base)
+    harness.prepared(tree)
+    assert harness.attempt(tree, harness.fresh(base / "whole"), 3) == [0, 0, 0]
+    return base, tree, harness.left(base / "whole")
+
+
+def copied(whole: Case, server: s3.Server, name: str, kill: int) -> tuple[dict[str, Any], Path]:
+    """A run that was copied, and killed before step `kill`; and its folder, gone."""
+    base, tree, _ = whole
+    tree = {**tree, "checkpoint": {**tree["checkpoint"], "copy_to": server.uri("rows/copies")}}
+    place = harness.fresh(base / name)
+    harness.attempt({**tree, "pause": 0.05}, place, 3, None, [(2, kill)])
+    shutil.rmtree(place)
+    return tree, harness.fresh(place)
+
+
+def pulled(tree: dict[str, Any], place: Path) -> int:
+    return Mirror(tree["checkpoint"]["copy_to"], place.name).pull(place, 0)
+
+
+def test_the_copy_is_gone_on_from_with_the_same_bits(whole: Case, server: s3.Server) -> None:
+    tree, place = copied(whole, server, "lost-1", 18)
+    step = pulled(tree, place)
+    assert 4 <= step <= 16
+    job = prepared(pipeline.load(tree), Path())
+    assert checkpoint.newest(place, bits.identity(job)) == (step, [])
+    harness.completed(tree, place)
+    assert harness.left(place) == whole[2]
+    shutil.rmtree(place)  # and of a finished run the result
+    assert pulled(tree, harness.fresh(place)) == 0
+    done = json.loads((place / "done.json").read_text())
+    assert done["weights_sha256"] == whole[2]["weights"]
+    points = list(Reader(place / "curve.jsonl").new())
+    assert [p["step"] for p in points if "train" in p] == whole[2]["steps"]
+
+
+@pytest.mark.parametrize("what", ["state.pt", "manifest.json", "curve"])
+@pytest.mark.parametrize("how", ["flipped", "cut", "gone"])
+def test_a_damaged_copy_is_passed_over(whole: Case, server: s3.Server, what: str, how: str) -> None:
+    tree, place = copied(whole, server, f"damaged-{what}-{how}-1", 20)
+    newest = pulled(tree, place)
+    files = server.filesystem
+    root = f"rows/copies/{place.name}"
+    name = f"step-{newest:010}/{what}"
+    if what == "curve":
+        selector = pafs.FileSelector(root)
+        curves = sorted(
+            i.base_name for i in files.get_file_info(selector) if "curve" in i.base_name
+        )
+        name = curves[-1]
+    with files.open_input_stream(f"{root}/{name}") as file:
+        content = bytearray(file.read())
+    if how == "gone":
+        files.delete_file(f"{root}/{name}")
+    else:
+        content[len(content) // 2] ^= 1
+        kept = content if how == "flipped" else content[: len(content) // 2]
+        with files.open_output_stream(f"{root}/{name}") as file:
+            file.write(bytes(kept))
+    place = harness.fresh(place)
+    assert pulled(tree, place) < newest
+    harness.completed(tree, place)
+    assert harness.left(place) == whole[2]
+
+
+def test_a_store_that_is_down_does_not_stop_training(whole: Case) -> None:
+    base, tree, reference = whole
+    nowhere = "s3://k:s@rows/x?scheme=http&endpoint_override=127.0.0.1:9"
+    tree = {**tree, "checkpoint": {**tree["checkpoint"], "copy_to": nowhere}}
+    place = harness.fresh(base / "down-1")
+    assert harness.attempt(tree, place, 3) == [0, 0, 0]
+    assert harness.left(place) == reference
+
+
+def test_the_same_command_on_another_machine(
+    job: Write, server: s3.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    command: Command,
+) -> None:  # fmt: skip
+    """Its storage is empty; MLflow's run, curve and all, is the same one."""
+    worker: Any = importlib.import_module("pipeline.train.worker")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    where = server.uri("rows/jobs")
+    path = job({"training.epochs": 20, "checkpoint": {"every_steps": 5, "copy_to": where}})
+    step = worker.train_step
+
+    def stopped(*given: Any, **more: Any) -> Any:
+        if more["step"] == 33:
+            raise StoppedError(15)
+        return step(*given, **more)
+
+    monkeypatch.setattr(worker, "train_step", stopped)
+    with pytest.raises(StoppedError):
+        pipeline.run(path)
+    monkeypatch.setattr(worker, "train_step", step)
+    shutil.rmtree(path.parent / "runs")
+    code, out, err = command("run", path, "--json")
+    assert code == 0, err
+    assert "small-1 comes back from its copy in s3://***@rows/jobs" in err
+    assert s3.SECRET not in out + err
+    found = json.loads(out.splitlines()[-1])
+    client = mlflow.MlflowClient(found["tracking_uri"])
+    run = client.get_run(found["run_id"])
+    assert len(client.search_runs([run.info.experiment_id])) == 1
+    history = client.get_metric_history(found["run_id"], "train/loss")
+    assert [m.step for m in history] == list(range(1, found["steps"] + 1))
+    alone = pipeline.run(path, {"checkpoint.copy_to": None, "storage": str(tmp_path / "other")})
+    assert alone.weights_sha256 == found["weights_sha256"]
+    for file in (path.parent / "runs").rglob("*"):
+        assert file.is_dir() or s3.SECRET.encode() not in file.read_bytes(), file
+    again = pipeline.run(path, fresh=True)
+    assert Path(again.storage).name == "small-2"
+
+
+def test_a_store_that_cannot_be_used_is_said_before_training(job: Write) -> None:
+    nowhere = "s3://k:s@rows/x?scheme=http&endpoint_override=127.0.0.1:9"
+    with pytest.raises(UsageError, match=r"checkpoint.copy_to: s3://\*\*\*@rows"):
+        pipeline.run(job({"checkpoint": {"copy_to": nowhere}}))
+    with pytest.raises(UsageError, match=r"checkpoint.copy_to: what://x"):
+        pipeline.run(job({"checkpoint": {"copy_to": "what://x"}}))
