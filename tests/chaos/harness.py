@@ -6,7 +6,6 @@ Workers are gloo processes forked from a server that has imported everything; wi
 from __future__ import annotations
 
 import contextlib
-import json
 import multiprocessing
 import os
 import shutil
@@ -111,11 +110,11 @@ def alone(tree: dict[str, Any], folder: Path) -> None:
 
 def left(folder: Path) -> dict[str, Any]:
     """What is compared: every loss and metric, weights, and the last checkpoint's state."""
-    from pipeline.train import checkpoint
+    from pipeline.train import checkpoint, files
     from pipeline.train.curve import Reader, curve_sha256
 
     points = list(Reader(folder / "curve.jsonl").new())
-    done = json.loads((folder / "done.json").read_text())
+    done = files.read_json(folder / files.DONE)
     newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
     state = checkpoint.load(folder, int(newest.name.removeprefix("step-")))
     train = [p for p in points if "train" in p]
