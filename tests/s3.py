@@ -24,24 +24,25 @@ class Server:
     """A running server with one bucket, `rows`."""
 
     endpoint: str
+    secret: str = SECRET
 
     @property
     def filesystem(self) -> pafs.S3FileSystem:
         """Its content."""
         return pafs.S3FileSystem(
-            access_key=KEY, secret_key=SECRET, endpoint_override=self.endpoint, scheme="http",
+            access_key=KEY, secret_key=self.secret, endpoint_override=self.endpoint, scheme="http",
             allow_bucket_creation=True,
         )  # fmt: skip
 
     def uri(self, path: str) -> str:
         """What a spec names: `path` starts with the bucket."""
-        return f"s3://{KEY}:{SECRET}@{path}?scheme=http&endpoint_override={self.endpoint}"
+        return f"s3://{KEY}:{self.secret}@{path}?scheme=http&endpoint_override={self.endpoint}"
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[Server]:
+def running(folder: Path, secret: str = SECRET) -> Iterator[Server]:
     """Start the server with its files in `folder`, and stop it."""
-    rights = {"accessKey": KEY, "secretKey": SECRET}
+    rights = {"accessKey": KEY, "secretKey": secret}
     config = {"identities": [{"name": "t", "credentials": [rights], "actions": ["Admin"]}]}
     (folder / "s3.json").write_text(json.dumps(config))
     ports = {
@@ -57,7 +58,7 @@ def running(folder: Path) -> Iterator[Server]:
         stdout=(folder / "log").open("w"), stderr=subprocess.STDOUT,
     )  # fmt: skip
     try:
-        found = Server(f"127.0.0.1:{ports['s3.port']}")
+        found = Server(f"127.0.0.1:{ports['s3.port']}", secret)
         for left in reversed(range(60)):
             try:
                 found.filesystem.create_dir("rows")

@@ -120,6 +120,8 @@ class Copies:
         """Copy the newest checkpoint unless that is being done; what is to be said of the last."""
         if self._mirror is None:
             return ""
+        if wait and self._thread is not None:
+            self._thread.join(LONGEST_COPY_SECONDS)
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._push, daemon=True)
             self._thread.start()
