@@ -12,7 +12,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ STEPS = 24
 CONTEXT: Any = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["pipeline.train.worker", "tests.chaos.harness"])
 PATIENCE_SECONDS = 60.0
+Case = tuple[Path, dict[str, Any], dict[str, Any]]
+"""A folder, a job spec, and what an undisturbed run of it left."""
 
 
 def spec_of(folder: Path, **training: Any) -> dict[str, Any]:
@@ -186,8 +188,3 @@ def _run_one(
             file.write(f"worker {rank}: {type(error).__name__}: {error}\n")
         os._exit(1)
     os._exit(0)
-
-
-def repeated(cases: Sequence[Any], work: Callable[[Any], str | None]) -> list[str]:
-    """What went wrong in each of the cases that did, in words."""
-    return [f"{case}: {found}" for case in cases if (found := work(case))]

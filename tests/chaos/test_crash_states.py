@@ -15,20 +15,11 @@ import pytest
 from pipeline.train import files
 from tests.chaos import harness
 from tests.chaos.disk import Disk, Loss, laid_out
+from tests.chaos.harness import Case
 
 LOSSES: tuple[Loss, ...] = ("clean", "dropped", "torn")
-Case = tuple[Path, dict[str, Any], dict[str, Any]]
 ALL = (pytest.mark.chaos, pytest.mark.timeout(3600))
 SOME = [pytest.param(1, marks=ALL, id="all"), pytest.param(11, id="some")]
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Case:
-    base = tmp_path_factory.mktemp("states")
-    tree = harness.spec_of(base)
-    harness.prepared(tree)
-    assert harness.attempt(tree, harness.fresh(base / "whole"), 3) == [0, 0, 0]
-    return base, tree, harness.left(base / "whole")
 
 
 @pytest.mark.parametrize("every", SOME)

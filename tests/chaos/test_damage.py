@@ -6,28 +6,25 @@ import contextlib
 import random
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pipeline.train import files
 from pipeline.train.curve import Reader
 from tests.chaos import harness
+from tests.chaos.harness import Case
 
 ALL = (pytest.mark.chaos, pytest.mark.timeout(3600))
 KINDS = ("state.pt", "manifest.json", "curve.jsonl", "weights.pt", "done.json", "lease.json")
-Case = tuple[Path, dict[str, Any], dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """A run undisturbed, in `whole`, and one whose workers were killed, in `killed`."""
-    base = tmp_path_factory.mktemp("damage")
-    tree = harness.spec_of(base)
-    harness.prepared(tree)
-    assert harness.attempt(tree, harness.fresh(base / "whole"), 3) == [0, 0, 0]
-    harness.attempt({**tree, "pause": 0.02}, harness.fresh(base / "killed"), 3, None, [(1, 19)])
-    return base, tree, harness.left(base / "whole")
+def killed(whole: Case) -> Path:
+    """A run whose workers were killed."""
+    base, tree, _ = whole
+    place = harness.fresh(base / "killed")
+    harness.attempt({**tree, "pause": 0.02}, place, 3, None, [(1, 19)])
+    return place
 
 
 def damaged(content: bytes, drawn: random.Random) -> bytes:
@@ -43,10 +40,12 @@ def damaged(content: bytes, drawn: random.Random) -> bytes:
 @pytest.mark.parametrize(
     "cases", [pytest.param(400, marks=ALL, id="all"), pytest.param(6, id="some")]
 )
-def test_damage_is_noticed_and_gone_on_from(whole: Case, kind: str, cases: int) -> None:
+def test_damage_is_noticed_and_gone_on_from(
+    whole: Case, killed: Path, kind: str, cases: int
+) -> None:
     base, tree, reference = whole
     of_finished = kind in ("weights.pt", "done.json")
-    before = base / ("whole" if of_finished else "killed")
+    before = base / "whole" if of_finished else killed
     (newest,) = sorted((before / "checkpoints").glob("step-*"))[-1:]
     is_of_checkpoint = kind in ("state.pt", "manifest.json")
     name = f"checkpoints/{newest.name}/{kind}" if is_of_checkpoint else kind

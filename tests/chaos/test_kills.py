@@ -17,19 +17,10 @@ import pytest
 from pipeline.train.curve import Reader
 from tests.chaos import harness
 from tests.chaos.disk import Disk
+from tests.chaos.harness import Case
 
 ALL = (pytest.mark.chaos, pytest.mark.timeout(3600))
 ACTIONS = ("kill", "raise", "full", "broken", "stop")
-Case = tuple[Path, dict[str, Any], dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Case:
-    base = tmp_path_factory.mktemp("kills")
-    tree = harness.spec_of(base)
-    harness.prepared(tree)
-    assert harness.attempt(tree, harness.fresh(base / "whole"), 3) == [0, 0, 0]
-    return base, tree, harness.left(base / "whole")
 
 
 def part(number: int, some: int) -> pytest.MarkDecorator:

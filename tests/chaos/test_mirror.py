@@ -21,6 +21,7 @@ from pipeline.train.job import prepared
 from pipeline.train.mirror import Mirror
 from tests import s3
 from tests.chaos import harness
+from tests.chaos.harness import Case
 from tests.conftest import Command, Write
 
 
@@ -28,18 +29,6 @@ from tests.conftest import Command, Write
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3.Server]:
     with s3.running(tmp_path_factory.mktemp("s3")) as found:
         yield found
-
-
-Case = tuple[Path, dict[str, Any], dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Case:
-    base = tmp_path_factory.mktemp("mirror")
-    tree = harness.spec_of(base)
-    harness.prepared(tree)
-    assert harness.attempt(tree, harness.fresh(base / "whole"), 3) == [0, 0, 0]
-    return base, tree, harness.left(base / "whole")
 
 
 def copied(whole: Case, server: s3.Server, name: str, kill: int) -> tuple[dict[str, Any], Path]:
