@@ -275,8 +275,8 @@ def test_a_cnn_reads_encoded_images(tmp_path: Path) -> None:
         ({"dates": "a"}, "expected a list of columns: [a]"),
         ({"validation": {"fraction": 0.2, "grup": "a"}},
          "grup: unknown key; did you mean 'group'?"),
-        ({"validation": {"fraction": 0.2}}, "give `group` or `time`"),
-        ({"validation": {"time": "a"}}, "give `fraction`, or with `time` its `since`"),
+        ({"validation": {"fraction": 0.2}}, "give either `group` or `time`"),
+        ({"validation": {"time": "a"}}, "give either `fraction`, or with `time` its `since`"),
     ],
 )  # fmt: skip
 def test_a_slip_in_the_spec_is_one_clear_fault(
