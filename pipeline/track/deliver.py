@@ -178,6 +178,7 @@ class Delivery:
                 step = done["first_difference"]
                 self.client.set_tag(self.state["run_id"], "pipeline.first_difference", step)
         self.client.set_terminated(self.state["run_id"], STATUS[state])
+        self.state.pop("error", None)  # of an earlier try
         self.save(complete=True)
 
 

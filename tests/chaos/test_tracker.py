@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import pandas as pd
 import pytest
 
 import pipeline
+from pipeline.track.model import load_model
 from tests import tracking
 from tests.chaos import proxy
 from tests.conftest import rows
@@ -96,6 +98,7 @@ def test_the_record_is_whole(
     wanted = [(p["step"], p["validation"]["loss"]) for p in result.curve if "validation" in p]
     assert [(m.step, m.value) for m in validation] == wanted
     assert len(run.outputs.model_outputs) == 1
-    assert len(result.model.predict({"a": [1.0], "b": [2]})) == 1
+    model = load_model(result.run_id, server.uri)
+    assert len(model.predict(pd.DataFrame({"a": [1.5], "b": [2]}))) == 1
     recorded = json.loads((Path(result.storage) / "recorded.json").read_text())
     assert recorded["complete"]
