@@ -201,7 +201,7 @@ def test_a_changed_file_is_noticed_at_once(tmp_path: Path, change: str) -> None:
     begun = time.monotonic()
     with found.opened("run") as opened, pytest.raises(DataError, match=r"0400.parquet was changed"):
         opened.gather(np.array([450]))
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 5
 
 
 def failing(found: Streamed, monkeypatch: pytest.MonkeyPatch, times: int) -> list[int]:
@@ -239,7 +239,7 @@ def test_who_leaves_does_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         opened.expect([5, 6])
         time.sleep(0.2)
         begun = time.monotonic()
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < 3
     with found.opened("run") as opened:
         (folder,) = [tmp_path / "cache" / f".{name.stem}.blocks" for name in
                      (tmp_path / "cache").glob("*-*.lock")]  # fmt: skip
