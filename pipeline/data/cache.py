@@ -29,7 +29,7 @@ from pipeline.data.convert import EXAMPLE, MANIFEST, Conversion, Say
 from pipeline.data.fingerprint import crc32
 from pipeline.data.places import Located, located
 from pipeline.data.store import Fraction, Store
-from pipeline.data.stream import Fetcher, Plan, Streamed
+from pipeline.data.stream import Fetcher, Plan, Streamed, try_lock
 from pipeline.dataspec import Data
 from pipeline.errors import DataError, UsageError
 from pipeline.spec import Cache
@@ -131,11 +131,7 @@ def _locked(folder: Path, key: str) -> Iterator[None]:
 def _is_free(folder: Path, key: str) -> bool:
     """Whether no process reads or writes the entry at this moment."""
     with (folder / f"{key}.lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        return True
+        return try_lock(file)
 
 
 def _build(

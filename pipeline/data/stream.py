@@ -181,7 +181,7 @@ class Spool:
         self._lock_path = root / f"{name}.lock"
         with self._one_at_a_time():
             self._lock = self._lock_path.open("a")
-            if _try_lock(self._lock):  # the first one here: what is left is of dead ones
+            if try_lock(self._lock):  # the first one here: what is left is of dead ones
                 shutil.rmtree(self.folder, ignore_errors=True)
             fcntl.flock(self._lock, fcntl.LOCK_SH)
 
@@ -191,7 +191,7 @@ class Spool:
         if not self.root.exists():
             return
         with self._one_at_a_time():
-            if _try_lock(self._lock):
+            if try_lock(self._lock):
                 shutil.rmtree(self.folder, ignore_errors=True)
                 self._lock_path.unlink(missing_ok=True)
             self._lock.close()
@@ -212,7 +212,7 @@ class Spool:
             return
         self.folder.mkdir(exist_ok=True)
         with (self.folder / f"{block}.lock").open("a") as file:
-            while not _try_lock(file):
+            while not try_lock(file):
                 if not wait:
                     return
                 if self.is_over.wait(LOOK_SECONDS):
@@ -267,7 +267,8 @@ class Spool:
                 shutil.rmtree(place, ignore_errors=True)
 
 
-def _try_lock(file: Any) -> bool:
+def try_lock(file: Any) -> bool:
+    """Take the lock of an open file, unless another process has it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pipeline.train.files import to_disk
+
 
 def save_weights(weights: dict[str, Tensor], path: Path) -> None:
     """Write the state dict to `path`: the whole file or none of it."""
@@ -16,8 +18,7 @@ def save_weights(weights: dict[str, Tensor], path: Path) -> None:
     try:
         with aside.open("wb") as file:
             torch.save({name: tensor.cpu() for name, tensor in weights.items()}, file)
-            file.flush()
-            os.fsync(file.fileno())
+            to_disk(file)
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
