@@ -104,6 +104,9 @@ def _report(result: Any, say: Callable[[str], None]) -> None:
     say(f"done  {result.steps} steps, loss {loss}")
     for name, value in result.metrics.items():
         say(f"      validation {name} {'no value' if value is None else format(value, '.6g')}")
+    if best := result.best:
+        value = f"{best['metric']} {best['value']:.6g}"
+        say(f"best  validation {value} after step {best['step']}, whose weights are the model")
     if result.first_difference is not None:
         say(
             f"note  step {result.first_difference} gave other numbers when it was computed again "

@@ -36,6 +36,7 @@ class Metric:
     tasks: tuple[Task, ...]
     sums: Callable[[Tensor, Tensor], Tensor]
     value: Callable[[Tensor], float]
+    lower_is_better: bool = False
     centered: bool = False
     """Amounts reach `sums` less their training mean, where large squares would cancel."""
 
@@ -123,7 +124,7 @@ def rmse() -> Metric:
         errors, number = s.reshape(2, -1)
         return _mean((errors / number).sqrt())
 
-    return Metric(("values",), sums, value)
+    return Metric(("values",), sums, value, lower_is_better=True)
 
 
 @register("mae")
@@ -138,7 +139,7 @@ def mae() -> Metric:
         errors, number = s.reshape(2, -1)
         return _mean(errors / number)
 
-    return Metric(("values",), sums, value)
+    return Metric(("values",), sums, value, lower_is_better=True)
 
 
 def _mean(values: Tensor) -> float:

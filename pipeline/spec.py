@@ -187,6 +187,9 @@ class Training(Section):
     skip_nonfinite: Annotated[int, Field(ge=0)] = 0
     """Steps in all whose loss or gradient is NaN or infinite that are left out, and recorded as
     such; the one after them stops the run, as the first one does unless given."""
+    best_by: str | None = None
+    """`loss` or a metric of the validation rows: the weights of its best evaluation are the model,
+    those of the last step unless given."""
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     """bfloat16: autocast of the forward pass; weights, loss and reduction stay float32. float64:
     everything, to tell rounding from faults."""
@@ -349,16 +352,19 @@ class JobSpec(Section):
             raise PydanticCustomError(
                 "labels", "two loss terms are called {twice}: give each a `label`", {"twice": twice}
             )
+        if self.training.best_by and self.data.validation is None:
+            text = "training.best_by: needs rows to be judged by; give data.validation"
+            raise PydanticCustomError("fits", "{text}", {"text": text})
         if self.training.bucket_by and self.data.stream:
             text = "training.bucket_by: does not go with data.stream; leave one of them out"
-            raise PydanticCustomError("microbatch", text)
+            raise PydanticCustomError("fits", text)
         if self.training.bucket_by and not self.training.shuffle:
             text = "training.bucket_by: exchanges rows among batches, which needs shuffle"
-            raise PydanticCustomError("microbatch", "{text}", {"text": text})
+            raise PydanticCustomError("fits", "{text}", {"text": text})
         size, micro = self.training.batch_size, self.training.microbatch_size
         if micro and micro > size:
             raise PydanticCustomError(
-                "microbatch",
+                "fits",
                 "training.microbatch_size: {micro} is more than training.batch_size {size}",
                 {"micro": micro, "size": size},
             )

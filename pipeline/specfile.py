@@ -175,7 +175,7 @@ def _faults(
 
 
 _OWN_ERRORS = {
-    "unknown_name", "choice", "twice", "empty", "leak", "labels", "microbatch", "unknown_target",
+    "unknown_name", "choice", "twice", "empty", "leak", "labels", "fits", "unknown_target",
     "reserved", "fraction", "bool", "workers", "policy", "split",
 }  # fmt: skip
 

@@ -42,6 +42,9 @@ class Result:
     """Last values of the validation rows: `loss` and each metric."""
     curve_sha256: str
     weights_sha256: str
+    """Of the recorded model: the last step's weights, or those of the best evaluation."""
+    best: dict[str, Any] | None = None
+    """With `training.best_by`: metric, step and value of the best evaluation."""
     state: str = "finished"
     curve: list[dict[str, Any]] = field(default_factory=list, repr=False)
     """Every point of the journal: `step` with `train` and `terms`, or with `validation`."""
@@ -68,7 +71,8 @@ class Result:
         """What `--json` prints."""
         keys = (
             "run_id", "tracking_uri", "state", "steps", "loss", "metrics", "curve_sha256",
-            "weights_sha256", "storage", "workers", "first_difference", "first_step_seconds",
+            "weights_sha256", "best", "storage", "workers", "first_difference",
+            "first_step_seconds",
         )  # fmt: skip
         return {key: getattr(self, key) for key in keys}
 
@@ -90,12 +94,16 @@ def check(
     refuse_too_many(spec)
     from pipeline.losses.terms import bind
     from pipeline.train import job as jobs
+    from pipeline.train.best import Best
     from pipeline.train.evaluate import chosen
 
     with _threads(1):  # faster for a small batch
         made = jobs.prepared(spec, base_of(path), live)
         notices = jobs.check(made)
-        chosen(bind(spec, made.fields), spec.metrics)
+        terms = bind(spec, made.fields)
+        metrics = chosen(terms, spec.metrics)
+        if spec.training.best_by:
+            Best(spec.training.best_by, terms, metrics)
     return spec, made, notices
 
 
@@ -309,6 +317,7 @@ def _result(folder: Path, recorded: dict[str, Any], started: float) -> Result:
         metrics=validation[-1] if validation else {},
         curve_sha256=curve_sha256(points),
         weights_sha256=done["weights_sha256"],
+        best=done["best"],
         state="finished" if recorded.get("complete") else "unrecorded",
         curve=points,
         workers=done["workers"],

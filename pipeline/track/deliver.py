@@ -174,6 +174,9 @@ class Delivery:
             done = files.read_json(self.folder / files.DONE)
             workers = ", ".join(map(str, done["workers"]))
             self.client.set_tag(self.state["run_id"], "pipeline.workers", workers)
+            if best := done["best"]:
+                text = f"{best['metric']} {best['value']:.6g} after step {best['step']}"
+                self.client.set_tag(self.state["run_id"], "pipeline.best", text)
             if done["first_difference"] is not None:
                 step = done["first_difference"]
                 self.client.set_tag(self.state["run_id"], "pipeline.first_difference", step)

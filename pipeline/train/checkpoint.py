@@ -56,7 +56,7 @@ class Checkpoints:
         """
         self.wait()
         self._last = time.monotonic()
-        arguments = (step, _copied(state), before)
+        arguments = (step, copied(state), before)
         self._writing = threading.Thread(target=self._write, args=arguments, daemon=True)
         self._writing.start()
 
@@ -150,11 +150,12 @@ def load(folder: Path, step: int) -> Any:
 
 
 def state_of(
-    objective: nn.Module, optimizer: torch.optim.Optimizer, num_skipped: int = 0
-) -> dict[str, Any]:
+    objective: nn.Module, optimizer: torch.optim.Optimizer, num_skipped: int = 0,
+    best: dict[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Everything that steps change: weights, buffers (saved with the model or not), optimizer.
 
-    And how many of them were left out so far.
+    And how many of them were left out so far, and the weights of the best evaluation.
     """
     weights = objective.state_dict()
     return {
@@ -162,6 +163,7 @@ def state_of(
         "buffers": {n: buffer for n, buffer in objective.named_buffers() if n not in weights},
         "optimizer": optimizer.state_dict(),
         "num_skipped": num_skipped,
+        "best": best,
     }
 
 
@@ -194,12 +196,12 @@ def _place(folder: Path, step: int) -> Path:
     return folder / f"step-{step:010}"
 
 
-def _copied(value: Any) -> Any:
-    """The same structure with tensors copied to the CPU."""
+def copied(value: Any) -> Any:
+    """The same structure with tensors copied to the CPU: later steps do not change it."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, Mapping):
-        return {key: _copied(item) for key, item in value.items()}
+        return {key: copied(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_copied(item) for item in value)
+        return type(value)(copied(item) for item in value)
     return value

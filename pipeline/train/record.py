@@ -15,6 +15,7 @@ from pipeline.errors import RunError
 from pipeline.redact import redacted
 from pipeline.spec import Checkpoint
 from pipeline.train import bits, checkpoint, files, reduce
+from pipeline.train.best import Best
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.curve import Journal
 from pipeline.train.job import Job
@@ -32,8 +33,10 @@ LONGEST_COPY_SECONDS = 60.0
 class Record:
     """What the first worker writes: the journal, checkpoints, and the end of the run."""
 
-    def __init__(self, job: Job, folder: Path, first_step: int, lease: Lease) -> None:
-        self.job, self.folder, self.lease = job, folder, lease
+    def __init__(
+        self, job: Job, folder: Path, first_step: int, lease: Lease, best: Best | None = None
+    ) -> None:
+        self.job, self.folder, self.lease, self.best = job, folder, lease, best
         self._asked, self._stopping = 0.0, False
         self._num_rows, self._since = 0, time.perf_counter()
         exact = job.spec.training.microbatch_size is not None
@@ -59,6 +62,14 @@ class Record:
             self._num_rows, self._since = 0, time.perf_counter()
         self.journal.write(point)
 
+    def write_evaluation(
+        self, step: int, epoch: float, values: dict[str, float | None], bound: torch.nn.Module
+    ) -> None:
+        """Loss and metrics of the validation rows after `step` steps, and who is best so far."""
+        self.journal.write({"step": step, "epoch": epoch, "validation": values})
+        if self.best:
+            self.best.look(step, values, bound)
+
     def is_stopping(self) -> bool:
         """Whether the run is to end after this step; asked of the disk now and then."""
         now = time.monotonic()
@@ -73,7 +84,8 @@ class Record:
         """Save a checkpoint when it is time; what leads up to it is in the journal before."""
         if is_last or self.checkpoints.is_due(step):
             self.journal.flush()
-            state = checkpoint.state_of(bound, optimizer, num_skipped)
+            best = self.best.kept if self.best else None
+            state = checkpoint.state_of(bound, optimizer, num_skipped, best)
             self.checkpoints.save(step, state, self._before_checkpoint)
             if said := self.copies.update():
                 self.journal.event(step, "copy", text=said)
@@ -93,13 +105,15 @@ class Record:
         self.journal.flush()
         self.journal.to_disk()
         self.journal.close()
-        weights = bound.state_dict()
+        kept = self.best.kept if self.best else None
+        weights = kept["weights"] if kept else bound.state_dict()
         self.lease.check()
         save_weights(weights, self.folder / files.WEIGHTS)
         done = {
             "steps": num_steps,
             "weights_sha256": weights_sha256(weights),
             "weights_file_sha256": files.sha256(self.folder / files.WEIGHTS),
+            "best": self.best.said if self.best else None,
             "workers": self.journal.starts,
             "first_difference": self.journal.first_difference,
         }

@@ -25,6 +25,7 @@ from pipeline.losses.fit import check_targets
 from pipeline.optimizers import learning_rate_factor
 from pipeline.spec import JobSpec, Schedule
 from pipeline.train import bits, checkpoint, faults, files, reduce
+from pipeline.train.best import Best
 from pipeline.train.curve import Journal, mended
 from pipeline.train.evaluate import chosen, evaluate
 from pipeline.train.job import Job, objective, prepared, trial_batch
@@ -97,8 +98,9 @@ def train(
     order = job.order()
     metrics = chosen(bound.terms, spec.metrics)
     lease = Lease(folder, is_own_process) if reduce.rank() == 0 else None
-    first_step, num_skipped = _resume(job, folder, bound, optimizer, lease)
-    record = Record(job, folder, first_step, lease) if lease else None
+    best = Best(settings.best_by, bound.terms, metrics) if settings.best_by and lease else None
+    first_step, num_skipped = _resume(job, folder, bound, optimizer, lease, best)
+    record = Record(job, folder, first_step, lease, best) if lease else None
 
     def validate(step: int) -> None:
         if job.validation is not None:
@@ -107,8 +109,7 @@ def train(
             size = size or settings.batch_size
             values = evaluate(bound, job.validation, held_out, size, metrics, device)
             if record:
-                point = {"step": step, "epoch": step / per_epoch, "validation": values}
-                record.journal.write(point)
+                record.write_evaluation(step, step / per_epoch, values, bound)
 
     def pieces(step: int) -> list[Rows]:
         job.train.expect(order.blocks(step))
@@ -187,7 +188,7 @@ def _with_rows(error: NonFiniteError, pieces: list[Rows], folder: Path) -> NonFi
 
 def _resume(
     job: Job, folder: Path, bound: torch.nn.Module, optimizer: torch.optim.Optimizer,
-    lease: Lease | None,
+    lease: Lease | None, best: Best | None,
 ) -> tuple[int, int]:  # fmt: skip
     """Steps done, and left out, by the newest checkpoint, whose state every worker takes."""
     step = 0
@@ -203,6 +204,8 @@ def _resume(
         return 0, 0
     state = checkpoint.load(folder, step)
     checkpoint.restore(state, bound, optimizer)
+    if best is not None:
+        best.kept = state["best"]
     return step, state["num_skipped"]
 
 

@@ -38,7 +38,9 @@ def spec_of(folder: Path, **training: Any) -> dict[str, Any]:
     table = {"a": x[:, 0], "b": x[:, 1], "c": x[:, 2], "y": x @ [1.0, -2.0, 0.5]}
     if not (folder / "rows.parquet").exists():
         pq.write_table(pa.table(table), folder / "rows.parquet")
-    about = {"batch_size": 16, "microbatch_size": 3, "epochs": 8, "clip_norm": 1.0}
+    about = {
+        "batch_size": 16, "microbatch_size": 3, "epochs": 8, "clip_norm": 1.0, "best_by": "rmse",
+    }  # fmt: skip
     return {
         "name": "chaos", "loss": "mse",
         "data": {"train": str(folder / "rows.parquet"), "target": "y", "validation": 0.2},
@@ -125,7 +127,7 @@ def left(folder: Path) -> dict[str, Any]:
         "gradients": [p["train"]["gradient_norm"] for p in train],
         "validation": [(p["step"], p["validation"]) for p in points if "validation" in p],
         "weights": done["weights_sha256"], "difference": done["first_difference"],
-        "optimizer": _text(state["optimizer"]),
+        "state": _text(state), "best": done["best"],
     }  # fmt: skip
 
 

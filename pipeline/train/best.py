@@ -1,0 +1,49 @@
+"""The weights of the best evaluation so far, which become the model: part of every checkpoint."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import nn
+
+from pipeline.errors import UsageError
+from pipeline.losses.terms import Term
+from pipeline.registry import nearest
+from pipeline.train.checkpoint import copied
+from pipeline.train.evaluate import Named
+
+
+class Best:
+    """Keeps the weights that gave the best value of one metric, the first of equal ones."""
+
+    def __init__(self, name: str, terms: list[Term], metrics: Named) -> None:
+        """Raises UsageError for a name that no evaluation has."""
+        losses = {"loss", *(f"loss/{term.label}" for term in terms if len(terms) > 1)}
+        if name not in losses | set(metrics):
+            known = sorted(losses | set(metrics))
+            raise UsageError(
+                f"training.best_by: no metric {name!r} of the validation rows"
+                f"{nearest(name, known)}. There are: {', '.join(known)}"
+            )
+        self.name = name
+        self.lower_is_better = name in losses or metrics[name][1].lower_is_better
+        self.kept: dict[str, Any] | None = None
+        """`step`, `value` and `weights` (on the CPU); None before the first evaluation."""
+
+    def look(self, step: int, values: dict[str, float | None], objective: nn.Module) -> None:
+        """Keep the weights if this evaluation, after `step` steps, is better than all before."""
+        value = values[self.name]
+        if not step or value is None or math.isnan(value):
+            return
+        sign = -1.0 if self.lower_is_better else 1.0
+        if self.kept is None or sign * value > sign * self.kept["value"]:
+            weights = copied(objective.state_dict())
+            self.kept = {"step": step, "value": value, "weights": weights}
+
+    @property
+    def said(self) -> dict[str, Any] | None:
+        """Metric, step and value of what is kept."""
+        if self.kept is None:
+            return None
+        return {"metric": self.name, "step": self.kept["step"], "value": self.kept["value"]}

@@ -1,0 +1,75 @@
+"""`training.best_by`: the best evaluation's weights become the model, whatever is killed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+import torch
+
+import pipeline
+from pipeline.errors import SpecError, UsageError
+from pipeline.train import checkpoint
+from pipeline.train.weights import load_weights, weights_sha256
+from tests.conftest import JOBS
+
+OVERRIDES = {
+    "training.epochs": 12, "training.microbatch_size": 16, "optimizer": {"name": "adam", "lr": 0.2},
+    "checkpoint": {"every_steps": 11, "keep": 99},
+}  # fmt: skip
+
+
+def trained(folder: Path, name: str | None) -> pipeline.Result:
+    more: dict[str, Any] = {"storage": str(folder), "training.best_by": name}
+    return pipeline.run(JOBS / "diabetes.yaml", OVERRIDES | more)
+
+
+@pytest.mark.parametrize(("name", "choose"), [("rmse", min), ("r2", max), ("loss", min)])
+def test_the_weights_are_those_of_the_best_evaluation(
+    tmp_path: Path, name: str, choose: Any
+) -> None:
+    result = trained(tmp_path, name)
+    found = {p["step"]: p["validation"][name] for p in result.curve if "validation" in p}
+    del found[0]  # nothing was trained yet
+    step = choose(found, key=found.__getitem__)
+    assert result.best == {"metric": name, "step": step, "value": found[step]}
+    assert step < result.steps, "else it shows nothing"
+    at_best = checkpoint.load(Path(result.storage), step)["weights"]
+    assert result.weights_sha256 == weights_sha256(at_best)
+    assert result.weights_sha256 == weights_sha256(load_weights(Path(result.storage, "weights.pt")))
+    last = checkpoint.load(Path(result.storage), result.steps)
+    assert weights_sha256(last["weights"]) != result.weights_sha256
+    run = mlflow.MlflowClient(result.tracking_uri).get_run(result.run_id)
+    assert run.data.tags["pipeline.best"].startswith(f"{name} ")
+
+
+def test_it_changes_no_step(tmp_path: Path) -> None:
+    one, other = trained(tmp_path / "one", "rmse"), trained(tmp_path / "other", None)
+    assert one.curve_sha256 == other.curve_sha256
+    assert other.best is None
+    last = checkpoint.load(Path(one.storage), one.steps)["weights"]
+    assert weights_sha256(last) == other.weights_sha256
+
+
+def test_a_metric_that_is_none_is_refused_before_training(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no metric 'rsme'.*did you mean 'rmse'"):
+        trained(tmp_path, "rsme")
+    with pytest.raises(SpecError, match=r"training\.best_by: needs rows"):
+        pipeline.run(JOBS / "linear.yaml", {"training.best_by": "rmse", "data.validation": None})
+
+
+def test_values_that_are_none_are_never_the_best() -> None:
+    from pipeline.train.best import Best
+
+    model = torch.nn.Linear(1, 1)
+    best = Best("loss", [], {})
+    for step, value in [(0, 0.1), (3, None), (6, float("nan")), (9, 2.0), (12, 2.0), (15, 3.0)]:
+        best.look(step, {"loss": value}, model)
+    assert best.said == {"metric": "loss", "step": 9, "value": 2.0}
+    assert best.kept is not None
+    before = best.kept["weights"]["weight"].clone()
+    with torch.no_grad():
+        model.weight.add_(1)
+    assert torch.equal(best.kept["weights"]["weight"], before), "a copy"
