@@ -160,7 +160,8 @@ def _run_one(
     from pipeline.train.worker import train
 
     torch.set_num_threads(1)
-    pause, tree = tree.get("pause", 0.0), {k: v for k, v in tree.items() if k != "pause"}
+    tree = dict(tree)
+    pause, num_steps = tree.pop("pause", 0.0), tree.pop("num_steps", STEPS)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     job = rows(load(tree), Path(), trusted_seconds=600)
     if not folder:
@@ -184,7 +185,7 @@ def _run_one(
                 strike(step)
 
         with watched:
-            train(job, place, before, STEPS, is_own_process=True)
+            train(job, place, before, num_steps, is_own_process=True)
     except BaseException as error:
         with (place / "errors.txt").open("a") as file:
             file.write(f"worker {rank}: {type(error).__name__}: {error}\n")

@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -47,23 +49,26 @@ class Braked(nn.Module):
 '''
 
 
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+@contextmanager
+def made_cluster() -> Iterator[Any]:
     """A Ray cluster of nodes with two CPUs each, on this machine."""
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.setenv("RAY_worker_niceness", "0")
     from ray.cluster_utils import Cluster
 
     memory = 100 * 2**20
-    made = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 2, "object_store_memory": memory, "include_dashboard": False},
-    )
-    made.add = lambda: made.add_node(num_cpus=2, object_store_memory=memory)
-    try:
+    head = {"num_cpus": 2, "object_store_memory": memory, "include_dashboard": False}
+    with patch.dict(os.environ, {"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}):
+        made = Cluster(initialize_head=True, head_node_args=head)
+        made.add = lambda: made.add_node(num_cpus=2, object_store_memory=memory)
+        try:
+            yield made
+        finally:
+            made.shutdown()
+
+
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    with made_cluster() as made:
         yield made
-    finally:
-        made.shutdown()
 
 
 def sizes(folder: Path) -> list[int]:

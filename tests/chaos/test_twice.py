@@ -1,0 +1,74 @@
+"""The same job started twice at once: one trains, and nothing of the other is written."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+
+from pipeline.errors import UsageError
+from pipeline.launch import runs
+from pipeline.train import files
+from pipeline.train.curve import Reader
+from tests.chaos import harness
+from tests.chaos.harness import Case
+
+ALL = (pytest.mark.chaos, pytest.mark.timeout(3600))
+
+
+def command(tree: dict[str, Any], delay: float, answers: Any) -> None:
+    """What `pipeline run` does, in this process; how it ended goes to `answers`."""
+    import pipeline
+
+    time.sleep(delay)
+    try:
+        result = pipeline.run(tree)
+        answers.put(("trained", result.curve_sha256))
+    except UsageError as error:
+        answers.put(("refused", str(error)))
+
+
+@pytest.mark.parametrize(
+    "cases", [pytest.param(50, marks=ALL, id="all"), pytest.param(3, id="some")]
+)
+def test_one_trains_and_the_other_is_refused(whole: Case, cases: int) -> None:
+    base, tree, _ = whole
+    undisturbed = harness.fresh(base / "undisturbed")
+    assert harness.attempt({**tree, "num_steps": None}, undisturbed, 3) == [0, 0, 0]
+    reference = harness.left(undisturbed)
+    drawn = random.Random(0)
+    for case in range(cases):
+        storage = harness.fresh(base / f"storage-{case}")
+        started = {**tree, "name": f"twice-{case}", "storage": str(storage)}
+        answers = harness.CONTEXT.Queue()
+        together = [
+            harness.CONTEXT.Process(target=command, args=(started, delay, answers))
+            for delay in (0.0, drawn.random() * drawn.choice([0, 0.01, 0.3]))
+        ]
+        for process in together:
+            process.start()
+        said = dict(answers.get(timeout=120) for _ in together)
+        for process in together:
+            process.join()
+        assert set(said) == {"trained", "refused"}, f"case {case}: {said}"
+        assert "is being trained right now" in said["refused"]
+        folder = storage / f"twice-{case}-1"
+        assert [place.name for place in storage.glob("twice-*")] == [folder.name]
+        points = list(Reader(folder / files.CURVE).new())
+        assert [p["workers"] for p in points if p.get("event") == "start"] == [1]
+        assert harness.left(folder) == reference
+        assert runs.is_finished(folder)
+        once_in_mlflow(folder, reference["steps"])
+
+
+def once_in_mlflow(folder: Path, steps: list[int]) -> None:
+    recorded = files.read_json(folder / files.RECORDED)
+    client = mlflow.MlflowClient(recorded["tracking_uri"])
+    (run,) = client.search_runs([recorded["experiment_id"]])
+    assert run.info.run_id == recorded["run_id"]
+    assert run.info.status == "FINISHED"
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")] == steps
