@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.train.files import folder_to_disk, to_disk
+
 FLUSH_SECONDS = 0.25
 UNTIMED = ("rows_per_second",)
 """What is measured anew when a step is computed again."""
@@ -42,7 +44,7 @@ class Journal:
         """How many workers have started on this run, each time."""
         self.first_difference: int | None = None
         """The first step that gave other numbers when it was computed again."""
-        mended(path)
+        path.touch()
         with path.open("rb") as file:
             for line in file:
                 point = read(line)
@@ -113,34 +115,33 @@ def read(line: bytes) -> dict[str, Any]:
 
 
 def mended(path: Path) -> tuple[int, str]:
-    """Take out what is damaged, and all that follows it; the steps up to which the curve is whole.
+    """Put a copy of what is whole in its place; the steps up to which it is, and what was damaged.
 
-    A line that was torn when its writer was killed is cut off. Anything else that is damaged is
-    kept in a file beside the journal, and said.
+    A line that was torn when its writer was killed is left out, and so is anything else that is
+    damaged with all that follows it, which is kept in a file beside the journal. An earlier attempt
+    that wakes up has the old file open, which nobody reads any more.
     """
     path.touch()
-    whole, last, is_train = 0, 0, False
-    with path.open("r+b") as file:
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    last, is_train, rest, said = 0, False, b"", ""
+    with path.open("rb") as file, aside.open("wb") as copy:
         for line in file:
             try:
                 point = read(line)
             except ValueError:
+                rest = line + file.read()
                 break
-            whole += len(line)
+            copy.write(line)
             last, is_train = point["step"], "train" in point
-        size = file.seek(0, os.SEEK_END)
-        if whole == size:
-            return last, ""
-        file.seek(whole)
-        rest = file.read()
-        said = ""
-        if b"\n" in rest:
-            kept = path.with_name(f"{path.stem}.damaged-{int(time.time())}{path.suffix}")
-            kept.write_bytes(rest)
-            said = f"{path.name} is damaged after step {last}: what follows is computed again"
-        file.truncate(whole)
-        os.fsync(file.fileno())
-    return last - is_train, said  # an evaluation of the last step may have been cut off
+        to_disk(copy)
+    if b"\n" in rest:
+        kept = path.with_name(f"{path.stem}.damaged-{int(time.time())}{path.suffix}")
+        kept.write_bytes(rest)
+        said = f"{path.name} is damaged after step {last}: what follows is computed again"
+    aside.replace(path)
+    folder_to_disk(path.parent)
+    # an evaluation of the last step may have been cut off
+    return last - (is_train and rest != b""), said
 
 
 def _key(point: dict[str, Any]) -> tuple[int, str]:

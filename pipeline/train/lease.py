@@ -34,26 +34,23 @@ class Lease:
             "started": _started(os.getpid()), "is_own_process": is_own_process,
         }  # fmt: skip
         files.write_json(self.path, self._holder)
-
-    def __enter__(self) -> Lease:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
+        for name in (files.CURVE, files.WEIGHTS, files.DONE):  # that nobody may put in place now
+            for aside in folder.glob(f".{name}.[0-9]*"):
+                aside.unlink(missing_ok=True)
 
     def check(self) -> None:
         """Raise RunError if another process has taken the lease over."""
         now = _read(self.path)
-        if now.get("number", 0) > self.number:
+        number = now.get("number", 0)
+        if number > self.number or (number == self.number and not self._is_own(now)):
             raise RunError(
                 f"attempt {now['number']} at this run, by process {now['pid']} on {now['host']}, "
                 f"has taken over from attempt {self.number}, which writes nothing more"
             )
 
-    def release(self) -> None:
-        """Nobody needs to end this process."""
-        if _read(self.path).get("number") == self.number:
-            files.write_json(self.path, {**self._holder, "is_own_process": False})
+    def _is_own(self, holder: dict[str, Any]) -> bool:
+        keys = ("number", "host", "pid", "started")
+        return all(holder.get(key) == self._holder[key] for key in keys)
 
 
 def _read(path: Path) -> dict[str, Any]:

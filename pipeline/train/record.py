@@ -117,6 +117,7 @@ class Record:
             "workers": self.journal.starts,
             "first_difference": self.journal.first_difference,
         }
+        self.lease.check()
         files.write_json(self.folder / files.DONE, done)
         self.copies.finish()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +125,7 @@ def train(
     pinned = device.type == "cuda"
     feed = Feed(job.train, pieces, own, count, first_step, last_step, pinned)
     rows = job.train.opened(str(folder.resolve()))
-    with lease or nullcontext(), bits.deterministic(exact), rows, feed:
+    with bits.deterministic(exact), rows, feed:
         if first_step == 0:
             validate(0)
         denominators = None

@@ -32,6 +32,9 @@ class Operation:
     at: int = 0
     other: str = ""
 
+    def __str__(self) -> str:
+        return f"{self.kind} {self.path}"
+
 
 class _File(io.RawIOBase):
     """A file whose writes are told before they happen."""

@@ -85,10 +85,14 @@ def test_a_fault_at_a_file_operation_loses_nothing(whole: Case, action: str, run
 def test_a_stopped_attempt_that_wakes_up_writes_nothing(whole: Case, runs: int) -> None:
     """It is stopped, its successor trains, and it is woken up: on another machine, as it says."""
     base, tree, reference = whole
+    disk = Disk(harness.fresh(base / "seen"))
+    with disk.watching():
+        harness.alone(tree, base / "seen")
     drawn = random.Random(0)
     for run in range(runs):
         place = harness.fresh(base / "run")
-        old = harness.started(tree, place, 3, (0, drawn.randrange(20, 60), "stop"))
+        stopped_at = drawn.randrange(20, len(disk.seen) - 12)
+        old = harness.started(tree, place, 3, (0, stopped_at, "stop"))
         wait_for(lambda old=old: state_of(old[0].pid) in "TZX")
         elsewhere = run % 2 == 0
         if elsewhere:  # where the successor cannot kill it
@@ -102,7 +106,11 @@ def test_a_stopped_attempt_that_wakes_up_writes_nothing(whole: Case, runs: int) 
         codes = harness.ended(old, seconds=25)
         assert all(codes), f"run {run}: the old attempt ended with {codes}"
         assert codes[0] == (1 if elsewhere else -signal.SIGKILL)
-        assert content(place) == written
+        now, about = content(place), f"stopped at {disk.seen[stopped_at]}"
+        assert now == {name: written.get(name) for name in now}, about
+        manifests = sorted(name for name in written if name.endswith("manifest.json"))
+        for name in set(written) - set(now):  # it was about to delete an old checkpoint
+            assert Path(name).parent in [Path(m).parent for m in manifests[:-2]], about
         assert harness.left(place) == reference
 
 

@@ -24,7 +24,7 @@ from pipeline.errors import RunError, UsageError
 from pipeline.specfile import load
 from pipeline.train import checkpoint, faults
 from pipeline.train import tree as sums
-from pipeline.train.curve import Journal, Reader, curve_sha256
+from pipeline.train.curve import Journal, Reader, curve_sha256, mended
 from pipeline.train.job import prepared
 from pipeline.train.worker import train
 from tests.processes import on_workers
@@ -228,6 +228,7 @@ def test_a_torn_line_is_cut_and_known_points_are_not_written_twice(tmp_path: Pat
     with path.open("ab") as file:
         file.write(b'{"step": 4, "tr')
     before = list(Reader(path).new())
+    assert mended(path) == (2, ""), "an evaluation after step 3 may have been cut off"
     again = Journal(path, 1)
     for step in (2, 3, 4):
         again.write(point(step, 0.5 / step))
