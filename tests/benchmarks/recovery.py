@@ -5,18 +5,28 @@
 Checkpoints: for a small model and one of 50 million parameters, the milliseconds for which `save`
 keeps the step waiting (the copy), those that the thread then writes beside it, and the copy as a
 share of a step's time. Recovery: three Ray workers of which one is killed; seconds from the last
-step before to the first new one after, and steps computed again.
+step before to the first new one after, and steps computed again. Goodput: three workers for some
+minutes, of which one is killed every 60 seconds; the share of the time that went into steps that
+count, of the length that steps of this run have.
 """
 
 from __future__ import annotations
 
+import os
+import random
+import signal
 import tempfile
+import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import nn
 
@@ -27,6 +37,7 @@ from pipeline.train import checkpoint
 from tests.conftest import JOBS
 
 ROUNDS = 5
+KILL_SECONDS = 60.0
 SIZES = {"small: 32-64-64-1": (64, 512), "50 M: 32-7000-7000-1": (7000, 512)}
 
 
@@ -76,6 +87,66 @@ def recovery() -> tuple[float, int]:
     return (train[before + 1] - train[before]) / 1000, before - again["step"]
 
 
+class Killer(threading.Thread):
+    """Kills one of the Ray workers every `KILL_SECONDS`, from the first step on."""
+
+    def __init__(self, curve: Path) -> None:
+        super().__init__(daemon=True)
+        self.curve, self.ended, self.kills = curve, threading.Event(), 0
+
+    def run(self) -> None:
+        """Until `ended` is set."""
+        while not self.curve.exists() and not self.ended.wait(0.1):
+            pass
+        while not self.ended.wait(KILL_SECONDS):
+            os.kill(random.choice(worker_processes()), signal.SIGKILL)
+            self.kills += 1
+
+
+def worker_processes() -> list[int]:
+    """Ids of the processes that train."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"TrainWorker" in (process / "cmdline").read_bytes():
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found
+
+
+def goodput() -> tuple[float, int, float, float]:
+    """Share of the time, number of kills, steps computed again by each, and seconds in all."""
+    generator = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        columns = {f"x{i}": generator.standard_normal(24_000) for i in range(8)}
+        pq.write_table(pa.table(columns), folder / "rows.parquet")
+        spec: dict[str, Any] = {
+            "name": "goodput", "data": {"train": str(folder / "rows.parquet"), "target": "x7"},
+            "model": {"name": "mlp", "hidden": [1500, 1500]}, "loss": "mse",
+            "optimizer": {"name": "adamw", "lr": 1e-4}, "checkpoint": {"every_seconds": 5},
+            "training": {"epochs": 80, "batch_size": 384, "microbatch_size": 128},
+            "workers": {"num": 3}, "storage": str(folder / "runs"),
+        }  # fmt: skip
+        killer = Killer(folder / "runs" / "goodput-1" / "curve.jsonl")
+        killer.start()
+        result = pipeline.run(spec)
+        killer.ended.set()
+    times = [point["time"] / 1000 for point in result.curve if "train" in point]
+    typical = median(after - before for before, after in pairwise(times))
+    starts = [p["step"] for p in result.curve if p.get("event") == "start"]
+    assert len(starts) == killer.kills + 1, "each kill was seen"
+    again = 0
+    reached = 0
+    for point in result.curve:
+        if point.get("event") == "start":
+            again += reached - point["step"]
+        reached = max(reached, point["step"])
+    wall = times[-1] - times[0]
+    return typical * (len(times) - 1) / wall, killer.kills, again / max(killer.kills, 1), wall
+
+
 def main() -> None:
     """Print a line for each."""
     for name, (width, batch_size) in SIZES.items():
@@ -86,6 +157,11 @@ def main() -> None:
         )
     seconds, steps = recovery()
     print(f"a killed worker of three: {seconds:.1f} s to the next new step, {steps} steps again")
+    share, kills, again, wall = goodput()
+    print(
+        f"one killed every {KILL_SECONDS:.0f} s: goodput {share:.2f} over {wall:.0f} s, "
+        f"{kills} kills, {again:.0f} steps again for each"
+    )
 
 
 if __name__ == "__main__":

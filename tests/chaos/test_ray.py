@@ -18,7 +18,7 @@ import yaml
 import pipeline
 from pipeline.launch import cluster as rays
 from pipeline.train import files
-from pipeline.train.curve import Reader
+from pipeline.train.curve import Reader, curve_sha256
 from tests.chaos import harness
 from tests.launch.test_elastic import BRAKED, made_cluster, until
 
@@ -75,7 +75,7 @@ class Job:
         """The same bits, and each step once in the one MLflow run."""
         points = list(Reader(run / files.CURVE).new())
         done = files.read_json(run / files.DONE)
-        assert pipeline.train.curve.curve_sha256(points) == self.reference.curve_sha256
+        assert curve_sha256(points) == self.reference.curve_sha256
         assert done["weights_sha256"] == self.reference.weights_sha256
         assert done["first_difference"] is None
         assert done["workers"] == [3] * starts

@@ -81,13 +81,18 @@ def test_other_rows_or_another_reading_of_them_are_converted_apart(made: Any) ->
 
 
 @pytest.mark.parametrize("how", ["flip", "truncate"])
-def test_damage_anywhere_is_noticed_and_mended(made: Any, how: str) -> None:
+@pytest.mark.parametrize(
+    "times",
+    [pytest.param(200, marks=(pytest.mark.chaos, pytest.mark.timeout(3600)), id="all"),
+     pytest.param(12, id="some")],
+)  # fmt: skip
+def test_damage_anywhere_is_noticed_and_mended(made: Any, how: str, times: int) -> None:
     """Bits flipped and files cut at random places, in every kind of file that is kept."""
     first, chance = read(made), random.Random(0)
     files = [p for p in entry(made).rglob("*") if p.is_file() and p.name not in ("read", "used")]
     for path in sorted(files):
         whole = path.read_bytes()
-        for _ in range(12):
+        for _ in range(times):
             place = chance.randrange(len(whole))
             if how == "flip":
                 flipped = bytes([whole[place] ^ (1 << chance.randrange(8))])
