@@ -42,6 +42,8 @@ class Journal:
         self._known: dict[tuple[int, str], dict[str, Any]] = {}
         self.starts: list[int] = []
         """How many workers have started on this run, each time."""
+        self.bits: dict[str, Any] | None = None
+        """What the bits depended on at the last start."""
         self.first_difference: int | None = None
         """The first step that gave other numbers when it was computed again."""
         path.touch()
@@ -49,7 +51,9 @@ class Journal:
             for line in file:
                 point = read(line)
                 if "event" in point:
-                    self.starts += [point["workers"]] if point["event"] == "start" else []
+                    if point["event"] == "start":
+                        self.starts.append(point["workers"])
+                        self.bits = point["bits"]
                 elif point["step"] > step or (point["step"] == step and "validation" in point):
                     self._known[_key(point)] = point
         self._file = path.open("ab")

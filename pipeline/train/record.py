@@ -47,10 +47,16 @@ class Record:
         failure = folder / files.FAILURE
         after = {"after": failure.read_text()} if failure.exists() else {}
         failure.unlink(missing_ok=True)
+        now = bits.fingerprint(job.spec)
+        before = self.journal.bits or now
+        changed = [f"{k} {old} -> {now.get(k)}" for k, old in before.items() if now.get(k) != old]
+        if first_step and changed:
+            text = f"{', '.join(changed)}: from here on the curve agrees to rounding only"
+            self.journal.event(first_step, "bits", text=text)
         self.journal.starts.append(reduce.num_workers())
         self.journal.event(
             first_step, "start", attempt=len(self.journal.starts),
-            workers=reduce.num_workers(), bits=bits.fingerprint(job.spec), **after,
+            workers=reduce.num_workers(), bits=now, **after,
         )  # fmt: skip
 
     def write(self, point: dict[str, Any], num_rows: int, is_last: bool) -> None:

@@ -146,6 +146,18 @@ def content(folder: Path) -> dict[str, bytes]:
     }
 
 
+def test_a_clock_that_jumps_changes_nothing(whole: Case) -> None:
+    """A day ahead, then a day back: nothing is ordered by time."""
+    base, tree, reference = whole
+    place = harness.fresh(base / "run")
+    for seconds, step in ((86_400, 9), (-86_400, 14), (0, 19)):
+        harness.attempt({**tree, "clock": seconds}, place, 3, None, [(1, step)])
+    harness.completed(tree, place)
+    assert harness.left(place) == reference
+    times = [p["time"] for p in Reader(place / "curve.jsonl").new() if "train" in p]
+    assert max(times) - min(times) > 1.9 * 86_400_000, "the clock did jump"
+
+
 def test_steps_that_are_left_out_are_the_same_on_any_workers(whole: Case) -> None:
     """A row whose loss is infinite: its steps are left out, also when they are computed again."""
     base, _, _ = whole

@@ -32,7 +32,7 @@ class Job:
     def __init__(self, folder: Path) -> None:
         self.folder, self.number, self.brake = folder, 0, folder / "brake"
         (folder / "braked_here.py").write_text(BRAKED.replace('"braked"', '"t_braked_here"'))
-        tree = harness.spec_of(folder, epochs=32)
+        tree = harness.spec_of(folder, epochs=24)
         tree |= {
             "model": {"name": "t_braked_here", "brake": str(self.brake)},
             "workers": {"num": 3}, "checkpoint": {"every_steps": 8},

@@ -65,6 +65,24 @@ def test_one_trains_and_the_other_is_refused(whole: Case, cases: int) -> None:
         once_in_mlflow(folder, reference["steps"])
 
 
+def test_jobs_that_start_at_once_share_a_new_database(whole: Case) -> None:
+    """MLflow makes its tables at the first start, which is none of a job's business."""
+    base, tree, _ = whole
+    storage = harness.fresh(base / "together")
+    jobs = [{**tree, "name": f"together-{n}", "storage": str(storage)} for n in range(4)]
+    answers = harness.CONTEXT.Queue()
+    together = [harness.CONTEXT.Process(target=command, args=(job, 0.0, answers)) for job in jobs]
+    for process in together:
+        process.start()
+    said = [answers.get(timeout=240) for _ in together]
+    for process in together:
+        process.join()
+    assert {kind for kind, _ in said} == {"trained"}
+    assert len({curve for _, curve in said}) == 1
+    for job in jobs:
+        once_in_mlflow(storage / f"{job['name']}-1", list(range(1, 33)))
+
+
 def once_in_mlflow(folder: Path, steps: list[int]) -> None:
     recorded = files.read_json(folder / files.RECORDED)
     client = mlflow.MlflowClient(recorded["tracking_uri"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from torch.multiprocessing.spawn import ProcessException
 from pipeline import registry
 from pipeline.errors import RunError, UsageError
 from pipeline.specfile import load
-from pipeline.train import checkpoint, faults
+from pipeline.train import bits, checkpoint, faults
 from pipeline.train import tree as sums
 from pipeline.train.curve import Journal, Reader, curve_sha256, mended
 from pipeline.train.job import prepared
@@ -335,6 +336,24 @@ def test_streamed_rows_change_no_bit_either(rows: Path, tmp_path: Path) -> None:
     tree["data"] |= {"train": str(tmp_path / "parts")}
     found = trained(tree, tmp_path / "run", [(3, [(1, 13)]), (5, [(4, 31), (2, 31)]), (4, [])])
     assert {key: found[key] for key in SAME} == {key: whole[key] for key in SAME}
+
+
+def test_other_software_than_at_the_start_is_said(
+    rows: Path, undisturbed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its bits are not promised, so a run that goes on elsewhere says from where on."""
+    job, folder = prepared(load(spec_of(rows, 2)), tmp_path), tmp_path / "run"
+    folder.mkdir()
+    train(job, folder, num_steps=20)
+    shutil.rmtree(folder / "checkpoints" / "step-0000000020")
+    (folder / "done.json").unlink()
+    real = bits.fingerprint
+    monkeypatch.setattr(bits, "fingerprint", lambda spec: real(spec) | {"torch": "2.99"})
+    train(job, folder, num_steps=STEPS)
+    said = [p for p in Reader(folder / "curve.jsonl").new() if p.get("event") == "bits"]
+    (text,) = [p["text"] for p in said]
+    assert said[0]["step"] == 15
+    assert text.startswith(f"torch {torch.__version__} -> 2.99: from here on")
 
 
 def started_apart(tree: dict[str, Any], folder: Path, rank: int, num: int) -> str:
