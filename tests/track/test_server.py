@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import mlflow
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import yaml
 
 import pipeline
 from pipeline.track import delivery
@@ -61,3 +67,30 @@ def test_a_run_is_not_made_twice_when_the_answer_to_its_making_was_lost(
     assert places.count(str(folder)) == 1
     history = client.get_metric_history(result.run_id, "train/loss")
     assert [m.value for m in history] == result.losses, "what was sent again is there once"
+
+
+def test_what_mlflow_has_no_room_for_is_whole_in_the_spec(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """500 columns, some with names that MLflow refuses as keys."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    odd = "🙂=\n"
+    names = [f"{'measurement' * 3} {n} {odd[n % 3]}../{{}}" for n in range(500)]
+    generator = np.random.default_rng(0)
+    columns = {name: generator.normal(size=40) for name in names}
+    pq.write_table(pa.table({**columns, "y": generator.normal(size=40)}), tmp_path / "rows.parquet")
+    spec: dict[str, Any] = {
+        "name": "wide", "model": "linear", "loss": "mse", "storage": str(tmp_path),
+        "data": {"train": str(tmp_path / "rows.parquet"), "inputs": names, "target": "y",
+                 "missing": dict.fromkeys(names[:40], "mean")},
+        "training": {"epochs": 2},
+    }  # fmt: skip
+    result = pipeline.run(spec)
+    client = mlflow.MlflowClient(server)
+    run = client.get_run(result.run_id)
+    assert run.info.status == "FINISHED"
+    assert len(run.data.params["data.inputs"]) == 6000, "cut"
+    path = client.download_artifacts(result.run_id, "spec.yaml")
+    recorded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    assert recorded["data"]["inputs"] == names
+    assert len(result.model.predict(pd.DataFrame({name: [0.5] for name in names}))) == 1
