@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import re
 from typing import Any
+from urllib.parse import unquote
 
 HARMLESS = ("scheme", "endpoint_override", "region", "allow_bucket_creation")
 """Options of a URI that say where, not who."""
 HIDDEN = "***"
-USER = re.compile(r"""(\b[a-z][a-z0-9+.-]*://)(?:[^\s'"@:/]*:[^\s'"]*|[^\s'"@/]+)@""", re.I)
-QUERY = re.compile(r"""(\b[a-z][a-z0-9+.-]*://[^\s'"?]*\?)([^\s'"]+)""", re.I)
-OPTION = re.compile(r"([^&=]+)=([^&]*)")
+URI = re.compile(r"""(\b[a-z][a-z0-9+.-]*://\S*?)(['"),;\]}]*)(?=\s|$)""", re.I)
+"""Up to the next space, but for the punctuation of a text around it."""
+USER = re.compile(r"://(?:[^@:/]*:.*|[^@/]+)@")
+OPTION = re.compile(r"([?&;#])([^?&;#=]*)=([^?&;#]*)")
 
 
 def redacted(text: str) -> str:
-    """The text with users, passwords and keys in its URIs hidden."""
+    """The text with users, passwords and keys in its URIs hidden, and rather too much than less."""
     if "://" not in text:
         return text
-    return QUERY.sub(lambda found: found[1] + OPTION.sub(_option, found[2]), USER.sub(
-        rf"\1{HIDDEN}@", text
-    ))  # fmt: skip
+    return URI.sub(lambda found: OPTION.sub(_option, _nobody(found[1])) + found[2], text)
+
+
+def _nobody(uri: str) -> str:
+    return USER.sub(f"://{HIDDEN}@", uri)
 
 
 def _option(found: re.Match[str]) -> str:
-    return found[0] if found[1] in HARMLESS else f"{found[1]}={HIDDEN}"
+    mark, key, value = found.groups()
+    plain = unquote(value)
+    if key in HARMLESS and _nobody(plain) == plain:
+        return found[0]
+    return f"{mark}{key}={HIDDEN}"
 
 
 def redacted_tree(value: Any) -> Any:

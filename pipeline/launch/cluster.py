@@ -135,6 +135,7 @@ def _cluster(spec: JobSpec, ray: Any, alone: bool) -> Iterator[None]:
         for key, value in OWN_CLUSTER_ENVIRONMENT.items():
             os.environ.setdefault(key, value)
         ray.init(
+            address="local",  # not one that happens to run on this machine
             # more workers than cores run
             num_cpus=math.ceil(spec.workers.most * spec.workers.cpus_per_worker),
             include_dashboard=False,

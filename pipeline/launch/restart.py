@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -93,5 +94,5 @@ def cause_of(error: BaseException) -> PipelineError:
 def _first_line(error: BaseException) -> str:
     """The line of Ray's long texts that says what happened."""
     lines = (str(error).strip() or repr(error)).splitlines()
-    telling = [line for line in lines if "process has died" in line or "node" in line.lower()]
+    telling = [line for line in lines if re.search(r"process has died|\bnode\b", line, re.I)]
     return redacted((telling or lines)[0].partition(". Worker exit detail")[0].strip())

@@ -92,6 +92,7 @@ def check(
     plugins.load(list(imports))
     spec = load(path, overrides)
     refuse_too_many(spec)
+    _refuse_copy(spec)
     from pipeline.losses.terms import bind
     from pipeline.train import job as jobs
     from pipeline.train.best import Best
@@ -116,6 +117,18 @@ def refuse_too_many(spec: JobSpec) -> None:
             f"workers: {workers.most} x {workers.cpus_per_worker:g} CPUs on a machine with "
             f"{cores} cores, at most {MOST_PER_CORE * cores}; use a cluster, or fewer"
         )
+
+
+def _refuse_copy(spec: JobSpec) -> None:
+    """A copy of the runs must be somewhere else, and reachable."""
+    from pipeline.train.mirror import Mirror
+
+    place = spec.checkpoint.copy_to
+    if place is None:
+        return
+    if "://" not in place and Path(place).expanduser().resolve() == storage_of(spec):
+        raise UsageError(f"checkpoint.copy_to: {place} is `storage` itself; give another folder")
+    Mirror(place).runs(spec.name)
 
 
 @contextlib.contextmanager
@@ -163,17 +176,20 @@ def run(
     with contextlib.ExitStack() as held:
         with runs.choosing(storage_of(spec), spec.name):
             folder = _folder(job, modules, fresh, tell)
-            if said := runs.recovered(folder, job):
-                tell(f"note  {said}")
-            is_finished = runs.is_finished(folder)
+            is_finished = files.is_done(folder)
+            if not is_finished:
+                held.enter_context(runs.locked(folder))
+                if said := runs.recovered(folder, job):
+                    tell(f"note  {said}")
+                is_finished = files.is_done(folder)
             if is_finished:
                 tell(f"run   {folder.name} is finished already; --fresh starts it anew")
             else:
-                held.enter_context(runs.locked(folder))
                 plugins.carry(modules, folder / "imports")
                 delivery.prepare(spec, job, folder, modules)
                 _copy_record(job, folder)
         if is_finished:
+            held.close()
             return _finished(folder, started, tell)
         return _trained(job, folder, modules, base_of(path), started, tell)
 
@@ -193,7 +209,7 @@ def _folder(job: Job, modules: list[str], fresh: bool, tell: Callable[[str], Non
         changed = runs.changes(last, job, plugins.sources_sha256(modules))
         if not changed:
             return last
-        if not runs.is_finished(last):
+        if not files.is_done(last):
             runs.refuse_changed(last, changed)
             tell(f"note  {last.name} is left, as what it trains has changed: {changed[0]}")
     return runs.new(storage, name, mirror)
@@ -254,7 +270,12 @@ def _trained(
         recorded = delivery.end(delivering, folder, state, tell)
         if state != "finished" and recorded.get("run_id"):
             tell(f"mlflow run {recorded['run_id']} ({state}) in {recorded['tracking_uri']}")
-    return _result(folder, recorded, started)
+        if state != "finished" and not recorded.get("complete"):
+            tell(f"note  MLflow has not been told everything: {recorded.get('error')}")
+    result = _result(folder, recorded, started)
+    if spec.training.best_by and result.best is None:
+        tell(f"note  no evaluation had a {spec.training.best_by}: the model has the last weights")
+    return result
 
 
 def _streamed(job: Job) -> str:
@@ -317,7 +338,7 @@ def _result(folder: Path, recorded: dict[str, Any], started: float) -> Result:
         metrics=validation[-1] if validation else {},
         curve_sha256=curve_sha256(points),
         weights_sha256=done["weights_sha256"],
-        best=done["best"],
+        best=done.get("best"),
         state="finished" if recorded.get("complete") else "unrecorded",
         curve=points,
         workers=done["workers"],

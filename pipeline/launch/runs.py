@@ -76,14 +76,9 @@ def recovered(folder: Path, job: Job) -> str:
         return ""
     here, _ = checkpoint.newest(folder, bits.identity(job))
     there = Mirror(uri, folder.name).pull(folder, here)
-    if there or (is_finished(folder) and not here):
+    if there or (files.is_done(folder) and not here):
         return f"{folder.name} comes back from its copy in {redacted(uri)}"
     return ""
-
-
-def is_finished(folder: Path) -> bool:
-    """Whether the run's last step is done."""
-    return files.is_done(folder)
 
 
 def changes(folder: Path, job: Job, imports_sha256: str) -> list[str]:

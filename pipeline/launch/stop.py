@@ -38,8 +38,7 @@ def attended(fit: Callable[[], Any], folder: Path) -> None:
         thread.start()
         while thread.is_alive() and len(signals) < 2:
             thread.join(LOOK_SECONDS)
-    is_done = (folder / files.DONE).exists()
-    if signals and not is_done:
+    if signals and not files.is_done(folder):
         raise StoppedError(signals[0], _saved(folder)) from (failure[0] if failure else None)
     if failure:
         raise failure[0]

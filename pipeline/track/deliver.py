@@ -40,6 +40,7 @@ ENVIRONMENT = {
 }
 KINDS = ("train", "validation")
 """Points of the journal that have metrics; how far each was delivered is kept."""
+SQLITE = "sqlite:///"
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 
 
@@ -53,14 +54,18 @@ class Delivery:
         self.record = files.read_json(folder / files.RECORD)
         before = recorded(folder) if (folder / files.RECORDED).exists() else {}
         self.state: dict[str, Any] = {"delivered": {}, **before, "complete": False}
-        uri = with_password(self.record["tracking_uri"])
-        if "run_id" not in self.state:  # nothing is there yet: a server may have moved
+        if "run_id" in self.state:
+            uri = with_password(self.state["tracking_uri"])
+        else:  # nothing is there yet: a server may have moved
+            uri = with_password(self.record["tracking_uri"])
             uri = os.environ.get("MLFLOW_TRACKING_URI", uri)
         self.state["tracking_uri"] = redacted(uri)
         self.state.pop("error", None)
         self.reader = Reader(folder / files.CURVE)
         self.unsent: list[dict[str, Any]] = []
         self.rate: float | None = None
+        if uri.startswith(SQLITE):
+            _make_database(Path(uri.removeprefix(SQLITE)))
         mlflow.set_tracking_uri(uri)
         self.client = mlflow.MlflowClient()
 
@@ -85,8 +90,11 @@ class Delivery:
         else:
             self.client.update_run(self.state["run_id"], status="RUNNING")  # it goes on
         if not self.state.get("begun"):
+            known = self.client.get_run(self.state["run_id"]).data.params  # of an earlier machine
             params = [
-                Param(key[:250], value[:6000]) for key, value in self.record["params"].items()
+                Param(key[:250], value[:6000])
+                for key, value in self.record["params"].items()
+                if key[:250] not in known
             ]
             for start in range(0, len(params), 100):
                 self.client.log_batch(self.state["run_id"], params=params[start : start + 100])
@@ -175,14 +183,33 @@ class Delivery:
             workers = ", ".join(map(str, done["workers"]))
             self.client.set_tag(self.state["run_id"], "pipeline.workers", workers)
             if best := done["best"]:
-                text = f"{best['metric']} {best['value']:.6g} after step {best['step']}"
-                self.client.set_tag(self.state["run_id"], "pipeline.best", text)
+                at = {"time": done["time"], "step": best["step"]}
+                metrics = list(_metrics({"best": best["metrics"], **at}))
+                self.client.log_batch(self.state["run_id"], metrics=metrics)
             if done["first_difference"] is not None:
                 step = done["first_difference"]
                 self.client.set_tag(self.state["run_id"], "pipeline.first_difference", step)
         self.client.set_terminated(self.state["run_id"], STATUS[state])
         self.state.pop("error", None)  # of an earlier try
         self.save(complete=True)
+
+
+def _make_database(path: Path) -> None:
+    """Let MLflow make its tables beside the place: half of them could never be mended."""
+    import mlflow
+
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if path.exists():
+            return
+        aside = path.with_name(f".{path.name}.new")
+        for left in path.parent.glob(f"{aside.name}*"):  # by one that was killed
+            left.unlink()
+        mlflow.MlflowClient(f"{SQLITE}{aside}").search_experiments(max_results=1)
+        aside.replace(path)
 
 
 def experiment_id(client: Any, name: str, storage: Path) -> str:
@@ -213,6 +240,7 @@ def _metrics(point: dict[str, Any]) -> Iterator[Any]:
         "train": point.get("train", {}) | ({"skipped": 1.0} if "skipped" in point else {}),
         "train/loss": terms if len(terms) > 1 else {},
         "validation": point.get("validation", {}),
+        "best": point.get("best", {}),
     }
     for group, values in groups.items():
         for name, value in values.items():
@@ -255,6 +283,8 @@ def _deliver(folder: Path, launcher: int) -> int:
         except Exception as error:  # whatever a server or disk does, training is not to feel it
             print(redacted(traceback.format_exc()), file=sys.stderr, flush=True)
             reason = redacted(str(error).partition("\n")[0] or type(error).__name__)
+            if "Max retries exceeded" in reason or "Connection aborted" in reason:
+                reason = "MLflow's server does not answer"
             said = {"complete": False, "error": reason[:500]}
             if delivery is not None:
                 delivery.save(**said)
@@ -296,7 +326,7 @@ def _ended(folder: Path) -> str | None:
     launcher = files.read_json(folder / files.RECORD)["launcher"]
     if os.getppid() == launcher:
         return None
-    if (folder / files.DONE).exists():
+    if files.is_done(folder):
         return "finished"
     journal = folder / files.CURVE  # workers may outlive the launcher for a moment
     quiet = time.time() - journal.stat().st_mtime if journal.exists() else QUIET_SECONDS

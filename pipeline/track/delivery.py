@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -72,6 +73,8 @@ def prepare(spec: JobSpec, job: Job, folder: Path, modules: list[str]) -> None:
         "launcher": os.getpid(),
     }
     write_json(folder / files.RECORD, record)
+    if before.get("complete"):
+        write_json(folder / files.RECORDED, {**before, "complete": False})
     (folder / files.ENDED).unlink(missing_ok=True)
     (folder / files.STOP).unlink(missing_ok=True)
     (folder / "spec.yaml").write_text(spec.dump(), encoding="utf-8")
@@ -202,7 +205,10 @@ def end(
         process.terminate()
         process.wait()
         return {"complete": False, "error": f"{folder}: {error.strerror}"}
-    return wait(process, folder, tell)
+    found = wait(process, folder, tell)
+    if process.returncode not in (0, 3, -signal.SIGTERM):  # it died, which another need not
+        found = wait(start(folder), folder, tell)
+    return found
 
 
 def wait(

@@ -28,6 +28,8 @@ def log_model(folder: Path, run_id: str, record: dict[str, Any]) -> str:
     if not files.is_done(folder):
         raise ValueError(f"{folder / files.WEIGHTS} is damaged; the same command makes it again")
     fields = record["fields"]
+    done = files.read_json(folder / files.DONE)
+    step = done["best"]["step"] if done["best"] else done["steps"]
     example = pa.ipc.open_file(base64.b64decode(record["example"])).read_all()
     optional = {f["name"] for f in fields if f["fill"] is not None or f["has_missing"]}
     frame = pd.DataFrame(
@@ -54,6 +56,7 @@ def log_model(folder: Path, run_id: str, record: dict[str, Any]) -> str:
         predicted = Served.load(artifacts).predict(None, frame)
         info = mlflow.pyfunc.log_model(
             name="model",
+            step=step,  # whose metrics MLflow then shows beside the model
             python_model=str(Path(__file__).with_name("served.py")),
             artifacts=artifacts,
             code_paths=[str(Path(pipeline.__file__).parent), *own],

@@ -11,6 +11,7 @@ from pipeline.errors import UsageError
 from pipeline.losses.terms import Term
 from pipeline.registry import nearest
 from pipeline.train.checkpoint import copied
+from pipeline.train.curve import finite
 from pipeline.train.evaluate import Named
 
 
@@ -29,21 +30,23 @@ class Best:
         self.name = name
         self.lower_is_better = name in losses or metrics[name][1].lower_is_better
         self.kept: dict[str, Any] | None = None
-        """`step`, `value` and `weights` (on the CPU); None before the first evaluation."""
+        """`step`, `value`, all `metrics`, and `weights` on the CPU; None before the first value."""
 
     def look(self, step: int, values: dict[str, float | None], objective: nn.Module) -> None:
         """Keep the weights if this evaluation, after `step` steps, is better than all before."""
         value = values[self.name]
-        if not step or value is None or math.isnan(value):
+        if not step or value is None or not math.isfinite(value):
             return
         sign = -1.0 if self.lower_is_better else 1.0
         if self.kept is None or sign * value > sign * self.kept["value"]:
             weights = copied(objective.state_dict())
-            self.kept = {"step": step, "value": value, "weights": weights}
+            metrics = finite(values)
+            self.kept = {"step": step, "value": value, "metrics": metrics, "weights": weights}
 
     @property
     def said(self) -> dict[str, Any] | None:
-        """Metric, step and value of what is kept."""
+        """Metric, step and value of what is kept, and all metrics of that evaluation."""
         if self.kept is None:
             return None
-        return {"metric": self.name, "step": self.kept["step"], "value": self.kept["value"]}
+        facts = {key: self.kept[key] for key in ("step", "value", "metrics")}
+        return {"metric": self.name, **facts}

@@ -25,7 +25,7 @@ from pipeline.errors import RunError
 from pipeline.spec import Checkpoint
 from pipeline.train import files
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, STATE = "manifest.json", "state.pt"
 
 
@@ -48,15 +48,20 @@ class Checkpoints:
             return step % self.settings.every_steps == 0
         return time.monotonic() - self._last >= self.settings.every_seconds
 
-    def save(self, step: int, state: Any, before: Callable[[], None]) -> None:
+    def save(
+        self, step: int, state: dict[str, Any], before: Callable[[], None],
+        best: dict[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         """Save `state`, copied before this returns; `before` runs before it can be found.
+
+        And with it the weights of the best evaluation, which are a copy already.
 
         Waits for an earlier checkpoint that is still being written. Raises RunError when that
         could not be.
         """
         self.wait()
         self._last = time.monotonic()
-        arguments = (step, copied(state), before)
+        arguments = (step, {**copied(state), "best": best}, before)
         self._writing = threading.Thread(target=self._write, args=arguments, daemon=True)
         self._writing.start()
 
@@ -119,7 +124,7 @@ def newest(
             step = _checked(place, identity)
             if step <= most:
                 return step, passed
-            passed.append(f"{place.name} passed over: the curve does not reach so far")
+            passed.append(f"{place.name} passed over: the curve ends at step {most:.0f}")
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             passed.append(f"{place.name} passed over: {error}")
     return 0, passed
@@ -150,12 +155,11 @@ def load(folder: Path, step: int) -> Any:
 
 
 def state_of(
-    objective: nn.Module, optimizer: torch.optim.Optimizer, num_skipped: int = 0,
-    best: dict[str, Any] | None = None,
-) -> dict[str, Any]:  # fmt: skip
+    objective: nn.Module, optimizer: torch.optim.Optimizer, num_skipped: int = 0
+) -> dict[str, Any]:
     """Everything that steps change: weights, buffers (saved with the model or not), optimizer.
 
-    And how many of them were left out so far, and the weights of the best evaluation.
+    And how many of them were left out so far.
     """
     weights = objective.state_dict()
     return {
@@ -163,7 +167,6 @@ def state_of(
         "buffers": {n: buffer for n, buffer in objective.named_buffers() if n not in weights},
         "optimizer": optimizer.state_dict(),
         "num_skipped": num_skipped,
-        "best": best,
     }
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import RunError
 from pipeline.train.files import folder_to_disk, to_disk
 
 FLUSH_SECONDS = 0.25
@@ -38,10 +39,12 @@ class Journal:
         self, path: Path, step: int = 0, compare: bool = True,
         may_write: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
-        self._compare, self._may_write = compare, may_write
+        self._path, self._compare, self._may_write = path, compare, may_write
         self._known: dict[tuple[int, str], dict[str, Any]] = {}
         self.starts: list[int] = []
         """How many workers have started on this run, each time."""
+        self.reached = 0
+        """The last step that was ever done."""
         self.bits: dict[str, Any] | None = None
         """What the bits depended on at the last start."""
         self.first_difference: int | None = None
@@ -56,6 +59,7 @@ class Journal:
                         self.bits = point["bits"]
                 elif point["step"] > step or (point["step"] == step and "validation" in point):
                     self._known[_key(point)] = point
+                    self.reached = max(self.reached, point["step"])
         self._file = path.open("ab")
         self._lines: list[bytes] = []
         self._flushed = 0.0
@@ -84,6 +88,9 @@ class Journal:
     def flush(self) -> None:
         """What was written is in the file, though not yet on the disk."""
         self._may_write()
+        place = os.stat(self._path) if self._path.exists() else None
+        if place is None or not os.path.samestat(os.fstat(self._file.fileno()), place):
+            raise RunError(f"{self._path} was replaced or deleted while it was written")
         self._file.write(b"".join(self._lines))
         self._lines.clear()
         self._file.flush()
@@ -103,7 +110,7 @@ def line_of(point: dict[str, Any]) -> bytes:
     try:
         text = json.dumps(point, allow_nan=False)
     except ValueError:
-        text = json.dumps(_finite(point))
+        text = json.dumps(finite(point))
     content = text.encode()
     return content[:-1] + b', "crc32": "%08x"}\n' % zlib.crc32(content)
 
@@ -118,34 +125,53 @@ def read(line: bytes) -> dict[str, Any]:
     return point
 
 
-def mended(path: Path) -> tuple[int, str]:
-    """Put a copy of what is whole in its place; the steps up to which it is, and what was damaged.
+def mended(
+    path: Path, is_evaluated: Callable[[int], bool] = lambda _: False,
+    may_write: Callable[[], None] = lambda: None,
+) -> tuple[int, str]:  # fmt: skip
+    """Put a copy of what is whole in the journal's place; the steps it holds, and what was damaged.
 
-    A line that was torn when its writer was killed is left out, and so is anything else that is
-    damaged with all that follows it, which is kept in a file beside the journal. An earlier attempt
-    that wakes up has the old file open, which nobody reads any more.
+    It ends before the first line that is damaged, or that follows a gap: each step is there, and
+    an evaluation of those for which `is_evaluated`. A line that was torn when its writer was killed
+    is left out; anything else is kept in a file beside the journal. An earlier attempt that wakes
+    up has the old file open, which nobody reads any more. `may_write` is as for a Journal.
     """
     path.touch()
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    last, is_train, rest, said = 0, False, b"", ""
+    last = {"train": 0, "validation": -1}
+    rest, said = b"", ""
+
+    def num_whole() -> int:
+        """Steps that are there, with their evaluation."""
+        step = last["train"]
+        return step - (is_evaluated(step) and last["validation"] < step)
+
     with path.open("rb") as file, aside.open("wb") as copy:
         for line in file:
             try:
-                point = read(line)
+                step, kind = _key(read(line))
             except ValueError:
                 rest = line + file.read()
                 break
+            follows = num_whole() + 1 if kind == "train" else last["train"]
+            if kind in last and step > max(last["train"], follows):
+                rest = line + file.read()
+                break
             copy.write(line)
-            last, is_train = point["step"], "train" in point
+            if kind in last:
+                last[kind] = max(last[kind], step)
         to_disk(copy)
     if b"\n" in rest:
         kept = path.with_name(f"{path.stem}.damaged-{int(time.time())}{path.suffix}")
         kept.write_bytes(rest)
-        said = f"{path.name} is damaged after step {last}: what follows is computed again"
+        said = (
+            f"{path.name} is damaged after step {last['train']}: what follows is computed again "
+            f"(the old is kept as {kept.name})"
+        )
+    may_write()
     aside.replace(path)
     folder_to_disk(path.parent)
-    # an evaluation of the last step may have been cut off
-    return last - (is_train and rest != b""), said
+    return num_whole(), said
 
 
 def _key(point: dict[str, Any]) -> tuple[int, str]:
@@ -156,7 +182,7 @@ def _key(point: dict[str, Any]) -> tuple[int, str]:
 def _untimed(point: dict[str, Any]) -> Any:
     """The point's numbers that a second computation must give again."""
     groups = {key: point.get(key) for key in ("train", "terms", "validation")}
-    return _finite(
+    return finite(
         {
             key: {name: value for name, value in (group or {}).items() if name not in UNTIMED}
             for key, group in groups.items()
@@ -164,10 +190,10 @@ def _untimed(point: dict[str, Any]) -> Any:
     )
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """NaN and infinity as null: JSON has no word for them."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -175,17 +201,19 @@ class Reader:
     """Reads a journal that may still be written."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self._place = path, 0
+        self.path, self._place, self._file = path, 0, 0
         self._last: dict[str, int] = {}
-        self._num_events = self._num_known = 0
+        self._events: set[bytes] = set()
 
     def new(self) -> Iterator[dict[str, Any]]:
         """Points and events that were completed since the last call; each point once."""
         if not self.path.exists():
             return
         with self.path.open("rb") as file:
-            if file.seek(0, os.SEEK_END) < self._place:  # mended: read once more what is left
-                self._place, self._num_known, self._num_events = 0, self._num_events, 0
+            number = os.fstat(file.fileno()).st_ino
+            if number != self._file:  # mended: read once more what is left
+                self._place = 0
+            self._file = number
             file.seek(self._place)
             for line in file:
                 if not line.endswith(b"\n"):
@@ -197,9 +225,9 @@ class Reader:
                     continue  # damaged: the worker that goes on with it says so
                 step, kind = _key(point)
                 if kind == "event":
-                    self._num_events += 1
-                    if self._num_events <= self._num_known:
+                    if line in self._events:
                         continue
+                    self._events.add(line)
                 elif step <= self._last.get(kind, -1):
                     continue  # computed again, or by a worker that had not noticed its successor
                 self._last[kind] = step

@@ -106,9 +106,9 @@ def folder_to_disk(folder: Path) -> None:
 
 
 def is_done(folder: Path) -> bool:
-    """Whether the run's last step is done and its weights are as they were written."""
+    """Whether the run's last step is done, and its curve and weights are as they were written."""
     try:
-        done = read_json(folder / DONE)
-        return bool(sha256(folder / WEIGHTS) == done["weights_file_sha256"])
+        written = read_json(folder / DONE)["files"]
+        return all(sha256(folder / name) == written[name] for name in (CURVE, WEIGHTS))
     except (OSError, ValueError, KeyError):
         return False

@@ -41,8 +41,7 @@ class Lease:
     def check(self) -> None:
         """Raise RunError if another process has taken the lease over."""
         now = _read(self.path)
-        number = now.get("number", 0)
-        if number > self.number or (number == self.number and not self._is_own(now)):
+        if now and not self._is_own(now):
             raise RunError(
                 f"attempt {now['number']} at this run, by process {now['pid']} on {now['host']}, "
                 f"has taken over from attempt {self.number}, which writes nothing more"
@@ -65,7 +64,7 @@ def _end(holder: dict[str, Any]) -> None:
     pid = holder.get("pid")
     if (
         not holder.get("is_own_process") or holder.get("host") != socket.gethostname()
-        or not isinstance(pid, int) or pid == os.getpid()
+        or not holder.get("started") or type(pid) is not int or pid < 2 or pid == os.getpid()
     ):  # fmt: skip
         return
     until = time.monotonic() + WAIT_SECONDS

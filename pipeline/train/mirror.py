@@ -120,7 +120,7 @@ class Mirror:
                     raise ValueError("damaged")
             except FAULTS:
                 continue  # cut off while it was written, or damaged: the one before it
-            (folder / files.CURVE).write_bytes(curve)
+            _put_in_place(curve, folder / files.CURVE)
             (place / MANIFEST).write_bytes(files.text_of(files.sealed(manifest)))
             self._segments = segments
             return int(manifest["step"])
@@ -133,7 +133,7 @@ class Mirror:
             self.get(files.WEIGHTS, folder / files.WEIGHTS)
         except FAULTS:
             return False
-        (folder / files.CURVE).write_bytes(curve)
+        _put_in_place(curve, folder / files.CURVE)
         files.write_json(folder / files.DONE, done)
         return files.is_done(folder)
 
@@ -188,3 +188,9 @@ class Mirror:
         if isinstance(self._filesystem, pafs.LocalFileSystem):
             Path(self.folder, name).parent.mkdir(parents=True, exist_ok=True)
         return self._filesystem.open_output_stream(f"{self.folder}/{name}")
+
+
+def _put_in_place(content: bytes, path: Path) -> None:
+    aside = path.with_name(f".{path.name}.aside")
+    aside.write_bytes(content)
+    aside.replace(path)

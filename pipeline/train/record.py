@@ -56,7 +56,7 @@ class Record:
         self.journal.starts.append(reduce.num_workers())
         self.journal.event(
             first_step, "start", attempt=len(self.journal.starts),
-            workers=reduce.num_workers(), bits=now, **after,
+            workers=reduce.num_workers(), reached=self.journal.reached, bits=now, **after,
         )  # fmt: skip
 
     def write(self, point: dict[str, Any], num_rows: int, is_last: bool) -> None:
@@ -90,9 +90,9 @@ class Record:
         """Save a checkpoint when it is time; what leads up to it is in the journal before."""
         if is_last or self.checkpoints.is_due(step):
             self.journal.flush()
+            state = checkpoint.state_of(bound, optimizer, num_skipped)
             best = self.best.kept if self.best else None
-            state = checkpoint.state_of(bound, optimizer, num_skipped, best)
-            self.checkpoints.save(step, state, self._before_checkpoint)
+            self.checkpoints.save(step, state, self._before_checkpoint, best)
             if said := self.copies.update():
                 self.journal.event(step, "copy", text=said)
         if is_last:
@@ -117,8 +117,9 @@ class Record:
         save_weights(weights, self.folder / files.WEIGHTS)
         done = {
             "steps": num_steps,
+            "time": int(1000 * time.time()),
             "weights_sha256": weights_sha256(weights),
-            "weights_file_sha256": files.sha256(self.folder / files.WEIGHTS),
+            "files": {n: files.sha256(self.folder / n) for n in (files.CURVE, files.WEIGHTS)},
             "best": self.best.said if self.best else None,
             "workers": self.journal.starts,
             "first_difference": self.journal.first_difference,

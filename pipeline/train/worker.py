@@ -96,9 +96,13 @@ def train(
     per_epoch, last_step = job.steps_per_epoch, min(num_steps or job.num_steps, job.num_steps)
     order = job.order()
     metrics = chosen(bound.terms, spec.metrics)
+
+    def is_evaluated(step: int) -> bool:
+        return job.validation is not None and (step % per_epoch == 0 or step == last_step)
+
     lease = Lease(folder, is_own_process) if reduce.rank() == 0 else None
     best = Best(settings.best_by, bound.terms, metrics) if settings.best_by and lease else None
-    first_step, num_skipped = _resume(job, folder, bound, optimizer, lease, best)
+    first_step, num_skipped = _resume(job, folder, bound, optimizer, lease, best, is_evaluated)
     record = Record(job, folder, first_step, lease, best) if lease else None
 
     def validate(step: int) -> None:
@@ -126,7 +130,7 @@ def train(
     feed = Feed(job.train, pieces, own, count, first_step, last_step, pinned)
     rows = job.train.opened(str(folder.resolve()))
     with bits.deterministic(exact), rows, feed:
-        if first_step == 0:
+        if first_step == 0 and is_evaluated(0):
             validate(0)
         denominators = None
         for share, following in feed:
@@ -160,7 +164,7 @@ def train(
                     fault = _with_rows(losses.fault, share.pieces, folder)
                     point |= {"skipped": list(fault.rows[:MOST_ROWS])}
                 record.write(point, share.num_rows, is_last=step + 1 == last_step)
-            if (step + 1) % per_epoch == 0 or step + 1 == last_step:
+            if is_evaluated(step + 1):
                 validate(step + 1)
             if record:
                 record.save_if_due(step + 1, bound, optimizer, num_skipped, losses.is_last)
@@ -187,12 +191,13 @@ def _with_rows(error: NonFiniteError, pieces: list[Rows], folder: Path) -> NonFi
 
 def _resume(
     job: Job, folder: Path, bound: torch.nn.Module, optimizer: torch.optim.Optimizer,
-    lease: Lease | None, best: Best | None,
+    lease: Lease | None, best: Best | None, is_evaluated: Callable[[int], bool],
 ) -> tuple[int, int]:  # fmt: skip
     """Steps done, and left out, by the newest checkpoint, whose state every worker takes."""
     step = 0
     if lease is not None:
-        whole, damage = mended(folder / files.CURVE)
+        (folder / files.DONE).unlink(missing_ok=True)  # it is not, or this would not be asked
+        whole, damage = mended(folder / files.CURVE, is_evaluated, lease.check)
         step, passed = checkpoint.newest(folder, bits.identity(job), whole)
         for text in filter(None, [damage, *passed]):
             journal = Journal(folder / files.CURVE, job.num_steps, may_write=lease.check)

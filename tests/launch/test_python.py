@@ -16,7 +16,8 @@ import mlflow
 import pytest
 
 import pipeline
-from pipeline.errors import NonFiniteError, RecordError, SpecError
+from pipeline.errors import NonFiniteError, RecordError, SpecError, UsageError
+from pipeline.track import delivery
 from tests.conftest import JOBS, Command, Write
 
 
@@ -264,3 +265,25 @@ def test_ctrl_c_ends_cleanly_and_the_run_is_marked_killed(job: Write, num_worker
     record = json.loads((folder / "recorded.json").read_text())
     run = mlflow.MlflowClient(record["tracking_uri"]).get_run(record["run_id"])
     assert run.info.status == "KILLED"
+
+
+def test_a_delivery_that_is_killed_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = delivery.start, []
+
+    def start(folder: Path) -> subprocess.Popen[bytes]:
+        calls.append(folder)
+        return real(folder) if len(calls) > 1 else subprocess.Popen(["sh", "-c", "kill -9 $$"])
+
+    monkeypatch.setattr(delivery, "start", start)
+    result = pipeline.run(JOBS / "linear.yaml", {"training.epochs": 3, "storage": str(tmp_path)})
+    assert len(calls) == 2
+    assert result.state == "finished"
+    assert mlflow.MlflowClient(result.tracking_uri).get_run(result.run_id).info.status == "FINISHED"
+
+
+def test_a_copy_in_the_storage_itself_is_refused(tmp_path: Path) -> None:
+    places = {"storage": str(tmp_path), "checkpoint.copy_to": str(tmp_path)}
+    with pytest.raises(UsageError, match="is `storage` itself"):
+        pipeline.run(JOBS / "linear.yaml", places)

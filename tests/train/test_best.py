@@ -34,15 +34,20 @@ def test_the_weights_are_those_of_the_best_evaluation(
     found = {p["step"]: p["validation"][name] for p in result.curve if "validation" in p}
     del found[0]  # nothing was trained yet
     step = choose(found, key=found.__getitem__)
-    assert result.best == {"metric": name, "step": step, "value": found[step]}
+    metrics = next(p["validation"] for p in result.curve if p["step"] == step and "validation" in p)
+    assert result.best == {"metric": name, "step": step, "value": found[step], "metrics": metrics}
     assert step < result.steps, "else it shows nothing"
     at_best = checkpoint.load(Path(result.storage), step)["weights"]
     assert result.weights_sha256 == weights_sha256(at_best)
     assert result.weights_sha256 == weights_sha256(load_weights(Path(result.storage, "weights.pt")))
     last = checkpoint.load(Path(result.storage), result.steps)
     assert weights_sha256(last["weights"]) != result.weights_sha256
-    run = mlflow.MlflowClient(result.tracking_uri).get_run(result.run_id)
-    assert run.data.tags["pipeline.best"].startswith(f"{name} ")
+    client = mlflow.MlflowClient(result.tracking_uri)
+    run = client.get_run(result.run_id)
+    assert {key: run.data.metrics[f"best/{key}"] for key in metrics} == metrics
+    (output,) = run.outputs.model_outputs
+    of_model = {m.key: m.value for m in client.get_logged_model(output.model_id).metrics or []}
+    assert of_model[f"validation/{name}"] == found[step], "what MLflow shows beside the model"
 
 
 def test_it_changes_no_step(tmp_path: Path) -> None:
@@ -65,9 +70,10 @@ def test_values_that_are_none_are_never_the_best() -> None:
 
     model = torch.nn.Linear(1, 1)
     best = Best("loss", [], {})
-    for step, value in [(0, 0.1), (3, None), (6, float("nan")), (9, 2.0), (12, 2.0), (15, 3.0)]:
-        best.look(step, {"loss": value}, model)
-    assert best.said == {"metric": "loss", "step": 9, "value": 2.0}
+    values = [0.1, None, float("nan"), float("-inf"), 2.0, 2.0, 3.0]
+    for number, value in enumerate(values):
+        best.look(3 * number, {"loss": value}, model)
+    assert best.said == {"metric": "loss", "step": 12, "value": 2.0, "metrics": {"loss": 2.0}}
     assert best.kept is not None
     before = best.kept["weights"]["weight"].clone()
     with torch.no_grad():

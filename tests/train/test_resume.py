@@ -23,10 +23,11 @@ from torch.multiprocessing.spawn import ProcessException
 from pipeline import registry
 from pipeline.errors import RunError, UsageError
 from pipeline.specfile import load
-from pipeline.train import bits, checkpoint, faults
+from pipeline.train import bits, checkpoint, faults, files
 from pipeline.train import tree as sums
-from pipeline.train.curve import Journal, Reader, curve_sha256, mended
+from pipeline.train.curve import Journal, Reader, curve_sha256, mended, read
 from pipeline.train.job import prepared
+from pipeline.train.lease import Lease
 from pipeline.train.worker import train
 from tests.processes import on_workers
 from tests.train.test_same_bits import transformer
@@ -229,7 +230,7 @@ def test_a_torn_line_is_cut_and_known_points_are_not_written_twice(tmp_path: Pat
     with path.open("ab") as file:
         file.write(b'{"step": 4, "tr')
     before = list(Reader(path).new())
-    assert mended(path) == (2, ""), "an evaluation after step 3 may have been cut off"
+    assert mended(path) == (3, "")
     again = Journal(path, 1)
     for step in (2, 3, 4):
         again.write(point(step, 0.5 / step))
@@ -238,6 +239,75 @@ def test_a_torn_line_is_cut_and_known_points_are_not_written_twice(tmp_path: Pat
     assert after[:3] == before[:3]
     assert [p["step"] for p in after] == [1, 2, 3, 4]
     assert again.first_difference is None
+
+
+def evaluated(step: int) -> bool:
+    return step % 2 == 0
+
+
+def whole_journal(path: Path, steps: int = 6) -> list[bytes]:
+    """Lines of a journal with an evaluation every two steps."""
+    path.unlink(missing_ok=True)
+    journal = Journal(path)
+    journal.event(0, "start", workers=3, bits={})
+    for step in range(steps + 1):
+        if step:
+            journal.write(point(step, 1 / step))
+        if evaluated(step):
+            journal.write({"step": step, "epoch": 0.1, "validation": {"loss": 1.0}})
+    journal.close()
+    return path.read_bytes().splitlines(keepends=True)
+
+
+def test_a_journal_is_whole_up_to_its_first_gap(tmp_path: Path) -> None:
+    path = tmp_path / "curve.jsonl"
+    lines = whole_journal(path)
+    assert mended(path, evaluated) == (6, "")
+    journal = Journal(path, 4)
+    journal.event(4, "start", workers=3, bits={})  # of an attempt that was killed at once
+    journal.close()
+    assert mended(path, evaluated) == (6, ""), "what was done before counts"
+    steps = [curve_line["step"] for curve_line in map(read, lines)]
+    for number, step in enumerate(steps[1:], start=1):
+        path.write_bytes(b"".join(lines[:number] + lines[number + 1 :]))
+        found, said = mended(path, evaluated)
+        assert found == step - 1, f"line {number} is lost"
+        assert bool(said) == (number < len(lines) - 1)
+
+
+def test_an_attempt_that_was_replaced_cannot_touch_the_journal(tmp_path: Path) -> None:
+    """It wakes up before it has opened it, or after."""
+    path = tmp_path / "curve.jsonl"
+    old = Lease(tmp_path, is_own_process=False)
+    asleep = Journal(path)
+    asleep.write(point(1, 0.5))
+    new = Lease(tmp_path, is_own_process=False)
+    whole_journal(path)
+    written = path.read_bytes()
+    with pytest.raises(RunError, match="has taken over"):
+        mended(path, evaluated, old.check)
+    with pytest.raises(RunError, match="was replaced"):
+        asleep.flush()
+    new.check()
+    (tmp_path / files.LEASE).unlink()
+    Lease(tmp_path, is_own_process=False)
+    with pytest.raises(RunError, match="has taken over"):
+        new.check()
+    assert path.read_bytes() == written
+
+
+def test_a_finished_run_whose_curve_was_cut_is_not_finished(rows: Path, tmp_path: Path) -> None:
+    tree = spec_of(rows, 2)
+    whole = trained(tree, tmp_path / "run", [(1, [])])
+    path = tmp_path / "run" / "curve.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[: len(lines) // 2]))
+    assert not files.is_done(tmp_path / "run")
+    on_workers(1, partial(worked, tree, tmp_path / "run", [], False))
+    points = list(Reader(path).new())
+    assert curve_sha256(points) == whole["curve"]
+    found = [(p["step"], p["validation"]) for p in points if "validation" in p]
+    assert found == whole["validation"]
 
 
 def test_a_step_that_gives_other_numbers_the_second_time_is_reported(tmp_path: Path) -> None:

@@ -1,0 +1,34 @@
+"""Secrets in URIs, wherever a URI has room for one."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.redact import redacted
+
+SECRETS = (
+    "http://me:SECRET@host:5000/path", "http://me:a'SECRET@host", 'http://me:a"b/SECRET@host',
+    "http://SECRET@host", "s3://b/p?access_key=SECRET&region=eu", "s3://b/p?x=b'c=SECRET",
+    "s3://b/p?endpoint_override=http%3A%2F%2Fu%3ASECRET%40host", "s3://key:SECRET@b/p?scheme=http",
+    "http://host/p;token=SECRET?x=1", "http://host/p#token=SECRET", "file:///a?b=SECRET",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("uri", SECRETS)
+def test_nothing_of_a_secret_is_left(uri: str) -> None:
+    for text in (uri, f"{uri}: no such file", f"['{uri}', 'b']", f'{{"uri": "{uri}"}} and more'):
+        found = redacted(text)
+        assert "SECRET" not in found
+        assert "***" in found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sqlite:////tmp/a b/mlflow.db", "http://host:5000/#/experiments/1", "s3://bucket/part-?.csv",
+        "s3://b/p?region=eu&scheme=http&endpoint_override=localhost:9000", "me@host: no URI",
+        "mailto: a@b, 'http://host:1/x'", "no URI at all",
+    ],
+)  # fmt: skip
+def test_what_is_no_secret_stays(text: str) -> None:
+    assert redacted(text) == text
