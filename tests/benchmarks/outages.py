@@ -70,6 +70,7 @@ def main(rounds: int) -> None:
         folder = Path(name)
         os.environ["PIPELINE_CACHE"] = str(folder / "cache")
         write(folder / "rows.parquet")
+        (folder / "mlflow").mkdir()
         with tracking.running(folder / "mlflow") as server:
             for _ in range(rounds):
                 found = {mode: speed(folder, server, mode) for mode in MODES}
