@@ -1,7 +1,8 @@
-"""Real processes for tests: gloo workers, and a free port for a server."""
+"""Real processes for tests: gloo workers, Ray's, and a free port for a server."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import tempfile
@@ -48,3 +49,13 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def ray_workers() -> list[int]:
+    """Ids of the processes in which Ray's workers train."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            if b"TrainWorker" in (process / "cmdline").read_bytes():
+                found.append(int(process.name))
+    return found

@@ -338,7 +338,7 @@ def _result(folder: Path, recorded: dict[str, Any], started: float) -> Result:
         metrics=validation[-1] if validation else {},
         curve_sha256=curve_sha256(points),
         weights_sha256=done["weights_sha256"],
-        best=done.get("best"),
+        best=done["best"],
         state="finished" if recorded.get("complete") else "unrecorded",
         curve=points,
         workers=done["workers"],

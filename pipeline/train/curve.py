@@ -153,8 +153,8 @@ def mended(
             except ValueError:
                 rest = line + file.read()
                 break
-            follows = num_whole() + 1 if kind == "train" else last["train"]
-            if kind in last and step > max(last["train"], follows):
+            most = max(last["train"], num_whole() + (kind == "train"))
+            if kind in last and step > most:
                 rest = line + file.read()
                 break
             copy.write(line)

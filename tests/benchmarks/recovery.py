@@ -35,6 +35,7 @@ from pipeline.launch import cluster
 from pipeline.spec import Checkpoint
 from pipeline.train import checkpoint
 from tests.conftest import JOBS
+from tests.processes import ray_workers
 
 ROUNDS = 5
 KILL_SECONDS = 60.0
@@ -99,20 +100,8 @@ class Killer(threading.Thread):
         while not self.curve.exists() and not self.ended.wait(0.1):
             pass
         while not self.ended.wait(KILL_SECONDS):
-            os.kill(random.choice(worker_processes()), signal.SIGKILL)
+            os.kill(random.choice(ray_workers()), signal.SIGKILL)
             self.kills += 1
-
-
-def worker_processes() -> list[int]:
-    """Ids of the processes that train."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if b"TrainWorker" in (process / "cmdline").read_bytes():
-                found.append(int(process.name))
-        except OSError:
-            continue
-    return found
 
 
 def goodput() -> tuple[float, int, float, float]:
@@ -135,14 +124,9 @@ def goodput() -> tuple[float, int, float, float]:
         killer.ended.set()
     times = [point["time"] / 1000 for point in result.curve if "train" in point]
     typical = median(after - before for before, after in pairwise(times))
-    starts = [p["step"] for p in result.curve if p.get("event") == "start"]
+    starts = [point for point in result.curve if point.get("event") == "start"]
     assert len(starts) == killer.kills + 1, "each kill was seen"
-    again = 0
-    reached = 0
-    for point in result.curve:
-        if point.get("event") == "start":
-            again += reached - point["step"]
-        reached = max(reached, point["step"])
+    again = sum(max(0, start["reached"] - start["step"]) for start in starts)
     wall = times[-1] - times[0]
     return typical * (len(times) - 1) / wall, killer.kills, again / max(killer.kills, 1), wall
 

@@ -10,6 +10,7 @@ CPU time is that of the processes that train.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tempfile
@@ -26,7 +27,7 @@ import torch
 from torch import nn
 
 import pipeline
-from tests.processes import on_workers
+from tests.processes import on_workers, ray_workers
 
 ROWS, COLUMNS, BATCH, WORKERS, EPOCHS = 1_000_000, 32, 2048, 2, 12
 STEPS = EPOCHS * -(-ROWS // BATCH)
@@ -55,13 +56,10 @@ class Watch(threading.Thread):
         """Until `ended` is set."""
         while not self.ended.wait(0.1):
             used = 0
-            for process in Path("/proc").glob("[0-9]*"):
-                try:
-                    if b"TrainWorker" in (process / "cmdline").read_bytes():
-                        fields = (process / "stat").read_text().rpartition(")")[2].split()
-                        used += int(fields[11]) + int(fields[12])  # in user and in system mode
-                except OSError:
-                    continue
+            for number in ray_workers():
+                with contextlib.suppress(OSError):  # it has ended
+                    fields = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
+                    used += int(fields[11]) + int(fields[12])  # in user and in system mode
             self.seen.append((time.time(), used / os.sysconf("SC_CLK_TCK")))
 
     def between(self, start: float, end: float) -> float:
