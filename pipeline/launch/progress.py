@@ -6,20 +6,27 @@ import shutil
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, TextIO
 
 from pipeline.train.curve import Reader
 
 LIVE_SECONDS = 0.2
 PLAIN_SECONDS = 10.0
+RECORD_SECONDS = 2.0
 CLEAR = "\r\x1b[2K"
 
 
 class Progress:
     """Follows a journal in a thread and shows where the run is."""
 
-    def __init__(self, reader: Reader, num_steps: int, num_epochs: int, num_rows: int) -> None:
+    def __init__(
+        self, reader: Reader, num_steps: int, num_epochs: int, num_rows: int,
+        trouble: Callable[[], str],
+    ) -> None:  # fmt: skip
+        """`trouble` says what keeps MLflow from being told, if anything."""
         self.reader, self.num_steps, self.num_epochs = reader, num_steps, num_epochs
+        self._trouble, self._told_trouble = trouble, ""
         self.rows_per_step = num_rows * num_epochs / num_steps
         self.stream: TextIO = sys.stderr
         self.live = self.stream.isatty()
@@ -39,10 +46,13 @@ class Progress:
         self._thread.join()
 
     def _follow(self) -> None:
-        shown = 0.0
+        shown = looked = 0.0
         while not self._stop.wait(LIVE_SECONDS):
             self._read()
             now = time.monotonic()
+            if now - looked >= RECORD_SECONDS:
+                looked = now
+                self._look_at_record()
             if self._step and (self.live or now - shown >= PLAIN_SECONDS):
                 shown = now
                 self._show(end="\r" if self.live else "\n")
@@ -63,6 +73,16 @@ class Progress:
             if "skipped" in point:
                 rows = ", ".join(map(str, point["skipped"][:8])) or "none alone"
                 self._say(f"step {point['step']} is left out: not finite, from rows {rows}")
+
+    def _look_at_record(self) -> None:
+        """Say once that MLflow does not take the record, and once that it does again."""
+        now = self._trouble()
+        if bool(now) != bool(self._told_trouble):
+            self._say(
+                f"MLflow cannot be told: {now}; training goes on, it is tried again"
+                if now else "MLflow is told again"
+            )  # fmt: skip
+        self._told_trouble = now
 
     def _tell(self, event: dict[str, Any]) -> None:
         """A line for what happened to the run; the first start is no news."""
@@ -86,7 +106,7 @@ class Progress:
         self._last_shown = self._step
         steps = self._step - self._started[0]
         seconds = self._now - self._started[1]
-        speed = steps / seconds if steps and seconds > 0 else 0.0
+        speed = steps / seconds if self._started[0] and steps and seconds > 0 else 0.0
         epoch = min(self._step * self.num_epochs // self.num_steps + 1, self.num_epochs)
         loss = self._train["loss"]
         parts = [

@@ -95,4 +95,5 @@ def _first_line(error: BaseException) -> str:
     """The line of Ray's long texts that says what happened."""
     lines = (str(error).strip() or repr(error)).splitlines()
     telling = [line for line in lines if re.search(r"process has died|\bnode\b", line, re.I)]
-    return redacted((telling or lines)[0].partition(". Worker exit detail")[0].strip())
+    told = re.sub(r"\.? (Worker exit|Node Id|Some common).*", "", (telling or lines)[0])
+    return redacted(re.sub("The actor (is dead|died) because its", "a", told).strip())

@@ -121,14 +121,12 @@ def refuse_too_many(spec: JobSpec) -> None:
 
 def _refuse_copy(spec: JobSpec) -> None:
     """A copy of the runs must be somewhere else, and reachable."""
-    from pipeline.train.mirror import Mirror
-
-    place = spec.checkpoint.copy_to
-    if place is None:
+    place, mirror = spec.checkpoint.copy_to, runs.copies_of(spec)
+    if mirror is None or place is None:
         return
     if "://" not in place and Path(place).expanduser().resolve() == storage_of(spec):
         raise UsageError(f"checkpoint.copy_to: {place} is `storage` itself; give another folder")
-    Mirror(place).runs(spec.name)
+    mirror.runs(spec.name)
 
 
 @contextlib.contextmanager
@@ -200,10 +198,7 @@ def _folder(job: Job, modules: list[str], fresh: bool, tell: Callable[[str], Non
     Raises UsageError when an unfinished run would go on as another job.
     """
     storage, name = storage_of(job.spec), job.spec.name
-    from pipeline.train.mirror import Mirror
-
-    uri = job.spec.checkpoint.copy_to
-    mirror = Mirror(uri) if uri else None
+    mirror = runs.copies_of(job.spec)
     last = None if fresh else runs.latest(storage, name, mirror)
     if last is not None:
         changed = runs.changes(last, job, plugins.sources_sha256(modules))
@@ -216,24 +211,26 @@ def _folder(job: Job, modules: list[str], fresh: bool, tell: Callable[[str], Non
 
 
 def _copy_record(job: Job, folder: Path) -> None:
-    """Where the run has a copy, that has its record before anything else."""
-    from pipeline.train.mirror import FAULTS, Mirror
+    """Where the run has a copy, that has its record before anything else: it is ours from now."""
+    from pipeline.train.mirror import FAULTS
 
-    uri = job.spec.checkpoint.copy_to
-    if uri is None:
+    mirror = runs.copies_of(job.spec)
+    if mirror is None:
         return
     try:
-        Mirror(uri, folder.name).put(folder / files.RECORD)
+        mirror.of(folder.name).put(folder / files.RECORD)
     except FAULTS as error:
         reason = redacted(str(error).partition("\n")[0])
-        raise UsageError(f"checkpoint.copy_to: {redacted(uri)}: {reason}") from None
+        raise UsageError(f"checkpoint.copy_to: {mirror.shown}: {reason}") from None
 
 
 def _finished(folder: Path, started: float, tell: Callable[[str], None]) -> Result:
     """The result of a run that is finished; what MLflow still lacks is delivered."""
+    from pipeline.launch.stop import raised
+
     recorded = delivery.recorded(folder)
     if not recorded.get("complete"):
-        with runs.locked(folder):
+        with runs.locked(folder), raised():
             recorded = delivery.wait(delivery.start(folder), folder, tell)
     return _result(folder, recorded, started)
 
@@ -259,7 +256,10 @@ def _trained(
     try:
         reader = Reader(folder / files.CURVE)
         list(reader.new())  # what an earlier command has shown
-        shown = Progress(reader, job.num_steps, spec.training.epochs, job.num_rows)
+        shown = Progress(
+            reader, job.num_steps, spec.training.epochs, job.num_rows,
+            lambda: delivery.trouble(folder),
+        )  # fmt: skip
         with raised(), shown, _threads(spec.workers.threads):
             fit(spec, config, folder.name)
         state = "finished"
@@ -267,7 +267,8 @@ def _trained(
         state = "killed"
         raise
     finally:
-        recorded = delivery.end(delivering, folder, state, tell)
+        with raised():
+            recorded = delivery.end(delivering, folder, state, tell)
         if state != "finished" and recorded.get("run_id"):
             tell(f"mlflow run {recorded['run_id']} ({state}) in {recorded['tracking_uri']}")
         if state != "finished" and not recorded.get("complete"):

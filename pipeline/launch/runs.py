@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UsageError
-from pipeline.redact import redacted
-from pipeline.spec import FIRST_HALF
+from pipeline.spec import FIRST_HALF, JobSpec
 from pipeline.track import delivery
 from pipeline.train import files
 
@@ -26,6 +25,15 @@ if TYPE_CHECKING:
     from pipeline.train.mirror import Mirror
 
 MOST_CHANGES = 12  # shown in one message
+
+
+def copies_of(spec: JobSpec) -> Mirror | None:
+    """Where the job's runs are copied to, if they are. Raises UsageError for no place."""
+    if spec.checkpoint.copy_to is None:
+        return None
+    from pipeline.train.mirror import Mirror
+
+    return Mirror(spec.checkpoint.copy_to)
 
 
 def latest(storage: Path, name: str, mirror: Mirror | None = None) -> Path | None:
@@ -69,15 +77,14 @@ def _slug(name: str) -> str:
 def recovered(folder: Path, job: Job) -> str:
     """Take from the run's copy what is newer than this folder; says so if there was any."""
     from pipeline.train import bits, checkpoint
-    from pipeline.train.mirror import Mirror
 
-    uri = job.spec.checkpoint.copy_to
-    if uri is None:
+    mirror = copies_of(job.spec)
+    if mirror is None:
         return ""
     here, _ = checkpoint.newest(folder, bits.identity(job))
-    there = Mirror(uri, folder.name).pull(folder, here)
+    there = mirror.of(folder.name).pull(folder, here)
     if there or (files.is_done(folder) and not here):
-        return f"{folder.name} comes back from its copy in {redacted(uri)}"
+        return f"{folder.name} comes back from its copy in {mirror.shown}"
     return ""
 
 

@@ -41,7 +41,14 @@ ENVIRONMENT = {
 KINDS = ("train", "validation")
 """Points of the journal that have metrics; how far each was delivered is kept."""
 SQLITE = "sqlite:///"
+SETTLE_SECONDS = 2.0
+LAUNCHER = "pipeline.launcher"
+"""Tag of a run: id of the command that records it."""
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
+
+
+class SupersededError(Exception):
+    """Another command goes on with the run, from its copy, and records it."""
 
 
 class Delivery:
@@ -52,6 +59,7 @@ class Delivery:
 
         self.folder = folder
         self.record = files.read_json(folder / files.RECORD)
+        self.launcher = self.record["launcher"]["id"]
         before = recorded(folder) if (folder / files.RECORDED).exists() else {}
         self.state: dict[str, Any] = {"delivered": {}, **before, "complete": False}
         if "run_id" in self.state:
@@ -64,6 +72,7 @@ class Delivery:
         self.reader = Reader(folder / files.CURVE)
         self.unsent: list[dict[str, Any]] = []
         self.rate: float | None = None
+        self.has_begun = False
         if uri.startswith(SQLITE):
             _make_database(Path(uri.removeprefix(SQLITE)))
         mlflow.set_tracking_uri(uri)
@@ -75,20 +84,27 @@ class Delivery:
         write_json(self.folder / files.RECORDED, self.state)
 
     def begin(self) -> None:
-        """Make the run, once, with its params, tags and spec."""
+        """Make the run, once, with its params, tags and spec; or go on with it."""
         from mlflow.entities import Param
 
+        if self.has_begun:
+            return
         if "run_id" not in self.state:
             tags = {key: value[:5000] for key, value in self.record["tags"].items()}
             experiment = experiment_id(self.client, self.record["experiment"], self.folder.parent)
             run = self._made_before(experiment)
+            if run:
+                self._take(run.info.run_id)
+                time.sleep(SETTLE_SECONDS)  # what another machine is sending arrives
             delivered = self._delivered_before(run) if run else {}
             run = run or self.client.create_run(experiment, run_name=self.record["name"], tags=tags)
             self.save(
-                run_id=run.info.run_id, experiment_id=run.info.experiment_id, delivered=delivered
-            )
-        else:
-            self.client.update_run(self.state["run_id"], status="RUNNING")  # it goes on
+                run_id=run.info.run_id, experiment_id=run.info.experiment_id,
+                delivered=delivered, launcher=self.launcher,
+            )  # fmt: skip
+        elif self.state.get("launcher") != self.launcher:
+            self._take(self.state["run_id"])
+            self.save(launcher=self.launcher)
         if not self.state.get("begun"):
             known = self.client.get_run(self.state["run_id"]).data.params  # of an earlier machine
             params = [
@@ -101,6 +117,19 @@ class Delivery:
             self.client.log_text(self.state["run_id"], self.record["spec"], "spec.yaml")
             self._data_sets()
             self.save(begun=True)
+        self.has_begun = True
+
+    def _take(self, run_id: str) -> None:
+        """The run goes on, and this command is the one that records it."""
+        self.client.set_tag(run_id, LAUNCHER, self.launcher)
+        self.client.update_run(run_id, status="RUNNING")
+
+    def _look(self) -> None:
+        """Raise SupersededError if another machine goes on with the run; two could by its copy."""
+        if self.record["is_copied"]:
+            tags = self.client.get_run(self.state["run_id"]).data.tags
+            if tags.get(LAUNCHER) != self.launcher:
+                raise SupersededError("another command goes on with this run, and records it")
 
     def _made_before(self, experiment: str) -> Any:
         """The run, if the answer to its making, or what was noted of it, got lost."""
@@ -159,6 +188,7 @@ class Delivery:
                 metrics += made
                 num_points += 1
                 delivered["train" if "train" in point else "validation"] = point["step"]
+            self._look()
             self.client.log_batch(self.state["run_id"], metrics=metrics)
             del self.unsent[:num_points]
             self.save(delivered=delivered)
@@ -175,6 +205,7 @@ class Delivery:
     def finish(self, state: str) -> None:
         """The rest of the curve, the model of a finished run, and the run's status."""
         self.points()
+        self._look()
         if state == "finished" and not self.state.get("model_uri"):
             from pipeline.track.model import log_model
 
@@ -259,7 +290,7 @@ def main(folder: Path) -> int:
         return _deliver(folder, launcher)
 
 
-def _deliver(folder: Path, launcher: int) -> int:
+def _deliver(folder: Path, launcher: dict[str, Any]) -> int:
     """Deliver as long as `launcher` has not handed the run over to another one."""
     while _starting(folder) and not _ended(folder):
         time.sleep(0.1)
@@ -279,7 +310,13 @@ def _deliver(folder: Path, launcher: int) -> int:
                 delivery.finish(ended)
                 return 0
             delivery.points()
+            if delivery.state.pop("error", None):
+                delivery.save()
             pause = EVERY_SECONDS
+        except SupersededError as error:
+            assert delivery is not None
+            delivery.save(error=str(error))
+            return 0
         except Exception as error:  # whatever a server or disk does, training is not to feel it
             print(redacted(traceback.format_exc()), file=sys.stderr, flush=True)
             reason = redacted(str(error).partition("\n")[0] or type(error).__name__)
@@ -324,7 +361,7 @@ def _ended(folder: Path) -> str | None:
     except FileNotFoundError:
         pass
     launcher = files.read_json(folder / files.RECORD)["launcher"]
-    if os.getppid() == launcher:
+    if os.getppid() == launcher["pid"]:
         return None
     if files.is_done(folder):
         return "finished"

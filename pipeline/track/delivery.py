@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import plugins
 from pipeline import spec as specs
-from pipeline.errors import RecordError, UsageError
+from pipeline.errors import RecordError, StoppedError, UsageError
 from pipeline.redact import redacted
 from pipeline.spec import JobSpec
 from pipeline.train import files
@@ -40,8 +41,10 @@ def prepare(spec: JobSpec, job: Job, folder: Path, modules: list[str]) -> None:
     """Write what MLflow is told besides the curve: spec, tags, fields and example rows."""
     from pipeline.train import bits
 
+    launcher = {"id": uuid.uuid4().hex, "pid": os.getpid(), "host": socket.gethostname()}
     tags = {
         "pipeline.run": _token(folder),
+        "pipeline.launcher": launcher["id"],
         "pipeline.spec_digest": spec.digest,
         "pipeline.data_fingerprint": job.fingerprint,
         "pipeline.storage": str(folder),
@@ -70,10 +73,12 @@ def prepare(spec: JobSpec, job: Job, folder: Path, modules: list[str]) -> None:
         "tags": tags,
         "modules": modules,
         "num_workers": spec.workers.most,
-        "launcher": os.getpid(),
+        "launcher": launcher,
+        "is_copied": spec.checkpoint.copy_to is not None,
     }
     write_json(folder / files.RECORD, record)
-    if before.get("complete"):
+    if (folder / files.RECORDED).exists():
+        before.pop("error", None)
         write_json(folder / files.RECORDED, {**before, "complete": False})
     (folder / files.ENDED).unlink(missing_ok=True)
     (folder / files.STOP).unlink(missing_ok=True)
@@ -222,7 +227,7 @@ def wait(
                 tell("      recording to MLflow ...")
                 patience = float("inf")
             time.sleep(0.05)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, StoppedError):
         process.terminate()
         process.wait()
     return recorded(folder)
@@ -235,6 +240,11 @@ def recorded(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {"complete": False, "error": f"the delivery did not start: see {folder}/deliver.log"}
     return found
+
+
+def trouble(folder: Path) -> str:
+    """What keeps the delivery from going on at the moment, if anything."""
+    return recorded(folder).get("error", "") if (folder / files.RECORDED).exists() else ""
 
 
 def finish(folder: str | Path) -> dict[str, Any]:
@@ -253,7 +263,7 @@ def finish(folder: str | Path) -> dict[str, Any]:
 def _alive(folder: Path) -> bool:
     launcher = files.read_json(folder / files.RECORD)["launcher"]
     try:
-        os.kill(launcher, 0)
+        os.kill(launcher["pid"], 0)
     except OSError:
         return False
-    return True
+    return bool(launcher["host"] == socket.gethostname())

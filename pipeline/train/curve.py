@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import RunError
-from pipeline.train.files import folder_to_disk, to_disk
+from pipeline.train.files import replacing
 
 FLUSH_SECONDS = 0.25
 UNTIMED = ("rows_per_second",)
@@ -137,7 +137,6 @@ def mended(
     up has the old file open, which nobody reads any more. `may_write` is as for a Journal.
     """
     path.touch()
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
     last = {"train": 0, "validation": -1}
     rest, said = b"", ""
 
@@ -146,7 +145,7 @@ def mended(
         step = last["train"]
         return step - (is_evaluated(step) and last["validation"] < step)
 
-    with path.open("rb") as file, aside.open("wb") as copy:
+    with path.open("rb") as file, replacing(path, may_write) as copy:
         for line in file:
             try:
                 step, kind = _key(read(line))
@@ -160,17 +159,13 @@ def mended(
             copy.write(line)
             if kind in last:
                 last[kind] = max(last[kind], step)
-        to_disk(copy)
-    if b"\n" in rest:
-        kept = path.with_name(f"{path.stem}.damaged-{int(time.time())}{path.suffix}")
-        kept.write_bytes(rest)
-        said = (
-            f"{path.name} is damaged after step {last['train']}: what follows is computed again "
-            f"(the old is kept as {kept.name})"
-        )
-    may_write()
-    aside.replace(path)
-    folder_to_disk(path.parent)
+        if b"\n" in rest:
+            kept = path.with_name(f"{path.stem}.damaged-{int(time.time())}{path.suffix}")
+            kept.write_bytes(rest)
+            said = (
+                f"{path.name} is damaged after step {last['train']}: what follows is computed "
+                f"again (the old is kept as {kept.name})"
+            )
     return num_whole(), said
 
 

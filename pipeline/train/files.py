@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 CURVE = "curve.jsonl"
 """The journal, written by the first worker."""
@@ -29,19 +31,41 @@ WEIGHTS = "weights.pt"
 """Written by the first worker after the last step."""
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write `value` and its SHA-256 to `path`, all or nothing, and once more beside it.
+@contextmanager
+def replacing(path: Path, may_write: Callable[[], None] = lambda: None) -> Iterator[BinaryIO]:
+    """A file to write to that takes the place of `path` when all went well: all of it or nothing.
 
-    It outlives a power cut when this returns.
+    It outlives a power cut then. `may_write` raises an error where another process has taken over;
+    it is asked once the file stands beside the place, from where the other one deletes it: no
+    moment is left at which both could write.
     """
+    aside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        with aside.open("wb") as file:
+            yield file
+            to_disk(file)
+        may_write()
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    folder_to_disk(path.parent)
+
+
+def delete_asides(path: Path) -> None:
+    """Delete what others were about to put in the place of `path`."""
+    for aside in path.parent.glob(f".{path.name}.[0-9]*"):
+        aside.unlink(missing_ok=True)
+
+
+def write_json(
+    path: Path, value: Mapping[str, Any], may_write: Callable[[], None] = lambda: None
+) -> None:
+    """Write `value` and its SHA-256 to `path`, and once more beside it; see `replacing`."""
     text = text_of(sealed(value))
     for place in (path, _copy(path)):
-        aside = place.with_name(f".{place.name}.{os.getpid()}")
-        with aside.open("wb") as file:
+        with replacing(place, may_write) as file:
             file.write(text)
-            to_disk(file)
-        aside.replace(place)
-    folder_to_disk(path.parent)
 
 
 def read_json(path: Path) -> dict[str, Any]:

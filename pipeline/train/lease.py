@@ -35,8 +35,7 @@ class Lease:
         }  # fmt: skip
         files.write_json(self.path, self._holder)
         for name in (files.CURVE, files.WEIGHTS, files.DONE):  # that nobody may put in place now
-            for aside in folder.glob(f".{name}.[0-9]*"):
-                aside.unlink(missing_ok=True)
+            files.delete_asides(folder / name)
 
     def check(self) -> None:
         """Raise RunError if another process has taken the lease over."""

@@ -6,7 +6,8 @@
                    curve-000000000000.jsonl     the journal, cut at each checkpoint, by first byte
                    weights.pt, done.json        of a finished run
 
-There is no renaming in an object store: what no manifest speaks of does not count.
+There is no renaming in an object store: what no manifest speaks of does not count. Of two machines
+that both write here, the one whose command put its record here last goes on; the other one stops.
 """
 
 from __future__ import annotations
@@ -62,6 +63,14 @@ class Mirror:
         numbered = [re.fullmatch(rf"{re.escape(name)}-(\d+)", place) for place in found]
         return sorted(int(match[1]) for match in numbered if match)
 
+    def launcher(self) -> dict[str, Any] | None:
+        """Which command wrote the record here last, and so may write the rest. Raises FAULTS."""
+        info = self._filesystem.get_file_info(f"{self.folder}/{files.RECORD}")
+        if info.type != pafs.FileType.File:
+            return None
+        found: dict[str, Any] | None = self._manifest(files.RECORD).get("launcher")
+        return found
+
     def put(self, path: Path) -> None:
         """Copy one file of the run's folder. Raises OSError."""
         self._put(path.read_bytes(), path.name)
@@ -71,13 +80,10 @@ class Mirror:
         info = self._filesystem.get_file_info(f"{self.folder}/{name}")
         if info.type != pafs.FileType.File:
             return False
-        aside = path.with_name(f".{path.name}.aside")
         source = self._filesystem.open_input_stream(f"{self.folder}/{name}")
-        with source, aside.open("wb") as file:
+        with source, files.replacing(path) as file:
             while part := source.read(PART_BYTES):
                 file.write(part)
-            files.to_disk(file)
-        aside.replace(path)
         return True
 
     def push(self, place: Path, journal: Path, keep: int) -> None:
@@ -120,7 +126,8 @@ class Mirror:
                     raise ValueError("damaged")
             except FAULTS:
                 continue  # cut off while it was written, or damaged: the one before it
-            _put_in_place(curve, folder / files.CURVE)
+            with files.replacing(folder / files.CURVE) as file:
+                file.write(curve)
             (place / MANIFEST).write_bytes(files.text_of(files.sealed(manifest)))
             self._segments = segments
             return int(manifest["step"])
@@ -133,7 +140,8 @@ class Mirror:
             self.get(files.WEIGHTS, folder / files.WEIGHTS)
         except FAULTS:
             return False
-        _put_in_place(curve, folder / files.CURVE)
+        with files.replacing(folder / files.CURVE) as file:
+            file.write(curve)
         files.write_json(folder / files.DONE, done)
         return files.is_done(folder)
 
@@ -188,9 +196,3 @@ class Mirror:
         if isinstance(self._filesystem, pafs.LocalFileSystem):
             Path(self.folder, name).parent.mkdir(parents=True, exist_ok=True)
         return self._filesystem.open_output_stream(f"{self.folder}/{name}")
-
-
-def _put_in_place(content: bytes, path: Path) -> None:
-    aside = path.with_name(f".{path.name}.aside")
-    aside.write_bytes(content)
-    aside.replace(path)

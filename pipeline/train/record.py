@@ -111,10 +111,10 @@ class Record:
         self.journal.flush()
         self.journal.to_disk()
         self.journal.close()
+        self.copies.before_result()
         kept = self.best.kept if self.best else None
         weights = kept["weights"] if kept else bound.state_dict()
-        self.lease.check()
-        save_weights(weights, self.folder / files.WEIGHTS)
+        save_weights(weights, self.folder / files.WEIGHTS, self.lease.check)
         done = {
             "steps": num_steps,
             "time": int(1000 * time.time()),
@@ -124,9 +124,8 @@ class Record:
             "workers": self.journal.starts,
             "first_difference": self.journal.first_difference,
         }
-        self.lease.check()
-        files.write_json(self.folder / files.DONE, done)
-        self.copies.finish()
+        files.write_json(self.folder / files.DONE, done, self.lease.check)
+        self.copies.result()
 
 
 class Copies:
@@ -135,11 +134,16 @@ class Copies:
     def __init__(self, folder: Path, settings: Checkpoint, may_write: Callable[[], None]) -> None:
         self.folder, self.keep, self._may_write = folder, settings.keep, may_write
         self._mirror = Mirror(settings.copy_to, folder.name) if settings.copy_to else None
+        self._launcher = _launcher(folder) if self._mirror else None
         self._thread: threading.Thread | None = None
         self._pushed, self._fault, self._said = "", "", ""
+        self._lost: RunError | None = None
 
     def update(self, wait: bool = False) -> str:
-        """Copy the newest checkpoint unless that is being done; what is to be said of the last."""
+        """Copy the newest checkpoint unless that is being done; what is to be said of the last.
+
+        Raises RunError when a command on another machine goes on with the run.
+        """
         if self._mirror is None:
             return ""
         if wait and self._thread is not None:
@@ -149,6 +153,8 @@ class Copies:
             self._thread.start()
         if wait:
             self._thread.join(LONGEST_COPY_SECONDS)
+        if self._lost:
+            raise self._lost
         is_new, self._said = self._fault != self._said, self._fault
         return self._fault if is_new else ""
 
@@ -158,6 +164,7 @@ class Copies:
             self._may_write()
             places = sorted((self.folder / "checkpoints").glob("step-*"))
             if places and places[-1].name != self._pushed:
+                self._look(self._mirror)
                 self._mirror.push(places[-1], self.folder / files.CURVE, self.keep)
                 self._pushed = places[-1].name
             self._fault = ""
@@ -165,14 +172,39 @@ class Copies:
             reason = redacted(str(error).partition("\n")[0])
             self._fault = f"the run cannot be copied to {self._mirror.shown}: {reason}"
 
-    def finish(self) -> None:
-        """Copy the result of a finished run; where that fails, the run's own folder has it."""
+    def _look(self, mirror: Mirror) -> None:
+        """Raise RunError, and remember it, if another command has put its record there."""
+        now = mirror.launcher()
+        if now and now != self._launcher:
+            self._lost = RunError(
+                f"process {now['pid']} on {now['host']} goes on with this run from its copy in "
+                f"{mirror.shown}; this command writes nothing more"
+            )
+            raise self._lost
+
+    def before_result(self) -> None:
+        """Let the last copy end. Raises RunError when another machine goes on with the run."""
         if self._mirror is None:
             return
         if self._thread is not None:
             self._thread.join(LONGEST_COPY_SECONDS)
+        with contextlib.suppress(*FAULTS):  # a store that is down says nothing
+            self._look(self._mirror)
+
+    def result(self) -> None:
+        """Copy the result of a finished run; where that fails, the run's own folder has it."""
+        if self._mirror is None:
+            return
         with contextlib.suppress(*FAULTS):
             self._mirror.push_result(self.folder)
+
+
+def _launcher(folder: Path) -> Any:
+    """The command that started this run last."""
+    try:
+        return files.read_json(folder / files.RECORD).get("launcher")
+    except FileNotFoundError:  # workers without a command
+        return None
 
 
 def point_of(

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from pipeline.train.files import to_disk
+from pipeline.train.files import replacing
 
 
-def save_weights(weights: dict[str, Tensor], path: Path) -> None:
+def save_weights(
+    weights: dict[str, Tensor], path: Path, may_write: Callable[[], None] = lambda: None
+) -> None:
     """Write the state dict to `path`: the whole file or none of it."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with aside.open("wb") as file:
-            torch.save({name: tensor.cpu() for name, tensor in weights.items()}, file)
-            to_disk(file)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with replacing(path, may_write) as file:
+        torch.save({name: tensor.cpu() for name, tensor in weights.items()}, file)
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -136,6 +142,52 @@ def test_the_same_command_on_another_machine(
         assert file.is_dir() or s3.SECRET.encode() not in file.read_bytes(), file
     again = pipeline.run(path, fresh=True)
     assert Path(again.storage).name == "small-2"
+
+
+def test_of_two_machines_with_one_copy_the_later_goes_on(job: Write, tmp_path: Path) -> None:
+    """The first was only cut off: it stops at its next copy, and MLflow holds each step once."""
+    path = job({
+        "model": {"name": "mlp", "hidden": [8], "dropout": 0.1},
+        "training": {"epochs": 2500, "batch_size": 6, "microbatch_size": 2},
+        "checkpoint": {"every_steps": 250, "copy_to": str(tmp_path / "copies")},
+    })  # fmt: skip
+    tracking = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}"}
+
+    def started(storage: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "pipeline", "run", str(path), "--json",
+             "--set", f"storage={tmp_path / storage}"],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | tracking,
+        )  # fmt: skip
+
+    def wait_for(pattern: str) -> None:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob(pattern)):
+            assert time.monotonic() < deadline, pattern
+            time.sleep(0.02)
+
+    first = started("here")
+    wait_for("copies/small-1/step-*/manifest.json")
+    first.send_signal(signal.SIGSTOP)
+    second = started("there")
+    wait_for("there/small-1/checkpoints/step-*")
+    first.send_signal(signal.SIGCONT)
+    _, err = first.communicate(timeout=240)
+    assert first.returncode == 1, err
+    assert f"process {second.pid} on {socket.gethostname()} goes on with this run" in err
+    assert "Traceback" not in err
+    out, err = second.communicate(timeout=240)
+    assert second.returncode == 0, err
+    assert "small-1 comes back from its copy" in err
+    found = json.loads(out.splitlines()[-1])
+    alone = pipeline.run(path, {"checkpoint.copy_to": None, "storage": str(tmp_path / "alone")})
+    assert found["curve_sha256"] == alone.curve_sha256
+    assert found["weights_sha256"] == alone.weights_sha256
+    client = mlflow.MlflowClient(found["tracking_uri"])
+    (run,) = client.search_runs([client.get_run(found["run_id"]).info.experiment_id])
+    assert run.info.status == "FINISHED"
+    history = client.get_metric_history(found["run_id"], "train/loss")
+    assert [(m.step, m.value) for m in history] == list(enumerate(alone.losses, start=1))
 
 
 def test_a_store_that_cannot_be_used_is_said_before_training(job: Write) -> None:
