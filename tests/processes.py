@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import socket
 import tempfile
@@ -15,6 +16,10 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
+FORKED: Any = multiprocessing.get_context("forkserver")
+"""Starts processes from a server that has imported everything: in a moment, with its environment
+of the first start."""
+FORKED.set_forkserver_preload(["pipeline.train.worker"])
 Work = Callable[[int, int], Any]
 
 
@@ -22,7 +27,7 @@ def on_workers(num_workers: int, work: Work) -> list[Any]:
     """What `work(rank, num_workers)` returned in each of `num_workers` gloo processes."""
     with tempfile.TemporaryDirectory() as folder:
         start_processes(
-            _one, args=(num_workers, work, folder), nprocs=num_workers, start_method="spawn"
+            _one, args=(num_workers, work, folder), nprocs=num_workers, start_method="forkserver"
         )  # type: ignore[no-untyped-call]
         return [
             torch.load(Path(folder) / f"{rank}.pt", weights_only=False)

@@ -6,7 +6,6 @@ Workers are gloo processes forked from a server that has imported everything; wi
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import shutil
 import signal
@@ -23,10 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tests.chaos.disk import Disk, failing
+from tests.processes import FORKED
 
 STEPS = 24
-CONTEXT: Any = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["pipeline.train.worker", "tests.chaos.harness"])
 PATIENCE_SECONDS = 60.0
 Case = tuple[Path, dict[str, Any], dict[str, Any]]
 """A folder, a job spec, and what an undisturbed run of it left."""
@@ -68,7 +66,7 @@ def started(
         for rank in range(num)
     ]
     workers = [
-        CONTEXT.Process(target=_run_one, args=(*one, list(kills)), kwargs={"by_ddp": by_ddp})
+        FORKED.Process(target=_run_one, args=(*one, list(kills)), kwargs={"by_ddp": by_ddp})
         for one in arguments
     ]
     for worker in workers:

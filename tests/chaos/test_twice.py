@@ -15,6 +15,7 @@ from pipeline.train import files
 from pipeline.train.curve import Reader
 from tests.chaos import harness
 from tests.chaos.harness import Case
+from tests.processes import FORKED
 
 ALL = (pytest.mark.chaos, pytest.mark.timeout(3600))
 
@@ -43,9 +44,9 @@ def test_one_trains_and_the_other_is_refused(whole: Case, cases: int) -> None:
     for case in range(cases):
         storage = harness.fresh(base / f"storage-{case}")
         started = {**tree, "name": f"twice-{case}", "storage": str(storage)}
-        answers = harness.CONTEXT.Queue()
+        answers = FORKED.Queue()
         together = [
-            harness.CONTEXT.Process(target=command, args=(started, delay, answers))
+            FORKED.Process(target=command, args=(started, delay, answers))
             for delay in (0.0, drawn.random() * drawn.choice([0, 0.01, 0.3]))
         ]
         for process in together:
@@ -69,8 +70,8 @@ def test_jobs_that_start_at_once_share_a_new_database(whole: Case) -> None:
     base, tree, _ = whole
     storage = harness.fresh(base / "together")
     jobs = [{**tree, "name": f"together-{n}", "storage": str(storage)} for n in range(4)]
-    answers = harness.CONTEXT.Queue()
-    together = [harness.CONTEXT.Process(target=command, args=(job, 0.0, answers)) for job in jobs]
+    answers = FORKED.Queue()
+    together = [FORKED.Process(target=command, args=(job, 0.0, answers)) for job in jobs]
     for process in together:
         process.start()
     said = [answers.get(timeout=240) for _ in together]
