@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import pytest
 
 import pipeline
 from pipeline.train.curve import Reader
 from tests.conftest import Command, Write
+from tests.processes import free_port
 
 LONG = {
     "training": {"epochs": 1000, "batch_size": 6, "microbatch_size": 2},
@@ -167,6 +169,31 @@ def test_a_second_signal_ends_at_once(job: Write) -> None:
     code, err = stopped(process, signal.SIGINT)
     assert code == 130, err
     assert time.monotonic() - before < 20, "a step takes a minute"
+
+
+def test_a_dead_server_is_said_while_it_trains_and_recording_can_be_cut_off(
+    job: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("PIPELINE_DELIVERY_PATIENCE_SECONDS", "100")
+    path = job({**LONG, "training.epochs": 6000})
+    process = started(path)
+    folder = path.parent / "runs" / "small-1"
+    deadline = time.monotonic() + 240
+    while not (folder / "ended.json").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(1)
+    code, err = stopped(process, signal.SIGTERM)
+    assert code == 3, err
+    assert err.count("MLflow cannot be told: MLflow's server does not answer; training goes") == 1
+    assert f"pipeline sync {folder}" in err
+    assert "Traceback" not in err
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    result = pipeline.run(path)
+    assert status(path) == "FINISHED"
+    assert len(result.losses) == 18000
 
 
 def path_of_slow_job(job: Write) -> Path:
