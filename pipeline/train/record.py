@@ -59,6 +59,15 @@ class Record:
             workers=reduce.num_workers(), reached=self.journal.reached, bits=now, **after,
         )  # fmt: skip
 
+    def __enter__(self) -> Record:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """What led up to an error is in the journal: it is looked at most of all."""
+        if kind is not None:
+            with contextlib.suppress(OSError, RunError):  # the error itself is to be heard of
+                self.journal.flush()
+
     def write(self, point: dict[str, Any], num_rows: int, is_last: bool) -> None:
         """One step's point, with the speed in it once a second and at the end."""
         self._num_rows += num_rows

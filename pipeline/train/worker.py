@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,7 @@ def train(
     pinned = device.type == "cuda"
     feed = Feed(job.train, pieces, own, count, first_step, last_step, pinned)
     rows = job.train.opened(str(folder.resolve()))
-    with bits.deterministic(exact), rows, feed:
+    with bits.deterministic(exact), rows, feed, record or contextlib.nullcontext():
         if first_step == 0 and is_evaluated(0):
             validate(0)
         denominators = None

@@ -165,6 +165,11 @@ def test_a_loss_that_is_not_finite_names_its_rows_and_keeps_them(job: Write) -> 
     kept = json.loads((path.parent / "runs" / "small-1" / "nonfinite.json").read_text())
     assert kept["rows"] == [13]
     assert kept["losses"] == {"mse": "inf"}
+    recorded = json.loads((path.parent / "runs" / "small-1" / "recorded.json").read_text())
+    client = mlflow.MlflowClient(recorded["tracking_uri"])
+    losses = client.get_metric_history(recorded["run_id"], "train/loss")
+    assert [metric.step for metric in losses] == [1], "what led up to it is on record"
+    assert client.get_run(recorded["run_id"]).info.status == "FAILED"
 
 
 def test_steps_that_are_not_finite_can_be_left_out(job: Write, command: Command) -> None:
@@ -189,6 +194,7 @@ def test_steps_that_are_not_finite_can_be_left_out(job: Write, command: Command)
     path = job(about, data="\n".join(lines))
     code, _, err = command("run", path, "--fresh")
     assert code == 1
+    assert "step 2 is left out" in err
     assert "step 5: gradient norm" in err
 
 
