@@ -7,12 +7,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from pipeline import plugins, spec, specfile
-from pipeline.errors import PipelineError, StoppedError, UnrecordedError, UsageError
+from pipeline.errors import PipelineError, RunError, StoppedError, UnrecordedError, UsageError
 from pipeline.redact import redacted
 from pipeline.registry import REGISTRIES
 
@@ -335,15 +335,23 @@ def main() -> None:
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
     except PipelineError as error:
-        text = redacted(str(error))
-        click.echo(text if isinstance(error, StoppedError) else f"error: {text}", err=True)
-        if "--json" in sys.argv:
-            state = "stopped" if isinstance(error, StoppedError) else "failed"
-            click.echo(json.dumps({"state": state, "error": text}))
-        sys.exit(error.exit_code)
+        _end(error)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:
+        place = error.filename2 or error.filename
+        _end(RunError(f"{place}: {error.strerror}" if place else str(error)))
+
+
+def _end(error: PipelineError) -> NoReturn:
+    """Say what went wrong, and end with its exit code."""
+    text = redacted(str(error))
+    click.echo(text if isinstance(error, StoppedError) else f"error: {text}", err=True)
+    if "--json" in sys.argv:
+        state = "stopped" if isinstance(error, StoppedError) else "failed"
+        click.echo(json.dumps({"state": state, "error": text}))
+    sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

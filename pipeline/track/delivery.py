@@ -256,7 +256,10 @@ def finish(folder: str | Path) -> dict[str, Any]:
         raise UsageError(f"{folder}: the run is still going on")
     found = wait(start(place), place, lambda _: None)
     if not found.get("complete"):
-        raise RecordError(f"{folder}: {found.get('error')}")
+        raise RecordError(
+            f"{folder}: {found.get('error')}"
+            + ("" if "run_id" in found else "; MLFLOW_TRACKING_URI can name another place")
+        )
     return found
 
 

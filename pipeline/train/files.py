@@ -46,8 +46,10 @@ def replacing(path: Path, may_write: Callable[[], None] = lambda: None) -> Itera
             to_disk(file)
         may_write()
         aside.replace(path)
-    except BaseException:
+    except BaseException as error:
         aside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and not error.filename:
+            error.filename = str(path)  # a full disk does not say where it is
         raise
     folder_to_disk(path.parent)
 

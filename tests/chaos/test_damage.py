@@ -13,6 +13,7 @@ from pipeline.train import files
 from pipeline.train.curve import Reader
 from tests.chaos import harness
 from tests.chaos.harness import Case
+from tests.conftest import Command, Write
 
 ALL = (pytest.mark.chaos, pytest.mark.timeout(3600))
 KINDS = ("state.pt", "manifest.json", "curve.jsonl", "weights.pt", "done.json", "lease.json")
@@ -78,3 +79,22 @@ def test_what_is_written_twice_survives_damage_of_one(tmp_path: Path, name: str)
         copy.write_bytes(damaged(copy.read_bytes(), drawn))
         with contextlib.suppress(ValueError):
             assert files.read_json(tmp_path / name) == value  # as 1E-5 is 1e-5
+
+
+@pytest.mark.parametrize(
+    "name", ["record.json", "recorded.json", "spec.yaml", "curve.jsonl", "lease.json"]
+)
+def test_what_cannot_be_written_is_named(name: str, job: Write, command: Command) -> None:
+    """Here a folder stands in the place of the file."""
+    path = job()
+    assert command("run", path)[0] == 0
+    folder = path.parent / "runs" / "small-1"
+    (folder / "done.json").unlink()
+    (folder / ".done.json.copy").unlink()
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    code, _, err = command("run", path)
+    assert code == 1
+    assert f"{folder / name}" in err
+    assert "Is a directory" in err or "is a directory" in err
+    assert "Traceback" not in err
