@@ -93,17 +93,17 @@ class Delivery:
             tags = {key: value[:5000] for key, value in self.record["tags"].items()}
             experiment = experiment_id(self.client, self.record["experiment"], self.folder.parent)
             run = self._made_before(experiment)
-            if run:
-                self._take(run.info.run_id)
-                time.sleep(SETTLE_SECONDS)  # what another machine is sending arrives
-            delivered = self._delivered_before(run) if run else {}
+            delivered = self._taken_over(run) if run else {}
             run = run or self.client.create_run(experiment, run_name=self.record["name"], tags=tags)
             self.save(
                 run_id=run.info.run_id, experiment_id=run.info.experiment_id,
                 delivered=delivered, launcher=self.launcher,
             )  # fmt: skip
-        elif self.state.get("launcher") != self.launcher:
-            self._take(self.state["run_id"])
+        elif self.state.get("launcher") != self.launcher:  # it goes on
+            run = self.client.get_run(self.state["run_id"])
+            if run.data.tags.get(LAUNCHER) not in (self.state.get("launcher"), self.launcher):
+                self.save(delivered=self._taken_over(run))
+            self._take(run.info.run_id)
             self.save(launcher=self.launcher)
         if not self.state.get("begun"):
             known = self.client.get_run(self.state["run_id"]).data.params  # of an earlier machine
@@ -124,6 +124,12 @@ class Delivery:
         self.client.set_tag(run_id, LAUNCHER, self.launcher)
         self.client.update_run(run_id, status="RUNNING")
 
+    def _taken_over(self, run: Any) -> dict[str, int]:
+        """Take the run from another machine; how far that has delivered it."""
+        self._take(run.info.run_id)
+        time.sleep(SETTLE_SECONDS)  # what it is sending arrives
+        return self._delivered_before(run.info.run_id)
+
     def _look(self) -> None:
         """Raise SupersededError if another machine goes on with the run; two could by its copy."""
         if self.record["is_copied"]:
@@ -137,15 +143,15 @@ class Delivery:
         found = self.client.search_runs([experiment], f"tags.`pipeline.run` = '{token}'")
         return found[0] if found else None
 
-    def _delivered_before(self, run: Any) -> dict[str, int]:
+    def _delivered_before(self, run_id: str) -> dict[str, int]:
         """How far the run's record has come, as MLflow has it.
 
         Steps that another machine delivered and that are computed again have another time here.
         """
         found: dict[str, int] = {}
-        for key in run.data.metrics:
+        for key in self.client.get_run(run_id).data.metrics:
             kind = key.partition("/")[0]
-            steps = [m.step for m in self.client.get_metric_history(run.info.run_id, key)]
+            steps = [m.step for m in self.client.get_metric_history(run_id, key)]
             found[kind] = max(found.get(kind, -1), *steps)
         return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ import pytest
 import yaml
 
 import pipeline
-from pipeline.track import delivery
-from pipeline.train import files
+from pipeline.track import deliver, delivery
+from pipeline.train import curve, files
 from tests import tracking
 from tests.conftest import JOBS
 
@@ -71,6 +72,27 @@ def test_a_run_is_not_made_twice_when_the_answer_to_its_making_was_lost(
     assert places.count(str(folder)) == 1
     history = client.get_metric_history(result.run_id, "train/loss")
     assert [m.value for m in history] == result.losses, "what was sent again is there once"
+
+
+def test_what_another_machine_delivered_is_not_sent_again(
+    result: pipeline.Result, server: str, tmp_path: Path
+) -> None:
+    """It went on with the run for a while, from its copy; the steps have other times there."""
+    folder = shutil.copytree(result.storage, tmp_path / "back")
+    client = mlflow.MlflowClient(server)
+    client.set_tag(result.run_id, deliver.LAUNCHER, "another command")
+    record = files.read_json(folder / files.RECORD)
+    record["launcher"]["id"] = "this command"
+    files.write_json(folder / files.RECORD, record)
+    recorded = files.read_json(folder / files.RECORDED)
+    files.write_json(folder / files.RECORDED, recorded | {"delivered": {}, "complete": False})
+    points = [curve.read(line) for line in (folder / files.CURVE).open("rb")]
+    lines = [curve.line_of({**point, "time": point["time"] + 1}) for point in points]
+    (folder / files.CURVE).write_bytes(b"".join(lines))
+    assert delivery.finish(folder)["run_id"] == result.run_id
+    history = client.get_metric_history(result.run_id, "train/loss")
+    assert [m.value for m in history] == result.losses
+    assert client.get_run(result.run_id).info.status == "FINISHED"
 
 
 def test_what_mlflow_has_no_room_for_is_whole_in_the_spec(
