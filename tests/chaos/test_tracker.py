@@ -16,11 +16,13 @@ import pandas as pd
 import pytest
 
 import pipeline
+from pipeline.track import deliver
 from pipeline.track.model import load_model
 from pipeline.train import faults
 from tests import tracking
 from tests.chaos import proxy
 from tests.conftest import rows
+from tests.processes import FORKED
 
 ALL = (pytest.mark.chaos, pytest.mark.timeout(3600))
 PHASES = ("start", "middle", "end")
@@ -110,3 +112,18 @@ def test_the_record_is_whole(
     assert len(model.predict(pd.DataFrame({"a": [1.5], "b": [2]}))) == 1
     recorded = json.loads((Path(result.storage) / "recorded.json").read_text())
     assert recorded["complete"]
+
+
+def test_a_database_whose_making_was_cut_off_is_made_anew(tmp_path: Path) -> None:
+    """Half of MLflow's tables could never be mended."""
+    path = tmp_path / "mlflow.db"
+    for seconds in (0.3, 1.0, 1.7):
+        process = FORKED.Process(target=deliver._make_database, args=(path,))
+        process.start()
+        time.sleep(seconds)
+        process.kill()
+        process.join()
+    deliver._make_database(path)
+    assert [p.name for p in tmp_path.glob("*") if not p.name.startswith(".")] == [path.name]
+    client = mlflow.MlflowClient(f"sqlite:///{path}")
+    assert client.search_experiments(max_results=1)
