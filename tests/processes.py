@@ -20,6 +20,9 @@ FORKED: Any = multiprocessing.get_context("forkserver")
 """Starts processes from a server that has imported everything: in a moment, with its environment
 of the first start."""
 FORKED.set_forkserver_preload(["pipeline.train.worker"])
+MARK = f"PIPELINE_STARTED_BY={os.getpid()}"
+"""In the environment of all that this process starts: others on this machine are left alone."""
+os.environ.update([MARK.split("=")])
 Work = Callable[[int, int], Any]
 
 
@@ -57,10 +60,11 @@ def free_port() -> int:
 
 
 def ray_workers() -> list[int]:
-    """Ids of the processes in which Ray's workers train."""
+    """Ids of the processes in which Ray's workers train that this process has started."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended
-            if b"TrainWorker" in (process / "cmdline").read_bytes():
+            is_own = MARK.encode() in (process / "environ").read_bytes().split(b"\0")
+            if is_own and b"TrainWorker" in (process / "cmdline").read_bytes():
                 found.append(int(process.name))
     return found
