@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -58,7 +59,7 @@ def cli() -> None:
     pipeline schema > job.schema.json     for your editor's completion
     \b
     Exit codes: 0 done, 1 the run failed, 2 spec, data or command wrong,
-    3 trained but not fully recorded, 130 stopped by Ctrl-C.
+    3 trained but not fully recorded, 130 stopped by Ctrl-C, 143 by SIGTERM.
     """
 
 
@@ -351,6 +352,12 @@ def _end(error: PipelineError) -> NoReturn:
     if "--json" in sys.argv:
         state = "stopped" if isinstance(error, StoppedError) else "failed"
         click.echo(json.dumps({"state": state, "error": text}))
+    from pipeline.launch.stop import is_left_behind
+
+    if is_left_behind():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(error.exit_code)
     sys.exit(error.exit_code)
 
 

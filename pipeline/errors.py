@@ -132,10 +132,9 @@ class StoppedError(RunError):
 
     def __str__(self) -> str:
         name = "Ctrl-C" if self.number == signal.SIGINT else signal.Signals(self.number).name
-        saved = "" if self.step is None else (
-            f" after step {self.step}, where the same command goes on"
-        )  # fmt: skip
-        return f"stopped by {name}{saved}"
+        if self.step is None:
+            return f"stopped by {name}; the same command goes on from the newest checkpoint, if any"
+        return f"stopped by {name} after step {self.step}, where the same command goes on"
 
 
 class RecordError(PipelineError):

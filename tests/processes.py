@@ -20,9 +20,9 @@ FORKED: Any = multiprocessing.get_context("forkserver")
 """Starts processes from a server that has imported everything: in a moment, with its environment
 of the first start."""
 FORKED.set_forkserver_preload(["pipeline.train.worker"])
+os.environ["PIPELINE_STARTED_BY"] = str(os.getpid())
 MARK = f"PIPELINE_STARTED_BY={os.getpid()}"
 """In the environment of all that this process starts: others on this machine are left alone."""
-os.environ.update([MARK.split("=")])
 Work = Callable[[int, int], Any]
 
 

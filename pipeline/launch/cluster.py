@@ -96,10 +96,10 @@ def fit(spec: JobSpec, config: dict[str, Any], name: str, max_failures: int = -1
                 ),
             )
 
-        with _cluster(spec, ray, alone):
+        with _own_signals(ray), _cluster(spec, ray, alone):
             while True:
                 try:
-                    attended(trainer().fit, Path(config["folder"]))
+                    attended(trainer().fit, Path(config["folder"]), not alone)
                     return
                 except PipelineError:
                     raise
@@ -108,6 +108,18 @@ def fit(spec: JobSpec, config: dict[str, Any], name: str, max_failures: int = -1
                     if max_failures == 0 or not is_untried(error):
                         raise cause from error
                     restarts.count(cause)
+
+
+@contextlib.contextmanager
+def _own_signals(ray: Any) -> Iterator[None]:
+    """Ray's own answer to SIGTERM, which is to exit with code 15, does not take ours' place."""
+    utils = ray._private.utils
+    before = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda _: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = before
 
 
 @contextlib.contextmanager
@@ -129,23 +141,23 @@ def _cluster(spec: JobSpec, ray: Any, alone: bool) -> Iterator[None]:
     if alone or ray.is_initialized():
         yield
         return
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(logging_level="ERROR")
-    else:
-        for key, value in OWN_CLUSTER_ENVIRONMENT.items():
-            os.environ.setdefault(key, value)
-        ray.init(
-            address="local",  # not one that happens to run on this machine
-            # more workers than cores run
-            num_cpus=math.ceil(spec.workers.most * spec.workers.cpus_per_worker),
-            include_dashboard=False,
-            logging_level="ERROR",
-            log_to_driver=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-        )
-        # no setting stops a long line for each dead worker; progress says it in a short one
-        ray._private.worker.print_to_stdstream = lambda *_, **__: None
     try:
+        if "RAY_ADDRESS" in os.environ:
+            ray.init(logging_level="ERROR")
+        else:
+            for key, value in OWN_CLUSTER_ENVIRONMENT.items():
+                os.environ.setdefault(key, value)
+            ray.init(
+                address="local",  # not one that happens to run on this machine
+                # more workers than cores run
+                num_cpus=math.ceil(spec.workers.most * spec.workers.cpus_per_worker),
+                include_dashboard=False,
+                logging_level="ERROR",
+                log_to_driver=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+            )
+            # no setting stops a long line for each dead worker; progress says it in a short one
+            ray._private.worker.print_to_stdstream = lambda *_, **__: None
         _refuse_too_few(spec, ray.cluster_resources())
         yield
     finally:

@@ -226,11 +226,11 @@ def _copy_record(job: Job, folder: Path) -> None:
 
 def _finished(folder: Path, started: float, tell: Callable[[str], None]) -> Result:
     """The result of a run that is finished; what MLflow still lacks is delivered."""
-    from pipeline.launch.stop import raised
+    from pipeline.launch.stop import interrupting
 
     recorded = delivery.recorded(folder)
     if not recorded.get("complete"):
-        with runs.locked(folder), raised():
+        with runs.locked(folder), interrupting():
             recorded = delivery.wait(delivery.start(folder), folder, tell)
     return _result(folder, recorded, started)
 
@@ -242,7 +242,7 @@ def _trained(
     """Train the job in its folder, from the start or from where it was."""
     from pipeline.launch.cluster import fit, in_process
     from pipeline.launch.progress import Progress
-    from pipeline.launch.stop import raised
+    from pipeline.launch.stop import interrupting, raised
     from pipeline.train.curve import Reader
 
     spec = job.spec
@@ -267,7 +267,7 @@ def _trained(
         state = "killed"
         raise
     finally:
-        with raised():
+        with interrupting():
             recorded = delivery.end(delivering, folder, state, tell)
         if state != "finished" and recorded.get("run_id"):
             tell(f"mlflow run {recorded['run_id']} ({state}) in {recorded['tracking_uri']}")

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import plugins
 from pipeline import spec as specs
-from pipeline.errors import RecordError, StoppedError, UsageError
+from pipeline.errors import RecordError, UsageError
 from pipeline.redact import redacted
 from pipeline.spec import JobSpec
 from pipeline.train import files
@@ -227,7 +227,7 @@ def wait(
                 tell("      recording to MLflow ...")
                 patience = float("inf")
             time.sleep(0.05)
-    except (KeyboardInterrupt, StoppedError):
+    except KeyboardInterrupt:
         process.terminate()
         process.wait()
     return recorded(folder)
