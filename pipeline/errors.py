@@ -113,12 +113,13 @@ class NonFiniteError(RunError):
             numbers = ", ".join(map(str, self.microbatches[:8]))
             where = (
                 f"It comes from {len(self.rows)} training rows (counted from 0: {shown}; "
-                f"micro-batch {numbers} of the step), kept in nonfinite.json. "
+                f"micro-batch {numbers} of the step), kept in nonfinite.json of the run's folder. "
             )
         return (
             f"step {self.step}: gradient norm {self.gradient_norm:g}, {terms}. {where}"
             "The optimizer did not take this step. Usual causes: a learning rate that is too high, "
-            "no training.clip_norm, inputs that are not scaled"
+            "no training.clip_norm, a bad value in a row, inputs that are not scaled. With a "
+            "higher training.skip_nonfinite the same command leaves such a step out and goes on"
         )
 
 

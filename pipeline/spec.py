@@ -29,6 +29,8 @@ from pipeline.dataspec import Data, Positive, Section
 from pipeline.redact import redacted_tree
 from pipeline.registry import Registry, nearest
 
+OUTSIDE_DIGEST = ("training.skip_nonfinite",)
+"""Keys of the first half that change no step: only whether the run goes on after it."""
 FIRST_HALF = ("data", "model", "loss", "optimizer", "schedule", "training")
 """Keys of what is trained; all others say how it is carried out."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._ -]{0,99}$")]
@@ -395,6 +397,8 @@ class JobSpec(Section):
     def digest(self) -> str:
         """SHA-256 of the first half: what is trained, not on what, nor what it is called."""
         first_half = redacted_tree(self.model_dump(mode="json", include=set(FIRST_HALF)))
+        for section, _, key in (path.partition(".") for path in OUTSIDE_DIGEST):
+            first_half[section].pop(key)
         return hashlib.sha256(json.dumps(first_half, sort_keys=True).encode()).hexdigest()
 
 

@@ -93,7 +93,8 @@ class Progress:
             f"worker{'s' if event['workers'] > 1 else ''} (attempt {event['attempt']})"
         )
         if "text" not in event and (again := event.get("reached", 0) - event["step"]) > 0:
-            text += f": {again:,} steps after the last checkpoint are computed again"
+            what, verb = ("steps", "are") if again > 1 else ("step", "is")
+            text += f": {again:,} {what} after the last checkpoint {verb} computed again"
         if "after" in event:
             text = f"{event['after']}; {text}"
         self._started = (0, 0.0)  # speed is measured anew

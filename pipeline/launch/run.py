@@ -177,8 +177,10 @@ def run(
             is_finished = files.is_done(folder)
             if not is_finished:
                 held.enter_context(runs.locked(folder))
-                if said := runs.recovered(folder, job):
+                for said in runs.recovered(folder, job):
                     tell(f"note  {said}")
+                if damage := files.damage(folder):
+                    tell(f"note  {folder.name} was finished, but {damage}: its end is done again")
                 is_finished = files.is_done(folder)
             if is_finished:
                 tell(f"run   {folder.name} is finished already; --fresh starts it anew")
@@ -205,7 +207,7 @@ def _folder(job: Job, modules: list[str], fresh: bool, tell: Callable[[str], Non
         if not changed:
             return last
         if not files.is_done(last):
-            runs.refuse_changed(last, changed)
+            runs.refuse_changed(last, changed, mirror)
             tell(f"note  {last.name} is left, as what it trains has changed: {changed[0]}")
     return runs.new(storage, name, mirror)
 
@@ -252,7 +254,7 @@ def _trained(
     number = str(most) if least == most else f"{least} to {most}"
     where = "in this process" if in_process(spec) else f"on {number} Ray workers"
     tell(f"run   {folder.name}, {job.num_rows:,} rows{_streamed(job)} {where}")
-    state = "failed"
+    state, reason = "failed", ""
     try:
         reader = Reader(folder / files.CURVE)
         list(reader.new())  # what an earlier command has shown
@@ -266,9 +268,14 @@ def _trained(
     except (KeyboardInterrupt, StoppedError):
         state = "killed"
         raise
+    except Exception as error:
+        reason = redacted(str(error) or repr(error))
+        raise
     finally:
         with interrupting():
-            recorded = delivery.end(delivering, folder, state, tell)
+            recorded = delivery.end(delivering, folder, state, tell, reason)
+        if state == "failed":
+            tell(f"kept  {folder}")
         if state != "finished" and recorded.get("run_id"):
             tell(f"mlflow run {recorded['run_id']} ({state}) in {recorded['tracking_uri']}")
         if state != "finished" and not recorded.get("complete"):

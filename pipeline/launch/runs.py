@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UsageError
-from pipeline.spec import FIRST_HALF, JobSpec
+from pipeline.spec import FIRST_HALF, OUTSIDE_DIGEST, JobSpec
 from pipeline.track import delivery
 from pipeline.train import files
 
@@ -74,31 +74,36 @@ def _slug(name: str) -> str:
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in name)
 
 
-def recovered(folder: Path, job: Job) -> str:
-    """Take from the run's copy what is newer than this folder; says so if there was any."""
+def recovered(folder: Path, job: Job) -> list[str]:
+    """Take from the run's copy what is newer than this folder; what is to be said of it."""
     from pipeline.train import bits, checkpoint
 
     mirror = copies_of(job.spec)
     if mirror is None:
-        return ""
+        return []
     here, _ = checkpoint.newest(folder, bits.identity(job))
-    there = mirror.of(folder.name).pull(folder, here)
+    there, passed = mirror.of(folder.name).pull(folder, here)
     if there or (files.is_done(folder) and not here):
-        return f"{folder.name} comes back from its copy in {mirror.shown}"
-    return ""
+        return [*passed, f"{folder.name} comes back from its copy in {mirror.shown}"]
+    return passed
 
 
 def changes(folder: Path, job: Job, imports_sha256: str) -> list[str]:
     """What is trained now and was not when the run in `folder` began: one line each."""
+    from pipeline.train import bits, checkpoint
+
     try:
         record = files.read_json(folder / files.RECORD)
-    except ValueError:
-        return [f"{files.RECORD}, which is damaged"]
+    except ValueError:  # a checkpoint tells as well that this is the same job
+        step, _ = checkpoint.newest(folder, bits.identity(job))
+        return [] if step else [f"{files.RECORD} is damaged: what it trained is not known"]
     before, now = record["params"], delivery.params(job.spec)
     found = [
-        f"{key}: {before.get(key, 'not given')} -> {now.get(key, 'not given')}"
+        f"{key}: {_given(before.get(key))} -> {_given(now.get(key))}"
         for key in sorted({*before, *now})
-        if key.partition(".")[0] in FIRST_HALF and before.get(key) != now.get(key)
+        if key.partition(".")[0] in FIRST_HALF
+        and key not in OUTSIDE_DIGEST
+        and before.get(key) != now.get(key)
     ]
     tags = record["tags"]
     if not found and tags["pipeline.spec_digest"] != job.spec.digest:
@@ -110,7 +115,11 @@ def changes(folder: Path, job: Job, imports_sha256: str) -> list[str]:
     return found
 
 
-def refuse_changed(folder: Path, changed: list[str]) -> None:
+def _given(value: str | None) -> str:
+    return "not given" if value in (None, "None") else str(value)
+
+
+def refuse_changed(folder: Path, changed: list[str], mirror: Mirror | None) -> None:
     """Raise UsageError when an unfinished run would go on as another job.
 
     A run without a checkpoint has nothing to lose, one that failed by itself is to be changed.
@@ -120,6 +129,7 @@ def refuse_changed(folder: Path, changed: list[str]) -> None:
     except (OSError, ValueError):
         state = "killed"
     has_state = any((folder / "checkpoints").glob("step-*"))
+    has_state = has_state or bool(mirror and mirror.of(folder.name).steps())
     if changed and has_state and state != "failed":
         shown = changed[:MOST_CHANGES]
         more = [f"and {len(changed) - MOST_CHANGES} more"] if len(changed) > MOST_CHANGES else []

@@ -91,7 +91,7 @@ class Delivery:
             return
         if "run_id" not in self.state:
             tags = {key: value[:5000] for key, value in self.record["tags"].items()}
-            experiment = experiment_id(self.client, self.record["experiment"], self.folder.parent)
+            experiment = experiment_id(self.client, self.record["experiment"])
             run = self._made_before(experiment)
             delivered = self._taken_over(run) if run else {}
             run = run or self.client.create_run(experiment, run_name=self.record["name"], tags=tags)
@@ -208,7 +208,7 @@ class Delivery:
         kept = {name: value for name, value in point["train"].items() if name != "learning_rate"}
         return {**point, "train": kept}
 
-    def finish(self, state: str) -> None:
+    def finish(self, state: str, reason: str = "") -> None:
         """The rest of the curve, the model of a finished run, and the run's status."""
         self.points()
         self._look()
@@ -226,6 +226,8 @@ class Delivery:
             if done["first_difference"] is not None:
                 step = done["first_difference"]
                 self.client.set_tag(self.state["run_id"], "pipeline.first_difference", step)
+        if reason:
+            self.client.set_tag(self.state["run_id"], "pipeline.error", reason[:5000])
         self.client.set_terminated(self.state["run_id"], STATUS[state])
         self.state.pop("error", None)  # of an earlier try
         self.save(complete=True)
@@ -249,15 +251,17 @@ def _make_database(path: Path) -> None:
         aside.replace(path)
 
 
-def experiment_id(client: Any, name: str, storage: Path) -> str:
+def experiment_id(client: Any, name: str) -> str:
     """Id of the experiment of that name, made or restored where need be."""
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
     if found is None:
-        # a server knows where artifacts go; without one they stand beside the runs
-        is_local = client.tracking_uri.startswith("sqlite:")
-        place = (storage / "mlflow-artifacts").as_uri() if is_local else None
+        # a server knows where artifacts go; without one they stand beside the database
+        place = None
+        if client.tracking_uri.startswith(SQLITE):
+            beside = Path(client.tracking_uri.removeprefix(SQLITE)).resolve().parent
+            place = (beside / "mlflow-artifacts").as_uri()
         try:
             return str(client.create_experiment(name, artifact_location=place))
         except MlflowException:  # another run made it at the same moment
@@ -313,7 +317,7 @@ def _deliver(folder: Path, launcher: dict[str, Any]) -> int:
             delivery = delivery or Delivery(folder)
             delivery.begin()
             if ended:
-                delivery.finish(ended)
+                delivery.finish(*ended)
                 return 0
             delivery.points()
             if delivery.state.pop("error", None):
@@ -327,7 +331,7 @@ def _deliver(folder: Path, launcher: dict[str, Any]) -> int:
             print(redacted(traceback.format_exc()), file=sys.stderr, flush=True)
             reason = redacted(str(error).partition("\n")[0] or type(error).__name__)
             if "Max retries exceeded" in reason or "Connection aborted" in reason:
-                reason = "MLflow's server does not answer"
+                reason = f"MLflow's server does not answer{_where(delivery)}"
             said = {"complete": False, "error": reason[:500]}
             if delivery is not None:
                 delivery.save(**said)
@@ -337,6 +341,14 @@ def _deliver(folder: Path, launcher: dict[str, Any]) -> int:
                 return 3
             pause = EVERY_SECONDS if ended else min(2 * pause, LONGEST_PAUSE_SECONDS)
         _pause(folder, pause)
+
+
+def _where(delivery: Delivery | None) -> str:
+    """Which server that is, and whether another one could be told instead."""
+    if delivery is None:
+        return ""
+    other = "" if "run_id" in delivery.state else "; MLFLOW_TRACKING_URI can name another"
+    return f" ({delivery.state['tracking_uri']}{other})"
 
 
 def _step_back() -> None:
@@ -360,20 +372,21 @@ def _pause(folder: Path, seconds: float) -> None:
         time.sleep(0.02)
 
 
-def _ended(folder: Path) -> str | None:
-    """How training ended, or None while it goes on."""
+def _ended(folder: Path) -> tuple[str, str] | None:
+    """How training ended and why, or None while it goes on."""
     try:
-        return str(files.read_json(folder / files.ENDED)["state"])
+        said = files.read_json(folder / files.ENDED)
+        return said["state"], said.get("reason", "")
     except FileNotFoundError:
         pass
     launcher = files.read_json(folder / files.RECORD)["launcher"]
     if os.getppid() == launcher["pid"]:
         return None
     if files.is_done(folder):
-        return "finished"
+        return "finished", ""
     journal = folder / files.CURVE  # workers may outlive the launcher for a moment
     quiet = time.time() - journal.stat().st_mtime if journal.exists() else QUIET_SECONDS
-    return "failed" if quiet >= QUIET_SECONDS else None
+    return ("failed", "the command was killed") if quiet >= QUIET_SECONDS else None
 
 
 if __name__ == "__main__":

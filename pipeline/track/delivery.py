@@ -198,14 +198,15 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
 
 
 def end(
-    process: subprocess.Popen[bytes], folder: Path, state: str, tell: Callable[[str], None]
-) -> dict[str, Any]:
+    process: subprocess.Popen[bytes], folder: Path, state: str, tell: Callable[[str], None],
+    reason: str = "",
+) -> dict[str, Any]:  # fmt: skip
     """Say how training ended (finished, failed or killed), and wait for the rest of the record.
 
     Returns what was recorded: `run_id`, `tracking_uri`, `complete`, and `error` if not all is.
     """
     try:
-        write_json(folder / files.ENDED, {"state": state})
+        write_json(folder / files.ENDED, {"state": state, "reason": reason})
     except OSError as error:  # a full disk must not hide why training ended
         process.terminate()
         process.wait()
@@ -224,7 +225,8 @@ def wait(
     try:
         while process.poll() is None:
             if time.monotonic() > patience:
-                tell("      recording to MLflow ...")
+                cause = f" {found}, it is tried again" if (found := trouble(folder)) else ""
+                tell(f"      recording to MLflow ...{cause}")
                 patience = float("inf")
             time.sleep(0.05)
     except KeyboardInterrupt:
@@ -256,10 +258,7 @@ def finish(folder: str | Path) -> dict[str, Any]:
         raise UsageError(f"{folder}: the run is still going on")
     found = wait(start(place), place, lambda _: None)
     if not found.get("complete"):
-        raise RecordError(
-            f"{folder}: {found.get('error')}"
-            + ("" if "run_id" in found else "; MLFLOW_TRACKING_URI can name another place")
-        )
+        raise RecordError(f"{folder}: {found.get('error')}")
     return found
 
 

@@ -30,7 +30,7 @@ def log_proof(proof: dict[str, Any], table: str, experiment: str, storage: Path)
         tags["pipeline.suspects"] = "; ".join(proof["suspects"])[:5000]
     try:
         client = mlflow.MlflowClient(uri)
-        number = experiment_id(client, experiment, storage)
+        number = experiment_id(client, experiment)
         run = client.create_run(number, run_name=f"prove-{proof['name']}", tags=tags)
         run_id = str(run.info.run_id)
         client.log_text(run_id, table + "\n", "proof.txt")

@@ -124,7 +124,9 @@ def newest(
             step = _checked(place, identity)
             if step <= most:
                 return step, passed
-            passed.append(f"{place.name} passed over: the curve ends at step {most:.0f}")
+            passed.append(f"{place.name} passed over: the curve ends before it")
+        except FileNotFoundError as error:
+            passed.append(f"{place.name} passed over: {Path(error.filename).name} is missing")
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             passed.append(f"{place.name} passed over: {error}")
     return 0, passed

@@ -133,8 +133,20 @@ def folder_to_disk(folder: Path) -> None:
 
 def is_done(folder: Path) -> bool:
     """Whether the run's last step is done, and its curve and weights are as they were written."""
+    return (folder / DONE).exists() and not damage(folder)
+
+
+def damage(folder: Path) -> str:
+    """What is not as a finished run has left it, if it ever was finished."""
+    if not (folder / DONE).exists():
+        return ""
     try:
         written = read_json(folder / DONE)["files"]
-        return all(sha256(folder / name) == written[name] for name in (CURVE, WEIGHTS))
+        for name in (CURVE, WEIGHTS):
+            if not (folder / name).exists():
+                return f"{name} is missing"
+            if sha256(folder / name) != written[name]:
+                return f"{name} is damaged"
     except (OSError, ValueError, KeyError):
-        return False
+        return f"{DONE} is damaged"
+    return ""

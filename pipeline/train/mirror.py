@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class Mirror:
         self._segments: list[list[Any]] = []  # name, bytes, SHA-256
 
     def _unusable(self, error: Exception) -> UsageError:
-        told = redacted(str(error).partition("\n")[0])
+        told = redacted(_short(error))
         return UsageError(f"checkpoint.copy_to: {self.shown} cannot be used: {told}")
 
     def of(self, run: str) -> Mirror:
@@ -93,7 +94,7 @@ class Mirror:
         manifest = files.unsealed((place / MANIFEST).read_bytes())
         sealed = files.sealed({**manifest, "curve": self._segments})
         self._put(files.text_of(sealed), f"{place.name}/{MANIFEST}")
-        for old in self._steps()[:-keep]:
+        for old in self.steps()[:-keep]:
             self._filesystem.delete_file(f"{self.folder}/{old}/{MANIFEST}")  # no more a checkpoint
             self._filesystem.delete_dir(f"{self.folder}/{old}")
 
@@ -105,16 +106,18 @@ class Mirror:
         sealed = files.sealed({**done, "curve": self._segments})
         self._put(files.text_of(sealed), files.DONE)
 
-    def pull(self, folder: Path, after: int) -> int:
+    def pull(self, folder: Path, after: int) -> tuple[int, list[str]]:
         """Copy back the newest whole checkpoint of more than `after` steps, and its journal.
 
-        Returns its steps, 0 if there is none. A finished run's result is copied back too.
+        Returns its steps, 0 if there is none, and which were passed over and why. A finished run's
+        result is copied back too.
         """
+        passed: list[str] = []
         if self._pull_result(folder):
-            return 0
-        for name in reversed(self._steps()):
+            return 0, passed
+        for name in reversed(self.steps()):
             if int(name.removeprefix("step-")) <= after:
-                return 0
+                break
             place = folder / "checkpoints" / name
             try:
                 manifest = self._manifest(f"{name}/{MANIFEST}")
@@ -123,15 +126,17 @@ class Mirror:
                 place.mkdir(parents=True, exist_ok=True)
                 self.get(f"{name}/{STATE}", place / STATE)
                 if files.sha256(place / STATE) != manifest["files"][STATE]["sha256"]:
-                    raise ValueError("damaged")
-            except FAULTS:
-                continue  # cut off while it was written, or damaged: the one before it
+                    raise ValueError(f"{STATE} is damaged")
+            except FAULTS as error:  # cut off while it was written, or damaged: the one before it
+                shutil.rmtree(place, ignore_errors=True)
+                passed.append(f"{name} in the copy passed over: {redacted(_short(error))}")
+                continue
             with files.replacing(folder / files.CURVE) as file:
                 file.write(curve)
             (place / MANIFEST).write_bytes(files.text_of(files.sealed(manifest)))
             self._segments = segments
-            return int(manifest["step"])
-        return 0
+            return int(manifest["step"]), passed
+        return 0, passed
 
     def _pull_result(self, folder: Path) -> bool:
         try:
@@ -168,9 +173,12 @@ class Mirror:
         return b"".join(parts)
 
     def _manifest(self, name: str) -> dict[str, Any]:
-        return files.unsealed(self._read(name))
+        try:
+            return files.unsealed(self._read(name))
+        except ValueError:
+            raise ValueError(f"{Path(name).name} is damaged") from None
 
-    def _steps(self) -> list[str]:
+    def steps(self) -> list[str]:
         """Names of the checkpoints, in order."""
         return [name for name in self._listed(self.folder) if re.fullmatch(r"step-\d{10}", name)]
 
@@ -196,3 +204,8 @@ class Mirror:
         if isinstance(self._filesystem, pafs.LocalFileSystem):
             Path(self.folder, name).parent.mkdir(parents=True, exist_ok=True)
         return self._filesystem.open_output_stream(f"{self.folder}/{name}")
+
+
+def _short(error: Exception) -> str:
+    """The first line of a file system's long texts."""
+    return str(error).partition("\n")[0]

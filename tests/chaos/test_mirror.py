@@ -48,7 +48,7 @@ def copied(whole: Case, server: s3.Server, name: str, kill: int) -> tuple[dict[s
 
 
 def pulled(tree: dict[str, Any], place: Path) -> int:
-    return Mirror(tree["checkpoint"]["copy_to"], place.name).pull(place, 0)
+    return Mirror(tree["checkpoint"]["copy_to"], place.name).pull(place, 0)[0]
 
 
 def test_the_copy_is_gone_on_from_with_the_same_bits(whole: Case, server: s3.Server) -> None:
