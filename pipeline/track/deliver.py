@@ -44,6 +44,8 @@ SQLITE = "sqlite:///"
 SETTLE_SECONDS = 2.0
 LAUNCHER = "pipeline.launcher"
 """Tag of a run: id of the command that records it."""
+ERROR = "pipeline.error"
+"""Tag of a failed run: why it failed."""
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 
 
@@ -122,6 +124,8 @@ class Delivery:
     def _take(self, run_id: str) -> None:
         """The run goes on, and this command is the one that records it."""
         self.client.set_tag(run_id, LAUNCHER, self.launcher)
+        if ERROR in self.client.get_run(run_id).data.tags:  # of the time before
+            self.client.delete_tag(run_id, ERROR)
         self.client.update_run(run_id, status="RUNNING")
 
     def _taken_over(self, run: Any) -> dict[str, int]:
@@ -227,7 +231,7 @@ class Delivery:
                 step = done["first_difference"]
                 self.client.set_tag(self.state["run_id"], "pipeline.first_difference", step)
         if reason:
-            self.client.set_tag(self.state["run_id"], "pipeline.error", reason[:5000])
+            self.client.set_tag(self.state["run_id"], ERROR, reason[:5000])
         self.client.set_terminated(self.state["run_id"], STATUS[state])
         self.state.pop("error", None)  # of an earlier try
         self.save(complete=True)

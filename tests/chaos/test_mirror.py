@@ -91,7 +91,10 @@ def test_a_damaged_copy_is_passed_over(whole: Case, server: s3.Server, what: str
         with files.open_output_stream(f"{root}/{name}") as file:
             file.write(bytes(kept))
     place = harness.fresh(place)
-    assert pulled(tree, place) < newest
+    step, passed = Mirror(tree["checkpoint"]["copy_to"], place.name).pull(place, 0)
+    assert step < newest
+    assert f"step-{newest:010} in the copy passed over: " in passed[0]
+    assert not list(place.glob(f"checkpoints/step-{newest:010}")), "nothing of it is left"
     harness.completed(tree, place)
     assert harness.left(place) == whole[2]
 
@@ -126,6 +129,9 @@ def test_the_same_command_on_another_machine(
         pipeline.run(path)
     monkeypatch.setattr(worker, "train_step", step)
     shutil.rmtree(path.parent / "runs")
+    code, _, err = command("run", path, "--set", "optimizer.lr=0.5")
+    assert code == 2
+    assert "small-1 is not finished, and what it trains has changed:\n  optimizer.lr" in err
     code, out, err = command("run", path, "--json")
     assert code == 0, err
     assert "small-1 comes back from its copy in s3://***@rows/jobs" in err

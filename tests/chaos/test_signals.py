@@ -15,6 +15,7 @@ import mlflow
 import pytest
 
 import pipeline
+from pipeline.train import files
 from pipeline.train.curve import Reader
 from tests.conftest import Write
 
@@ -64,3 +65,26 @@ def test_whoever_tells_it_to_end_loses_no_step(job: Write, tmp_path: Path, times
     assert run.info.status == "FINISHED"
     history = client.get_metric_history(run.info.run_id, "train/loss")
     assert [(m.step, m.value) for m in history] == list(enumerate(alone.losses, start=1))
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("seconds", [4.0, 7.0, 10.0])
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT])
+def test_signals_while_ray_starts_end_the_command(
+    job: Write, tmp_path: Path, told: signal.Signals, seconds: float
+) -> None:
+    path = job({"training.epochs": 100_000, "workers.num": 2})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "run", str(path)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    time.sleep(seconds)
+    os.killpg(process.pid, told)
+    _, err = process.communicate(timeout=240)
+    if process.returncode != -told:  # else it had not even read the spec
+        assert process.returncode == 128 + told, err
+        assert "stopped" in err
+    assert "Traceback" not in err
+    assert "ERROR" not in err
+    for ended in tmp_path.glob("runs/*/ended.json"):
+        assert files.read_json(ended)["state"] == "killed"

@@ -169,7 +169,14 @@ def test_a_loss_that_is_not_finite_names_its_rows_and_keeps_them(job: Write) -> 
     client = mlflow.MlflowClient(recorded["tracking_uri"])
     losses = client.get_metric_history(recorded["run_id"], "train/loss")
     assert [metric.step for metric in losses] == [1], "what led up to it is on record"
-    assert client.get_run(recorded["run_id"]).info.status == "FAILED"
+    run = client.get_run(recorded["run_id"])
+    assert run.info.status == "FAILED"
+    assert run.data.tags["pipeline.error"].startswith("step 2: gradient norm")
+    result = pipeline.run(path, {"training.skip_nonfinite": 9})
+    assert result.run_id == recorded["run_id"], "it goes on"
+    run = client.get_run(recorded["run_id"])
+    assert run.info.status == "FINISHED"
+    assert "pipeline.error" not in run.data.tags
 
 
 def test_steps_that_are_not_finite_can_be_left_out(job: Write, command: Command) -> None:
