@@ -112,7 +112,7 @@ def fit(spec: JobSpec, config: dict[str, Any], name: str, max_failures: int = -1
 
 @contextlib.contextmanager
 def _own_signals(ray: Any) -> Iterator[None]:
-    """Ray's own answer to SIGTERM, which is to exit with code 15, does not take ours' place."""
+    """Ray's own answer to SIGTERM, to exit with code 15, does not take the place of ours."""
     utils = ray._private.utils
     before = utils.set_sigterm_handler
     utils.set_sigterm_handler = lambda _: None
