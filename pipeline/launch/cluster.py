@@ -112,14 +112,24 @@ def fit(spec: JobSpec, config: dict[str, Any], name: str, max_failures: int = -1
 
 @contextlib.contextmanager
 def _own_signals(ray: Any) -> Iterator[None]:
-    """Ray's own answer to SIGTERM, to exit with code 15, does not take the place of ours."""
+    """Signals to this process, or to its whole group as from `timeout`, are ours to answer.
+
+    Ray's answer to SIGTERM, to exit with code 15, does not take the place of ours; and the
+    processes of a local cluster, which would end and take the workers with them, get a group of
+    their own. They still die with this one.
+    """
     utils = ray._private.utils
-    before = utils.set_sigterm_handler
-    utils.set_sigterm_handler = lambda _: None
+    before = utils.set_sigterm_handler, utils.set_kill_on_parent_death_linux
+
+    def in_own_group() -> None:
+        os.setpgid(0, 0)
+        before[1]()
+
+    utils.set_sigterm_handler, utils.set_kill_on_parent_death_linux = lambda _: None, in_own_group
     try:
         yield
     finally:
-        utils.set_sigterm_handler = before
+        utils.set_sigterm_handler, utils.set_kill_on_parent_death_linux = before
 
 
 @contextlib.contextmanager
@@ -131,7 +141,7 @@ def session(spec: JobSpec) -> Iterator[None]:
         warnings.simplefilter("ignore")
         import ray
 
-        with _cluster(spec, ray, alone=False):
+        with _own_signals(ray), _cluster(spec, ray, alone=False):
             yield
 
 

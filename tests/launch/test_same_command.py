@@ -95,6 +95,22 @@ def test_a_run_that_was_killed_and_stopped_ends_with_the_same_bits_recorded_once
     assert len(client.search_runs([experiment.experiment_id])) == 1
 
 
+@pytest.mark.ray
+def test_a_signal_to_the_whole_process_group_loses_no_step_of_ray_workers(job: Write) -> None:
+    """`timeout` and many shells signal the group, and with it what Ray has started."""
+    path = job({**LONG, "training.epochs": 100_000, "workers.num": 2})
+    process = started(path)
+    until_step(path, 60, process)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 128 + signal.SIGTERM, err
+    last = points(path)[-1]
+    assert last["event"] == "stop"
+    assert f"stopped by SIGTERM after step {last['step']}" in err
+    assert (path.parent / f"runs/small-1/checkpoints/step-{last['step']:010}").exists()
+    assert status(path) == "KILLED"
+
+
 def test_a_finished_run_says_so_and_fresh_starts_anew(job: Write, command: Command) -> None:
     path = job()
     code, first, _ = command("run", path, "--json")
