@@ -128,7 +128,7 @@ def refuse_changed(folder: Path, changed: list[str], mirror: Mirror | None) -> N
         state = files.read_json(folder / files.ENDED)["state"]
     except (OSError, ValueError):
         state = "killed"
-    has_state = any((folder / "checkpoints").glob("step-*"))
+    has_state = any(folder.glob(files.CHECKPOINTS))
     has_state = has_state or bool(mirror and mirror.of(folder.name).steps())
     if changed and has_state and state != "failed":
         shown = changed[:MOST_CHANGES]

@@ -10,7 +10,6 @@ so any number of workers can go on from a checkpoint.
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import threading
 import time
@@ -26,7 +25,7 @@ from pipeline.spec import Checkpoint
 from pipeline.train import files
 
 FORMAT = 2
-MANIFEST, STATE = "manifest.json", "state.pt"
+MANIFEST, STATE, REPLACED = "manifest.json", "state.pt", "replaced"
 
 
 class Checkpoints:
@@ -35,8 +34,6 @@ class Checkpoints:
     def __init__(self, folder: Path, settings: Checkpoint, identity: dict[str, Any]) -> None:
         self.folder, self.settings, self.identity = folder / "checkpoints", settings, identity
         self.folder.mkdir(exist_ok=True)
-        for unfinished in self.folder.glob(".aside-*"):
-            shutil.rmtree(unfinished)
         self._last = time.monotonic()
         self._writing: threading.Thread | None = None
         self._error: Exception | None = None
@@ -78,7 +75,8 @@ class Checkpoints:
             ) from self._error
 
     def _write(self, step: int, state: Any, before: Callable[[], None]) -> None:
-        aside = self.folder / f".aside-{step}-{os.getpid()}"
+        final = _place(self.folder, step)
+        aside = files.beside(final)
         try:
             aside.mkdir()
             with (aside / STATE).open("wb") as file:
@@ -96,9 +94,9 @@ class Checkpoints:
                 files.to_disk(file)
             files.folder_to_disk(aside)
             before()
-            final = _place(self.folder, step)
             if final.exists():  # an older attempt's, found damaged or of the same state
-                shutil.rmtree(final)
+                final.rename(aside / REPLACED)  # fails where a successor has deleted `aside`
+                shutil.rmtree(aside / REPLACED)
             aside.rename(final)
             files.folder_to_disk(self.folder)
             done = [place for place in sorted(self.folder.glob("step-*")) if place <= final]
@@ -119,7 +117,7 @@ def newest(
     why.
     """
     passed: list[str] = []
-    for place in sorted((folder / "checkpoints").glob("step-*"), reverse=True):
+    for place in sorted(folder.glob(files.CHECKPOINTS), reverse=True):
         try:
             step = _checked(place, identity)
             if step <= most:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+CHECKPOINTS = "checkpoints/step-*"
+"""Folders of the first worker's checkpoints."""
 CURVE = "curve.jsonl"
 """The journal, written by the first worker."""
 DONE = "done.json"
@@ -31,7 +34,7 @@ WEIGHTS = "weights.pt"
 """Written by the first worker after the last step."""
 
 
-@contextmanager
+@contextlib.contextmanager
 def replacing(path: Path, may_write: Callable[[], None] = lambda: None) -> Iterator[BinaryIO]:
     """A file to write to that takes the place of `path` when all went well: all of it or nothing.
 
@@ -39,7 +42,7 @@ def replacing(path: Path, may_write: Callable[[], None] = lambda: None) -> Itera
     it is asked once the file stands beside the place, from where the other one deletes it: no
     moment is left at which both could write.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    aside = beside(path)
     try:
         with aside.open("wb") as file:
             yield file
@@ -54,10 +57,19 @@ def replacing(path: Path, may_write: Callable[[], None] = lambda: None) -> Itera
     folder_to_disk(path.parent)
 
 
+def beside(path: Path) -> Path:
+    """A new name for what is to take the place of `path`, a file or a folder."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+
+
 def delete_asides(path: Path) -> None:
-    """Delete what others were about to put in the place of `path`."""
+    """Delete what others were about to put in the place of `path`, whose name may be a pattern."""
     for aside in path.parent.glob(f".{path.name}.[0-9]*"):
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            if aside.is_dir():  # which another process may be filling: it loses the whole at once
+                shutil.rmtree(aside.rename(f"{aside}-left"), ignore_errors=True)
+            else:
+                aside.unlink()
 
 
 def write_json(

@@ -34,8 +34,8 @@ class Lease:
             "started": _started(os.getpid()), "is_own_process": is_own_process,
         }  # fmt: skip
         files.write_json(self.path, self._holder)
-        for name in (files.CURVE, files.WEIGHTS, files.DONE):  # that nobody may put in place now
-            files.delete_asides(folder / name)
+        for name in (files.CURVE, files.WEIGHTS, files.DONE, files.CHECKPOINTS):
+            files.delete_asides(folder / name)  # that nobody may put in place now
 
     def check(self) -> None:
         """Raise RunError if another process has taken the lease over."""

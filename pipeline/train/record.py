@@ -171,7 +171,7 @@ class Copies:
         assert self._mirror is not None
         try:
             self._may_write()
-            places = sorted((self.folder / "checkpoints").glob("step-*"))
+            places = sorted(self.folder.glob(files.CHECKPOINTS))
             if places and places[-1].name != self._pushed:
                 self._look(self._mirror)
                 self._mirror.push(places[-1], self.folder / files.CURVE, self.keep)

@@ -36,7 +36,7 @@ def test_every_state_of_the_disk_is_gone_on_from(whole: Case, every: int) -> Non
         laid_out(disk.seen[:end], place, loss)
         harness.alone(tree, place)
         assert harness.left(place) == reference, f"after {end} operations, {loss}"
-        assert not list(place.glob("checkpoints/.aside-*"))
+        assert not list(place.glob("checkpoints/.step-*"))
 
 
 def test_every_state_of_a_mark_is_one_that_was_written(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and path.name != "errors.txt" and ".aside-" not in str(path)
+        if path.is_file() and path.name != "errors.txt" and "/.step-" not in str(path)
     }
 
 

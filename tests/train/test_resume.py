@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import threading
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -181,10 +182,35 @@ def test_a_checkpoint_of_another_job_is_passed_over(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_writer_left_behind_is_removed(tmp_path: Path) -> None:
-    (tmp_path / "checkpoints" / ".aside-5-1").mkdir(parents=True)
-    (tmp_path / "checkpoints" / ".aside-5-1" / "state.pt").write_bytes(b"half")
+    aside = files.beside(tmp_path / "checkpoints" / "step-0000000005")
+    aside.mkdir(parents=True)
+    (aside / "state.pt").write_bytes(b"half")
+    Lease(tmp_path, is_own_process=False)
     saved(tmp_path, [10])
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-0000000010"]
+
+
+def test_an_attempt_that_was_replaced_while_it_saves_leaves_its_successors_checkpoint(
+    tmp_path: Path,
+) -> None:
+    """It looks at the lease, stops, and wakes up when the other one has saved the same step."""
+    looked, go_on = threading.Event(), threading.Event()
+
+    def before() -> None:
+        looked.set()
+        assert go_on.wait(60)
+
+    old = saved(tmp_path, [5])
+    old.save(10, {"weights": {"w": torch.zeros(50)}}, before)
+    assert looked.wait(60)
+    Lease(tmp_path, is_own_process=False)
+    saved(tmp_path, [10])
+    go_on.set()
+    with pytest.raises(RunError, match="cannot be written"):
+        old.wait()
+    assert checkpoint.newest(tmp_path, IDENTITY) == (10, [])
+    assert checkpoint.load(tmp_path, 10)["weights"]["w"][0] == 10
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
 
 
 class Bomb:
