@@ -351,7 +351,7 @@ def _end(error: PipelineError) -> NoReturn:
     click.echo(text if isinstance(error, StoppedError) else f"error: {text}", err=True)
     if "--json" in sys.argv:
         state = "stopped" if isinstance(error, StoppedError) else "failed"
-        click.echo(json.dumps({"state": state, "error": text}))
+        click.echo(json.dumps({"state": state, "error": text, **error.run}))
     from pipeline.launch.stop import is_left_behind
 
     if is_left_behind():

@@ -19,15 +19,20 @@ pickling between processes.
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 
 class PipelineError(Exception):
-    """Any failure this package knows how to explain."""
+    """Any failure this package knows how to explain.
+
+    `run` says where the run that failed is: its `storage`, `run_id` and `tracking_uri`.
+    """
 
     exit_code = 1
+    run: Mapping[str, str | None] = MappingProxyType({})
 
 
 class InputError(PipelineError):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import plugins, registry
-from pipeline.errors import RunError, StoppedError, UnrecordedError, UsageError
+from pipeline.errors import PipelineError, RunError, StoppedError, UnrecordedError, UsageError
 from pipeline.launch import runs
 from pipeline.redact import redacted
 from pipeline.spec import JobSpec
@@ -254,7 +254,8 @@ def _trained(
     number = str(most) if least == most else f"{least} to {most}"
     where = "in this process" if in_process(spec) else f"on {number} Ray workers"
     tell(f"run   {folder.name}, {job.num_rows:,} rows{_streamed(job)} {where}")
-    state, reason = "failed", ""
+    state = "failed"
+    failure: BaseException | None = None
     try:
         reader = Reader(folder / files.CURVE)
         list(reader.new())  # what an earlier command has shown
@@ -265,15 +266,19 @@ def _trained(
         with raised(), shown, _threads(spec.workers.threads):
             fit(spec, config, folder.name)
         state = "finished"
-    except (KeyboardInterrupt, StoppedError):
-        state = "killed"
+    except (KeyboardInterrupt, StoppedError) as error:
+        state, failure = "killed", error
         raise
     except Exception as error:
-        reason = redacted(str(error) or repr(error))
+        failure = error
         raise
     finally:
+        reason = redacted(str(failure) or repr(failure)) if state == "failed" else ""
         with interrupting():
             recorded = delivery.end(delivering, folder, state, tell, reason)
+        if isinstance(failure, PipelineError):
+            about = {key: recorded.get(key) for key in ("run_id", "tracking_uri")}
+            failure.run = {"storage": str(folder), **about}
         if state == "failed":
             tell(f"kept  {folder}")
         if state != "finished" and recorded.get("run_id"):

@@ -108,7 +108,10 @@ def test_a_run_that_explodes_fails_with_the_step_and_is_marked_failed(
     record = json.loads((folder / "recorded.json").read_text())
     run = mlflow.MlflowClient(record["tracking_uri"]).get_run(record["run_id"])
     assert run.info.status == "FAILED"
-    assert json.loads(out.splitlines()[-1])["state"] == "failed"
+    said = json.loads(out.splitlines()[-1])
+    assert (said["state"], said["storage"], said["run_id"]) == (
+        "failed", str(folder), record["run_id"],
+    )  # fmt: skip
 
 
 def test_an_error_of_python_keeps_its_type(job: Write) -> None:
