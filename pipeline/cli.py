@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -18,7 +19,6 @@ from pipeline.redact import redacted
 from pipeline.registry import REGISTRIES
 
 STARTED = time.time()
-KILLED = 130  # what shells report after Ctrl-C
 
 Command = Callable[..., None]
 
@@ -59,7 +59,8 @@ def cli() -> None:
     pipeline schema > job.schema.json     for your editor's completion
     \b
     Exit codes: 0 done, 1 the run failed, 2 spec, data or command wrong,
-    3 trained but not fully recorded, 130 stopped by Ctrl-C, 143 by SIGTERM.
+    3 trained but not fully recorded, 130 stopped by Ctrl-C, 143 by SIGTERM,
+    129 by a closed terminal.
     """
 
 
@@ -102,7 +103,7 @@ def _say(as_json: bool) -> Callable[[str], None]:
 
 def _report(result: Any, say: Callable[[str], None]) -> None:
     loss = "no items" if result.loss is None else f"{result.loss:.6g}"
-    say(f"done  {result.steps} steps, loss {loss}")
+    say(f"done  {result.steps} steps, loss of the last {loss}")
     for name, value in result.metrics.items():
         say(f"      validation {name} {'no value' if value is None else format(value, '.6g')}")
     if best := result.best:
@@ -263,10 +264,12 @@ def schema(imports: tuple[str, ...]) -> None:
 @click.argument("folder", type=click.Path(exists=True, file_okay=False))
 def sync(folder: str) -> None:
     """Finish the MLflow record of a run's folder, after the server was down."""
+    from pipeline.launch.stop import noted
     from pipeline.track import delivery
 
-    found = delivery.finish(folder)
-    click.echo(f"mlflow run {found['run_id']} in {found['tracking_uri']} is complete")
+    with noted() as signals:
+        found = delivery.finish(folder, signals)
+    click.echo(f"mlflow run {found['run_id']} in {found['tracking_uri']} has the whole record")
 
 
 @cli.group()
@@ -331,8 +334,7 @@ def main() -> None:
         error.show()
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped", err=True)
-        sys.exit(KILLED)
+        _end(StoppedError(signal.SIGINT, ""))
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
     except PipelineError as error:

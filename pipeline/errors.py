@@ -117,30 +117,34 @@ class NonFiniteError(RunError):
             shown = ", ".join(map(str, self.rows[:8])) + (", ..." if len(self.rows) > 8 else "")
             numbers = ", ".join(map(str, self.microbatches[:8]))
             where = (
-                f"It comes from {len(self.rows)} training rows (counted from 0: {shown}; "
-                f"micro-batch {numbers} of the step), kept in nonfinite.json of the run's folder. "
+                f"\n  from {len(self.rows)} training rows (counted from 0: {shown}; micro-batch "
+                f"{numbers} of the step), kept in nonfinite.json of the run's folder"
             )
         return (
-            f"step {self.step}: gradient norm {self.gradient_norm:g}, {terms}. {where}"
-            "The optimizer did not take this step. Usual causes: a learning rate that is too high, "
-            "no training.clip_norm, a bad value in a row, inputs that are not scaled. With a "
-            "higher training.skip_nonfinite the same command leaves such a step out and goes on"
+            f"step {self.step}: gradient norm {self.gradient_norm:g}, {terms}; the optimizer did "
+            f"not take this step{where}\n"
+            "  usual causes: a learning rate that is too high, no training.clip_norm, a bad value "
+            "in a row, inputs that are not scaled\n"
+            "  the same command with --set training.skip_nonfinite=N leaves up to N such steps out"
         )
 
 
 class StoppedError(RunError):
-    """A run that was told to stop by a signal, and can go on from where it was."""
+    """A command that was told to stop by a signal, and can go on from where it was.
 
-    def __init__(self, number: int, step: int | None = None) -> None:
-        super().__init__(number, step)
-        self.number, self.step = number, step
+    `kept` says from where, as the end of a sentence.
+    """
+
+    def __init__(
+        self, number: int, kept: str = "; the same command goes on from its newest checkpoint"
+    ) -> None:
+        super().__init__(number, kept)
+        self.number, self.kept = number, kept
         self.exit_code = 128 + number  # what shells report
 
     def __str__(self) -> str:
         name = "Ctrl-C" if self.number == signal.SIGINT else signal.Signals(self.number).name
-        if self.step is None:
-            return f"stopped by {name}; the same command goes on from the newest checkpoint, if any"
-        return f"stopped by {name} after step {self.step}, where the same command goes on"
+        return f"stopped by {name}{self.kept}"
 
 
 class RecordError(PipelineError):

@@ -12,14 +12,32 @@ HIDDEN = "***"
 URI = re.compile(r"""(\b[a-z][a-z0-9+.-]*://\S*?)(['"),;\]}]*)(?=\s|$)""", re.I)
 """Up to the next space, but for the punctuation of a text around it."""
 USER = re.compile(r"://(?:[^@:/]*:.*|[^@/]+)@")
+SPACED_USER = re.compile(r"://[^/@\s:]*:[^/@\n]*@")
+"""A password may hold spaces."""
+SHORTEST = 4
+"""Characters of a secret that is hidden outside of its URI: less would hide ordinary words."""
 OPTION = re.compile(r"([?&;#])([^?&;#=]*)=([^?&;#]*)")
 
 
-def redacted(text: str) -> str:
-    """The text with users, passwords and keys in its URIs hidden, and rather too much than less."""
+def redacted(text: str, uri: str = "") -> str:
+    """The text with users, passwords and keys in its URIs hidden, and rather too much than less.
+
+    Those of `uri` are hidden wherever they stand: some errors tell parts of an address.
+    """
+    for secret in sorted(_secrets(uri), key=len, reverse=True):
+        text = text.replace(secret, HIDDEN)
     if "://" not in text:
         return text
+    text = SPACED_USER.sub(f"://{HIDDEN}@", text)
     return URI.sub(lambda found: OPTION.sub(_option, _nobody(found[1])) + found[2], text)
+
+
+def _secrets(uri: str) -> set[str]:
+    """What `redacted` hides in a URI, as it stands there and decoded."""
+    user = USER.search(uri)
+    parts = user[0][3:-1].split(":", 1) if user else []
+    parts += [found[3] for found in OPTION.finditer(uri) if _option(found) != found[0]]
+    return {text for part in parts for text in (part, unquote(part)) if len(text) >= SHORTEST}
 
 
 def _nobody(uri: str) -> str:

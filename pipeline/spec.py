@@ -26,7 +26,7 @@ from pydantic_core import PydanticCustomError
 
 from pipeline import registry
 from pipeline.dataspec import Data, Positive, Section
-from pipeline.redact import redacted_tree
+from pipeline.redact import redacted, redacted_tree
 from pipeline.registry import Registry, nearest
 
 OUTSIDE_DIGEST = ("training.skip_nonfinite",)
@@ -63,7 +63,7 @@ class Choice(Section):
         if name not in known:
             raise PydanticCustomError(
                 "unknown_name",
-                "no {kind} {found}{nearest}. Known: {known}; own ones need --import",
+                "no {kind} {found}{nearest} (known: {known}; own ones need --import)",
                 {
                     "kind": cls.registry.kind,
                     "found": repr(name),
@@ -312,6 +312,18 @@ class JobSpec(Section):
     """Folder of the runs, which every worker must see; relative ones start where the command
     does, in a Ray job at the home folder."""
 
+    @field_validator("storage")
+    @classmethod
+    def _is_a_folder(cls, value: str) -> str:
+        if "://" in value:
+            raise PydanticCustomError(
+                "folder",
+                "{found} is no folder; give one that the workers share, and the object store as "
+                "`checkpoint.copy_to`",
+                {"found": redacted(value)},
+            )
+        return value
+
     @field_validator("loss", mode="before")
     @classmethod
     def _as_list(cls, value: Any) -> Any:
@@ -324,7 +336,7 @@ class JobSpec(Section):
             if name not in registry.metrics.entries:
                 raise PydanticCustomError(
                     "unknown_name",
-                    "no metric {found}{nearest}. Known: {known}",
+                    "no metric {found}{nearest} (known: {known})",
                     {
                         "found": repr(name),
                         "nearest": nearest(name, registry.metrics.entries),

@@ -30,6 +30,7 @@ from pipeline.spec import (
 )
 
 LARGEST_SPEC_BYTES = 1_000_000
+MOST_DEPTH = 50
 YAML_TAG = "tag:yaml.org,2002:"
 PLAIN_TAGS = {YAML_TAG + kind for kind in ("map", "seq", "str", "int", "float", "bool", "null")}
 
@@ -90,10 +91,15 @@ def _parse(text: str, source: str) -> tuple[Any, Lines, list[Fault]]:
         return mapping
 
     try:
+        depth = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            if isinstance(event, yaml.AliasEvent):
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            problem = "an alias (*): write the value out" * isinstance(event, yaml.AliasEvent)
+            if problem or depth > MOST_DEPTH:
                 line = event.start_mark.line + 1 if event.start_mark else None
-                raise SpecError(source, [Fault("YAML", "an alias (*): write the value out", line)])
+                problem = problem or f"nested deeper than {MOST_DEPTH} levels"
+                raise SpecError(source, [Fault("YAML", problem, line)])
         loader = _Loader(text)
         node = loader.get_single_node()
         return (build(node, ()) if node else None), lines, faults

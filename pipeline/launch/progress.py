@@ -22,11 +22,11 @@ class Progress:
 
     def __init__(
         self, reader: Reader, num_steps: int, num_epochs: int, num_rows: int,
-        trouble: Callable[[], str],
+        trouble: Callable[[], str], waiting: str = "",
     ) -> None:  # fmt: skip
-        """`trouble` says what keeps MLflow from being told, if anything."""
+        """`trouble` says what keeps MLflow from being told, `waiting` what the first step takes."""
         self.reader, self.num_steps, self.num_epochs = reader, num_steps, num_epochs
-        self._trouble, self._told_trouble = trouble, ""
+        self._trouble, self._told_trouble, self._waiting = trouble, "", waiting
         self.rows_per_step = num_rows * num_epochs / num_steps
         self.stream: TextIO = sys.stderr
         self.live = self.stream.isatty()
@@ -34,10 +34,13 @@ class Progress:
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._train: dict[str, Any] = {}
         self._validation: dict[str, Any] = {}
+        self._again = ""
         self._step = self._last_shown = 0
         self._started = (0, 0.0)
 
     def __enter__(self) -> Progress:
+        if self.live and self._waiting:
+            self._line(self._waiting, end="\r")
         self._thread.start()
         return self
 
@@ -53,16 +56,20 @@ class Progress:
             if now - looked >= RECORD_SECONDS:
                 looked = now
                 self._look_at_record()
-            if self._step and (self.live or now - shown >= PLAIN_SECONDS):
+            if (self._step or self._again) and (self.live or now - shown >= PLAIN_SECONDS):
                 shown = now
                 self._show(end="\r" if self.live else "\n")
         self._read()
         if self._step and (self.live or self._step != self._last_shown):
             self._show(end="\n")
+        elif self.live:
+            self._line("", end="")
 
     def _read(self) -> None:
         for point in self.reader.new():
-            if "event" in point:
+            if point.get("event") == "again":
+                self._compared(point)
+            elif "event" in point:
                 self._tell(point)
             self._validation = point.get("validation", self._validation)
             if "train" in point:
@@ -71,8 +78,9 @@ class Progress:
                     self._started = (point["step"], point["time"] / 1000)
                 self._now = point["time"] / 1000
             if "skipped" in point:
-                rows = ", ".join(map(str, point["skipped"][:8])) or "none alone"
-                self._say(f"step {point['step']} is left out: not finite, from rows {rows}")
+                rows = ", ".join(map(str, point["skipped"][:8]))
+                rows = f", from rows {rows}" if rows else " in its gradient"
+                self._say(f"step {point['step']} is left out: not finite{rows}")
 
     def _look_at_record(self) -> None:
         """Say once that MLflow does not take the record, and once that it does again."""
@@ -84,26 +92,33 @@ class Progress:
             )  # fmt: skip
         self._told_trouble = now
 
+    def _compared(self, event: dict[str, Any]) -> None:
+        """How far steps are that are computed again; at their end, what came of it."""
+        if "num_steps" not in event:
+            self._again = f"step {event['step']} of {event['reached']}, computed again"
+            return
+        self._again, number = "", event["num_steps"]
+        if "differs" in event and event["differs"] is None:
+            steps = f"{number:,} steps were" if number > 1 else "1 step was"
+            self._say(f"{steps} computed again, with the numbers that stand in the curve")
+
     def _tell(self, event: dict[str, Any]) -> None:
         """A line for what happened to the run; the first start is no news."""
         if event["event"] == "stop" or event.get("attempt") == 1:
             return
-        text = event.get("text") or (
-            f"going on from step {event['step']} with {event['workers']} "
-            f"worker{'s' if event['workers'] > 1 else ''} (attempt {event['attempt']})"
-        )
-        if "text" not in event and (again := event.get("reached", 0) - event["step"]) > 0:
-            what, verb = ("steps", "are") if again > 1 else ("step", "is")
-            text += f": {again:,} {what} after the last checkpoint {verb} computed again"
+        text = event.get("text") or _going_on(event)
         if "after" in event:
             text = f"{event['after']}; {text}"
-        self._started = (0, 0.0)  # speed is measured anew
+        self._started, self._again = (0, 0.0), ""  # speed is measured anew
         self._say(text)
 
     def _say(self, text: str) -> None:
         self.stream.write(f"{CLEAR if self.live else ''}note  {text}\n")
 
     def _show(self, end: str) -> None:
+        if self._again:
+            self._line(self._again, end)
+            return
         self._last_shown = self._step
         steps = self._step - self._started[0]
         seconds = self._now - self._started[1]
@@ -115,18 +130,35 @@ class Progress:
             f"step {self._step}/{self.num_steps}",
             "loss (none)" if loss is None else f"loss {loss:.4g}",
         ]
+        last = [(name, value) for name, value in self._validation.items() if value is not None]
+        parts += [f"val {name} {value:.4g}" for name, value in last[-2:]]
         if speed:
-            parts.append(f"{speed * self.rows_per_step:,.0f} rows/s")
             left = (self.num_steps - self._step) / speed
             if left >= 1:
                 parts.append(f"{_clock(left)} left")
-        last = list(self._validation.items())[-2:]
-        parts += [f"validation {name} {value:.4g}" for name, value in last if value is not None]
-        line = "  ".join(parts)
+            parts.append(f"{speed * self.rows_per_step:,.0f} rows/s")
+        self._line("  ".join(parts), end)
+
+    def _line(self, text: str, end: str) -> None:
+        """A line, of which a terminal shows as many parts as fit."""
         if self.live:
-            line = CLEAR + line[: shutil.get_terminal_size().columns - 1]
-        self.stream.write(line + end)
+            width = shutil.get_terminal_size().columns - 1
+            while len(text) > width and "  " in text:
+                text = text.rpartition("  ")[0]
+            text = CLEAR + text[:width]
+        self.stream.write(text + end)
         self.stream.flush()
+
+
+def _going_on(event: dict[str, Any]) -> str:
+    """A run's second or later start."""
+    step, number, again = event["step"], event["workers"], event["reached"] - event["step"]
+    on = f"with {number} worker{'s' if number > 1 else ''} (attempt {event['attempt']})"
+    text = f"going on from step {step} {on}" if step else f"starting again at step 0 {on}"
+    if again > 0:
+        steps = f"{again:,} steps are" if again > 1 else "1 step is"
+        text += f": {steps} computed again"
+    return text
 
 
 def _clock(seconds: float) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline import plugins
-from pipeline.errors import PipelineError, RunError
+from pipeline.errors import PipelineError, RunError, StoppedError
 from pipeline.launch import run as launch
 from pipeline.launch import runs
 from pipeline.spec import JobSpec
@@ -112,14 +112,15 @@ def prove(
     """Run the job's first `steps` on each number of `workers`, and compare.
 
     `each` gets every outcome as soon as it is known, `say` what is about to run. Raises the errors
-    of `pipeline.check`; a leg that fails or differs is part of the proof.
+    of `pipeline.check`, and StoppedError after a signal; a leg that fails or differs is part of the
+    proof.
     """
     spec, job, _ = launch.check(path, overrides, imports, live=say)
     modules = plugins.homes(launch.components(spec), plugins.load(list(imports)))
     folder = runs.new(launch.storage_of(spec), f"prove-{spec.name}")
     plugins.carry(modules, folder / "imports")
 
-    from pipeline.launch import cluster
+    from pipeline.launch import cluster, stop
     from pipeline.train import bits
 
     steps = min(steps, job.num_steps)
@@ -130,16 +131,20 @@ def prove(
     runner = _Runner(job, folder, modules, launch.base_of(path), steps, tolerance)
     most = _changed(job, Leg("", "bits", size, (max(counts),))).spec
     launch.refuse_too_many(most)
-    with cluster.session(most) if max(counts) > 1 else contextlib.nullcontext():
-        for leg in _legs(job, size, counts, steps):
-            if leg.promise == "rounding" and is_random:
-                text = "the model draws random numbers, which follow the micro-batch"
-                outcome = Outcome(leg.title, leg.promise, "not promised", text=text)
-            else:
-                say(f"running {leg.title} ...")
-                outcome = runner.run(leg)
-            outcomes.append(outcome)
-            each(outcome)
+    session = cluster.session(most) if max(counts) > 1 else contextlib.nullcontext()
+    try:
+        with stop.raised(), session:
+            for leg in _legs(job, size, counts, steps):
+                if leg.promise == "rounding" and is_random:
+                    text = "the model draws random numbers, which follow the micro-batch"
+                    outcome = Outcome(leg.title, leg.promise, "not promised", text=text)
+                else:
+                    say(f"running {leg.title} ...")
+                    outcome = runner.run(leg)
+                outcomes.append(outcome)
+                each(outcome)
+    except StoppedError as error:
+        raise StoppedError(error.number, "; not all ways were compared: no verdict") from error
     fingerprint = bits.fingerprint(_changed(job, Leg("", "bits", size, (1,))).spec)
     return Proof(
         spec.name, steps, job.num_steps, size, fingerprint, spec.digest, job.fingerprint, outcomes,
@@ -259,6 +264,8 @@ class _Runner:
         started = time.perf_counter()
         try:
             points, weights = self._trained(leg)
+        except StoppedError:
+            raise
         except PipelineError as error:
             is_unable = leg.promise == "rounding" and leg.is_reference
             verdict: Verdict = "not promised" if is_unable else "failed"
@@ -314,6 +321,8 @@ class _Runner:
             is_last = number == len(leg.workers) - 1
             try:
                 fit(job.spec, config, place.name, max_failures=0)
+            except StoppedError:
+                raise
             except RunError:
                 if is_last or not list(place.glob(f".fault-*-{leg.kills[number][1]}")):
                     raise

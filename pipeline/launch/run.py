@@ -93,6 +93,7 @@ def check(
     spec = load(path, overrides)
     refuse_too_many(spec)
     _refuse_copy(spec)
+    delivery.tracking_uri(storage_of(spec))
     from pipeline.losses.terms import bind
     from pipeline.train import job as jobs
     from pipeline.train.best import Best
@@ -206,7 +207,7 @@ def _folder(job: Job, modules: list[str], fresh: bool, tell: Callable[[str], Non
         changed = runs.changes(last, job, plugins.sources_sha256(modules))
         if not changed:
             return last
-        if not files.is_done(last):
+        if not (last / files.DONE).exists():
             runs.refuse_changed(last, changed, mirror)
             tell(f"note  {last.name} is left, as what it trains has changed: {changed[0]}")
     return runs.new(storage, name, mirror)
@@ -228,12 +229,12 @@ def _copy_record(job: Job, folder: Path) -> None:
 
 def _finished(folder: Path, started: float, tell: Callable[[str], None]) -> Result:
     """The result of a run that is finished; what MLflow still lacks is delivered."""
-    from pipeline.launch.stop import interrupting
+    from pipeline.launch.stop import noted
 
     recorded = delivery.recorded(folder)
     if not recorded.get("complete"):
-        with runs.locked(folder), interrupting():
-            recorded = delivery.wait(delivery.start(folder), folder, tell)
+        with runs.locked(folder), noted() as signals:
+            recorded = delivery.wait(delivery.start(folder), folder, tell, signals)
     return _result(folder, recorded, started)
 
 
@@ -244,7 +245,7 @@ def _trained(
     """Train the job in its folder, from the start or from where it was."""
     from pipeline.launch.cluster import fit, in_process
     from pipeline.launch.progress import Progress
-    from pipeline.launch.stop import interrupting, raised
+    from pipeline.launch.stop import noted, raised
     from pipeline.train.curve import Reader
 
     spec = job.spec
@@ -254,37 +255,38 @@ def _trained(
     number = str(most) if least == most else f"{least} to {most}"
     where = "in this process" if in_process(spec) else f"on {number} Ray workers"
     tell(f"run   {folder.name}, {job.num_rows:,} rows{_streamed(job)} {where}")
+    waiting = "" if in_process(spec) else f"starting {number} Ray workers ..."
+    reader = Reader(folder / files.CURVE)
+    list(reader.new())  # what an earlier command has shown
+    shown = Progress(
+        reader, job.num_steps, spec.training.epochs, job.num_rows,
+        lambda: delivery.trouble(folder), waiting,
+    )  # fmt: skip
     state = "failed"
     failure: BaseException | None = None
-    try:
-        reader = Reader(folder / files.CURVE)
-        list(reader.new())  # what an earlier command has shown
-        shown = Progress(
-            reader, job.num_steps, spec.training.epochs, job.num_rows,
-            lambda: delivery.trouble(folder),
-        )  # fmt: skip
-        with raised(), shown, _threads(spec.workers.threads):
-            fit(spec, config, folder.name)
-        state = "finished"
-    except (KeyboardInterrupt, StoppedError) as error:
-        state, failure = "killed", error
-        raise
-    except Exception as error:
-        failure = error
-        raise
-    finally:
-        reason = redacted(str(failure) or repr(failure)) if state == "failed" else ""
-        with interrupting():
-            recorded = delivery.end(delivering, folder, state, tell, reason)
-        if isinstance(failure, PipelineError):
-            about = {key: recorded.get(key) for key in ("run_id", "tracking_uri")}
-            failure.run = {"storage": str(folder), **about}
-        if state == "failed":
-            tell(f"kept  {folder}")
-        if state != "finished" and recorded.get("run_id"):
-            tell(f"mlflow run {recorded['run_id']} ({state}) in {recorded['tracking_uri']}")
-        if state != "finished" and not recorded.get("complete"):
-            tell(f"note  MLflow has not been told everything: {recorded.get('error')}")
+    with noted() as signals:  # that come when training has ended: they cut the recording off
+        try:
+            with raised(), shown, _threads(spec.workers.threads):
+                fit(spec, config, folder.name)
+            state = "finished"
+        except (KeyboardInterrupt, StoppedError) as error:
+            state, failure = "killed", error
+            raise
+        except Exception as error:
+            failure = error
+            raise
+        finally:
+            reason = redacted(str(failure) or repr(failure)) if state == "failed" else ""
+            recorded = delivery.end(delivering, folder, state, tell, reason, signals)
+            if isinstance(failure, PipelineError):
+                about = {key: recorded.get(key) for key in ("run_id", "tracking_uri")}
+                failure.run = {"storage": str(folder), **about}
+            if state == "failed":
+                tell(f"kept  {folder}")
+            if state != "finished" and recorded.get("run_id"):
+                tell(f"mlflow run {recorded['run_id']} ({state}) in {recorded['tracking_uri']}")
+            if state != "finished" and not recorded.get("complete"):
+                tell(f"note  MLflow has not been told everything: {recorded.get('error')}")
     result = _result(folder, recorded, started)
     if spec.training.best_by and result.best is None:
         tell(f"note  no evaluation had a {spec.training.best_by}: the model has the last weights")

@@ -7,6 +7,7 @@ spec, data and own modules go on where it is; the second half of the spec may ch
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import re
 import socket
@@ -71,7 +72,9 @@ def new(storage: Path, name: str, mirror: Mirror | None = None) -> Path:
 
 
 def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "._-" else "-" for c in name)
+    """The name as a folder's; if that took changes, with a mark of its own."""
+    made = "".join(c if c.isalnum() or c in "._-" else "-" for c in name)
+    return made if made == name else f"{made}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
 def recovered(folder: Path, job: Job) -> list[str]:
@@ -136,7 +139,8 @@ def refuse_changed(folder: Path, changed: list[str], mirror: Mirror | None) -> N
         lines = "\n  ".join([*shown, *more])
         raise UsageError(
             f"{folder.name} is not finished, and what it trains has changed:\n  {lines}\n"
-            "  undo the change to go on with it; --fresh starts anew and leaves it as it is"
+            "  undo the change to go on with it; another name (--set name=...) keeps both, --fresh "
+            "gives it up for a new run"
         )
 
 
@@ -156,7 +160,7 @@ def choosing(storage: Path, name: str) -> Iterator[None]:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep other commands out of the run while this one trains it; the kernel lets go for us."""
-    with (folder / ".lock").open("a+") as lock:
+    with (folder / files.LOCK).open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -1,13 +1,19 @@
-"""Ctrl-C and SIGTERM while workers train: they save their state and end; a second one ends at once.
+"""Signals while workers train: they save their state and end; a second one ends at once.
 
-Preemption, `ray job stop` and Kubernetes send SIGTERM and wait a while before they kill.
+Ctrl-C, SIGTERM (preemption, `ray job stop` and Kubernetes, which wait a while before they kill) and
+SIGHUP (a terminal that was closed).
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
+import os
 import signal
+import stat
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +22,14 @@ from typing import Any
 
 from pipeline.errors import StoppedError
 from pipeline.train import files
-from pipeline.train.curve import Reader
+from pipeline.train.curve import read
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LOOK_SECONDS = 0.05
+LAST_SECONDS = 0.5
+"""After a second signal, for a step that is as good as done."""
+SAVED_SECONDS = 5.0
+"""After the workers have saved their state, for Ray to end: it may have been told to die too."""
 TRAINING = "training"
 """Name of the thread that trains, or waits for the workers that do."""
 
@@ -40,22 +51,33 @@ def attended(fit: Callable[[], Any], folder: Path, waits_for_workers: bool) -> N
         except BaseException as error:  # whatever it is, the caller is to see it
             failure.append(error)
 
+    def ask() -> None:
+        with contextlib.suppress(OSError):  # on a full disk a second signal ends it
+            (folder / files.STOP).touch()
+
     thread = threading.Thread(target=guarded, name=TRAINING, daemon=True)
-    before, is_told = _starts(folder), False
-    with _caught(folder) as signals:
+    starts, stops = _number(folder, "start"), _number(folder, "stop")
+    is_told, until = False, math.inf
+    with noted(ask) as signals:
         if _raised:
             raise StoppedError(_raised[0])
         thread.start()
-        while thread.is_alive() and len(signals) < 2:
+        while thread.is_alive() and len(signals) < 2 and time.monotonic() < until:
             thread.join(LOOK_SECONDS)
-            if signals and not is_told:
-                if waits_for_workers and _starts(folder) == before:
+            if not signals:
+                continue
+            if not is_told:
+                if waits_for_workers and _number(folder, "start") == starts:
                     break
                 is_told = True
                 end = "\r\x1b[2K" if sys.stderr.isatty() else ""
                 sys.stderr.write(f"{end}note  stopping after this step; a second signal ends it\n")
+            if until == math.inf and _number(folder, "stop") > stops:
+                until = time.monotonic() + SAVED_SECONDS
+        if len(signals) > 1:
+            thread.join(LAST_SECONDS)
     if signals and not files.is_done(folder):
-        raise StoppedError(signals[0], _saved(folder)) from (failure[0] if failure else None)
+        raise StoppedError(signals[0], _kept(folder)) from (failure[0] if failure else None)
     if failure:
         raise failure[0]
 
@@ -66,13 +88,13 @@ def is_left_behind() -> bool:
 
 
 @contextmanager
-def _caught(folder: Path) -> Iterator[list[int]]:
-    """The numbers of signals that have come; the first asks the workers to stop."""
+def noted(also: Callable[[], None] = lambda: None) -> Iterator[list[int]]:
+    """The numbers of signals that have come; they interrupt nothing, but call `also`."""
     signals: list[int] = []
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def note(number: int) -> None:
         signals.append(number)
-        (folder / files.STOP).touch()
+        also()
 
     with _handled(note):
         yield signals
@@ -82,8 +104,13 @@ def _caught(folder: Path) -> Iterator[list[int]]:
 def raised() -> Iterator[None]:
     """Signals end what is done inside at once, as StoppedError: nothing is trained yet."""
     _raised.clear()
+
+    def end(number: int) -> None:
+        _raised.append(number)
+        raise KeyboardInterrupt  # which is not caught with every Exception
+
     try:
-        with interrupting(_raised):
+        with _handled(end):
             yield
     except StoppedError:
         raise
@@ -96,25 +123,22 @@ def raised() -> Iterator[None]:
 
 
 @contextmanager
-def interrupting(signals: list[int] | None = None) -> Iterator[None]:
-    """Both signals raise KeyboardInterrupt, which is not caught with every Exception."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        if signals is not None:
-            signals.append(number)
-        raise KeyboardInterrupt
-
-    with _handled(end):
-        yield
-
-
-@contextmanager
-def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM go to `handler`, where signals can be handled at all."""
+def _handled(handler: Callable[[int], None]) -> Iterator[None]:
+    """Signals go to `handler`, where they can be handled at all; `nohup` stays what it is."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            _let_go_of_terminal()
+        handler(number)
+
+    before = {
+        number: signal.signal(number, handle)
+        for number in SIGNALS
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+    }
     try:
         yield
     finally:
@@ -122,16 +146,37 @@ def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
             signal.signal(number, earlier)
 
 
-def _starts(folder: Path) -> int:
-    """How often workers have begun to train."""
+def _let_go_of_terminal() -> None:
+    """It is gone: what is said from now on goes nowhere, instead of ending in an error."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in range(3):
+        with contextlib.suppress(OSError):
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+                os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
+def _events(folder: Path) -> list[bytes]:
+    """The journal's lines that tell what happened to the run."""
     try:
         with (folder / files.CURVE).open("rb") as file:
-            return sum(b'"event": "start"' in line for line in file)
+            return [line for line in file if b'"event": "' in line]
     except OSError:  # the first time
-        return 0
+        return []
 
 
-def _saved(folder: Path) -> int | None:
-    """The step after which the workers stopped, if they did so by themselves."""
-    points = [p for p in Reader(folder / files.CURVE).new() if p.get("event") == "stop"]
-    return int(points[-1]["step"]) if points else None
+def _number(folder: Path, event: str) -> int:
+    """How often workers have begun to train, or stopped after saving their state."""
+    return sum(f'"event": "{event}"'.encode() in line for line in _events(folder))
+
+
+def _kept(folder: Path) -> str:
+    """Where the same command goes on: after the last step if the workers could save its state."""
+    events = _events(folder)
+    if events and b'"event": "stop"' in events[-1]:
+        with contextlib.suppress(ValueError):
+            return f" after step {read(events[-1])['step']}, where the same command goes on"
+    names = sorted(place.name for place in folder.glob(files.CHECKPOINTS))
+    if not names:
+        return "; nothing is saved yet"
+    return f"; the same command goes on from the checkpoint after step {int(names[-1][5:])}"

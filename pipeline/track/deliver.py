@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
+import math
 import os
+import signal
 import sys
 import time
 import traceback
@@ -18,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.redact import redacted
-from pipeline.track.delivery import recorded, with_password
+from pipeline.track.delivery import ALONE, recorded, with_password
 from pipeline.train import files
 from pipeline.train.curve import Reader
 from pipeline.train.files import write_json
@@ -29,6 +32,8 @@ EVERY_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 30.0  # between tries at a server that does not answer
 PATIENCE_SECONDS = 30.0
 """After training's end, for a server that does not answer; PIPELINE_DELIVERY_PATIENCE_SECONDS."""
+KILLED_PATIENCE_SECONDS = 5.0
+"""The most after a signal: whoever sent it does not wait for long."""
 QUIET_SECONDS = 10.0  # without a new point, after which a run without its launcher has ended
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the default blocks for minutes; we retry ourselves
@@ -73,6 +78,7 @@ class Delivery:
         self.state.pop("error", None)
         self.reader = Reader(folder / files.CURVE)
         self.unsent: list[dict[str, Any]] = []
+        self.starts: list[dict[str, Any]] = []
         self.rate: float | None = None
         self.has_begun = False
         if uri.startswith(SQLITE):
@@ -184,6 +190,8 @@ class Delivery:
     def points(self) -> None:
         """Send what the journal holds by now and MLflow does not."""
         for point in self.reader.new():
+            if point.get("event") == "start":
+                self.starts.append(point)
             for kind in KINDS:
                 if kind in point and point["step"] > self.state["delivered"].get(kind, -1):
                     self.unsent.append(point)
@@ -221,8 +229,6 @@ class Delivery:
 
             self.save(model_uri=log_model(self.folder, self.state["run_id"], self.record))
             done = files.read_json(self.folder / files.DONE)
-            workers = ", ".join(map(str, done["workers"]))
-            self.client.set_tag(self.state["run_id"], "pipeline.workers", workers)
             if best := done["best"]:
                 at = {"time": done["time"], "step": best["step"]}
                 metrics = list(_metrics({"best": best["metrics"], **at}))
@@ -230,11 +236,33 @@ class Delivery:
             if done["first_difference"] is not None:
                 step = done["first_difference"]
                 self.client.set_tag(self.state["run_id"], "pipeline.first_difference", step)
-        if reason:
-            self.client.set_tag(self.state["run_id"], ERROR, reason[:5000])
+        tags = _tags(self.starts) | ({ERROR: reason} if reason else {})
+        for key, value in tags.items():
+            self.client.set_tag(self.state["run_id"], key, value[:5000])
+        if (self.folder / files.NONFINITE).exists():
+            self.client.log_artifact(self.state["run_id"], str(self.folder / files.NONFINITE))
         self.client.set_terminated(self.state["run_id"], STATUS[state])
         self.state.pop("error", None)  # of an earlier try
         self.save(complete=True)
+
+
+def _tags(starts: list[dict[str, Any]]) -> dict[str, str]:
+    """How many workers each attempt had, and what the curve's bits depended on from where."""
+    if not starts:
+        return {}
+    tags = {"pipeline.workers": ", ".join(str(start["workers"]) for start in starts)}
+    parts: dict[int, Any] = {}
+    for start in starts:
+        step = max(start["step"], start["reached"])  # those before it stand as they were
+        if not parts or start["bits"] != list(parts.values())[-1]:
+            parts[step] = start["bits"]
+    if len(parts) > 1:
+        text = json.dumps([{"after_step": step, **bits} for step, bits in parts.items()])
+        tags |= {
+            "pipeline.bits": text,
+            "pipeline.bits_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        }
+    return tags
 
 
 def _make_database(path: Path) -> None:
@@ -293,30 +321,36 @@ def _metrics(point: dict[str, Any]) -> Iterator[Any]:
                 yield Metric(f"{group}/{name}", float(value), point["time"], point["step"])
 
 
-def main(folder: Path) -> int:
-    """Deliver until training has ended; 0 when the record is complete."""
+def main(folder: Path, is_alone: bool = False) -> int:
+    """Deliver until training has ended; 0 when the record is complete.
+
+    Signals do not end it: `ray job stop` sends them to all processes, and the command that trains
+    says when to end. `is_alone` says that there is no such command any more.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     _step_back()
     launcher = files.read_json(folder / files.RECORD)["launcher"]
     with (folder / ".delivering").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # an earlier launcher's delivery ends first
-        return _deliver(folder, launcher)
+        files.delete_asides(folder / files.RECORDED)
+        return _deliver(folder, launcher, is_alone)
 
 
-def _deliver(folder: Path, launcher: dict[str, Any]) -> int:
+def _deliver(folder: Path, launcher: dict[str, Any], is_alone: bool) -> int:
     """Deliver as long as `launcher` has not handed the run over to another one."""
-    while _starting(folder) and not _ended(folder):
+    while _starting(folder) and not _ended(folder, is_alone):
         time.sleep(0.1)
     delivery: Delivery | None = None
-    deadline, pause = float("inf"), EVERY_SECONDS
+    deadline, pause, printed = float("inf"), EVERY_SECONDS, ""
     while True:
         if files.read_json(folder / files.RECORD)["launcher"] != launcher:
             return 0  # another command goes on with the run, and delivers it
-        ended = _ended(folder)
+        ended = _ended(folder, is_alone)
         if ended and deadline == float("inf"):
-            patience = os.environ.get("PIPELINE_DELIVERY_PATIENCE_SECONDS", PATIENCE_SECONDS)
-            deadline = time.monotonic() + float(patience)
+            deadline = time.monotonic() + _patience(ended[0])
         try:
             delivery = delivery or Delivery(folder)
             delivery.begin()
@@ -332,10 +366,10 @@ def _deliver(folder: Path, launcher: dict[str, Any]) -> int:
             delivery.save(error=str(error))
             return 0
         except Exception as error:  # whatever a server or disk does, training is not to feel it
-            print(redacted(traceback.format_exc()), file=sys.stderr, flush=True)
-            reason = redacted(str(error).partition("\n")[0] or type(error).__name__)
-            if "Max retries exceeded" in reason or "Connection aborted" in reason:
-                reason = f"MLflow's server does not answer{_where(delivery)}"
+            reason = _reason(error, delivery)
+            if reason != printed:
+                print(redacted(traceback.format_exc(), _given()), file=sys.stderr, flush=True)
+            printed = reason
             said = {"complete": False, "error": reason[:500]}
             if delivery is not None:
                 delivery.save(**said)
@@ -347,12 +381,27 @@ def _deliver(folder: Path, launcher: dict[str, Any]) -> int:
         _pause(folder, pause)
 
 
-def _where(delivery: Delivery | None) -> str:
-    """Which server that is, and whether another one could be told instead."""
+def _given() -> str:
+    """The environment's address of MLflow, which may hold a password."""
+    return os.environ.get("MLFLOW_TRACKING_URI", "")
+
+
+def _patience(state: str) -> float:
+    """Seconds that an ended run's record may take where MLflow cannot be told."""
+    given = os.environ.get("PIPELINE_DELIVERY_PATIENCE_SECONDS", PATIENCE_SECONDS)
+    return min(float(given), KILLED_PATIENCE_SECONDS if state == "killed" else math.inf)
+
+
+def _reason(error: Exception, delivery: Delivery | None) -> str:
+    """What keeps MLflow from being told, where, and whether another server could be told."""
+    reason = redacted(str(error).partition("\n")[0] or type(error).__name__, _given())
+    reason = " ".join(reason.split())
+    if "Max retries exceeded" in reason or "Connection aborted" in reason:
+        reason = "MLflow's server does not answer"
     if delivery is None:
-        return ""
+        return reason
     other = "" if "run_id" in delivery.state else "; MLFLOW_TRACKING_URI can name another"
-    return f" ({delivery.state['tracking_uri']}{other})"
+    return f"{reason} ({delivery.state['tracking_uri']}{other})"
 
 
 def _step_back() -> None:
@@ -376,7 +425,7 @@ def _pause(folder: Path, seconds: float) -> None:
         time.sleep(0.02)
 
 
-def _ended(folder: Path) -> tuple[str, str] | None:
+def _ended(folder: Path, is_alone: bool) -> tuple[str, str] | None:
     """How training ended and why, or None while it goes on."""
     try:
         said = files.read_json(folder / files.ENDED)
@@ -384,7 +433,7 @@ def _ended(folder: Path) -> tuple[str, str] | None:
     except FileNotFoundError:
         pass
     launcher = files.read_json(folder / files.RECORD)["launcher"]
-    if os.getppid() == launcher["pid"]:
+    if not is_alone and os.getppid() == launcher["pid"]:
         return None
     if files.is_done(folder):
         return "finished", ""
@@ -394,4 +443,4 @@ def _ended(folder: Path) -> tuple[str, str] | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), ALONE in sys.argv[2:]))

@@ -7,19 +7,19 @@ and reads the run's folder.
 from __future__ import annotations
 
 import base64
+import fcntl
 import io
 import json
 import os
 import platform
 import re
-import signal
 import socket
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
-from importlib.metadata import version
+from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,12 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from pipeline.train.job import Job
+
+
+ALONE = "alone"
+"""Says to the delivery that no command trains the run."""
+SCHEMES = ("databricks", "file", "http", "https", "mssql", "mysql", "postgresql", "sqlite")
+"""Of tracking URIs that MLflow takes; plugins add theirs."""
 
 
 def prepare(spec: JobSpec, job: Job, folder: Path, modules: list[str]) -> None:
@@ -76,6 +82,8 @@ def prepare(spec: JobSpec, job: Job, folder: Path, modules: list[str]) -> None:
         "launcher": launcher,
         "is_copied": spec.checkpoint.copy_to is not None,
     }
+    for name in (files.RECORD, files.ENDED):
+        files.delete_asides(folder / name)
     write_json(folder / files.RECORD, record)
     if (folder / files.RECORDED).exists():
         before.pop("error", None)
@@ -132,8 +140,18 @@ def _data(job: Job) -> dict[str, Any]:
 
 
 def tracking_uri(storage: Path) -> str:
-    """MLflow's address: the environment's, or a SQLite file beside the runs."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage / 'mlflow.db'}"
+    """MLflow's address: the environment's, or a SQLite file beside the runs.
+
+    Raises UsageError for one that MLflow cannot take.
+    """
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    scheme = (given or "").partition(":")[0].partition("+")[0] if ":" in (given or "") else ""
+    known = {*SCHEMES, *(entry.name for entry in entry_points(group="mlflow.tracking_store"))}
+    if scheme and scheme not in known:
+        raise UsageError(
+            f"MLFLOW_TRACKING_URI: MLflow knows no {scheme}:// (but {', '.join(sorted(known))})"
+        )
+    return given or f"sqlite:///{storage / 'mlflow.db'}"
 
 
 def with_password(uri: str) -> str:
@@ -185,11 +203,11 @@ def _submission() -> str:
         return ""
 
 
-def start(folder: Path) -> subprocess.Popen[bytes]:
+def start(folder: Path, *words: str) -> subprocess.Popen[bytes]:
     """The process that delivers the run's record, apart from the terminal's Ctrl-C."""
     with (folder / "deliver.log").open("wb") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "pipeline.track.deliver", str(folder)],
+            [sys.executable, "-m", "pipeline.track.deliver", str(folder), *words],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -199,39 +217,41 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
 
 def end(
     process: subprocess.Popen[bytes], folder: Path, state: str, tell: Callable[[str], None],
-    reason: str = "",
+    reason: str = "", signals: Sequence[int] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Say how training ended (finished, failed or killed), and wait for the rest of the record.
 
-    Returns what was recorded: `run_id`, `tracking_uri`, `complete`, and `error` if not all is.
+    A number in `signals` cuts that off, now or later. Returns what was recorded: `run_id`,
+    `tracking_uri`, `complete`, and `error` if not all is.
     """
     try:
         write_json(folder / files.ENDED, {"state": state, "reason": reason})
     except OSError as error:  # a full disk must not hide why training ended
-        process.terminate()
+        process.kill()
         process.wait()
         return {"complete": False, "error": f"{folder}: {error.strerror}"}
-    found = wait(process, folder, tell)
-    if process.returncode not in (0, 3, -signal.SIGTERM):  # it died, which another need not
-        found = wait(start(folder), folder, tell)
+    found = wait(process, folder, tell, signals)
+    if process.returncode not in (0, 3) and not signals:  # it died, which another need not
+        found = wait(start(folder), folder, tell, signals)
     return found
 
 
 def wait(
-    process: subprocess.Popen[bytes], folder: Path, tell: Callable[[str], None]
-) -> dict[str, Any]:
-    """The delivering process's last word, once it has ended."""
+    process: subprocess.Popen[bytes], folder: Path, tell: Callable[[str], None],
+    signals: Sequence[int] = (),
+) -> dict[str, Any]:  # fmt: skip
+    """The delivering process's last word, once it has ended; it is ended by a first signal."""
     patience = time.monotonic() + 3
-    try:
-        while process.poll() is None:
-            if time.monotonic() > patience:
-                cause = f" {found}, it is tried again" if (found := trouble(folder)) else ""
-                tell(f"      recording to MLflow ...{cause}")
-                patience = float("inf")
-            time.sleep(0.05)
-    except KeyboardInterrupt:
-        process.terminate()
+    while process.poll() is None and not signals:
+        if time.monotonic() > patience:
+            cause = f" {found}, it is tried again" if (found := trouble(folder)) else ""
+            tell(f"      recording to MLflow ...{cause}")
+            patience = float("inf")
+        time.sleep(0.05)
+    if process.poll() is None:
+        process.kill()
         process.wait()
+        return {**recorded(folder), "complete": False, "error": "it was cut off by a signal"}
     return recorded(folder)
 
 
@@ -240,7 +260,7 @@ def recorded(folder: Path) -> dict[str, Any]:
     try:
         found = files.read_json(folder / files.RECORDED)
     except (OSError, ValueError):
-        return {"complete": False, "error": f"the delivery did not start: see {folder}/deliver.log"}
+        return {"complete": False, "error": f"nothing is recorded: see {folder}/deliver.log"}
     return found
 
 
@@ -249,23 +269,28 @@ def trouble(folder: Path) -> str:
     return recorded(folder).get("error", "") if (folder / files.RECORDED).exists() else ""
 
 
-def finish(folder: str | Path) -> dict[str, Any]:
-    """Deliver what a run's folder holds and MLflow does not. Raises RecordError when it cannot."""
+def finish(folder: str | Path, signals: Sequence[int] = ()) -> dict[str, Any]:
+    """Deliver what a run's folder holds and MLflow does not, unless `signals` cut that off.
+
+    Raises RecordError when it cannot, and UsageError while a command trains the run.
+    """
     place = Path(folder).resolve()
     if not (place / files.RECORD).exists():
         raise UsageError(f"{folder}: not the folder of a run (no record.json)")
-    if not (place / files.ENDED).exists() and _alive(place):
+    if not (place / files.ENDED).exists() and _is_locked(place):
         raise UsageError(f"{folder}: the run is still going on")
-    found = wait(start(place), place, lambda _: None)
+    found = wait(start(place, ALONE), place, lambda _: None, signals)
     if not found.get("complete"):
-        raise RecordError(f"{folder}: {found.get('error')}")
+        other = "another command goes on with this run, and records it"
+        raise RecordError(f"{folder}: {found.get('error', other)}")
     return found
 
 
-def _alive(folder: Path) -> bool:
-    launcher = files.read_json(folder / files.RECORD)["launcher"]
-    try:
-        os.kill(launcher["pid"], 0)
-    except OSError:
-        return False
-    return bool(launcher["host"] == socket.gethostname())
+def _is_locked(folder: Path) -> bool:
+    """Whether a command has the run in hand; the kernel knows, on any machine with this disk."""
+    with (folder / files.LOCK).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False

@@ -25,7 +25,7 @@ class Best:
             known = sorted(losses | set(metrics))
             raise UsageError(
                 f"training.best_by: no metric {name!r} of the validation rows"
-                f"{nearest(name, known)}. There are: {', '.join(known)}"
+                f"{nearest(name, known)} (known: {', '.join(known)})"
             )
         self.name = name
         self.lower_is_better = name in losses or metrics[name][1].lower_is_better

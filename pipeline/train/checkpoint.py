@@ -31,10 +31,14 @@ MANIFEST, STATE, REPLACED = "manifest.json", "state.pt", "replaced"
 class Checkpoints:
     """The checkpoints of one run, written by the first worker in a thread beside training."""
 
-    def __init__(self, folder: Path, settings: Checkpoint, identity: dict[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, settings: Checkpoint, identity: dict[str, Any], first_step: int = 0
+    ) -> None:
         self.folder, self.settings, self.identity = folder / "checkpoints", settings, identity
         self.folder.mkdir(exist_ok=True)
         self._last = time.monotonic()
+        self.written = _place(self.folder, first_step) if first_step else None
+        """The newest one of this attempt; before the first, the one it goes on from."""
         self._writing: threading.Thread | None = None
         self._error: Exception | None = None
         self._is_first = True
@@ -64,8 +68,7 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Until no checkpoint is being written. Raises RunError when the last one could not be."""
-        if self._writing is not None:
-            self._writing.join()
+        self.settle()
         if self._error is not None:
             told = str(self._error).partition("\n")[0] or type(self._error).__name__
             reason = getattr(self._error, "strerror", None) or told
@@ -73,6 +76,11 @@ class Checkpoints:
                 f"a checkpoint cannot be written to {self.folder}: {reason}; "
                 "those before it are kept"
             ) from self._error
+
+    def settle(self) -> None:
+        """Until no checkpoint is being written; whether it could be is not asked."""
+        if self._writing is not None:
+            self._writing.join()
 
     def _write(self, step: int, state: Any, before: Callable[[], None]) -> None:
         final = _place(self.folder, step)
@@ -99,6 +107,7 @@ class Checkpoints:
                 shutil.rmtree(aside / REPLACED)
             aside.rename(final)
             files.folder_to_disk(self.folder)
+            self.written = final
             done = [place for place in sorted(self.folder.glob("step-*")) if place <= final]
             for old in done[: -self.settings.keep]:  # later ones are damaged: they were passed over
                 shutil.rmtree(old)

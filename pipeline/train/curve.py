@@ -22,6 +22,8 @@ from pipeline.errors import RunError
 from pipeline.train.files import replacing
 
 FLUSH_SECONDS = 0.25
+AGAIN_SECONDS = 1.0
+"""Between words of where the steps are that are computed again."""
 UNTIMED = ("rows_per_second",)
 """What is measured anew when a step is computed again."""
 
@@ -31,7 +33,8 @@ class Journal:
 
     A run that goes on from an earlier step computes some points again. They stand already, with
     the time of their first writing: what is computed again is not appended, but compared with them
-    where the same bits are promised. `may_write` is called before anything is written, and raises
+    where the same bits are promised; the event `again` says how far it has come, and how many they
+    were. `may_write` is called before anything is written, and raises
     an error where another process has taken over.
     """
 
@@ -62,7 +65,8 @@ class Journal:
                     self.reached = max(self.reached, point["step"])
         self._file = path.open("ab")
         self._lines: list[bytes] = []
-        self._flushed = 0.0
+        self._flushed, self._said = 0.0, time.monotonic()
+        self._num_again = 0
 
     def write(self, point: dict[str, Any]) -> None:
         """Append one point: `step` and either `train` or `validation` values by name."""
@@ -74,12 +78,28 @@ class Journal:
                 and _untimed(point) != _untimed(known)
             ):
                 self.first_difference = point["step"]
+            self._again(point)
             return
+        if self._num_again and "train" in point:
+            self._caught_up()
         now = time.time()
         self._lines.append(line_of({"time": int(now * 1000), **point}))
         if now - self._flushed > FLUSH_SECONDS or "train" not in point:
             self.flush()
             self._flushed = now
+
+    def _again(self, point: dict[str, Any]) -> None:
+        """A step or evaluation was computed again; say now and then how far that is."""
+        self._num_again += "train" in point
+        if time.monotonic() - self._said >= AGAIN_SECONDS:
+            self._said = time.monotonic()
+            self.event(point["step"], "again", reached=self.reached)
+
+    def _caught_up(self) -> None:
+        """All that was done before the failure has been computed again."""
+        number, self._num_again = self._num_again, 0
+        facts = {"differs": self.first_difference} if self._compare else {}
+        self.event(self.reached, "again", num_steps=number, **facts)
 
     def event(self, step: int, event: str, **facts: Any) -> None:
         """Append what happened to the run after `step` steps."""
@@ -91,9 +111,13 @@ class Journal:
         place = os.stat(self._path) if self._path.exists() else None
         if place is None or not os.path.samestat(os.fstat(self._file.fileno()), place):
             raise RunError(f"{self._path} was replaced or deleted while it was written")
-        self._file.write(b"".join(self._lines))
-        self._lines.clear()
-        self._file.flush()
+        try:
+            self._file.write(b"".join(self._lines))
+            self._lines.clear()
+            self._file.flush()
+        except OSError as error:
+            error.filename = str(self._path)  # a full disk does not say where it is
+            raise
 
     def to_disk(self) -> None:
         """What was flushed outlives a power cut; may be called by another thread."""

@@ -24,6 +24,10 @@ FAILURE = "failure.txt"
 """Written by Ray's controller: why workers are started again."""
 LEASE = "lease.json"
 """Written by the first worker of each attempt: which process may write."""
+LOCK = ".lock"
+"""Held by the command that trains the run."""
+NONFINITE = "nonfinite.json"
+"""Written by the first worker: the last step that was not finite, and all rows it comes from."""
 RECORD = "record.json"
 """Written by the launcher: what MLflow is told besides the curve."""
 RECORDED = "recorded.json"
@@ -64,12 +68,17 @@ def beside(path: Path) -> Path:
 
 def delete_asides(path: Path) -> None:
     """Delete what others were about to put in the place of `path`, whose name may be a pattern."""
-    for aside in path.parent.glob(f".{path.name}.[0-9]*"):
+    asides = [found for place in (path, _copy(path)) for found in _asides(place)]
+    for aside in asides:
         with contextlib.suppress(FileNotFoundError):
             if aside.is_dir():  # which another process may be filling: it loses the whole at once
                 shutil.rmtree(aside.rename(f"{aside}-left"), ignore_errors=True)
             else:
                 aside.unlink()
+
+
+def _asides(path: Path) -> Iterator[Path]:
+    return path.parent.glob(f".{path.name}.[0-9]*")
 
 
 def write_json(

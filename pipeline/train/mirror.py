@@ -12,6 +12,7 @@ that both write here, the one whose command put its record here last goes on; th
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import shutil
@@ -88,14 +89,18 @@ class Mirror:
         return True
 
     def push(self, place: Path, journal: Path, keep: int) -> None:
-        """Copy a checkpoint and the journal up to it; delete all but the last. Raises OSError."""
+        """Copy a checkpoint and the journal up to it; delete all but the last. Raises OSError.
+
+        Later ones were passed over, or the run would not have come here again.
+        """
         self._push_curve(journal)
         self._upload(place / STATE, f"{place.name}/{STATE}")
         manifest = files.unsealed((place / MANIFEST).read_bytes())
         sealed = files.sealed({**manifest, "curve": self._segments})
         self._put(files.text_of(sealed), f"{place.name}/{MANIFEST}")
-        for old in self.steps()[:-keep]:
-            self._filesystem.delete_file(f"{self.folder}/{old}/{MANIFEST}")  # no more a checkpoint
+        for old in [name for name in self.steps() if name <= place.name][:-keep]:
+            with contextlib.suppress(FileNotFoundError):  # cut off while it was written or deleted
+                self._filesystem.delete_file(f"{self.folder}/{old}/{MANIFEST}")  # it counts no more
             self._filesystem.delete_dir(f"{self.folder}/{old}")
 
     def push_result(self, folder: Path) -> None:
@@ -208,4 +213,4 @@ class Mirror:
 
 def _short(error: Exception) -> str:
     """The first line of a file system's long texts."""
-    return str(error).partition("\n")[0]
+    return re.sub(r"^\[Errno \d+\] ", "", str(error).partition("\n")[0])

@@ -13,7 +13,6 @@ import torch
 
 from pipeline.errors import RunError
 from pipeline.redact import redacted
-from pipeline.spec import Checkpoint
 from pipeline.train import bits, checkpoint, files, reduce
 from pipeline.train.best import Best
 from pipeline.train.checkpoint import Checkpoints
@@ -41,8 +40,8 @@ class Record:
         self._num_rows, self._since = 0, time.perf_counter()
         exact = job.spec.training.microbatch_size is not None
         self.journal = Journal(folder / files.CURVE, first_step, exact, lease.check)
-        self.checkpoints = Checkpoints(folder, job.spec.checkpoint, bits.identity(job))
-        self.copies = Copies(folder, job.spec.checkpoint, lease.check)
+        self.checkpoints = Checkpoints(folder, job.spec.checkpoint, bits.identity(job), first_step)
+        self.copies = Copies(folder, self.checkpoints, lease.check)
         files.folder_to_disk(folder)  # the names of both
         failure = folder / files.FAILURE
         after = {"after": failure.read_text()} if failure.exists() else {}
@@ -51,7 +50,10 @@ class Record:
         before = self.journal.bits or now
         changed = [f"{k} {old} -> {now.get(k)}" for k, old in before.items() if now.get(k) != old]
         if first_step and changed:
-            text = f"{', '.join(changed)}: from here on the curve agrees to rounding only"
+            text = (
+                f"{', '.join(changed)}: after step {first_step} the curve agrees with that of an "
+                "undisturbed run to rounding only"
+            )
             self.journal.event(first_step, "bits", text=text)
         self.journal.starts.append(reduce.num_workers())
         self.journal.event(
@@ -140,16 +142,22 @@ class Record:
 class Copies:
     """Keeps the run's copy up to date, in a thread; what fails is tried again with the next one."""
 
-    def __init__(self, folder: Path, settings: Checkpoint, may_write: Callable[[], None]) -> None:
-        self.folder, self.keep, self._may_write = folder, settings.keep, may_write
+    def __init__(
+        self, folder: Path, checkpoints: Checkpoints, may_write: Callable[[], None]
+    ) -> None:
+        settings = checkpoints.settings
+        self.folder, self._checkpoints, self._may_write = folder, checkpoints, may_write
         self._mirror = Mirror(settings.copy_to, folder.name) if settings.copy_to else None
         self._launcher = _launcher(folder) if self._mirror else None
         self._thread: threading.Thread | None = None
-        self._pushed, self._fault, self._said = "", "", ""
+        self._pushed: Path | None = None
+        self._fault, self._said = "", ""
         self._lost: RunError | None = None
 
     def update(self, wait: bool = False) -> str:
-        """Copy the newest checkpoint unless that is being done; what is to be said of the last.
+        """Copy the checkpoint being written, once it is; what is to be said of the last copy.
+
+        An earlier copy that is still on its way is left to end first.
 
         Raises RunError when a command on another machine goes on with the run.
         """
@@ -170,12 +178,14 @@ class Copies:
     def _push(self) -> None:
         assert self._mirror is not None
         try:
+            self._checkpoints.settle()
             self._may_write()
-            places = sorted(self.folder.glob(files.CHECKPOINTS))
-            if places and places[-1].name != self._pushed:
+            place = self._checkpoints.written
+            if place and place != self._pushed:
                 self._look(self._mirror)
-                self._mirror.push(places[-1], self.folder / files.CURVE, self.keep)
-                self._pushed = places[-1].name
+                keep = self._checkpoints.settings.keep
+                self._mirror.push(place, self.folder / files.CURVE, keep)
+                self._pushed = place
             self._fault = ""
         except (*FAULTS, RunError) as error:
             reason = redacted(str(error).partition("\n")[0])

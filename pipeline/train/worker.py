@@ -186,7 +186,7 @@ def _with_rows(error: NonFiniteError, pieces: list[Rows], folder: Path) -> NonFi
         "microbatches": error.microbatches, "rows": odd,
     }  # fmt: skip
     if reduce.rank() == 0:
-        files.write_json(folder / "nonfinite.json", facts)
+        files.write_json(folder / files.NONFINITE, facts)
     return NonFiniteError(error.step, error.gradient_norm, error.terms, error.microbatches, odd)
 
 

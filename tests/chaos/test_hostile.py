@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,32 @@ def test_a_spec_of_fifty_megabytes_is_refused_at_once(tmp_path: Path) -> None:
     path.write_text("name: a\nx: [" + "1, " * (17 * 2**20) + "]\n")
     with pytest.raises(PipelineError, match="larger than 1 MB"):
         load(path)
+
+
+@pytest.mark.parametrize("text", ["[", "{a: ", "- "])
+def test_a_deeply_nested_spec_is_refused_at_once(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text("name: a\nx:\n " + text * (800_000 // len(text)))
+    before = time.monotonic()
+    with pytest.raises(PipelineError, match="nested deeper than 50 levels"):
+        load(path)
+    assert time.monotonic() - before < 5
+
+
+def test_a_part_of_mlflows_address_is_no_way_to_its_secrets(
+    job: Write, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error names the path and query of the address alone."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://u:hunter2 5b1d@127.0.0.1:9/p?token=T0KEN-99")
+    monkeypatch.setenv("PIPELINE_DELIVERY_PATIENCE_SECONDS", "1")
+    path = job()
+    code, out, err = command("run", path, "--json")
+    assert code == 3, err
+    assert (path.parent / "runs/small-1/deliver.log").read_text(), "it said something"
+    told = [file.read_bytes() for file in path.parent.rglob("*") if file.is_file()]
+    for secret in ("hunter2", "5b1d", "T0KEN-99"):
+        assert secret not in out + err
+        assert not [1 for content in told if secret.encode() in content]
 
 
 def test_no_secret_is_left_anywhere(

@@ -99,6 +99,47 @@ def test_a_damaged_copy_is_passed_over(whole: Case, server: s3.Server, what: str
     assert harness.left(place) == whole[2]
 
 
+def test_the_copy_follows_a_run_that_passed_checkpoints_over(
+    whole: Case, server: s3.Server
+) -> None:
+    """Its curve was damaged before them: what is computed again is copied, old ones are not."""
+    base, tree, reference = whole
+    tree = {**tree, "checkpoint": {**tree["checkpoint"], "copy_to": server.uri("rows/copies")}}
+    place = harness.fresh(base / "passed-1")
+    slowly = {**tree, "pause": 0.2}
+    harness.attempt(slowly, place, 3, None, [(2, 19)])
+    newest = Mirror(tree["checkpoint"]["copy_to"], place.name).steps()[-1]
+    assert newest == "step-0000000016", "as soon as it was written"
+    lines = (place / "curve.jsonl").read_bytes().splitlines(keepends=True)
+    (number,) = [n for n, line in enumerate(lines) if b'{"time"' in line and b'"step": 7,' in line]
+    lines[number] = b"?" + lines[number][1:]
+    (place / "curve.jsonl").write_bytes(b"".join(lines))
+    harness.attempt(slowly, place, 3, None, [(2, 11)])
+    shutil.rmtree(place)
+    assert pulled(tree, harness.fresh(place)) in (4, 8, 12, 16)
+    job = prepared(pipeline.load(tree), Path())
+    points = Reader(place / "curve.jsonl").new()
+    reached = max(point["step"] for point in points if "train" in point)
+    assert checkpoint.newest(place, bits.identity(job), reached)[0] >= 4
+    harness.completed(tree, place)
+    assert harness.left(place) == reference
+
+
+def test_what_a_killed_command_left_in_the_copy_is_deleted_in_its_turn(
+    whole: Case, server: s3.Server
+) -> None:
+    base, tree, reference = whole
+    tree = {**tree, "checkpoint": {**tree["checkpoint"], "copy_to": server.uri("rows/copies")}}
+    place = harness.fresh(base / "half-1")
+    with server.filesystem.open_output_stream("rows/copies/half-1/step-0000000001/state.pt") as f:
+        f.write(b"half")
+    harness.completed({**tree, "pause": 0.1}, place)
+    assert harness.left(place) == reference
+    kept = Mirror(tree["checkpoint"]["copy_to"], place.name).steps()
+    assert kept == ["step-0000000020", "step-0000000024"]
+    assert not any(b'"event": "copy"' in line for line in (place / "curve.jsonl").open("rb"))
+
+
 def test_a_store_that_is_down_does_not_stop_training(whole: Case) -> None:
     base, tree, reference = whole
     nowhere = "s3://k:s@rows/x?scheme=http&endpoint_override=127.0.0.1:9"

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import mlflow
@@ -93,6 +97,26 @@ class Narrow(nn.Module):
         narrow = {name: column.float() for name, column in batch.items()}
         return self.last(self.features(narrow)).squeeze(1)
 '''
+
+
+@pytest.mark.parametrize(
+    ("told", "workers", "seconds"), [(signal.SIGINT, "1", 8.0), (signal.SIGTERM, "1,2", 8.0)]
+)
+def test_a_signal_ends_it_without_a_verdict(
+    job: Write, told: signal.Signals, workers: str, seconds: float
+) -> None:
+    path = job({"training.epochs": 100_000})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "prove", str(path), "--workers", workers,
+         "--steps", "200000"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    time.sleep(seconds)
+    process.send_signal(told)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + told, err
+    assert "no verdict" in err
+    assert not {"held", "broken", "failed"} & set(out.split())
 
 
 @pytest.fixture

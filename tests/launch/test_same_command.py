@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,10 @@ import mlflow
 import pytest
 
 import pipeline
+from pipeline.errors import UsageError
+from pipeline.launch import stop
+from pipeline.track import delivery
+from pipeline.train import files
 from pipeline.train.curve import Reader
 from tests.conftest import Command, Write
 from tests.processes import free_port
@@ -37,7 +44,7 @@ def points(path: Path) -> list[dict[str, Any]]:
     return list(Reader(path.parent / "runs" / "small-1" / "curve.jsonl").new())
 
 
-def until_step(path: Path, step: int, process: subprocess.Popen[str]) -> None:
+def until_step(path: Path, step: int, process: subprocess.Popen[Any]) -> None:
     deadline = time.monotonic() + 120
     while not (steps := [p["step"] for p in points(path)]) or max(steps) < step:
         assert process.poll() is None, process.communicate()
@@ -91,6 +98,7 @@ def test_a_run_that_was_killed_and_stopped_ends_with_the_same_bits_recorded_once
     history = client.get_metric_history(result.run_id, "train/loss")
     assert [(m.step, m.value) for m in history] == list(enumerate(result.losses, start=1))
     assert status(path) == "FINISHED"
+    assert client.get_run(result.run_id).data.tags["pipeline.workers"] == "1, 1, 1"
     (experiment,) = [e for e in client.search_experiments() if e.name == "small"]
     assert len(client.search_runs([experiment.experiment_id])) == 1
 
@@ -109,6 +117,107 @@ def test_a_signal_to_the_whole_process_group_loses_no_step_of_ray_workers(job: W
     assert f"stopped by SIGTERM after step {last['step']}" in err
     assert (path.parent / f"runs/small-1/checkpoints/step-{last['step']:010}").exists()
     assert status(path) == "KILLED"
+
+
+def test_a_signal_to_the_delivery_too_leaves_the_record_whole(job: Write) -> None:
+    """`ray job stop` signals every process that the command has started."""
+    path = job({**LONG, "training.epochs": 100_000})
+    process = started(path)
+    until_step(path, 300, process)
+    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        os.kill(int(child), signal.SIGTERM)
+    code, err = stopped(process, signal.SIGTERM)
+    assert code == 128 + signal.SIGTERM, err
+    assert "told everything" not in err
+    assert status(path) == "KILLED"
+    record = json.loads((path.parent / "runs/small-1/recorded.json").read_text())
+    client = mlflow.MlflowClient(record["tracking_uri"])
+    history = client.get_metric_history(record["run_id"], "train/loss")
+    assert [m.step for m in history] == [p["step"] for p in points(path) if "train" in p]
+
+
+def test_a_closed_terminal_loses_no_step(job: Write) -> None:
+    path = job({**LONG, "training.epochs": 100_000})
+    ours, its = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "run", str(path)],
+        stdin=its, stdout=its, stderr=its, start_new_session=True,
+    )  # fmt: skip
+    os.close(its)
+    shown = threading.Thread(target=read_all, args=(ours,), daemon=True)
+    shown.start()
+    until_step(path, 300, process)
+    os.close(ours)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(60) == 128 + signal.SIGHUP
+    last = points(path)[-1]
+    assert last["event"] == "stop"
+    assert (path.parent / f"runs/small-1/checkpoints/step-{last['step']:010}").exists()
+    assert status(path) == "KILLED"
+
+
+def read_all(descriptor: int) -> None:
+    with contextlib.suppress(OSError):
+        while os.read(descriptor, 1000):
+            pass
+
+
+def test_a_second_command_that_is_stopped_early_names_the_newest_checkpoint(job: Write) -> None:
+    """Not the step at which an earlier one was stopped."""
+    path = job({**LONG, "training.epochs": 100_000})
+    process = started(path)
+    until_step(path, 100, process)
+    stopped(process, signal.SIGINT)
+    process = started(path)
+    until_step(path, 600, process)
+    stopped(process, signal.SIGKILL)
+    folder = path.parent / "runs/small-1"
+    newest = max(int(p.name[5:]) for p in (folder / "checkpoints").glob("step-*"))
+    assert stop._kept(folder).endswith(f"from the checkpoint after step {newest}")
+    process = started(path)
+    until_step(path, newest + 400, process)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.1)
+    code, err = stopped(process, signal.SIGINT)
+    assert code == 130
+    saved = sorted(int(p.name[5:]) for p in (folder / "checkpoints").glob("step-*"))
+    assert f"after step {saved[-1]}" in err
+    assert "computed again" in err, "and how many steps"
+
+
+def test_sync_takes_no_other_process_for_the_command_that_was_killed(job: Write) -> None:
+    """Its number can be another one's by then, as that of the first process of a container."""
+    path = job({**LONG, "training.epochs": 100_000})
+    process = started(path)
+    until_step(path, 100, process)
+    folder = path.parent / "runs/small-1"
+    with pytest.raises(UsageError, match="still going on"):
+        delivery.finish(folder)
+    stopped(process, signal.SIGKILL)
+    record = files.read_json(folder / files.RECORD)
+    files.write_json(folder / files.RECORD, record | {
+        "launcher": record["launcher"] | {"pid": os.getpid()},
+    })  # fmt: skip
+    delivery.finish(folder)
+    assert status(path) == "FAILED"
+
+
+def test_names_that_only_differ_where_folders_cannot_are_other_jobs(job: Write) -> None:
+    one, two = (Path(pipeline.run(job({"name": name})).storage).name for name in ("a b", "a-b"))
+    assert (one[:4], two) == ("a-b-", "a-b-1")
+    assert one != two
+
+
+def test_an_address_that_mlflow_cannot_take_is_said_before_training(
+    job: Write, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "htp://somewhere")
+    path = job()
+    for name in ("check", "run"):
+        code, _, err = command(name, path)
+        assert code == 2
+        assert "MLFLOW_TRACKING_URI: MLflow knows no htp://" in err
+    assert not list(path.parent.glob("runs/small-1"))
 
 
 def test_a_finished_run_says_so_and_fresh_starts_anew(job: Write, command: Command) -> None:
