@@ -451,7 +451,7 @@ def test_other_software_than_at_the_start_is_said(
     said = [p for p in Reader(folder / "curve.jsonl").new() if p.get("event") == "bits"]
     (text,) = [p["text"] for p in said]
     assert said[0]["step"] == 15
-    assert text.startswith(f"torch {torch.__version__} -> 2.99: from here on")
+    assert text.startswith(f"torch {torch.__version__} -> 2.99: after step 15 ")
 
 
 def started_apart(tree: dict[str, Any], folder: Path, rank: int, num: int) -> str:
