@@ -130,8 +130,9 @@ class Progress:
             f"step {self._step}/{self.num_steps}",
             "loss (none)" if loss is None else f"loss {loss:.4g}",
         ]
-        last = [(name, value) for name, value in self._validation.items() if value is not None]
-        parts += [f"val {name} {value:.4g}" for name, value in last[-2:]]
+        values = [f"{k} {v:.4g}" for k, v in self._validation.items() if v is not None]
+        if values:
+            parts.append(f"val {', '.join(values[-2:])}")
         if speed:
             left = (self.num_steps - self._step) / speed
             if left >= 1:

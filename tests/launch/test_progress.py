@@ -1,0 +1,82 @@
+"""What is shown while a job trains: on a terminal of any width, and in a file."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.launch.progress import CLEAR, Progress
+from pipeline.train.curve import Journal, Reader
+
+
+class Terminal(io.StringIO):
+    """Keeps what is written to it."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def shown(path: Path, stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What is written of the journal at `path`."""
+    monkeypatch.setattr("sys.stderr", stream)
+    with Progress(Reader(path), 26_000, 1500, 385, lambda: "", "starting 2 Ray workers ..."):
+        time.sleep(0.3)
+    return stream.getvalue()
+
+
+def point(step: int, **more: Any) -> dict[str, Any]:
+    return {"step": step, "epoch": 1.0, "terms": {}, "train": {"loss": 0.26905}, **more}
+
+
+@pytest.mark.parametrize("columns", [30, 80, 200])
+def test_a_terminal_shows_as_much_as_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    size = os.terminal_size((columns, 24))
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda: size)
+    path = tmp_path / "curve.jsonl"
+    written = Journal(path)
+    written.write(point(13_000))
+    written.write({"step": 13_000, "epoch": 1.0, "validation": {"loss": 0.0483, "accuracy": 0.98}})
+    time.sleep(0.01)
+    written.write(point(13_582))
+    written.close()
+    lines = shown(path, Terminal(), monkeypatch).replace("\r", "\n").split("\n")
+    assert any("starting 2 Ray" in line for line in lines)
+    last = [line.removeprefix(CLEAR[1:]) for line in lines if "epoch" in line][-1]
+    assert len(last) < columns
+    assert last.startswith("epoch 784/1500")
+    assert ("val loss 0.0483, accuracy 0.98" in last) == (columns >= 80)
+    assert ("rows/s" in last) == (columns == 200)
+
+
+def test_what_is_computed_again_is_shown_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "curve.jsonl"
+    first = Journal(path)
+    for step in range(1, 40):
+        first.write(point(step))
+    first.close()
+    again = Journal(path, 9)
+    again.event(9, "start", attempt=2, workers=3, reached=again.reached)
+    monkeypatch.setattr("pipeline.train.curve.AGAIN_SECONDS", 0.0)
+    for step in range(10, 30):
+        again.write(point(step))
+    again.flush()
+    text = shown(path, Terminal(), monkeypatch)
+    assert "going on from step 9 with 3 workers (attempt 2): 30 steps are computed again" in text
+    assert "step 29 of 39, computed again" in text
+    for step in range(30, 42):
+        again.write(point(step))
+    again.close()
+    text = shown(path, io.StringIO(), monkeypatch)
+    assert "30 steps were computed again, with the numbers that stand in the curve" in text
+    assert "step 41/26000" in text
+    assert CLEAR not in text
