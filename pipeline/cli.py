@@ -349,16 +349,19 @@ def main() -> None:
 
 def _end(error: PipelineError) -> NoReturn:
     """Say what went wrong, and end with its exit code."""
-    text = redacted(str(error))
-    click.echo(text if isinstance(error, StoppedError) else f"error: {text}", err=True)
-    if "--json" in sys.argv:
-        state = "stopped" if isinstance(error, StoppedError) else "failed"
-        click.echo(json.dumps({"state": state, "error": text, **error.run}))
-    from pipeline.launch.stop import is_left_behind
+    from pipeline.launch.stop import is_left_behind, let_go_of_output
 
-    if is_left_behind():
+    text = redacted(str(error))
+    try:
+        click.echo(text if isinstance(error, StoppedError) else f"error: {text}", err=True)
+        if "--json" in sys.argv:
+            state = "stopped" if isinstance(error, StoppedError) else "failed"
+            click.echo(json.dumps({"state": state, "error": text, **error.run}))
         sys.stdout.flush()
         sys.stderr.flush()
+    except OSError:  # nobody reads it any more: Python would end with a code of its own
+        let_go_of_output()
+    if is_left_behind():
         os._exit(error.exit_code)
     sys.exit(error.exit_code)
 

@@ -14,6 +14,7 @@ URI = re.compile(r"""(\b[a-z][a-z0-9+.-]*://\S*?)(['"),;\]}]*)(?=\s|$)""", re.I)
 USER = re.compile(r"://(?:[^@:/]*:.*|[^@/]+)@")
 SPACED_USER = re.compile(r"://[^/@\s:]*:[^/@\n]*@")
 """A password may hold spaces."""
+SECRET_KEY = re.compile("token|key|secret|pass|sig|cred|auth", re.I)
 SHORTEST = 4
 """Characters of a secret that is hidden outside of its URI: less would hide ordinary words."""
 OPTION = re.compile(r"([?&;#])([^?&;#=]*)=([^?&;#]*)")
@@ -24,19 +25,19 @@ def redacted(text: str, uri: str = "") -> str:
 
     Those of `uri` are hidden wherever they stand: some errors tell parts of an address.
     """
+    if "://" in text:
+        text = SPACED_USER.sub(f"://{HIDDEN}@", text)
+        text = URI.sub(lambda found: OPTION.sub(_option, _nobody(found[1])) + found[2], text)
     for secret in sorted(_secrets(uri), key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
-    if "://" not in text:
-        return text
-    text = SPACED_USER.sub(f"://{HIDDEN}@", text)
-    return URI.sub(lambda found: OPTION.sub(_option, _nobody(found[1])) + found[2], text)
+    return text
 
 
 def _secrets(uri: str) -> set[str]:
-    """What `redacted` hides in a URI, as it stands there and decoded."""
+    """Passwords and keys in a URI, as they stand there and decoded."""
     user = USER.search(uri)
-    parts = user[0][3:-1].split(":", 1) if user else []
-    parts += [found[3] for found in OPTION.finditer(uri) if _option(found) != found[0]]
+    parts = [user[0][3:-1].rpartition(":")[2]] if user else []  # the password, or a token
+    parts += [found[3] for found in OPTION.finditer(uri) if SECRET_KEY.search(found[2])]
     return {text for part in parts for text in (part, unquote(part)) if len(text) >= SHORTEST}
 
 

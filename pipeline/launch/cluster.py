@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import PipelineError, UsageError
+from pipeline.errors import PipelineError, StoppedError, UsageError
 from pipeline.launch.stop import attended
 from pipeline.spec import JobSpec
 
@@ -53,7 +53,7 @@ def fit(spec: JobSpec, config: dict[str, Any], name: str, max_failures: int = -1
 
     A config that holds the job itself, and not only its spec, is run in this process.
     Raises the first failing worker's own error, which is not tried again, or RunError; and
-    StoppedError after Ctrl-C or SIGTERM, when the workers have saved their state and ended.
+    StoppedError after a signal, when the workers have saved their state and ended.
     """
     elastic = ELASTIC_ENVIRONMENT if spec.workers.max and not _may_grow() else {}
     for key, value in (DRIVER_ENVIRONMENT | elastic).items():
@@ -64,7 +64,7 @@ def fit(spec: JobSpec, config: dict[str, Any], name: str, max_failures: int = -1
         import ray.train.torch as ray_torch
         from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 
-        from pipeline.launch.restart import Restarts, cause_of, is_untried
+        from pipeline.launch.restart import Restarts, cause_of, is_untried, own_error
         from pipeline.train.worker import work
 
         alone, workers = "job" in config, spec.workers
@@ -101,6 +101,10 @@ def fit(spec: JobSpec, config: dict[str, Any], name: str, max_failures: int = -1
                 try:
                     attended(trainer().fit, Path(config["folder"]), not alone)
                     return
+                except StoppedError as stopped:
+                    if (error := stopped.__cause__) and (own := own_error(error)):
+                        stopped.kept += f"\n  a worker had failed before: {own}"
+                    raise
                 except PipelineError:
                     raise
                 except Exception as error:  # Ray wraps the worker's own in several of its own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import threading
@@ -60,6 +61,7 @@ class Progress:
                 shown = now
                 self._show(end="\r" if self.live else "\n")
         self._read()
+        self._again = ""
         if self._step and (self.live or self._step != self._last_shown):
             self._show(end="\n")
         elif self.live:
@@ -73,7 +75,7 @@ class Progress:
                 self._tell(point)
             self._validation = point.get("validation", self._validation)
             if "train" in point:
-                self._train, self._step = point["train"], point["step"]
+                self._train, self._step, self._again = point["train"], point["step"], ""
                 if not self._started[0]:
                     self._started = (point["step"], point["time"] / 1000)
                 self._now = point["time"] / 1000
@@ -113,7 +115,7 @@ class Progress:
         self._say(text)
 
     def _say(self, text: str) -> None:
-        self.stream.write(f"{CLEAR if self.live else ''}note  {text}\n")
+        self._write(f"{CLEAR if self.live else ''}note  {text}\n")
 
     def _show(self, end: str) -> None:
         if self._again:
@@ -147,8 +149,12 @@ class Progress:
             while len(text) > width and "  " in text:
                 text = text.rpartition("  ")[0]
             text = CLEAR + text[:width]
-        self.stream.write(text + end)
-        self.stream.flush()
+        self._write(text + end)
+
+    def _write(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # nobody may read it any more
+            self.stream.write(text)
+            self.stream.flush()
 
 
 def _going_on(event: dict[str, Any]) -> str:

@@ -72,8 +72,22 @@ def is_untried(error: Exception) -> bool:
     return type(failure).__name__ in ("ActorDiedError", "ActorUnavailableError")
 
 
+def own_error(error: BaseException) -> PipelineError | None:
+    """The first failing worker's own error, if it was not its death or that of another one."""
+    seen = _innermost(error)
+    return None if is_death(seen) or is_echo(seen) else cause_of(seen)
+
+
 def cause_of(error: BaseException) -> PipelineError:
-    """The first failing worker's own error out of Ray's layers around it."""
+    """The first failing worker's own error out of Ray's layers around it, or what stands for it."""
+    seen = _innermost(error)
+    if isinstance(seen, PipelineError):
+        return seen
+    text = _first_line(seen) if is_death(seen) else str(seen).strip()
+    return RunError(f"{type(seen).__name__}: {text}" if text else repr(seen))
+
+
+def _innermost(error: BaseException) -> BaseException:
     seen = error
     while not isinstance(seen, PipelineError):
         failures = getattr(seen, "worker_failures", None)
@@ -85,8 +99,7 @@ def cause_of(error: BaseException) -> PipelineError:
             (found for a in attributes if (found := getattr(seen, a, None))), None
         )
         if not isinstance(inner, BaseException):
-            text = _first_line(seen) if is_death(seen) else str(seen).strip()
-            return RunError(f"{type(seen).__name__}: {text}" if text else repr(seen))
+            break
         seen = inner
     return seen
 

@@ -167,7 +167,12 @@ def run(
     RecordError when only the record is missing.
     """
     started = time.time() if started is None else started
-    tell = say or (lambda _: None)
+
+    def tell(line: str) -> None:
+        with contextlib.suppress(BrokenPipeError):  # nobody reads it any more
+            if say:
+                say(line)
+
     spec, job, notices = check(path, overrides, imports, live=live)
     for notice in notices:
         tell(f"note  {notice}")
@@ -177,7 +182,7 @@ def run(
             folder = _folder(job, modules, fresh, tell)
             is_finished = files.is_done(folder)
             if not is_finished:
-                held.enter_context(runs.locked(folder))
+                held.enter_context(files.locked(folder))
                 for said in runs.recovered(folder, job):
                     tell(f"note  {said}")
                 if damage := files.damage(folder):
@@ -232,9 +237,10 @@ def _finished(folder: Path, started: float, tell: Callable[[str], None]) -> Resu
     from pipeline.launch.stop import noted
 
     recorded = delivery.recorded(folder)
-    if not recorded.get("complete"):
-        with runs.locked(folder), noted() as signals:
-            recorded = delivery.wait(delivery.start(folder), folder, tell, signals)
+    if not recorded.get("complete") or "model_uri" not in recorded:
+        with files.locked(folder), noted() as signals:
+            delivering = delivery.start(folder, delivery.ALONE)
+            recorded = delivery.wait(delivering, folder, tell, signals)
     return _result(folder, recorded, started)
 
 
@@ -249,7 +255,6 @@ def _trained(
     from pipeline.train.curve import Reader
 
     spec = job.spec
-    delivering = delivery.start(folder)
     config = work_config(job, folder, modules, base)
     least, most = spec.workers.least, spec.workers.most
     number = str(most) if least == most else f"{least} to {most}"
@@ -262,35 +267,45 @@ def _trained(
         reader, job.num_steps, spec.training.epochs, job.num_rows,
         lambda: delivery.trouble(folder), waiting,
     )  # fmt: skip
-    state = "failed"
     failure: BaseException | None = None
     with noted() as signals:  # that come when training has ended: they cut the recording off
+        delivering = delivery.start(folder)
         try:
             with raised(), shown, _threads(spec.workers.threads):
+                if signals:
+                    raise StoppedError(signals.pop())
                 fit(spec, config, folder.name)
-            state = "finished"
-        except (KeyboardInterrupt, StoppedError) as error:
-            state, failure = "killed", error
-            raise
-        except Exception as error:
+        except (KeyboardInterrupt, Exception) as error:
             failure = error
-            raise
-        finally:
-            reason = redacted(str(failure) or repr(failure)) if state == "failed" else ""
-            recorded = delivery.end(delivering, folder, state, tell, reason, signals)
-            if isinstance(failure, PipelineError):
-                about = {key: recorded.get(key) for key in ("run_id", "tracking_uri")}
-                failure.run = {"storage": str(folder), **about}
-            if state == "failed":
-                tell(f"kept  {folder}")
-            if state != "finished" and recorded.get("run_id"):
-                tell(f"mlflow run {recorded['run_id']} ({state}) in {recorded['tracking_uri']}")
-            if state != "finished" and not recorded.get("complete"):
-                tell(f"note  MLflow has not been told everything: {recorded.get('error')}")
+        if files.is_done(folder):
+            failure = None  # what came after that undoes nothing
+        elif failure is None:
+            failure = RunError(f"the workers ended without a result in {folder}")
+        state = _state(failure)
+        reason = redacted(str(failure) or repr(failure)) if state == "failed" else ""
+        recorded = delivery.end(delivering, folder, state, tell, reason, signals)
+    if failure is not None:
+        if isinstance(failure, PipelineError):
+            about = {key: recorded.get(key) for key in ("run_id", "tracking_uri")}
+            failure.run = {"storage": str(folder), **about}
+        if state == "failed":
+            tell(f"kept  {folder}")
+        if recorded.get("run_id"):
+            tell(f"mlflow run {recorded['run_id']} ({state}) in {recorded['tracking_uri']}")
+        if not recorded.get("complete"):
+            tell(f"note  MLflow has not been told everything: {recorded.get('error')}")
+        raise failure
     result = _result(folder, recorded, started)
     if spec.training.best_by and result.best is None:
         tell(f"note  no evaluation had a {spec.training.best_by}: the model has the last weights")
     return result
+
+
+def _state(failure: BaseException | None) -> str:
+    """How training ended."""
+    if failure is None:
+        return "finished"
+    return "killed" if isinstance(failure, KeyboardInterrupt | StoppedError) else "failed"
 
 
 def _streamed(job: Job) -> str:

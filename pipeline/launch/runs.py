@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import os
 import re
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -154,22 +152,4 @@ def choosing(storage: Path, name: str) -> Iterator[None]:
         raise UsageError(f"storage: {storage} cannot be used: {error.strerror}") from None
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other commands out of the run while this one trains it; the kernel lets go for us."""
-    with (folder / files.LOCK).open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            raise UsageError(
-                f"{folder.name} is being trained right now, by {lock.read() or 'another command'}; "
-                "wait for it, or start another run with --fresh"
-            ) from None
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        lock.flush()
         yield

@@ -71,13 +71,17 @@ def attended(fit: Callable[[], Any], folder: Path, waits_for_workers: bool) -> N
                     break
                 is_told = True
                 end = "\r\x1b[2K" if sys.stderr.isatty() else ""
-                sys.stderr.write(f"{end}note  stopping after this step; a second signal ends it\n")
+                with contextlib.suppress(OSError):  # nobody may read it any more
+                    sys.stderr.write(
+                        f"{end}note  stopping after this step; a second signal ends it\n"
+                    )
             if until == math.inf and _number(folder, "stop") > stops:
                 until = time.monotonic() + SAVED_SECONDS
         if len(signals) > 1:
             thread.join(LAST_SECONDS)
     if signals and not files.is_done(folder):
         raise StoppedError(signals[0], _kept(folder)) from (failure[0] if failure else None)
+    _raised.extend(signals)  # of which whoever called this may have more to do
     if failure:
         raise failure[0]
 
@@ -102,7 +106,7 @@ def noted(also: Callable[[], None] = lambda: None) -> Iterator[list[int]]:
 
 @contextmanager
 def raised() -> Iterator[None]:
-    """Signals end what is done inside at once, as StoppedError: nothing is trained yet."""
+    """Signals end what is done inside at once, as StoppedError; `attended` has its own way."""
     _raised.clear()
 
     def end(number: int) -> None:
@@ -131,7 +135,7 @@ def _handled(handler: Callable[[int], None]) -> Iterator[None]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGHUP:
-            _let_go_of_terminal()
+            let_go_of_output(stat.S_ISCHR)
         handler(number)
 
     before = {
@@ -146,12 +150,15 @@ def _handled(handler: Callable[[int], None]) -> Iterator[None]:
             signal.signal(number, earlier)
 
 
-def _let_go_of_terminal() -> None:
-    """It is gone: what is said from now on goes nowhere, instead of ending in an error."""
+def let_go_of_output(is_gone: Callable[[int], bool] = lambda mode: True) -> None:
+    """What is said from now on goes nowhere, instead of ending in an error.
+
+    `is_gone` says by a file's mode whether its reader is: of a closed terminal, devices are.
+    """
     nowhere = os.open(os.devnull, os.O_RDWR)
-    for descriptor in range(3):
+    for descriptor in (1, 2):
         with contextlib.suppress(OSError):
-            if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+            if is_gone(os.fstat(descriptor).st_mode):
                 os.dup2(nowhere, descriptor)
     os.close(nowhere)
 

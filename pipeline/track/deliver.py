@@ -251,13 +251,12 @@ def _tags(starts: list[dict[str, Any]]) -> dict[str, str]:
     if not starts:
         return {}
     tags = {"pipeline.workers": ", ".join(str(start["workers"]) for start in starts)}
-    parts: dict[int, Any] = {}
+    parts: list[dict[str, Any]] = []
     for start in starts:
-        step = max(start["step"], start["reached"])  # those before it stand as they were
-        if not parts or start["bits"] != list(parts.values())[-1]:
-            parts[step] = start["bits"]
+        if not parts or start["bits"] != parts[-1]["bits"]:
+            parts.append({"after_step": start["step"], "bits": start["bits"]})
     if len(parts) > 1:
-        text = json.dumps([{"after_step": step, **bits} for step, bits in parts.items()])
+        text = json.dumps(parts)
         tags |= {
             "pipeline.bits": text,
             "pipeline.bits_sha256": hashlib.sha256(text.encode()).hexdigest(),
@@ -335,7 +334,6 @@ def main(folder: Path, is_alone: bool = False) -> int:
     launcher = files.read_json(folder / files.RECORD)["launcher"]
     with (folder / ".delivering").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # an earlier launcher's delivery ends first
-        files.delete_asides(folder / files.RECORDED)
         return _deliver(folder, launcher, is_alone)
 
 
@@ -350,7 +348,7 @@ def _deliver(folder: Path, launcher: dict[str, Any], is_alone: bool) -> int:
             return 0  # another command goes on with the run, and delivers it
         ended = _ended(folder, is_alone)
         if ended and deadline == float("inf"):
-            deadline = time.monotonic() + _patience(ended[0])
+            deadline = time.monotonic() + _patience(ended[0] == "killed" and not is_alone)
         try:
             delivery = delivery or Delivery(folder)
             delivery.begin()
@@ -386,10 +384,10 @@ def _given() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI", "")
 
 
-def _patience(state: str) -> float:
+def _patience(is_short: bool) -> float:
     """Seconds that an ended run's record may take where MLflow cannot be told."""
     given = os.environ.get("PIPELINE_DELIVERY_PATIENCE_SECONDS", PATIENCE_SECONDS)
-    return min(float(given), KILLED_PATIENCE_SECONDS if state == "killed" else math.inf)
+    return min(float(given), KILLED_PATIENCE_SECONDS if is_short else math.inf)
 
 
 def _reason(error: Exception, delivery: Delivery | None) -> str:
@@ -429,7 +427,8 @@ def _ended(folder: Path, is_alone: bool) -> tuple[str, str] | None:
     """How training ended and why, or None while it goes on."""
     try:
         said = files.read_json(folder / files.ENDED)
-        return said["state"], said.get("reason", "")
+        is_done = said["state"] != "finished" and files.is_done(folder)  # after it was stopped
+        return ("finished", "") if is_done else (said["state"], said.get("reason", ""))
     except FileNotFoundError:
         pass
     launcher = files.read_json(folder / files.RECORD)["launcher"]

@@ -7,7 +7,6 @@ and reads the run's folder.
 from __future__ import annotations
 
 import base64
-import fcntl
 import io
 import json
 import os
@@ -82,7 +81,7 @@ def prepare(spec: JobSpec, job: Job, folder: Path, modules: list[str]) -> None:
         "launcher": launcher,
         "is_copied": spec.checkpoint.copy_to is not None,
     }
-    for name in (files.RECORD, files.ENDED):
+    for name in (files.RECORD, files.ENDED, files.RECORDED):  # of commands that were killed
         files.delete_asides(folder / name)
     write_json(folder / files.RECORD, record)
     if (folder / files.RECORDED).exists():
@@ -145,7 +144,7 @@ def tracking_uri(storage: Path) -> str:
     Raises UsageError for one that MLflow cannot take.
     """
     given = os.environ.get("MLFLOW_TRACKING_URI")
-    scheme = (given or "").partition(":")[0].partition("+")[0] if ":" in (given or "") else ""
+    scheme = given.partition(":")[0].partition("+")[0].lower() if given and ":" in given else ""
     known = {*SCHEMES, *(entry.name for entry in entry_points(group="mlflow.tracking_store"))}
     if scheme and scheme not in known:
         raise UsageError(
@@ -277,20 +276,9 @@ def finish(folder: str | Path, signals: Sequence[int] = ()) -> dict[str, Any]:
     place = Path(folder).resolve()
     if not (place / files.RECORD).exists():
         raise UsageError(f"{folder}: not the folder of a run (no record.json)")
-    if not (place / files.ENDED).exists() and _is_locked(place):
-        raise UsageError(f"{folder}: the run is still going on")
-    found = wait(start(place, ALONE), place, lambda _: None, signals)
+    with files.locked(place):
+        found = wait(start(place, ALONE), place, lambda _: None, signals)
     if not found.get("complete"):
         other = "another command goes on with this run, and records it"
         raise RecordError(f"{folder}: {found.get('error', other)}")
     return found
-
-
-def _is_locked(folder: Path) -> bool:
-    """Whether a command has the run in hand; the kernel knows, on any machine with this disk."""
-    with (folder / files.LOCK).open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False

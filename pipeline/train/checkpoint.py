@@ -63,8 +63,9 @@ class Checkpoints:
         self.wait()
         self._last = time.monotonic()
         arguments = (step, {**copied(state), "best": best}, before)
-        self._writing = threading.Thread(target=self._write, args=arguments, daemon=True)
-        self._writing.start()
+        writing = threading.Thread(target=self._write, args=arguments, daemon=True)
+        writing.start()
+        self._writing = writing  # which the copy's thread waits for
 
     def wait(self) -> None:
         """Until no checkpoint is being written. Raises RunError when the last one could not be."""

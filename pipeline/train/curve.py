@@ -60,6 +60,7 @@ class Journal:
                     if point["event"] == "start":
                         self.starts.append(point["workers"])
                         self.bits = point["bits"]
+                    self.first_difference = self.first_difference or point.get("differs")
                 elif point["step"] > step or (point["step"] == step and "validation" in point):
                     self._known[_key(point)] = point
                     self.reached = max(self.reached, point["step"])
@@ -80,7 +81,7 @@ class Journal:
                 self.first_difference = point["step"]
             self._again(point)
             return
-        if self._num_again and "train" in point:
+        if "train" in point:
             self._caught_up()
         now = time.time()
         self._lines.append(line_of({"time": int(now * 1000), **point}))
@@ -91,13 +92,15 @@ class Journal:
     def _again(self, point: dict[str, Any]) -> None:
         """A step or evaluation was computed again; say now and then how far that is."""
         self._num_again += "train" in point
-        if time.monotonic() - self._said >= AGAIN_SECONDS:
+        if self._num_again and time.monotonic() - self._said >= AGAIN_SECONDS:
             self._said = time.monotonic()
             self.event(point["step"], "again", reached=self.reached)
 
     def _caught_up(self) -> None:
         """All that was done before the failure has been computed again."""
         number, self._num_again = self._num_again, 0
+        if not number:
+            return
         facts = {"differs": self.first_difference} if self._compare else {}
         self.event(self.reached, "again", num_steps=number, **facts)
 
@@ -124,8 +127,10 @@ class Journal:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Everything written is in the file."""
+        """Everything written is on the disk."""
+        self._caught_up()
         self.flush()
+        self.to_disk()
         self._file.close()
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import secrets
 import shutil
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from pipeline.errors import UsageError
 
 CHECKPOINTS = "checkpoints/step-*"
 """Folders of the first worker's checkpoints."""
@@ -36,6 +40,28 @@ STOP = "stop"
 """Written by the launcher; asks the workers to save their state and end."""
 WEIGHTS = "weights.pt"
 """Written by the first worker after the last step."""
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other commands out of the run while this one trains or records it.
+
+    The kernel lets go for us, however this process ends. Raises UsageError when another has it.
+    """
+    with (folder / LOCK).open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            raise UsageError(
+                f"{folder.name} is being trained or recorded right now, by "
+                f"{lock.read() or 'another command'}; wait for it, or start another run with "
+                "--fresh"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+        yield
 
 
 @contextlib.contextmanager

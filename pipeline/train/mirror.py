@@ -94,8 +94,8 @@ class Mirror:
         Later ones were passed over, or the run would not have come here again.
         """
         self._push_curve(journal)
+        manifest = files.unsealed((place / MANIFEST).read_bytes())  # while it is still kept
         self._upload(place / STATE, f"{place.name}/{STATE}")
-        manifest = files.unsealed((place / MANIFEST).read_bytes())
         sealed = files.sealed({**manifest, "curve": self._segments})
         self._put(files.text_of(sealed), f"{place.name}/{MANIFEST}")
         for old in [name for name in self.steps() if name <= place.name][:-keep]:

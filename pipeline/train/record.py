@@ -108,7 +108,8 @@ class Record:
                 self.journal.event(step, "copy", text=said)
         if is_last:
             self.checkpoints.wait()
-            self.copies.update(wait=True)
+            if said := self.copies.update(wait=True):
+                self.journal.event(step, "copy", text=said)
             self.journal.event(step, "stop")
 
     def _before_checkpoint(self) -> None:
@@ -119,8 +120,6 @@ class Record:
     def finish(self, bound: torch.nn.Module, num_steps: int) -> None:
         """Weights, then the marker that says the run is complete."""
         self.checkpoints.wait()
-        self.journal.flush()
-        self.journal.to_disk()
         self.journal.close()
         self.copies.before_result()
         kept = self.best.kept if self.best else None
@@ -170,6 +169,8 @@ class Copies:
             self._thread.start()
         if wait:
             self._thread.join(LONGEST_COPY_SECONDS)
+            if self._thread.is_alive():
+                self._fault = f"the run's copy to {self._mirror.shown} has not ended yet"
         if self._lost:
             raise self._lost
         is_new, self._said = self._fault != self._said, self._fault

@@ -56,6 +56,33 @@ def test_a_terminal_shows_as_much_as_fits(
     assert ("rows/s" in last) == (columns == 200)
 
 
+def test_an_evaluation_before_the_first_step_is_no_step_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.train.curve.AGAIN_SECONDS", 0.0)
+    path, evaluated = tmp_path / "curve.jsonl", {"step": 0, "epoch": 0.0, "validation": {"loss": 1}}
+    for _ in range(2):
+        written = Journal(path)
+        written.write(dict(evaluated))
+        written.close()
+    assert "again" not in shown(path, Terminal(), monkeypatch)
+
+
+def test_a_run_that_ends_with_steps_done_again_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "curve.jsonl"
+    for first, loss in ((0, 0.5), (4, 0.25), (2, 0.5)):
+        written = Journal(path, first)
+        for step in range(first + 1, 8):
+            written.write({**point(step), "train": {"loss": loss}})
+        written.close()
+    assert written.first_difference == 5, "of the attempt before"
+    text = shown(path, io.StringIO(), monkeypatch)
+    assert "5 steps were computed again" not in text, "some had other numbers"
+    assert text.rstrip().endswith("loss 0.5")
+
+
 def test_what_is_computed_again_is_shown_and_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,7 @@ import pytest
 
 import pipeline
 from pipeline.errors import UsageError
-from pipeline.launch import stop
+from pipeline.launch import progress, stop
 from pipeline.track import delivery
 from pipeline.train import files
 from pipeline.train.curve import Reader
@@ -185,13 +185,62 @@ def test_a_second_command_that_is_stopped_early_names_the_newest_checkpoint(job:
     assert "computed again" in err, "and how many steps"
 
 
+def test_a_signal_after_the_last_step_does_not_undo_the_run(
+    job: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While workers and progress are put away, which takes seconds with Ray."""
+    path, end = job(), progress.Progress.__exit__
+
+    def told(self: progress.Progress, *error: object) -> None:
+        end(self, *error)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(progress.Progress, "__exit__", told)
+    result = pipeline.run(path)
+    assert result.state == "finished"
+    assert status(path) == "FINISHED"
+    assert result.model
+
+
+def test_a_finished_run_is_recorded_whoever_has_the_number_of_its_killed_command(
+    job: Write,
+) -> None:
+    """As in a container, where each command is the first process."""
+    path = job()
+    result = pipeline.run(path)
+    folder = Path(result.storage)
+    (folder / files.ENDED).unlink()
+    recorded = files.read_json(folder / files.RECORDED)
+    files.write_json(folder / files.RECORDED, recorded | {"complete": False})
+    assert files.read_json(folder / files.RECORD)["launcher"]["pid"] == os.getpid()
+    assert pipeline.run(path).run_id == result.run_id
+    assert status(path) == "FINISHED"
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_ctrl_c_that_also_ends_the_reader_of_its_output(job: Write, closed: str) -> None:
+    """As of `pipeline run job.yaml | tee log`."""
+    path = job({**LONG, "training.epochs": 100_000})
+    process = started(path, "--json")
+    until_step(path, 200, process)
+    stream = getattr(process, closed)
+    stream.close()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert points(path)[-1]["event"] == "stop"
+    assert status(path) == "KILLED"
+    for left in (process.stdout, process.stderr):
+        assert left
+        left.close()
+
+
 def test_sync_takes_no_other_process_for_the_command_that_was_killed(job: Write) -> None:
     """Its number can be another one's by then, as that of the first process of a container."""
     path = job({**LONG, "training.epochs": 100_000})
     process = started(path)
     until_step(path, 100, process)
     folder = path.parent / "runs/small-1"
-    with pytest.raises(UsageError, match="still going on"):
+    with pytest.raises(UsageError, match="right now, by process"):
         delivery.finish(folder)
     stopped(process, signal.SIGKILL)
     record = files.read_json(folder / files.RECORD)
@@ -277,7 +326,7 @@ def test_of_commands_started_at_once_one_trains_and_the_others_are_refused(job: 
     assert code == 130
     assert [p.returncode for p in refused] == [2, 2, 2]
     for process in refused:
-        assert "is being trained right now, by process" in process.communicate()[1]
+        assert "is being trained or recorded right now, by process" in process.communicate()[1]
     assert [p.name for p in path.parent.glob("runs/small-*")] == ["small-1"]
 
 

@@ -1,0 +1,37 @@
+"""What a run's tags say of its attempts, and what its errors do not say."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pipeline.redact import redacted
+from pipeline.track.deliver import _tags
+
+
+def start(step: int, workers: int, order: str) -> dict[str, Any]:
+    return {"step": step, "workers": workers, "bits": {"order": order}}
+
+
+def test_bits_are_told_from_the_step_where_each_began() -> None:
+    assert _tags([]) == {}
+    same = [start(0, 2, "micro-batches of 4"), start(30, 3, "micro-batches of 4")]
+    assert _tags(same) == {"pipeline.workers": "2, 3"}
+    tags = _tags([start(0, 1, "1 workers"), start(50, 2, "2 workers"), start(70, 2, "2 workers")])
+    assert tags["pipeline.workers"] == "1, 2, 2"
+    assert json.loads(tags["pipeline.bits"]) == [
+        {"after_step": 0, "bits": {"order": "1 workers"}},
+        {"after_step": 50, "bits": {"order": "2 workers"}},
+    ]
+    assert len(tags["pipeline.bits_sha256"]) == 64
+
+
+def test_of_an_address_only_secrets_are_hidden_elsewhere() -> None:
+    uri = "postgresql://mlflow:se%20cret@mlflow-db/x?sslmode=require&api_token=T0KEN-99"
+    told = "mlflow-db not found, SSL required: GET /x?api_token=T0KEN-99 (se cret, se%20cret)"
+    assert redacted(told, uri) == (
+        "mlflow-db not found, SSL required: GET /x?api_token=*** (***, ***)"
+    )
+    assert redacted(f"cannot use {uri}", uri) == (
+        "cannot use postgresql://***@mlflow-db/x?sslmode=***&api_token=***"
+    )
