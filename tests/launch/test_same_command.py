@@ -142,6 +142,7 @@ def test_a_closed_terminal_loses_no_step(job: Write) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline", "run", str(path)],
         stdin=its, stdout=its, stderr=its, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # not as under `nohup`
     )  # fmt: skip
     os.close(its)
     shown = threading.Thread(target=read_all, args=(ours,), daemon=True)
@@ -149,7 +150,10 @@ def test_a_closed_terminal_loses_no_step(job: Write) -> None:
     until_step(path, 300, process)
     os.close(ours)
     process.send_signal(signal.SIGHUP)
-    assert process.wait(60) == 128 + signal.SIGHUP
+    try:
+        assert process.wait(60) == 128 + signal.SIGHUP
+    finally:
+        process.kill()
     last = points(path)[-1]
     assert last["event"] == "stop"
     assert (path.parent / f"runs/small-1/checkpoints/step-{last['step']:010}").exists()
