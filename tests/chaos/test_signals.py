@@ -48,13 +48,13 @@ def test_whoever_tells_it_to_end_loses_no_step(job: Write, tmp_path: Path, times
         time.sleep(drawn.random() / 2)
         process.send_signal(told)
         try:
-            process.communicate(timeout=GRACE_SECONDS)
+            _, err = process.communicate(timeout=GRACE_SECONDS)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+            _, err = process.communicate()
         steps = [p["step"] for p in Reader(folder / "curve.jsonl").new() if "train" in p]
         saved = [int(p.name[5:]) for p in (folder / "checkpoints").glob("step-*")]
-        assert max(steps, default=0) == max(saved, default=0)
+        assert max(steps, default=0) == max(saved, default=0), f"{number}: {err}"
     result = pipeline.run(path)
     assert result.curve_sha256 == alone.curve_sha256
     assert result.weights_sha256 == alone.weights_sha256
