@@ -220,7 +220,7 @@ def _folder(job: Job, modules: list[str], fresh: bool, tell: Callable[[str], Non
 
 def _copy_record(job: Job, folder: Path) -> None:
     """Where the run has a copy, that has its record before anything else: it is ours from now."""
-    from pipeline.train.mirror import FAULTS
+    from pipeline.train.mirror import FAULTS, reason
 
     mirror = runs.copies_of(job.spec)
     if mirror is None:
@@ -228,8 +228,7 @@ def _copy_record(job: Job, folder: Path) -> None:
     try:
         mirror.of(folder.name).put(folder / files.RECORD)
     except FAULTS as error:
-        reason = redacted(str(error).partition("\n")[0])
-        raise UsageError(f"checkpoint.copy_to: {mirror.shown}: {reason}") from None
+        raise UsageError(f"checkpoint.copy_to: {mirror.shown}: {reason(error)}") from None
 
 
 def _finished(folder: Path, started: float, tell: Callable[[str], None]) -> Result:

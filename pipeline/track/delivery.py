@@ -145,11 +145,11 @@ def tracking_uri(storage: Path) -> str:
     """
     given = os.environ.get("MLFLOW_TRACKING_URI")
     scheme = given.partition(":")[0].partition("+")[0].lower() if given and ":" in given else ""
-    known = {*SCHEMES, *(entry.name for entry in entry_points(group="mlflow.tracking_store"))}
-    if scheme and scheme not in known:
-        raise UsageError(
-            f"MLFLOW_TRACKING_URI: MLflow knows no {scheme}:// (but {', '.join(sorted(known))})"
-        )
+    if scheme and scheme not in SCHEMES:
+        added = {entry.name for entry in entry_points(group="mlflow.tracking_store")}
+        if scheme not in added:
+            known = ", ".join(sorted({*SCHEMES, *added}))
+            raise UsageError(f"MLFLOW_TRACKING_URI: MLflow knows no {scheme}:// (but {known})")
     return given or f"sqlite:///{storage / 'mlflow.db'}"
 
 

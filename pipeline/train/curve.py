@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import RunError
-from pipeline.train.files import replacing
+from pipeline.train.files import naming, replacing
 
 FLUSH_SECONDS = 0.25
 AGAIN_SECONDS = 1.0
@@ -114,13 +114,10 @@ class Journal:
         place = os.stat(self._path) if self._path.exists() else None
         if place is None or not os.path.samestat(os.fstat(self._file.fileno()), place):
             raise RunError(f"{self._path} was replaced or deleted while it was written")
-        try:
+        with naming(self._path):
             self._file.write(b"".join(self._lines))
             self._lines.clear()
             self._file.flush()
-        except OSError as error:
-            error.filename = str(self._path)  # a full disk does not say where it is
-            raise
 
     def to_disk(self) -> None:
         """What was flushed outlives a power cut; may be called by another thread."""

@@ -74,17 +74,26 @@ def replacing(path: Path, may_write: Callable[[], None] = lambda: None) -> Itera
     """
     aside = beside(path)
     try:
-        with aside.open("wb") as file:
+        with naming(path), aside.open("wb") as file:
             yield file
             to_disk(file)
         may_write()
         aside.replace(path)
-    except BaseException as error:
+    except BaseException:
         aside.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno and not error.filename:
-            error.filename = str(path)  # a full disk does not say where it is
         raise
     folder_to_disk(path.parent)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An error of the disk names `path`: a full one does not say where it is."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and not error.filename:
+            error.filename = str(path)
+        raise
 
 
 def beside(path: Path) -> Path:
@@ -94,17 +103,13 @@ def beside(path: Path) -> Path:
 
 def delete_asides(path: Path) -> None:
     """Delete what others were about to put in the place of `path`, whose name may be a pattern."""
-    asides = [found for place in (path, _copy(path)) for found in _asides(place)]
-    for aside in asides:
+    names = [f".{place.name}.[0-9]*" for place in (path, _copy(path))]
+    for aside in [found for name in names for found in path.parent.glob(name)]:
         with contextlib.suppress(FileNotFoundError):
             if aside.is_dir():  # which another process may be filling: it loses the whole at once
                 shutil.rmtree(aside.rename(f"{aside}-left"), ignore_errors=True)
             else:
                 aside.unlink()
-
-
-def _asides(path: Path) -> Iterator[Path]:
-    return path.parent.glob(f".{path.name}.[0-9]*")
 
 
 def write_json(

@@ -49,8 +49,7 @@ class Mirror:
         self._segments: list[list[Any]] = []  # name, bytes, SHA-256
 
     def _unusable(self, error: Exception) -> UsageError:
-        told = redacted(_short(error))
-        return UsageError(f"checkpoint.copy_to: {self.shown} cannot be used: {told}")
+        return UsageError(f"checkpoint.copy_to: {self.shown} cannot be used: {reason(error)}")
 
     def of(self, run: str) -> Mirror:
         """The copy of one of the job's runs."""
@@ -134,7 +133,7 @@ class Mirror:
                     raise ValueError(f"{STATE} is damaged")
             except FAULTS as error:  # cut off while it was written, or damaged: the one before it
                 shutil.rmtree(place, ignore_errors=True)
-                passed.append(f"{name} in the copy passed over: {redacted(_short(error))}")
+                passed.append(f"{name} in the copy passed over: {reason(error)}")
                 continue
             with files.replacing(folder / files.CURVE) as file:
                 file.write(curve)
@@ -211,6 +210,6 @@ class Mirror:
         return self._filesystem.open_output_stream(f"{self.folder}/{name}")
 
 
-def _short(error: Exception) -> str:
-    """The first line of a file system's long texts."""
-    return re.sub(r"^\[Errno \d+\] ", "", str(error).partition("\n")[0])
+def reason(error: Exception) -> str:
+    """The first line of a file system's long texts, without secrets."""
+    return redacted(re.sub(r"^\[Errno \d+\] ", "", str(error).partition("\n")[0]))

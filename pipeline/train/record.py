@@ -12,14 +12,13 @@ from typing import Any
 import torch
 
 from pipeline.errors import RunError
-from pipeline.redact import redacted
 from pipeline.train import bits, checkpoint, files, reduce
 from pipeline.train.best import Best
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.curve import Journal
 from pipeline.train.job import Job
 from pipeline.train.lease import Lease
-from pipeline.train.mirror import FAULTS, Mirror
+from pipeline.train.mirror import FAULTS, Mirror, reason
 from pipeline.train.step import Losses
 from pipeline.train.weights import save_weights, weights_sha256
 
@@ -189,8 +188,7 @@ class Copies:
                 self._pushed = place
             self._fault = ""
         except (*FAULTS, RunError) as error:
-            reason = redacted(str(error).partition("\n")[0])
-            self._fault = f"the run cannot be copied to {self._mirror.shown}: {reason}"
+            self._fault = f"the run cannot be copied to {self._mirror.shown}: {reason(error)}"
 
     def _look(self, mirror: Mirror) -> None:
         """Raise RunError, and remember it, if another command has put its record there."""

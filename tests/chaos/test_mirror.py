@@ -37,10 +37,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3.Server]:
         yield found
 
 
+def copying(tree: dict[str, Any], uri: str) -> dict[str, Any]:
+    """The spec with a copy of its runs."""
+    return {**tree, "checkpoint": {**tree["checkpoint"], "copy_to": uri}}
+
+
 def copied(whole: Case, server: s3.Server, name: str, kill: int) -> tuple[dict[str, Any], Path]:
     """A run that was copied, and killed before step `kill`; and its folder, gone."""
     base, tree, _ = whole
-    tree = {**tree, "checkpoint": {**tree["checkpoint"], "copy_to": server.uri("rows/copies")}}
+    tree = copying(tree, server.uri("rows/copies"))
     place = harness.fresh(base / name)
     harness.attempt({**tree, "pause": 0.15}, place, 3, None, [(2, kill)])
     shutil.rmtree(place)
@@ -104,7 +109,7 @@ def test_the_copy_follows_a_run_that_passed_checkpoints_over(
 ) -> None:
     """Its curve was damaged before them: what is computed again is copied, old ones are not."""
     base, tree, reference = whole
-    tree = {**tree, "checkpoint": {**tree["checkpoint"], "copy_to": server.uri("rows/copies")}}
+    tree = copying(tree, server.uri("rows/copies"))
     place = harness.fresh(base / "passed-1")
     slowly = {**tree, "pause": 0.2}
     harness.attempt(slowly, place, 3, None, [(2, 19)])
@@ -129,7 +134,7 @@ def test_what_a_killed_command_left_in_the_copy_is_deleted_in_its_turn(
     whole: Case, server: s3.Server
 ) -> None:
     base, tree, reference = whole
-    tree = {**tree, "checkpoint": {**tree["checkpoint"], "copy_to": server.uri("rows/copies")}}
+    tree = copying(tree, server.uri("rows/copies"))
     place = harness.fresh(base / "half-1")
     with server.filesystem.open_output_stream("rows/copies/half-1/step-0000000001/state.pt") as f:
         f.write(b"half")
@@ -143,7 +148,7 @@ def test_what_a_killed_command_left_in_the_copy_is_deleted_in_its_turn(
 def test_a_store_that_is_down_does_not_stop_training(whole: Case) -> None:
     base, tree, reference = whole
     nowhere = "s3://k:s@rows/x?scheme=http&endpoint_override=127.0.0.1:9"
-    tree = {**tree, "checkpoint": {**tree["checkpoint"], "copy_to": nowhere}}
+    tree = copying(tree, nowhere)
     place = harness.fresh(base / "down-1")
     assert harness.attempt(tree, place, 3) == [0, 0, 0]
     assert harness.left(place) == reference
