@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
@@ -12,10 +12,11 @@ from pipeline import registry
 from pipeline.registry import lazy
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, optim
     from torch.optim import Optimizer
 else:
-    optim = lazy("torch.optim")
+    torch, optim = lazy("torch"), lazy("torch.optim")
 
 Rate = Annotated[float, Field(gt=0)]
 Decay = Annotated[float, Field(ge=0)]
@@ -26,9 +27,19 @@ optimizer = registry.optimizers.register
 schedule = registry.schedules.register
 
 
+def _can_fuse(parameters: Sequence[Tensor]) -> bool:
+    """Whether torch's fused kernels may update them: they walk real numbers in memory's order.
+
+    A parameter with gaps in its memory, as a slice has, would be updated in the gaps.
+    """
+    return all(
+        p.is_floating_point() and torch.empty_like(p).stride() == p.stride() for p in parameters
+    )
+
+
 @optimizer("sgd")
 def sgd(
-    parameters: Iterable[Tensor],
+    parameters: Sequence[Tensor],
     *,
     lr: Rate = 1e-3,
     momentum: Beta = 0.0,
@@ -42,13 +53,13 @@ def sgd(
         momentum=momentum,
         weight_decay=weight_decay,
         nesterov=nesterov,
-        fused=True,
+        fused=_can_fuse(parameters),
     )
 
 
 @optimizer("adam")
 def adam(
-    parameters: Iterable[Tensor],
+    parameters: Sequence[Tensor],
     *,
     lr: Rate = 1e-3,
     betas: tuple[Beta, Beta] = (0.9, 0.999),
@@ -64,13 +75,13 @@ def adam(
         eps=eps,
         weight_decay=weight_decay,
         amsgrad=amsgrad,
-        fused=True,
+        fused=_can_fuse(parameters),
     )
 
 
 @optimizer("adamw")
 def adamw(
-    parameters: Iterable[Tensor],
+    parameters: Sequence[Tensor],
     *,
     lr: Rate = 1e-3,
     betas: tuple[Beta, Beta] = (0.9, 0.999),
@@ -79,13 +90,18 @@ def adamw(
 ) -> Optimizer:
     """Adam with weight decay apart from the gradient (torch.optim.AdamW)."""
     return optim.AdamW(
-        parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True
+        parameters,
+        lr=lr,
+        betas=betas,
+        eps=eps,
+        weight_decay=weight_decay,
+        fused=_can_fuse(parameters),
     )
 
 
 @optimizer("nadam")
 def nadam(
-    parameters: Iterable[Tensor],
+    parameters: Sequence[Tensor],
     *,
     lr: Rate = 2e-3,
     betas: tuple[Beta, Beta] = (0.9, 0.999),
@@ -97,7 +113,7 @@ def nadam(
 
 @optimizer("radam")
 def radam(
-    parameters: Iterable[Tensor],
+    parameters: Sequence[Tensor],
     *,
     lr: Rate = 1e-3,
     betas: tuple[Beta, Beta] = (0.9, 0.999),
@@ -109,7 +125,7 @@ def radam(
 
 @optimizer("rmsprop")
 def rmsprop(
-    parameters: Iterable[Tensor],
+    parameters: Sequence[Tensor],
     *,
     lr: Rate = 0.01,
     alpha: Beta = 0.99,
@@ -124,7 +140,7 @@ def rmsprop(
 
 @optimizer("adagrad")
 def adagrad(
-    parameters: Iterable[Tensor], *, lr: Rate = 0.01, weight_decay: Decay = 0.0
+    parameters: Sequence[Tensor], *, lr: Rate = 0.01, weight_decay: Decay = 0.0
 ) -> Optimizer:
     """Gradients divided by their whole past, for sparse features (torch.optim.Adagrad)."""
     return optim.Adagrad(parameters, lr=lr, weight_decay=weight_decay)
@@ -132,7 +148,7 @@ def adagrad(
 
 @optimizer("adafactor")
 def adafactor(
-    parameters: Iterable[Tensor], *, lr: Rate = 0.01, weight_decay: Decay = 0.0
+    parameters: Sequence[Tensor], *, lr: Rate = 0.01, weight_decay: Decay = 0.0
 ) -> Optimizer:
     """Adam with far less memory for large matrices (torch.optim.Adafactor)."""
     return optim.Adafactor(parameters, lr=lr, weight_decay=weight_decay)

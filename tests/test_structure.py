@@ -42,7 +42,7 @@ LAYERS = [
     ["train.mirror"],
     ["train.coupled"],
     ["train.tree", "train.step", "train.evaluate", "train.job"],
-    ["train.best", "train.bits", "train.faults"],
+    ["train.best", "train.bits", "train.faults", "train.drift", "train.plain"],
     ["train.record"],
     ["suspects", "testing"],
     ["train.worker"],

@@ -1,9 +1,10 @@
 """Is the promise kept for this job, on this hardware? Its first steps, run in several ways.
 
 The bits of curve, validation and weights must be the same on any number of workers, and when
-workers are killed and the run goes on with another number of them. Other cuts into micro-batches
-must give the same curve to rounding; these are run in float64, since an optimizer such as Adam can
-make much of the last bits of a float32. The components are asked one by one, too.
+workers are killed and the run goes on with another number of them. A plain torch loop, and other
+cuts into micro-batches, must give the same curve to rounding; these are run in float64, since an
+optimizer such as Adam can make much of the last bits of a float32. The components are asked one by
+one, too.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ class Leg:
     """The job's own unless given."""
     is_reference: bool = False
     """The other legs of its promise are compared with this one."""
+    is_plain: bool = False
+    """By a plain torch loop in this process, not by the workers' code."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ def prove(
 
     steps = min(steps, job.num_steps)
     size = spec.training.microbatch_size or -(-_batch_size(job) // max(workers))
-    is_random, found_suspects = _asked(job, size)
+    same_cuts, found_suspects = _asked(job, size)
     counts = sorted({1, *workers})
     outcomes: list[Outcome] = []
     runner = _Runner(job, folder, modules, launch.base_of(path), steps, tolerance)
@@ -136,7 +139,7 @@ def prove(
     try:
         with stop.raised(), session:
             for leg in legs:
-                if leg.promise == "rounding" and is_random:
+                if leg.promise == "rounding" and leg.microbatch_size not in same_cuts:
                     text = "the model draws random numbers, which follow the micro-batch"
                     outcome = Outcome(leg.title, leg.promise, "not promised", text=text)
                 else:
@@ -185,8 +188,11 @@ def _batch_size(job: Job) -> int:
     return min(job.spec.training.batch_size, job.num_rows)
 
 
-def _asked(job: Job, size: int) -> tuple[bool, list[str]]:
-    """Whether the model draws random numbers, and which components break a promise."""
+def _asked(job: Job, size: int) -> tuple[set[int | None], list[str]]:
+    """Cuts into micro-batches that give one curve, and which components break a promise.
+
+    Random numbers, as of dropout, follow the micro-batch.
+    """
     from pipeline import suspects
     from pipeline.train.job import objective, trial_batch
 
@@ -194,7 +200,16 @@ def _asked(job: Job, size: int) -> tuple[bool, list[str]]:
         batch = rows.gather(job.order().rows(0))
     bound = objective(job.spec, job.fields, trial_batch(job))
     found = suspects.suspects(bound, batch, size)
-    return suspects.draws(bound, batch), [str(suspect) for suspect in found]
+    same_cuts = {size, *_cuts(job, size)}
+    if suspects.draws(bound, batch):
+        same_cuts = set() if bound.is_coupled else {size}
+    return same_cuts, [str(suspect) for suspect in found]
+
+
+def _cuts(job: Job, size: int) -> list[int | None]:
+    """Other sizes of micro-batches to try; None is the whole batch at once."""
+    other = size // 2 if size > 1 else 2
+    return [*([other] if other < _batch_size(job) else []), None]
 
 
 def _legs(job: Job, size: int, counts: list[int], steps: int) -> Iterator[Leg]:
@@ -211,16 +226,17 @@ def _legs(job: Job, size: int, counts: list[int], steps: int) -> Iterator[Leg]:
             f"killed at step {second}, on with {order[2]}"
         )
         yield Leg(title, "bits", size, order, kills)
-    other = size // 2 if size > 1 else 2
 
     def in_float64(title: str, size: int | None, number: int = 1) -> Leg:
         return Leg(f"float64, {title}", "rounding", size, (number,), precision="float64")
 
-    yield replace(in_float64("1 worker", size), is_reference=True)
-    if other < _batch_size(job):
+    yield replace(in_float64("plain torch", size), is_reference=True, is_plain=True)
+    yield in_float64("1 worker", size)
+    *others, whole = _cuts(job, size)
+    for other in others:
         yield in_float64(f"micro-batches of {other}", other)
     if size < _batch_size(job):
-        yield in_float64("whole batches at once", None)
+        yield in_float64("whole batches at once", whole)
     if most > 1:
         number = min(3, most)
         yield in_float64(f"{_workers(number)} without micro-batches", None, number)
@@ -266,7 +282,7 @@ class _Runner:
             return Outcome(leg.title, leg.promise, "not promised", text=text)
         started = time.perf_counter()
         try:
-            points, weights = self._trained(leg)
+            points, weights = self._plainly(leg) if leg.is_plain else self._trained(leg)
         except StoppedError:
             raise
         except PipelineError as error:
@@ -304,6 +320,19 @@ class _Runner:
         if self.wide is None:
             self.wide = prepared(job.spec, self.base)
         return replace(self.wide, spec=job.spec)
+
+    def _plainly(self, leg: Leg) -> tuple[list[dict[str, Any]], str]:
+        """Points and weights of a plain torch loop. Raises RunError where that fails."""
+        from pipeline.train import plain
+        from pipeline.train.weights import weights_sha256
+
+        try:
+            points, bound = plain.steps(self._prepared(leg), self.steps)
+        except PipelineError:
+            raise
+        except Exception as error:  # a user's components can fail in any way
+            raise RunError(f"{type(error).__name__}: {error}") from error
+        return points, weights_sha256(bound.state_dict())
 
     def _trained(self, leg: Leg) -> tuple[list[dict[str, Any]], str]:
         """Points of the journal and SHA-256 of the weights, after all kills."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -137,10 +137,14 @@ class Objective(nn.Module):
             counts = [count * weights for count in counts]
         return torch.stack([count.sum() for count in counts])
 
-    def forward(self, batch: Batch, shares: Shares | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, batch: Batch, shares: Shares | None = None, counted: Sequence[bool] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Numerator of each term: differentiable [K], and summed in float64 for the record [K].
 
         Losses that couple rows take the batch for the whole one, unless their `shares` are given.
+        `counted` says which terms have something to count in the global batch: the others have no
+        gradient, not even one of 0.
         """
         predictions, given = self.predict(batch), shares or {}
         parts = [
@@ -150,6 +154,9 @@ class Objective(nn.Module):
             for number in range(len(self.terms))
         ]
         numerators, recorded = zip(*parts, strict=True)
+        if counted is not None and not all(counted):
+            both = zip(numerators, counted, strict=True)
+            numerators = tuple(part if counts else part.detach() for part, counts in both)
         return torch.stack(numerators), torch.stack(recorded)
 
     @staticmethod

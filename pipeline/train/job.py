@@ -113,6 +113,7 @@ def objective(spec: JobSpec, fields: list[Field], trial: Batch | None = None) ->
         bound.precision = PRECISIONS[spec.training.precision]
         if bound.precision == torch.float64:
             bound.double()
+        _own_memory(bound, spec.model.name)
         if trial is not None:
             bound.terms = tried(terms, bound, trial)
     except InputError:
@@ -120,6 +121,32 @@ def objective(spec: JobSpec, fields: list[Field], trial: Batch | None = None) ->
     except Exception as error:  # a user's model can fail in any way: say where, keep the cause
         raise UsageError(f"model {spec.model.name}: {_described(error)}") from error
     return bound
+
+
+def _own_memory(bound: nn.Module, name: str) -> None:
+    """Let each number of a buffer stand in memory once. Raises UsageError where a weight does not.
+
+    Steps write into both. (`expand` makes tensors that repeat one number.)
+    """
+    for path, parameter in bound.named_parameters():
+        if _repeats(parameter):
+            raise UsageError(
+                f"model {name}: parameter {path!r} repeats numbers in memory, as `expand` makes "
+                "them, and cannot be updated: append .clone()"
+            )
+    for path, buffer in list(bound.named_buffers()):
+        if _repeats(buffer):
+            module, _, own = path.rpartition(".")
+            bound.get_submodule(module).register_buffer(
+                own, buffer.contiguous(), persistent=path in bound.state_dict()
+            )
+
+
+def _repeats(tensor: torch.Tensor) -> bool:
+    return tensor.layout == torch.strided and any(
+        size > 1 and stride == 0
+        for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )
 
 
 def built(

@@ -93,18 +93,21 @@ class Record:
             self._asked, self._stopping = now, (self.folder / files.STOP).exists()
         return self._stopping
 
-    def save_if_due(
+    def is_due(self, step: int) -> bool:
+        """Whether it is time for a checkpoint after `step` steps."""
+        return self.checkpoints.is_due(step)
+
+    def save(
         self, step: int, bound: torch.nn.Module, optimizer: torch.optim.Optimizer,
         num_skipped: int, is_last: bool,
     ) -> None:  # fmt: skip
-        """Save a checkpoint when it is time; what leads up to it is in the journal before."""
-        if is_last or self.checkpoints.is_due(step):
-            self.journal.flush()
-            state = checkpoint.state_of(bound, optimizer, num_skipped)
-            best = self.best.kept if self.best else None
-            self.checkpoints.save(step, state, self._before_checkpoint, best)
-            if said := self.copies.update():
-                self.journal.event(step, "copy", text=said)
+        """Save a checkpoint; what leads up to it is in the journal before."""
+        self.journal.flush()
+        state = checkpoint.state_of(bound, optimizer, num_skipped)
+        best = self.best.kept if self.best else None
+        self.checkpoints.save(step, state, self._before_checkpoint, best)
+        if said := self.copies.update():
+            self.journal.event(step, "copy", text=said)
         if is_last:
             self.checkpoints.wait()
             if said := self.copies.update(wait=True):

@@ -33,7 +33,7 @@ def rank() -> int:
 def total(values: Tensor) -> Tensor:
     """Sum of a float64 vector over all workers, the same on each."""
     if num_workers() > 1:
-        values = values.to(_reduction_device()).clone()
+        values = values.to(meeting_device()).clone()
         dist.all_reduce(values)
     return values.cpu()
 
@@ -56,7 +56,7 @@ def tabled(parts: Mapping[int, Tensor], num_parts: int, size: int) -> Tensor:
 
 def zeros(size: int, device: torch.device) -> Tensor:
     """Room for numbers that are to be summed: float64 [size] where workers meet, or on `device`."""
-    where = _reduction_device() if num_workers() > 1 else device
+    where = meeting_device() if num_workers() > 1 else device
     return torch.zeros(size, dtype=torch.float64, device=where)
 
 
@@ -117,7 +117,7 @@ def _largest(number: int) -> int:
     """The largest of the workers' numbers."""
     if num_workers() == 1:
         return number
-    value = torch.tensor([number], device=_reduction_device())
+    value = torch.tensor([number], device=meeting_device())
     dist.all_reduce(value, dist.ReduceOp.MAX)
     return int(value)
 
@@ -128,7 +128,8 @@ def agree(number: int) -> bool:
     return most == least
 
 
-def _reduction_device() -> torch.device:
+def meeting_device() -> torch.device:
+    """Where tensors are that workers exchange."""
     on_gpu = dist.get_backend() == "nccl"
     return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
 
@@ -150,6 +151,7 @@ class Gradients(Protocol):
     ) -> Tensor:  # fmt: skip
         """Leave in each parameter's `grad` the sum over all micro-batches of all workers.
 
+        A parameter that none of them depends on gets None, as from `backward` on the whole batch.
         `own` are this worker's, `forward_backward` does one of them; a worker may have none.
         `riders`, asked for after the last one, are float64 numbers [R] to be summed as well, each
         of which only one worker has and all others give 0 for; their sums are returned, on the
@@ -163,6 +165,39 @@ _OWN_BUFFERS: Any = {
     "forward_sync_buffers" if _RENAMED else "broadcast_buffers": False,
     "init_sync": False,  # all start from one seed, which is checked; and gloo lacks some types
 }
+
+
+def room(parameter: Tensor) -> int:
+    """Real numbers that its gradient takes: two for a complex one, which begins at an even place."""
+    return 2 * parameter.numel() if parameter.is_complex() else -(-parameter.numel() // 2) * 2
+
+
+def kinds(trained: Sequence[Tensor], buffers: "Buffers") -> set[torch.dtype]:
+    """Types of the real numbers that a step has to sum."""
+    return {parameter.dtype.to_real() for parameter in trained} | {b.dtype for b in buffers.floats}
+
+
+def with_reached(riders: Tensor, own: Sequence[bool]) -> Tensor:
+    """The riders, and behind them which parameters this worker's micro-batches have reached."""
+    return torch.cat([riders, riders.new_tensor(own)]) if num_workers() > 1 else riders
+
+
+def keep_reached(trained: Sequence[Tensor], told: Tensor, own: Sequence[bool]) -> Tensor:
+    """Take away the gradients of what no worker has reached; returns the sums of the riders.
+
+    Autograd tells for each micro-batch which parameters its loss depends on: those have a gradient,
+    be it 0. What is true of the global batch must not depend on how it is cut, so a parameter has
+    one if any micro-batch of any worker reaches it. Optimizers pass over the others, which neither
+    decay nor momentum then moves: as after `backward` on the whole batch.
+    """
+    reached: Sequence[float] = own
+    if num_workers() > 1:
+        told, flags = told[: -len(own)], told[-len(own) :]
+        reached = flags.tolist()
+    for parameter, is_reached in zip(trained, reached, strict=True):
+        if not is_reached:
+            parameter.grad = None
+    return told
 
 
 LEAST = torch.iinfo(torch.int64).min
@@ -179,19 +214,20 @@ class Buffers:
         for path, buffer in objective.named_buffers():
             module, _, name = path.rpartition(".")
             places.append((objective.get_submodule(module), name, buffer))
-        self._floats = [(m, n) for m, n, buffer in places if buffer.is_floating_point()]
-        kinds = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-        self._counts = [(m, n) for m, n, buffer in places if buffer.dtype in kinds]
+        is_float = [b.is_floating_point() or b.is_complex() for *_, b in places]
+        both = list(zip(places, is_float, strict=True))
+        self._floats = [(m, n) for (m, n, _), is_one in both if is_one]
+        self._counts = [(m, n) for (m, n, _), is_one in both if not is_one]
         self.size = sum(buffer.numel() for buffer in self.floats)
 
     @property
     def floats(self) -> list[Tensor]:
-        """The floating-point buffers as they are now."""
-        return [getattr(module, name).detach() for module, name in self._floats]
+        """The floating-point buffers as they are now, complex ones as pairs of numbers."""
+        return [_real(getattr(module, name).detach()) for module, name in self._floats]
 
     @property
     def counts(self) -> list[Tensor]:
-        """The whole-number buffers as they are now."""
+        """The buffers of whole numbers, and of yes and no, as they are now."""
         return [getattr(module, name) for module, name in self._counts]
 
     def __bool__(self) -> bool:
@@ -205,9 +241,8 @@ class Buffers:
         """Take the values of an earlier `copy`."""
         for (module, name), value in zip((*self._floats, *self._counts), values, strict=True):
             if getattr(module, name).requires_grad:  # put there by a forward pass, with its graph
-                setattr(module, name, value.clone())
-            else:
-                getattr(module, name).copy_(value)
+                setattr(module, name, getattr(module, name).detach().clone())
+            _real(getattr(module, name)).copy_(value)
 
     def changes(self, before: list[Tensor]) -> Tensor:
         """How far the floating-point buffers are from an earlier `copy`, in one vector.
@@ -225,14 +260,18 @@ class Buffers:
         pieces = torch.split(changes, [value.numel() for value in before[: len(self._floats)]])
         for (module, name), then, piece in zip(self._floats, before, pieces, strict=False):
             setattr(module, name, getattr(module, name).detach())
-            getattr(module, name).copy_(then + piece.view_as(then).to(then.dtype))
+            _real(getattr(module, name)).copy_(then + piece.view_as(then).to(then.dtype))
         for count in self.counts if num_workers() > 1 else ():
             told = count.long() if has_rows else torch.full_like(count, LEAST, dtype=torch.int64)
             dist.all_reduce(told, dist.ReduceOp.MAX)
             count.copy_(told)
 
 
-class _Reached(torch.autograd.Function):
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+class _Reporting(torch.autograd.Function):
     """Values as they are, with every parameter on the way of their gradient.
 
     DDP waits for each parameter's hook in each backward pass. A worker without rows, or an output
@@ -257,16 +296,18 @@ class _Shared(nn.Module):
         self.objective = objective
         self.trained = [p for p in objective.parameters() if p.requires_grad]
 
-    def forward(self, batch: Batch | None, shares: Shares | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, batch: Batch | None, shares: Shares | None, counted: Sequence[bool]
+    ) -> tuple[Tensor, Tensor]:
         """Numerators [K] with their gradient, and in float64 for the record [K]."""
         if batch is None:
             num_terms, like = len(self.objective.terms), self.trained[0]
             numerators = torch.zeros(num_terms, dtype=like.dtype, device=like.device)
             recorded = torch.zeros(num_terms, dtype=torch.float64, device=like.device)
         else:
-            numerators, recorded = self.objective(batch, shares)
-        reached: Tensor = _Reached.apply(numerators, *self.trained)  # type: ignore[no-untyped-call]
-        return reached, recorded
+            numerators, recorded = self.objective(batch, shares, counted)
+        reporting: Tensor = _Reporting.apply(numerators, *self.trained)  # type: ignore[no-untyped-call]
+        return reporting, recorded
 
 
 def _summed(state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
@@ -282,6 +323,9 @@ class Overlapped:
         self.model: nn.Module = objective
         self.trained = [p for p in objective.parameters() if p.requires_grad]
         self.buffers = Buffers(objective)
+        self._reached: set[Tensor] = set()  # by identity
+        for parameter in self.trained:  # DDP will give all of them a gradient
+            parameter.register_post_accumulate_grad_hook(self._note)
         if num_workers() > 1:
             ids = [device.index] if device.type == "cuda" else None
             wrapped = DistributedDataParallel(_Shared(objective), device_ids=ids, **_OWN_BUFFERS)
@@ -294,6 +338,7 @@ class Overlapped:
     ) -> Tensor:  # fmt: skip
         """Only the last backward pass of each worker waits for the others."""
         before = self.buffers.copy()
+        self._reached.clear()
         for parameter in self.trained:
             parameter.grad = None
         work: Sequence[tuple[int, Batch | None]] = own or [(0, None)]
@@ -301,12 +346,14 @@ class Overlapped:
             is_last = number == work[-1][0]
             with self._kept_apart() if not is_last else nullcontext():
                 forward_backward(self.model, number, batch)
-        for parameter in self.trained:
-            if parameter.grad is None:  # nothing reached it: gradient 0, on one worker as on many
-                parameter.grad = torch.zeros_like(parameter)
         if num_workers() > 1 and len(before):
             self._agree_on_buffers(before, bool(own))
-        return total(riders())
+        reached = [parameter in self._reached for parameter in self.trained]
+        return keep_reached(self.trained, total(with_reached(riders(), reached)), reached)
+
+    def _note(self, parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            self._reached.add(parameter)
 
     def norm(self) -> Tensor:
         """Norm of the whole gradient."""

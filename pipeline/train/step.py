@@ -18,6 +18,9 @@ from pipeline.train.reduce import Gradients, Microbatch
 Counts = tuple[Mapping[int, Tensor], int]
 """What each of this worker's micro-batches adds to the denominators [K], and how many there are."""
 
+OPTIMIZER = -1
+"""In the place of a micro-batch's number: random numbers that the optimizer draws."""
+
 
 @dataclass(frozen=True)
 class Losses:
@@ -31,6 +34,8 @@ class Losses:
     gradient_norm: float
     is_last: bool = False
     """Whether some worker was told to stop: all know it after the same step."""
+    is_saved: bool = False
+    """Whether the state is to be saved after this step, as one worker asked."""
     following: Tensor | None = None
     """Denominators of the next step's global batch, if its counts were given."""
     fault: NonFiniteError | None = None
@@ -49,6 +54,7 @@ def train_step(
     clip_norm: float | None,
     device: torch.device,
     stop: bool = False,
+    save: bool = False,
     may_skip: bool = False,
     denominators: Tensor | None = None,
     following: Counts | None = None,
@@ -56,7 +62,7 @@ def train_step(
     """Move the weights by the gradient of the global batch's mean loss, and return the loss.
 
     `own` are this worker's of the batch's `num_microbatches`; there may be none. `stop` says that
-    this worker was told to stop. The losses travel with the gradients, and so do the counts of the
+    this worker was told to stop, `save` that it is to save the state after this step. The losses travel with the gradients, and so do the counts of the
     `following` step, whose `denominators` are then known. Where the loss or gradient is not finite,
     raises NonFiniteError on every worker before any weight has moved; or, if it `may_skip` the
     step, leaves weights, optimizer and buffers as they were.
@@ -68,22 +74,23 @@ def train_step(
     divisors: list[float] = denominators.tolist()
     both = zip(weights, divisors, strict=True)
     scales = torch.tensor([w / d if d > 0 else 0.0 for w, d in both], dtype=torch.float64)
-    scales = scales.to(device)
+    scales, counted = scales.to(device), [d > 0 for d in divisors]
     numerators: dict[int, Tensor] = {}
 
     def draw(number: int) -> None:
-        _seed(_mixed(seed, step, number), device)  # dropout follows the rows, not the worker
+        _seed(seed_for(seed, step, number), device)
 
-    num_terms, num_losses = len(weights), num_microbatches * (len(weights) + 1)
+    num_terms, width = len(weights), len(weights) + 2
+    num_losses = num_microbatches * width
 
     def riders() -> Tensor:
         counts, num_following = following or ({}, 0)
         told = reduce.zeros(num_losses + num_following * num_terms, device)
-        table = told[:num_losses].view(num_microbatches, num_terms + 1)
+        table = told[:num_losses].view(num_microbatches, width)
         for number, _ in own:
             table[number, :num_terms] = numerators[number]
-        if stop and own:
-            table[own[0][0], num_terms] = 1
+        if own and (stop or save):
+            table[own[0][0], num_terms:] = told.new_tensor([stop, save])
         for number, count in counts.items():
             told[num_losses + number * num_terms :][:num_terms] = count
         return told
@@ -91,9 +98,12 @@ def train_step(
     shares = coupled.shares(objective, own, num_microbatches, draw, device)
 
     def forward_backward(model: nn.Module, number: int, batch: Batch | None) -> None:
-        draw(number)
-        losses, numerators[number] = model(batch and moved(batch, device), shares.get(number))
-        (losses * scales.to(losses.dtype)).sum().backward()
+        draw(number)  # dropout follows the rows, not the worker
+        rows = batch and moved(batch, device)
+        losses, numerators[number] = model(rows, shares.get(number), counted)
+        loss = (losses * scales.to(losses.dtype)).sum()
+        if loss.requires_grad:  # else nothing counts in this step
+            loss.backward()
 
     before = gradients.buffers.copy() if may_skip else []
     sums = gradients.reduce(own, num_microbatches, forward_backward, riders)
@@ -101,8 +111,11 @@ def train_step(
     table = sums[:num_losses].view(num_microbatches, -1)
     whole = table.sum(0)
     known = sums[num_losses:].view(-1, num_terms).sum(0) if following else None
-    *sums_of_terms, num_stopping = whole.tolist()
-    result = _losses(sums_of_terms, divisors, weights, norm, num_stopping > 0, known)
+    *sums_of_terms, num_stopping, num_saving = whole.tolist()
+    result = replace(
+        _losses(sums_of_terms, divisors, weights, norm),
+        is_last=num_stopping > 0, is_saved=num_saving > 0, following=known,
+    )  # fmt: skip
     if not math.isfinite(norm) or not math.isfinite(result.total or 0.0):
         labels = [term.label for term in objective.terms]
         named = {k: v for k, v in zip(labels, result.terms, strict=True) if v is not None}
@@ -112,6 +125,7 @@ def train_step(
             raise fault
         gradients.buffers.restore(before)
         return replace(result, fault=fault)
+    draw(OPTIMIZER)
     optimizer.step()
     return result
 
@@ -132,17 +146,16 @@ def _seed(seed: int, device: torch.device) -> None:
 
 
 def _losses(
-    numerators: list[float], denominators: list[float], weights: list[float], norm: float,
-    is_last: bool, following: Tensor | None,
-) -> Losses:  # fmt: skip
+    numerators: list[float], denominators: list[float], weights: list[float], norm: float
+) -> Losses:
     both = zip(numerators, denominators, strict=True)
     terms = tuple(n / d if d > 0 else None for n, d in both)
     present = [w * t for w, t in zip(weights, terms, strict=True) if t is not None]
-    return Losses(terms, sum(present) if present else None, norm, is_last, following)
+    return Losses(terms, sum(present) if present else None, norm)
 
 
-def _mixed(seed: int, step: int, number: int) -> int:
-    """One seed from three numbers (the finaliser of splitmix64)."""
+def seed_for(seed: int, step: int, number: int = OPTIMIZER) -> int:
+    """The seed of one micro-batch of a step, or of the optimizer (the finaliser of splitmix64)."""
     value = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + number + 1) % 2**64
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) % 2**64

@@ -31,8 +31,8 @@ ALIGNED = 8
 def is_small(objective: nn.Module) -> bool:
     """Whether the gradient is one message, so that DDP could not overlap its sum with anything."""
     trained = [p for p in objective.parameters() if p.requires_grad]
-    kinds = {tensor.dtype for tensor in (*trained, *reduce.Buffers(objective).floats)}
-    return len(kinds) == 1 and sum(p.numel() for p in trained) <= SMALL
+    kinds = reduce.kinds(trained, reduce.Buffers(objective))
+    return len(kinds) == 1 and sum(map(reduce.room, trained)) <= SMALL
 
 
 class Ordered:
@@ -47,7 +47,7 @@ class Ordered:
         self.objective = objective
         self.trained = [p for p in objective.parameters() if p.requires_grad]
         self.buffers = reduce.Buffers(objective)
-        kinds = {tensor.dtype for tensor in (*self.trained, *self.buffers.floats)}
+        kinds = reduce.kinds(self.trained, self.buffers)
         if len(kinds) > 1:
             names = ", ".join(sorted(map(str, kinds)))
             raise UsageError(
@@ -55,15 +55,16 @@ class Ordered:
                 "the fixed order of sums needs one"
             )
         self.num_workers = reduce.num_workers()
-        self.num_gradients = sum(p.numel() for p in self.trained)
+        self.num_gradients = sum(map(reduce.room, self.trained))
         self.size = self.num_gradients + self.buffers.size
         self._make_room(self.size)
 
     def _make_room(self, size: int) -> None:
-        self.flat = self.trained[0].new_zeros(size)
-        ends = accumulate(p.numel() for p in self.trained)
+        first = self.trained[0]
+        self.flat = first.new_zeros(size, dtype=first.dtype.to_real())
+        ends = accumulate(map(reduce.room, self.trained))
         self.views = [
-            (parameter, self.flat[end - parameter.numel() : end].view_as(parameter))
+            (parameter, _laid_out(self.flat[end - reduce.room(parameter) : end], parameter))
             for parameter, end in zip(self.trained, ends, strict=True)
         ]
 
@@ -75,6 +76,7 @@ class Ordered:
         batches = dict(own)
         for parameter, view in self.views:  # an optimizer may have put None in its place
             parameter.grad = view
+        versions = [view._version for _, view in self.views]
         before = self.buffers.copy()
         flat, tail = self.flat[: self.size], self.flat[self.num_gradients : self.size]
 
@@ -92,13 +94,15 @@ class Ordered:
                 flat.copy_(total)
         else:
             flat.zero_()
-        told = riders()
+        both = zip(self.views, versions, strict=True)
+        reached = [view._version != version for (_, view), version in both]
+        told = reduce.with_reached(riders(), reached)
         if self.num_workers > 1:
             told = self._exchange(num_microbatches, told)
         if self.buffers:
             changes = self.flat[self.num_gradients : self.size]
             self.buffers.change(before, changes / num_microbatches, bool(batches))
-        return told.cpu()
+        return reduce.keep_reached(self.trained, told.cpu(), reached)
 
     def norm(self) -> Tensor:
         """Norm of the whole gradient."""
@@ -151,6 +155,18 @@ class Ordered:
         self.flat[: self.size] = before[: self.size]
         for parameter, view in self.views:
             parameter.grad = view
+
+
+def _laid_out(room: Tensor, parameter: Tensor) -> Tensor:
+    """The room [size] as a tensor whose memory is laid out as autograd would lay out a gradient.
+
+    That is as the parameter's own: fused optimizers walk both in the order of memory. It counts its
+    own changes (`_version`), apart from those of the room: so it is known whether autograd has
+    added to it.
+    """
+    if parameter.is_complex():
+        room = torch.view_as_complex(room.view(-1, 2))
+    return room.as_strided(parameter.shape, torch.empty_like(parameter).stride()).data
 
 
 def depth_first(start: int, end: int, leaf: Callable[[int], Tensor]) -> Tensor:

@@ -24,7 +24,7 @@ from pipeline.errors import NonFiniteError, RunError, UsageError
 from pipeline.losses.fit import check_targets
 from pipeline.optimizers import learning_rate_factor
 from pipeline.spec import JobSpec, Schedule
-from pipeline.train import bits, checkpoint, faults, files, reduce
+from pipeline.train import bits, checkpoint, drift, faults, files, reduce
 from pipeline.train.best import Best
 from pipeline.train.curve import Journal, mended
 from pipeline.train.evaluate import chosen, evaluate
@@ -151,6 +151,7 @@ def train(
                     clip_norm=settings.clip_norm,
                     device=device,
                     stop=record.is_stopping() if record else False,
+                    save=record.is_due(step + 1) if record else False,
                     may_skip=num_skipped < settings.skip_nonfinite,
                     denominators=denominators,
                     following=(following.counts, len(following.pieces)) if following else None,
@@ -167,8 +168,10 @@ def train(
                 record.write(point, share.num_rows, is_last=step + 1 == last_step)
             if is_evaluated(step + 1):
                 validate(step + 1)
-            if record:
-                record.save_if_due(step + 1, bound, optimizer, num_skipped, losses.is_last)
+            if losses.is_saved or losses.is_last or step + 1 == last_step:
+                drift.refuse(bound, optimizer, step + 1)
+            if record and (losses.is_saved or losses.is_last):
+                record.save(step + 1, bound, optimizer, num_skipped, losses.is_last)
             if losses.is_last and step + 1 < last_step:
                 return
     if record:

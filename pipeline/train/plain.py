@@ -1,0 +1,110 @@
+"""The first steps of a job by plain torch: what our own sums, orders and layouts are held against.
+
+One process, one tensor for each gradient, `backward` for each micro-batch, and the optimizer as its
+name builds it, without fused kernels. Nothing of `reduce`, `tree` or `step` is used, so that a
+fault of theirs that is the same on any number of workers shows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline import registry
+from pipeline.data.batch import Batch
+from pipeline.data.order import cut
+from pipeline.losses.objective import Objective
+from pipeline.optimizers import learning_rate_factor
+from pipeline.train.job import Job, objective, trial_batch
+from pipeline.train.step import seed_for
+
+
+def steps(job: Job, num_steps: int) -> tuple[list[dict[str, Any]], Objective]:
+    """Points as in the journal, with each term's loss; and model and losses after the last step.
+
+    Micro-batches are those of the spec, with their seeds; a loss of the whole batch gets all rows
+    at once.
+    """
+    spec, settings, order = job.spec, job.spec.training, job.order()
+    bound = objective(spec, job.fields, trial_batch(job))
+    trained = [p for p in bound.parameters() if p.requires_grad]
+    optimizer = registry.optimizers[spec.optimizer.name].build(trained, **spec.optimizer.options)
+    for group in optimizer.param_groups:
+        group.update({key: False for key in ("fused", "foreach") if key in group})
+    rates = [group["lr"] for group in optimizer.param_groups]
+    schedule = spec.schedule
+    labels = [term.label for term in bound.terms]
+    points: list[dict[str, Any]] = []
+    with job.train.opened("plain") as store:
+        for step in range(num_steps):
+            factor = learning_rate_factor(
+                schedule.name, schedule.options, schedule.warmup_steps, step, job.num_steps
+            )
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+            size = None if bound.is_coupled else settings.microbatch_size
+            pieces = cut(order.rows(step), size, 1)
+            divisors = bound.denominators(store.gather(order.rows(step)))
+            sums = torch.zeros_like(divisors)
+            optimizer.zero_grad(set_to_none=True)
+            with _MeanOfBuffers(bound, len(pieces)) as buffers:
+                for number, rows in enumerate(pieces):
+                    buffers.restart()
+                    torch.manual_seed(seed_for(settings.seed, step, number))
+                    sums += _backward(bound, store.gather(rows), divisors)
+            if settings.clip_norm is not None:
+                nn.utils.clip_grad_norm_(trained, settings.clip_norm)
+            torch.manual_seed(seed_for(settings.seed, step))
+            optimizer.step()
+            both = zip(sums.tolist(), divisors.tolist(), strict=True)
+            losses = [loss / divisor if divisor else None for loss, divisor in both]
+            terms = zip(bound.terms, losses, strict=True)
+            total = sum(term.weight * loss for term, loss in terms if loss is not None)
+            point = {"step": step + 1, "train": {"loss": total}}
+            points.append(point | {"terms": dict(zip(labels, losses, strict=True))})
+    return points, bound
+
+
+def _backward(bound: Objective, batch: Batch, divisors: Tensor) -> Tensor:
+    """Add the gradient of one micro-batch's part in the mean; returns the sum of each loss."""
+    numerators, recorded = bound(batch)
+    terms = zip(bound.terms, numerators, divisors, strict=True)
+    parts = [term.weight * part / divisor for term, part, divisor in terms if divisor]
+    if parts:
+        torch.stack(parts).sum().backward()  # type: ignore[no-untyped-call]
+    return recorded
+
+
+class _MeanOfBuffers:
+    """Each micro-batch starts from the step's buffers, and the mean of what it makes of them stays.
+
+    This is what micro-batches mean here, whoever computes them; without them it changes nothing.
+    """
+
+    def __init__(self, bound: nn.Module, num_microbatches: int) -> None:
+        self._bound, self._num = bound, num_microbatches
+
+    def __enter__(self) -> _MeanOfBuffers:
+        self._before = [buffer.detach().clone() for buffer in self._bound.buffers()]
+        self._made: list[list[Tensor]] = []
+        return self
+
+    def restart(self) -> None:
+        """The buffers as they were before the step."""
+        self._keep()
+        for buffer, before in zip(self._bound.buffers(), self._before, strict=True):
+            buffer.detach().copy_(before)
+
+    def _keep(self) -> None:
+        self._made.append([buffer.detach().clone() for buffer in self._bound.buffers()])
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            return
+        self._keep()
+        made = zip(*self._made[1:], strict=True)  # the first is from before any forward pass
+        for buffer, values in zip(self._bound.buffers(), made, strict=True):
+            is_mean = buffer.is_floating_point() or buffer.is_complex()
+            buffer.detach().copy_(torch.stack(values).mean(0) if is_mean else values[-1])
