@@ -7,8 +7,9 @@ result.metrics, result.losses, result.model
 
 from importlib.metadata import PackageNotFoundError, version
 
+# modules, each with `register`: a registry under such a name would be replaced by the module
+from pipeline import losses, metrics, models, optimizers, schedules
 from pipeline.launch.run import Result, check, run
-from pipeline.registry import losses, metrics, models, optimizers, schedules
 from pipeline.spec import JobSpec
 from pipeline.specfile import load
 

@@ -1,10 +1,9 @@
-"""Optimizers of `torch.optim`, and schedules as pure functions of the step."""
+"""Optimizers of `torch.optim`: an entry takes the parameters to train, and its options."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
@@ -21,10 +20,8 @@ else:
 Rate = Annotated[float, Field(gt=0)]
 Decay = Annotated[float, Field(ge=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 
-optimizer = registry.optimizers.register
-schedule = registry.schedules.register
+register = registry.optimizers.register
 
 
 def _can_fuse(parameters: Sequence[Tensor]) -> bool:
@@ -37,7 +34,7 @@ def _can_fuse(parameters: Sequence[Tensor]) -> bool:
     )
 
 
-@optimizer("sgd")
+@register("sgd")
 def sgd(
     parameters: Sequence[Tensor],
     *,
@@ -57,7 +54,7 @@ def sgd(
     )
 
 
-@optimizer("adam")
+@register("adam")
 def adam(
     parameters: Sequence[Tensor],
     *,
@@ -79,7 +76,7 @@ def adam(
     )
 
 
-@optimizer("adamw")
+@register("adamw")
 def adamw(
     parameters: Sequence[Tensor],
     *,
@@ -99,7 +96,7 @@ def adamw(
     )
 
 
-@optimizer("nadam")
+@register("nadam")
 def nadam(
     parameters: Sequence[Tensor],
     *,
@@ -111,7 +108,7 @@ def nadam(
     return optim.NAdam(parameters, lr=lr, betas=betas, weight_decay=weight_decay)
 
 
-@optimizer("radam")
+@register("radam")
 def radam(
     parameters: Sequence[Tensor],
     *,
@@ -123,7 +120,7 @@ def radam(
     return optim.RAdam(parameters, lr=lr, betas=betas, weight_decay=weight_decay)
 
 
-@optimizer("rmsprop")
+@register("rmsprop")
 def rmsprop(
     parameters: Sequence[Tensor],
     *,
@@ -138,7 +135,7 @@ def rmsprop(
     )
 
 
-@optimizer("adagrad")
+@register("adagrad")
 def adagrad(
     parameters: Sequence[Tensor], *, lr: Rate = 0.01, weight_decay: Decay = 0.0
 ) -> Optimizer:
@@ -146,64 +143,9 @@ def adagrad(
     return optim.Adagrad(parameters, lr=lr, weight_decay=weight_decay)
 
 
-@optimizer("adafactor")
+@register("adafactor")
 def adafactor(
     parameters: Sequence[Tensor], *, lr: Rate = 0.01, weight_decay: Decay = 0.0
 ) -> Optimizer:
     """Adam with far less memory for large matrices (torch.optim.Adafactor)."""
     return optim.Adafactor(parameters, lr=lr, weight_decay=weight_decay)
-
-
-# A schedule takes progress in [0, 1) after the warm-up and the step, and gives a factor of `lr`.
-
-
-@schedule("constant")
-def constant(progress: float, step: int) -> float:
-    """The same learning rate throughout."""
-    return 1.0
-
-
-@schedule("cosine")
-def cosine(progress: float, step: int, *, final: Fraction = 0.0) -> float:
-    """Half a cosine from 1 to `final` over the whole run."""
-    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-@schedule("linear")
-def linear(progress: float, step: int, *, final: Fraction = 0.0) -> float:
-    """A straight line from 1 to `final` over the whole run."""
-    return 1 - (1 - final) * progress
-
-
-@schedule("step")
-def step_decay(
-    progress: float, step: int, *, every_steps: Annotated[int, Field(gt=0)], factor: Fraction = 0.1
-) -> float:
-    """Multiplied by `factor` after every `every_steps` steps."""
-    return float(factor ** (step // every_steps))
-
-
-@schedule("exponential")
-def exponential(
-    progress: float, step: int, *, final: Annotated[float, Field(gt=0, le=1)] = 0.01
-) -> float:
-    """Shrinks by the same factor each step, to `final` at the end."""
-    return float(final**progress)
-
-
-@schedule("inverse_sqrt")
-def inverse_sqrt(
-    progress: float, step: int, *, scale_steps: Annotated[int, Field(gt=0)] = 1000
-) -> float:
-    """1 / sqrt(1 + step / scale_steps): for runs whose length is open."""
-    return 1 / math.sqrt(1 + step / scale_steps)
-
-
-def learning_rate_factor(
-    name: str, options: dict[str, Any], warmup_steps: int, step: int, num_steps: int
-) -> float:
-    """Factor of the learning rate at `step` (from 0) of `num_steps`."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    after, left = step - warmup_steps, max(num_steps - warmup_steps, 1)
-    return float(registry.schedules[name].build(after / left, after, **options))

@@ -134,7 +134,7 @@ def lazy(module: str) -> Any:
 losses: Registry[Callable[..., Any]] = Registry("loss", "pipeline.losses")
 models: Registry[Callable[..., Any]] = Registry("model", "pipeline.models")
 optimizers: Registry[Callable[..., Any]] = Registry("optimizer", "pipeline.optimizers")
-schedules: Registry[Callable[..., Any]] = Registry("schedule", "pipeline.optimizers")
+schedules: Registry[Callable[..., Any]] = Registry("schedule", "pipeline.schedules")
 metrics: Registry[Callable[..., Any]] = Registry("metric", "pipeline.metrics")
 
 REGISTRIES: dict[str, Registry[Any]] = {

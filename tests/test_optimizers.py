@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import registry
-from pipeline.optimizers import learning_rate_factor
+from pipeline.schedules import learning_rate_factor
 
 OPTIONS: dict[str, dict[str, Any]] = {"step": {"every_steps": 10}}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import pickle
 import subprocess
 import sys
@@ -36,7 +37,7 @@ LAYERS = [
     ["losses.terms"],
     ["losses.objective"],
     ["losses.fit", "models", "models.parts", "models.mlp", "models.cnn", "models.transformer",
-     "optimizers", "metrics"],
+     "optimizers", "schedules", "metrics"],
     ["train.files", "train.reduce", "train.weights", "train.curve"],
     ["train.checkpoint", "train.lease"],
     ["train.mirror"],
@@ -129,6 +130,17 @@ def test_the_public_names_are_these() -> None:
         "JobSpec", "Result", "__version__", "check", "load", "losses", "metrics", "models",
         "optimizers", "run", "schedules",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["losses", "metrics", "models", "optimizers", "schedules"])
+def test_every_registry_takes_entries_whatever_was_imported_before(name: str) -> None:
+    for module in modules():
+        if module not in ("__main__", "track.served"):
+            importlib.import_module(f"pipeline.{module}" if module else "pipeline")
+    registry = getattr(pipeline.registry, name)
+    getattr(pipeline, name).register(f"t_any_{name}")(lambda: None)
+    assert f"t_any_{name}" in registry.entries
+    del registry.entries[f"t_any_{name}"]
 
 
 @pytest.mark.parametrize(

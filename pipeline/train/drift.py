@@ -40,16 +40,14 @@ def refuse(objective: nn.Module, optimizer: torch.optim.Optimizer, step: int) ->
 def _drifted(step: int, names: list[str]) -> RunError:
     more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
     return RunError(
-        f"the workers no longer hold the same state after step {step}: {', '.join(names[:MOST_NAMES])}"
-        f"{more}. Something besides the sums over workers changes it: an optimizer or a module that "
-        "draws random numbers from elsewhere than torch, or that keeps what it saw of its own rows. "
-        "`pipeline prove` looks for it; the checkpoint before is kept"
+        f"after step {step} the workers no longer hold the same {', '.join(names[:MOST_NAMES])}"
+        f"{more}: something besides the sums over workers changes it, such as an optimizer or "
+        "module that draws random numbers from elsewhere than torch, or that remembers its own "
+        "rows. `pipeline prove` looks for it; the checkpoint before is kept"
     )
 
 
-def _state(
-    objective: nn.Module, optimizer: torch.optim.Optimizer
-) -> Iterator[tuple[str, Tensor]]:
+def _state(objective: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
     """What every worker must hold alike, by name."""
     names = {id(parameter): name for name, parameter in objective.named_parameters()}
     yield from objective.named_parameters()
@@ -76,8 +74,8 @@ def _checksum(tensor: Tensor) -> Tensor:
     if tensor.is_sparse or not tensor.numel():
         return torch.zeros((), dtype=torch.int64)
     is_dense = torch.empty_like(tensor).stride() == tensor.stride()  # in whatever order
-    flat = tensor.as_strided((tensor.numel(),), (1,)) if is_dense else tensor.flatten()
-    octets = flat.view(torch.uint8)
+    flat = tensor.as_strided((tensor.numel(),), (1,)) if is_dense else tensor.reshape(-1)
+    octets = flat.contiguous().view(torch.uint8)
     end = len(octets) // 8 * 8
     words = octets[:end]
     if words.storage_offset() % 8:

@@ -113,7 +113,11 @@ def objective(spec: JobSpec, fields: list[Field], trial: Batch | None = None) ->
         bound.precision = PRECISIONS[spec.training.precision]
         if bound.precision == torch.float64:
             bound.double()
+            for tensor in (*bound.parameters(), *bound.buffers()):
+                if tensor.is_complex():
+                    tensor.data = tensor.data.to(torch.complex128)
         _own_memory(bound, spec.model.name)
+        _with_dense_gradients(bound)
         if trial is not None:
             bound.terms = tried(terms, bound, trial)
     except InputError:
@@ -142,10 +146,16 @@ def _own_memory(bound: nn.Module, name: str) -> None:
             )
 
 
+def _with_dense_gradients(bound: nn.Module) -> None:
+    """Embeddings whose gradients are summed as other tensors are; their numbers are the same."""
+    for module in bound.modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            module.sparse = False
+
+
 def _repeats(tensor: torch.Tensor) -> bool:
     return tensor.layout == torch.strided and any(
-        size > 1 and stride == 0
-        for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+        size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
     )
 
 

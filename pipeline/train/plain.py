@@ -16,7 +16,7 @@ from pipeline import registry
 from pipeline.data.batch import Batch
 from pipeline.data.order import cut
 from pipeline.losses.objective import Objective
-from pipeline.optimizers import learning_rate_factor
+from pipeline.schedules import learning_rate_factor
 from pipeline.train.job import Job, objective, trial_batch
 from pipeline.train.step import seed_for
 
@@ -69,6 +69,7 @@ def steps(job: Job, num_steps: int) -> tuple[list[dict[str, Any]], Objective]:
 
 def _backward(bound: Objective, batch: Batch, divisors: Tensor) -> Tensor:
     """Add the gradient of one micro-batch's part in the mean; returns the sum of each loss."""
+    recorded: Tensor
     numerators, recorded = bound(batch)
     terms = zip(bound.terms, numerators, divisors, strict=True)
     parts = [term.weight * part / divisor for term, part, divisor in terms if divisor]

@@ -168,7 +168,7 @@ _OWN_BUFFERS: Any = {
 
 
 def room(parameter: Tensor) -> int:
-    """Real numbers that its gradient takes: two for a complex one, which begins at an even place."""
+    """Real numbers that its gradient takes: an even number, where a complex one can begin."""
     return 2 * parameter.numel() if parameter.is_complex() else -(-parameter.numel() // 2) * 2
 
 
@@ -325,7 +325,7 @@ class Overlapped:
         self.buffers = Buffers(objective)
         self._reached: set[Tensor] = set()  # by identity
         for parameter in self.trained:  # DDP will give all of them a gradient
-            parameter.register_post_accumulate_grad_hook(self._note)
+            parameter.register_post_accumulate_grad_hook(self._note)  # type: ignore[no-untyped-call]
         if num_workers() > 1:
             ids = [device.index] if device.type == "cuda" else None
             wrapped = DistributedDataParallel(_Shared(objective), device_ids=ids, **_OWN_BUFFERS)

@@ -62,10 +62,11 @@ def train_step(
     """Move the weights by the gradient of the global batch's mean loss, and return the loss.
 
     `own` are this worker's of the batch's `num_microbatches`; there may be none. `stop` says that
-    this worker was told to stop, `save` that it is to save the state after this step. The losses travel with the gradients, and so do the counts of the
-    `following` step, whose `denominators` are then known. Where the loss or gradient is not finite,
-    raises NonFiniteError on every worker before any weight has moved; or, if it `may_skip` the
-    step, leaves weights, optimizer and buffers as they were.
+    this worker was told to stop, `save` that it is to save the state after this step. The losses
+    travel with the gradients, and so do the counts of the `following` step, whose `denominators`
+    are then known. Where the loss or gradient is not finite, raises NonFiniteError on every worker
+    before any weight has moved; or, if it `may_skip` the step, leaves weights, optimizer and
+    buffers as they were.
     """
     weights = [term.weight for term in objective.terms]
     if denominators is None:

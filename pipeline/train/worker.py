@@ -22,7 +22,7 @@ from pipeline.data.order import Rows, cut, owned
 from pipeline.data.stream import Streamed
 from pipeline.errors import NonFiniteError, RunError, UsageError
 from pipeline.losses.fit import check_targets
-from pipeline.optimizers import learning_rate_factor
+from pipeline.schedules import learning_rate_factor
 from pipeline.spec import JobSpec, Schedule
 from pipeline.train import bits, checkpoint, drift, faults, files, reduce
 from pipeline.train.best import Best

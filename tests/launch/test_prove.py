@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
@@ -231,3 +232,33 @@ def test_numbers_of_workers_that_are_none_are_refused(job: Write, command: Comma
     code, _, err = command("prove", job(), "--workers", "1,two")
     assert code == 2
     assert "expected numbers such as 1,2,3" in err
+
+
+def test_a_fault_that_is_the_same_on_any_number_of_workers_is_seen(
+    job: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradients in rooms that are always in C order, while fused optimizers walk memory."""
+    from torch import nn
+
+    import pipeline
+    from pipeline import registry
+    from pipeline.launch.prove import prove
+    from pipeline.train import tree
+
+    @pipeline.models.register("t_columns_first")
+    def columns_first(inputs: Any, outputs: Any) -> nn.Module:
+        model: nn.Module = registry.models["mlp"].build(inputs, outputs, hidden=[5])
+        for parameter in model.parameters():
+            parameter.data = parameter.data.t().contiguous().t()
+        return model
+
+    def found() -> dict[str, str]:
+        path = job({"model": "t_columns_first", "optimizer.name": "adam"})
+        proof = prove(path, workers=[1], steps=5)
+        return {outcome.title: outcome.verdict for outcome in proof.outcomes}
+
+    assert set(found().values()) == {"reference", "held"}
+    monkeypatch.setattr(tree, "_laid_out", lambda room, like: room[: like.numel()].view_as(like))
+    planted = found()
+    assert planted["float64, plain torch"] == "reference"
+    assert planted["float64, 1 worker"] == "broken"

@@ -57,7 +57,7 @@ class Outcome:
     gradients: list[Tensor | None]
 
     def assert_torchs_own(self, objective: nn.Module) -> None:
-        """The gradients that a backward pass has left in the reference; none where that has none."""
+        """The gradients of the reference after a backward pass; none where that has none."""
         for gradient, parameter in zip(self.gradients, objective.parameters(), strict=True):
             assert (gradient is None) == (parameter.grad is None)
             if gradient is not None:

@@ -1,0 +1,322 @@
+"""Models whose parameters torch holds in unusual ways, against a plain torch loop."""
+
+from __future__ import annotations
+
+import tempfile
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pipeline
+from pipeline.data.batch import Batch
+from pipeline.errors import RunError, UsageError
+from pipeline.specfile import load
+from pipeline.train import plain, reduce, worker
+from pipeline.train.curve import Reader
+from pipeline.train.job import Job, prepared
+from pipeline.train.weights import load_weights
+from tests.processes import on_workers
+
+NUM_ROWS, STEPS = 29, 6
+MODELS: dict[str, type[nn.Module]] = {}
+
+
+def model(build: type[nn.Module]) -> type[nn.Module]:
+    MODELS[build.__name__] = build
+    pipeline.models.register(f"t_{build.__name__}")(build)
+    return build
+
+
+def read(batch: Batch) -> Tensor:
+    columns = [batch[name] for name in ("a", "b")]
+    return torch.stack([column for column in columns if isinstance(column, Tensor)], 1)
+
+
+class Small(nn.Module):
+    """Two numbers in, one out; `hidden` [N, 4] in between."""
+
+    def __init__(self, inputs: Any, outputs: Any) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(2, 4), nn.Linear(4, 1)
+        self.more()
+
+    def more(self) -> None: ...
+
+    def middle(self, hidden: Tensor, batch: Batch) -> Any:
+        return hidden
+
+    def forward(self, batch: Batch) -> Any:
+        return self.last(self.middle(self.first(read(batch)).tanh(), batch)).squeeze(1)
+
+
+@model
+class ChannelsLast(Small):
+    def more(self) -> None:
+        self.conv, self.norm = nn.Conv2d(2, 3, (1, 2), bias=False), nn.BatchNorm2d(3)
+        self.spread = nn.Linear(3 * 2, 4)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def middle(self, hidden: Tensor, batch: Batch) -> Any:
+        image = hidden.view(-1, 1, 2, 2).expand(-1, 2, -1, -1)
+        return self.spread(self.norm(self.conv(image)).flatten(1))
+
+
+@model
+class Transposed(Small):
+    """One weight, and another that is its transpose in the same memory: both are trained."""
+
+    def more(self) -> None:
+        self.one = nn.Parameter(torch.randn(4, 4) / 2)
+        self.other = nn.Parameter(self.one.data.t())
+
+    def middle(self, hidden: Tensor, batch: Batch) -> Any:
+        return (hidden @ self.one).tanh() @ self.other
+
+
+@model
+class Tied(Small):
+    def more(self) -> None:
+        self.one, self.other = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.other.weight = self.one.weight
+
+    def middle(self, hidden: Tensor, batch: Batch) -> Any:
+        return self.other(self.one(hidden).tanh())
+
+
+@model
+class OneStorage(Small):
+    """Parameters that are parts of one tensor, one of them with gaps in its memory."""
+
+    def more(self) -> None:
+        whole = torch.randn(8, 4) / 2
+        self.upper, self.lower = nn.Parameter(whole[:4, ::2]), nn.Parameter(whole[4:])
+
+    def middle(self, hidden: Tensor, batch: Batch) -> Any:
+        return (hidden @ self.upper) @ self.lower[:2] + hidden @ self.lower
+
+
+@model
+class Complex(Small):
+    turn: Tensor
+
+    def more(self) -> None:
+        self.odd = nn.Parameter(torch.randn(3))
+        self.wave = nn.Parameter(torch.randn(4, 4, dtype=torch.complex64))
+        self.register_buffer("turn", torch.ones(4, dtype=torch.complex64))
+
+    def middle(self, hidden: Tensor, batch: Batch) -> Any:
+        made = hidden.to(self.wave.dtype) @ self.wave
+        if self.training:
+            self.turn += made.detach().mean(0).to(self.turn.dtype)
+        turned = made if self.training else made * self.turn
+        return turned.abs().to(hidden.dtype) + self.odd.sum()
+
+
+@model
+class SparseGradient(Small):
+    def more(self) -> None:
+        self.table = nn.Embedding(5, 4, sparse=True)
+
+    def middle(self, hidden: Tensor, batch: Batch) -> Any:
+        return hidden + self.table((read(batch)[:, 0].abs() * 2).long().clamp(max=4))
+
+
+@model
+class Buffers(Small):
+    """A buffer that repeats one number in memory, and flags that forward passes set."""
+
+    shift: Tensor
+    seen: Tensor
+
+    def more(self) -> None:
+        self.register_buffer("shift", torch.ones(1).expand(4))
+        self.register_buffer("seen", torch.zeros(2, dtype=torch.bool))
+
+    def middle(self, hidden: Tensor, batch: Batch) -> Any:
+        self.seen |= True
+        return hidden + self.shift
+
+
+@model
+class Unreached(Small):
+    """Parameters that no row reaches, or only those of some batches."""
+
+    def more(self) -> None:
+        self.idle = nn.Linear(4, 4)
+        self.rare = nn.Linear(4, 4)
+
+    def middle(self, hidden: Tensor, batch: Batch) -> Any:
+        chosen = read(batch)[:, 0] > 1.3
+        if not bool(chosen.any()):
+            return hidden
+        return torch.where(chosen[:, None], self.rare(hidden), hidden)
+
+
+@model
+class Expanded(Small):
+    def more(self) -> None:
+        self.repeated = nn.Parameter(torch.ones(1).expand(4))
+
+    def middle(self, hidden: Tensor, batch: Batch) -> Any:
+        return hidden * self.repeated
+
+
+@pipeline.optimizers.register("t_noisy")
+class Noisy(torch.optim.SGD):
+    """Langevin: each update draws."""
+
+    def __init__(self, parameters: Any, *, lr: float = 0.05) -> None:
+        super().__init__(parameters, lr=lr)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        super().step()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter += 1e-2 * torch.randn_like(parameter)
+
+
+@pipeline.optimizers.register("t_numpys")
+class Numpys(Noisy):
+    """The same with random numbers that nobody seeds."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        torch.optim.SGD.step(self)
+        self.param_groups[0]["params"][0] += np.random.default_rng().normal()
+
+
+def job(folder: Path, name: str, optimizer: Any, size: int | None, precision: str) -> Job:
+    rng = np.random.default_rng(3)
+    columns = {key: rng.normal(size=NUM_ROWS) for key in ("a", "b", "y")}
+    pq.write_table(pa.table(columns), folder / "rows.parquet")
+    return prepared(
+        load(
+            {
+                "name": "t", "loss": "mse", "model": f"t_{name}", "optimizer": optimizer,
+                "data": {"train": str(folder / "rows.parquet"), "target": "y"},
+                "training": {"epochs": 3, "batch_size": 13, "microbatch_size": size,
+                             "precision": precision, "clip_norm": 2.0},
+                "checkpoint": {"every_steps": 2},
+            }
+        ),
+        folder,
+    )  # fmt: skip
+
+
+ADAMW = {"name": "adamw", "lr": 0.05, "weight_decay": 0.5}
+SGD = {"name": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 0.1}
+HELD = [name for name in MODELS if name != "Expanded"]
+CASES = [
+    *product(HELD, (ADAMW,), (None, 3), ("float32", "float64")),
+    *product(HELD, (SGD,), (None, 3), ("float64",)),
+    ("Tied", {"name": "t_noisy"}, None, "float64"), ("Tied", {"name": "t_noisy"}, 3, "float64"),
+]  # fmt: skip
+
+
+def title(case: Any) -> str:
+    name, optimizer, size, precision = case
+    return f"{name}, {optimizer['name']}, {size}, {precision}"
+
+
+Trained = tuple[list[float], dict[str, Tensor]]
+
+
+def trained(case: Any, overlapped: bool) -> Trained | str:
+    """Losses and weights of the workers' own code; by DDP, if that can be."""
+    with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
+        if overlapped:
+            patch.setattr(worker, "is_small", lambda objective: False)
+        folder = Path(place)
+        try:
+            worker.train(job(folder, *case), folder, num_steps=STEPS)
+        except UsageError as error:
+            return str(error)
+        if reduce.rank():
+            return "of the first worker"
+        points = list(Reader(folder / "curve.jsonl").new())
+        losses = [point["train"]["loss"] for point in points if "train" in point]
+        return losses, load_weights(folder / "weights.pt")
+
+
+def all_trained(rank: int, num: int) -> dict[str, Trained | str]:
+    return {title(c) + str(o): trained(c, o) for c in CASES for o in (False, True)}
+
+
+@cache
+def on(num: int) -> dict[str, Trained | str]:
+    found: dict[str, Trained | str] = on_workers(num, all_trained)[0]
+    return found
+
+
+@pytest.mark.parametrize("num", [1, 3])
+@pytest.mark.parametrize("overlapped", [False, True], ids=["own order", "ddp"])
+@pytest.mark.parametrize("case", CASES, ids=title)
+def test_it_trains_as_in_a_plain_torch_loop(
+    case: Any, overlapped: bool, num: int, tmp_path: Path
+) -> None:
+    name, _, size, precision = case
+    if name in ("ChannelsLast", "Complex") and size is None and num > 1:
+        return  # running statistics are the mean over the workers' shares of a whole batch
+    got = on(num)[title(case) + str(overlapped)]
+    assert not isinstance(got, str), got
+    points, bound = plain.steps(job(tmp_path, *case), STEPS)
+    rtol = 1e-9 if precision == "float64" else 1e-3
+    losses = [point["train"]["loss"] for point in points]
+    assert got[0] == pytest.approx(losses, rel=rtol)
+    for key, value in bound.state_dict().items():
+        torch.testing.assert_close(got[1][key], value, rtol=rtol, atol=rtol)
+
+
+def drifting(rank: int, num: int) -> str:
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        made = job(folder, "Tied", {"name": "t_numpys"}, 3, "float32")
+        try:
+            worker.train(made, folder)
+        except RunError as error:
+            return str(error)
+    return ""
+
+
+def test_workers_that_drift_apart_end_the_run_with_the_name_of_what_differs() -> None:
+    for message in on_workers(3, drifting):
+        assert "after step 2 the workers no longer hold the same model.first.weight:" in message
+
+
+def test_an_optimizer_that_draws_keeps_the_workers_together() -> None:
+    """Its numbers follow from seed and step: the weights are those of one worker, to the bit."""
+    case = ("Tied", {"name": "t_noisy"}, 3, "float64")
+    alone, three = on(1)[title(case) + "False"], on(3)[title(case) + "False"]
+    assert not isinstance(alone, str)
+    assert not isinstance(three, str)
+    assert alone[0] == three[0]
+    assert all(torch.equal(value, three[1][key]) for key, value in alone[1].items())
+
+
+@pytest.mark.parametrize("decay", [ADAMW, SGD], ids=lambda options: str(options["name"]))
+def test_neither_decay_nor_momentum_moves_what_no_row_reaches(decay: Any, tmp_path: Path) -> None:
+    got = on(3)[title(("Unreached", decay, 3, "float64")) + "False"]
+    assert not isinstance(got, str)
+    torch.manual_seed(0)
+    first = Unreached(None, None)
+    torch.testing.assert_close(
+        got[1]["model.idle.weight"], first.idle.weight.double(), rtol=0, atol=0
+    )
+    assert not torch.equal(got[1]["model.rare.weight"], first.rare.weight.double())
+
+
+def test_a_parameter_that_repeats_a_number_in_memory_is_refused(tmp_path: Path) -> None:
+    made = job(tmp_path, "Expanded", SGD, None, "float32")
+    with pytest.raises(
+        UsageError, match=r"parameter 'model.repeated' repeats .* append .clone\(\)"
+    ):
+        worker.train(made, tmp_path)
