@@ -10,12 +10,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pacsv
 import pyarrow.dataset as ds
-import pyarrow.fs as pafs
 from numpy.typing import NDArray
 
-from pipeline.data import samples
+from pipeline.data.formats import datasets
 from pipeline.data.places import Located, Place, plainly
 from pipeline.dataspec import Data, Split
 from pipeline.errors import DataError
@@ -218,7 +216,8 @@ def _read(
             reader = pa.ipc.open_file(file)
             for number in range(reader.num_record_batches):
                 if wanted is None or number in wanted:
-                    yield reader.get_batch(number).select(columns), number
+                    batch = reader.get_batch(number).select(columns)
+                    yield batch.cast(pa.schema([schema.field(name) for name in columns])), number
         return
     is_parquet = isinstance(fragment, ds.ParquetFileFragment)
     is_csv = isinstance(getattr(fragment, "format", None), ds.CsvFileFormat)
@@ -249,7 +248,7 @@ def _without_empty_text(batch: pa.RecordBatch) -> pa.RecordBatch:
     """An empty cell of text as a missing value, as it is in other columns; "NA" is a text."""
     columns = [
         pc.if_else(pc.equal(column, ""), pa.scalar(None, column.type), column)
-        if pa.types.is_string(column.type)
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
         else column
         for column in batch.columns
     ]
@@ -270,20 +269,22 @@ def _width(kind: pa.DataType) -> int:
 def opened(found: Located) -> tuple[Source, Source | None]:
     """The training rows and those for validation, if they have files of their own.
 
-    Only schemas are read. Raises DataError naming the key, the file and the column.
+    Of Parquet and Arrow files only schemas are read, CSV files are read through. Raises DataError
+    naming the key, the file and the column.
     """
-    train = _opened(found.data, "data.train", found.train)
+    places = {"data.train": found.train, "data.validation": found.validation}
+    made = datasets(places, found.data.categorical)
+    train = _of_files(found.data, "data.train", made["data.train"], found.train)
     if not found.validation:
         return train, None
-    inputs = train.inputs  # of which the validation files may have more
-    data = found.data.model_copy(update={"inputs": inputs})
-    validation = _opened(data, "data.validation", found.validation)
+    data = found.data.model_copy(update={"inputs": train.inputs})  # it may have more columns
+    validation = _of_files(data, "data.validation", made["data.validation"], found.validation)
     for name in validation.wanted:
         column, there = validation.schema.field(name), train.schema.field(name)
         if column.type != there.type:
             raise DataError(
                 f"data.validation: column {name!r} is {column.type}, "
-                f"in data.train it is {there.type}"
+                f"in data.train it is {there.type}; if these are names, list it in data.categorical"
             )
     return train, validation
 
@@ -293,10 +294,10 @@ def in_memory(data: Data, table: pa.Table) -> Source:
     return _used(data, "data.train", ds.dataset(table), "the table", has_files=False)
 
 
-def _opened(data: Data, key: str, places: list[Place]) -> Source:
+def _of_files(data: Data, key: str, dataset: ds.Dataset, places: list[Place]) -> Source:
     shown = ", ".join(redacted(place.name) for place in places)
     has_files = sum(len(place.paths) for place in places) > 1
-    return _used(data, key, _dataset(key, places), shown, has_files)
+    return _used(data, key, dataset, shown, has_files)
 
 
 def _used(data: Data, key: str, dataset: ds.Dataset, shown: str, has_files: bool) -> Source:
@@ -370,70 +371,3 @@ def _delimiter(columns: list[str]) -> str:
 
 def _is_index(column: str) -> bool:
     return column.startswith("__index_level_")  # what pandas leaves in Parquet
-
-
-def _dataset(key: str, places: list[Place]) -> ds.Dataset:
-    """One data set of all places, whose schemas must be the same."""
-    parts = [_dataset_of(key, place) for place in places]
-    for place, part in zip(places, parts, strict=True):
-        if _columns(part.schema) != _columns(parts[0].schema):
-            raise DataError(
-                f"{key}: {place.name} and {places[0].name} have different columns or types:\n"
-                + _difference(part.schema, parts[0].schema)
-            )
-    return parts[0] if len(parts) == 1 else ds.dataset(parts)
-
-
-def _columns(schema: pa.Schema) -> list[tuple[str, str]]:
-    """Names and types in no order: columns are read by their names."""
-    return sorted((column.name, str(column.type)) for column in schema)
-
-
-def _difference(one: pa.Schema, other: pa.Schema) -> str:
-    here, there = _columns(one), _columns(other)
-    first = ", ".join(f"{name}: {kind}" for name, kind in here if (name, kind) not in there)
-    second = ", ".join(f"{name}: {kind}" for name, kind in there if (name, kind) not in here)
-    return (
-        f"  only in the first:  {first or 'none'}\n  only in the second: {second or 'none'}\n"
-        "  write them with one schema (in pandas: astype; in pyarrow: table.cast)"
-    )
-
-
-def _dataset_of(key: str, place: Place) -> ds.Dataset:
-    if place.format == "sample":
-        return ds.dataset(samples.sample(place.name))
-    paths, filesystem, kind = place.paths, place.filesystem, place.format
-    shown = redacted(place.name)
-    try:
-        schemas = {path: _schema(path, filesystem, kind) for path in paths}
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(
-            f"{key}: {shown} is no {kind} that can be read: {plainly(error, place.name)}"
-        ) from None
-    first = schemas[paths[0]]
-    for path, schema in schemas.items():
-        if _columns(schema) != _columns(first):
-            raise DataError(
-                f"{key}: {path} and {paths[0]} have different columns or types:\n"
-                + _difference(schema, first)
-            )
-    return ds.dataset(paths, filesystem=filesystem, format=_reader(kind, filesystem))
-
-
-def _schema(path: str, filesystem: Any, kind: str) -> pa.Schema:
-    return ds.dataset(path, filesystem=filesystem, format=_reader(kind, filesystem)).schema
-
-
-def _reader(kind: str, filesystem: Any) -> Any:
-    """Reads a format in bounded memory."""
-    if kind == "csv":
-        options = pacsv.ConvertOptions(strings_can_be_null=False)
-        return ds.CsvFileFormat(convert_options=options)
-    if kind == "parquet":
-        # what a disk gives bit by bit is asked of a network at once, for a whole row group
-        is_near = isinstance(filesystem, pafs.LocalFileSystem)
-        options = ds.ParquetFragmentScanOptions(
-            use_buffered_stream=is_near, pre_buffer=not is_near, page_checksum_verification=True
-        )
-        return ds.ParquetFileFormat(default_fragment_scan_options=options)
-    return kind

@@ -396,7 +396,7 @@ def test_every_optimizer_goes_on_with_the_same_bits(
     def made() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
         torch.manual_seed(0)
         model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 1)).to(kind)
-        return model, registry.optimizers[name].build(model.parameters())
+        return model, registry.optimizers[name].build(list(model.parameters()))
 
     def stepped(model: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
         for step in steps:
