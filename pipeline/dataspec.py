@@ -49,7 +49,8 @@ class SampleWeight(Section):
     of items, as if they were not weighted."""
 
 
-Scale = Literal["standard", "min_max", "log", "none"]
+Scale = Literal["standard", "shared", "min_max", "log", "none"]
+TargetScale = Literal["standard", "shared", "min_max", "none"]
 
 
 DatePart = Literal["elapsed", "year", "week", "day"]
@@ -158,14 +159,16 @@ class Data(Section):
     missing: Missing | dict[str, Missing] = "error"
     """What happens to missing values and NaN, for all columns or by column: `error`, `drop` (the
     row), `mean` (of the training rows), `category` (its own code, categories only), or by column
-    `{constant: value}`."""
+    `{constant: value}`. Of `mean`, targets are filled in only where it names their column."""
     scale: Scale | dict[str, Scale] = "standard"
     """Numeric inputs, all or by column: `standard` (mean 0 and deviation 1 over the training rows),
-    `min_max` (0 to 1), `log` (log(1 + x), then standard) or `none`."""
+    `min_max` (0 to 1), `log` (log(1 + x), then standard) or `none`. Each position of a vector has
+    its own mean and deviation; `shared` is standard with one of each for all positions."""
     sample_weight: SampleWeight | None = None
     """Column that weights each row in every loss, or `{column, mean_over}`. Not in metrics."""
-    target_scale: Literal["standard", "min_max", "none"] = "none"
-    """The same for numeric targets; metrics and served predictions stay in the column's unit."""
+    target_scale: TargetScale | dict[str, TargetScale] = "none"
+    """The same for numeric targets; metrics and served predictions stay in the column's unit, a
+    loss and its options are in the scaled one."""
 
     @field_validator("train", "validation", "inputs", "target", "categorical", "dates")
     @classmethod
@@ -206,12 +209,13 @@ class Data(Section):
                 _refuse_unknown(f"{column}: ", policy, POLICIES, " or {constant: value}")
         return value
 
-    @field_validator("scale", mode="before")
+    @field_validator("scale", "target_scale", mode="before")
     @classmethod
-    def _known_scales(cls, value: Any) -> Any:
+    def _known_scales(cls, value: Any, info: ValidationInfo) -> Any:
+        known = get_args(Scale if info.field_name == "scale" else TargetScale)
         by_column = value.items() if isinstance(value, Mapping) else [("", value)]
         for column, scale in by_column:
-            _refuse_unknown(f"{column}: " if column else "", scale, get_args(Scale))
+            _refuse_unknown(f"{column}: " if column else "", scale, known)
         return value
 
     @field_validator("dates", "categorical", mode="before")
@@ -272,6 +276,11 @@ class Data(Section):
         """What is taken of a column of dates."""
         everything: list[DatePart] = ["elapsed", "year", "week", "day"]
         return everything if isinstance(self.dates, list) else self.dates[column]
+
+    def target_scale_of(self, column: str) -> Scale:
+        """How the numeric target column is scaled."""
+        scale = self.target_scale
+        return scale.get(column, "none") if isinstance(scale, dict) else scale
 
     def scale_of(self, column: str) -> Scale:
         """How the numeric input column is scaled."""

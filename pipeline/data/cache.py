@@ -34,7 +34,7 @@ from pipeline.dataspec import Data
 from pipeline.errors import DataError, UsageError
 from pipeline.spec import Cache
 
-FORMAT = 3
+FORMAT = 4
 """Changes with the layout of entries, and with what rows are made of."""
 READ, USED = "read", "used"
 """Empty files whose times tell when the entry was last read through, and opened."""

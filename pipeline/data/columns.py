@@ -36,9 +36,10 @@ class Field:
     kind: Kind
     arrow_type: str
     is_target: bool = False
-    mean: float = 0.0
-    """What is taken off each number, after the logarithm if there is one."""
-    deviation: float = 1.0
+    mean: float | tuple[float, ...] = 0.0
+    """What is taken off each number, after the logarithm if there is one; of vectors by position,
+    unless their scale is `shared`."""
+    deviation: float | tuple[float, ...] = 1.0
     """What the rest is divided by."""
     vocabulary: tuple[Any, ...] | None = None
     """Distinct training values in sorted order: categories, and tokens that are text."""
@@ -49,7 +50,7 @@ class Field:
     """Tokens or class numbers, counted from 0, of lists and tensors of labels."""
     ignored: int | None = None
     """A raw class number that marks items to leave out; encoded as IGNORED, it is no class."""
-    center: float = 0.0
+    center: float | tuple[float, ...] = 0.0
     """Mean of the training rows in the column's own unit, whether it is scaled by it or not."""
     is_weight: bool = False
     """Neither input nor target: how much each row counts."""
@@ -84,6 +85,11 @@ class Field:
         return len(self.vocabulary or ()) + (0 if self.is_target else 1) + self.has_missing
 
     @property
+    def is_optional(self) -> bool:
+        """Whether rows without a value can be read."""
+        return self.fill is not None or self.has_missing
+
+    @property
     def is_list(self) -> bool:
         """Whether rows have different sizes."""
         return self.kind in ("tokens", "series", "image")
@@ -109,6 +115,8 @@ class Reading:
     as_amounts: bool = True
     """Only amounts are scaled."""
     ignored: int | None = None
+    is_declared: bool = True
+    """Whether the losses say what they read; else a column of 0 and 1 only is no amount."""
 
 
 @dataclass(frozen=True)
@@ -245,7 +253,11 @@ def _scaled(field: Field, values: Any, where: str, named: Named) -> NDArray[np.f
         numbers = np.where(np.isnan(numbers), field.fill, numbers)
     if field.log:
         numbers = with_log(numbers, where, named)
-    return (numbers - field.mean) / field.deviation
+    if isinstance(field.mean, tuple):  # one for each position; rows of another size are refused
+        if len(numbers) % len(field.mean):
+            raise DataError(f"{where}: expected {len(field.mean)} numbers in each row")
+        numbers = numbers.reshape(-1, len(field.mean))
+    return np.asarray((numbers - field.mean) / field.deviation).reshape(-1)
 
 
 def days_of(column: Any) -> NDArray[np.float64]:

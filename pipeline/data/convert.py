@@ -79,7 +79,7 @@ class Conversion:
             "fingerprint": hashlib.sha256(joined.encode()).hexdigest(),
             "facts": {
                 "rows": self.counts, "dropped": self.dropped, "files": files[:1000],
-                "num_files": len(files), "profile": profiles,
+                "num_files": len(files), "profile": profiles, "passed": self.train.passed,
             },
             "sizes": {}, "crc32": {},
             "stream": self.plan and self.plan.to_json(self.sides.first),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -42,83 +42,129 @@ class Fit(Protocol):
         """Numbers about the training rows."""
 
 
-@dataclass
 class Moments:
-    """Mean, deviation and range of numbers that come in parts (Chan et al., 1979)."""
+    """Mean, deviation and range of numbers that come in parts (Chan et al., 1979).
 
-    count: int = 0
-    mean: float = 0.0
-    squares: float = 0.0
-    """Sum of the squared distances from the mean."""
-    low: float = math.inf
-    high: float = -math.inf
+    With `width` these are arrays [width], one for each position of the rows [N, width].
+    """
+
+    def __init__(self, width: int = 1) -> None:
+        self.count = 0
+        self.mean, self.squares = np.zeros(width), np.zeros(width)
+        """`squares`: sum of the squared distances from the mean."""
+        self.low, self.high = np.full(width, math.inf), np.full(width, -math.inf)
 
     def add(self, numbers: NDArray[np.float64]) -> None:
-        """Take in some numbers."""
+        """Take in some numbers [N], or rows [N, width]."""
         if not len(numbers):
             return
+        rows = numbers.reshape(len(numbers), -1)
         with np.errstate(over="ignore", invalid="ignore"):  # numbers too large are told later
-            mean = float(numbers.mean())
-            squares = float(((numbers - mean) ** 2).sum())
-        self.low = min(self.low, float(numbers.min()))
-        self.high = max(self.high, float(numbers.max()))
-        total, distance = self.count + len(numbers), mean - self.mean
-        self.squares += squares + distance**2 * self.count * len(numbers) / total
-        self.mean = self.mean + distance * len(numbers) / total if self.count else mean
+            mean = rows.mean(0)
+            squares = ((rows - mean) ** 2).sum(0)
+            total, distance = self.count + len(rows), mean - self.mean
+            self.squares = self.squares + squares + distance**2 * self.count * len(rows) / total
+            self.mean = self.mean + distance * len(rows) / total if self.count else mean
+        self.low = np.minimum(self.low, rows.min(0))
+        self.high = np.maximum(self.high, rows.max(0))
         self.count = total
 
     @property
-    def deviation(self) -> float:
-        """Root of the mean squared distance; 1 for a constant column, which becomes 0."""
-        found = math.sqrt(self.squares / self.count) if self.count else 1.0
-        return 1.0 if found <= 1e-12 * max(abs(self.low), abs(self.high)) else found
+    def deviation(self) -> NDArray[np.float64]:
+        """Root of the mean squared distance; 1 for what is constant, which becomes 0."""
+        if not self.count:
+            return np.ones_like(self.mean)
+        found = np.sqrt(self.squares / self.count)
+        largest = np.maximum(np.abs(self.low), np.abs(self.high))
+        return np.where(found <= 1e-12 * largest, 1.0, found)
 
     def profile(self) -> Profile:
-        """Count, mean, deviation and range."""
+        """Count, mean, deviation and range, over all positions."""
         if not self.count:
             return {"count": 0}
-        spread = math.sqrt(self.squares / self.count)
+        mean, width = float(self.mean.mean()), len(self.mean)
+        between = self.count * float(((self.mean - mean) ** 2).sum())
+        spread = math.sqrt((float(self.squares.sum()) + between) / (self.count * width))
         return {
-            "count": self.count, "mean": self.mean, "deviation": spread,
-            "min": self.low, "max": self.high,
+            "count": self.count * width, "mean": mean, "deviation": spread,
+            "min": float(self.low.min()), "max": float(self.high.max()),
         }  # fmt: skip
 
 
-class Numbers:
-    """Numbers: alone, in tensors, or in lists."""
+def _plainly(values: NDArray[np.float64]) -> Any:
+    """One number, or a tuple of them by position."""
+    return float(values[0]) if len(values) == 1 else tuple(values.tolist())
 
-    def __init__(self, made: Field, scale: Scale, where: str) -> None:
+
+class Numbers:
+    """Numbers: alone, in tensors, or in lists.
+
+    Vectors have statistics for each of their positions, and so have lists that turn out to have
+    one size in all training rows: they are vectors.
+    """
+
+    def __init__(self, made: Field, scale: Scale, where: str, unless_binary: bool = False) -> None:
         self.made, self.scale, self.where = made, scale, where
+        self.unless_binary = unless_binary
+        """Whether a column of 0 and 1 only is no amount, and is not scaled."""
         self.raw, self.scaled = Moments(), Moments()
-        self.fills_with_mean = made.fill == MEAN
+        self.width = made.shape[0] if len(made.shape) == 1 and made.kind == "tensor" else None
+        self.by_position: tuple[Moments, Moments] | None = None
+        self.fills_with_mean, self.is_binary = made.fill == MEAN, True
 
     def add(self, column: Any, named: Named) -> None:
-        values = plain(column) if self.made.kind == "number" else flat(column)[0]
+        values, offsets = flat(column) if self.made.kind != "number" else (plain(column), None)
         numbers = columns.numbers_of(values, self.where)
         if self.made.fill is not None and not self.fills_with_mean:
             numbers = np.where(np.isnan(numbers), self.made.fill, numbers)
-        is_there = ~np.isnan(numbers)
-        self.raw.add(numbers[is_there])
+        known = numbers[~np.isnan(numbers)]
+        self.is_binary = self.is_binary and bool(((known == 0) | (known == 1)).all())
+        is_first = not self.raw.count
+        self.raw.add(known)
+        logs = known
         if self.scale == "log":
             by_row = named if self.made.kind == "number" else _item
-            self.scaled.add(columns.with_log(numbers, self.where, by_row)[is_there])
+            logs = columns.with_log(numbers, self.where, by_row)[~np.isnan(numbers)]
+            self.scaled.add(logs)
+        if offsets is not None and self.made.kind == "series":
+            lengths = set(np.diff(offsets).tolist())
+            if is_first and len(lengths) == 1:
+                self.width = lengths.pop() or None
+            elif lengths - {self.width}:
+                self.width = None
+        if self.width is None or not len(known):
+            self.by_position = None if self.width is None else self.by_position
+            return
+        if self.by_position is None:
+            self.by_position = Moments(self.width), Moments(self.width)
+        for moments, part in zip(self.by_position, (known, logs), strict=True):
+            moments.add(part.reshape(-1, self.width))
 
     def field(self) -> Field:
         if not self.raw.count and self.made.kind == "number":
             raise DataError(f"{self.where}: every value is missing in the training rows")
-        made = replace(self.made, center=self.raw.mean)
+        made, raw, scaled = self.made, self.raw, self.scaled
+        if made.kind == "series" and self.width is not None:
+            made = replace(made, kind="tensor", shape=(self.width,))
+        if self.by_position is not None and self.scale != "shared":
+            raw, scaled = self.by_position
+        made = replace(made, center=_plainly(raw.mean))
         if self.fills_with_mean:
-            made = replace(made, fill=self.raw.mean)
-        if not self.raw.count or self.scale == "none":
+            made = replace(made, fill=float(self.raw.mean[0]))
+        is_amount = not (self.unless_binary and self.is_binary)
+        if not raw.count or self.scale == "none" or not is_amount:
             return made
-        known = self.scaled if self.scale == "log" else self.raw
-        if not math.isfinite(known.deviation):
-            largest = max(abs(known.low), abs(known.high))
+        known = scaled if self.scale == "log" else raw
+        if not np.isfinite(known.deviation).all():
+            largest = max(abs(self.raw.low[0]), abs(self.raw.high[0]))
             raise DataError(f"{self.where} holds numbers too large to scale, up to {largest:g}")
+        mean, deviation = known.mean, known.deviation
         if self.scale == "min_max":
-            return replace(made, mean=known.low, deviation=(known.high - known.low) or 1.0)
-        is_log = self.scale == "log"
-        return replace(made, mean=known.mean, deviation=known.deviation, log=is_log)
+            span = known.high - known.low
+            mean, deviation = known.low, np.where(span == 0, 1.0, span)
+        return replace(
+            made, mean=_plainly(mean), deviation=_plainly(deviation), log=self.scale == "log"
+        )
 
     def profile(self) -> Profile:
         return self.raw.profile()
@@ -138,7 +184,8 @@ class Dates:
         self.days.add(columns.days_of(column))
 
     def field(self) -> Field:
-        return replace(self.made, mean=self.days.mean, deviation=self.days.deviation)
+        mean, deviation = _plainly(self.days.mean), _plainly(self.days.deviation)
+        return replace(self.made, mean=mean, deviation=deviation)
 
     def profile(self) -> Profile:
         found = self.days.profile()
@@ -274,7 +321,7 @@ class Weights:
         self.moments.add(numbers)
 
     def field(self) -> Field:
-        if self.moments.count and self.moments.high == 0:
+        if self.moments.count and self.moments.high[0] == 0:
             raise DataError(f"{self.where}: every weight is 0")
         return self.made
 

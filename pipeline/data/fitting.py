@@ -141,8 +141,9 @@ def _of_target(
         read = {"number": "category", "tensor": "labels"}.get(read, read)  # type: ignore[assignment]
     ignored = reading.ignored if reading.as_classes else None
     made = Field(name, read, str(kind), is_target=True, shape=shape, ignored=ignored)
-    scale = data.target_scale if reading.as_amounts else "none"
-    return _fit(with_policy(made, data, stored, where, kind), scale, where, kind)
+    scale = data.target_scale_of(name) if reading.as_amounts else "none"
+    unless_binary = not reading.is_declared and not isinstance(data.target_scale, dict)
+    return _fit(with_policy(made, data, stored, where, kind), scale, where, kind, unless_binary)
 
 
 def _of_weight(data: Data, name: str, kind: pa.DataType, source: Source) -> Fit:
@@ -153,11 +154,13 @@ def _of_weight(data: Data, name: str, kind: pa.DataType, source: Source) -> Fit:
     return Weights(with_policy(made, data, name, where), where)
 
 
-def _fit(made: Field, scale: Scale, where: str, kind: pa.DataType) -> Fit:
+def _fit(
+    made: Field, scale: Scale, where: str, kind: pa.DataType, unless_binary: bool = False
+) -> Fit:
     if made.kind == "category":
         return Categories(made, where)
     if made.kind == "tokens" and not pa.types.is_integer(kind.value_type):
         return Categories(made, where)
     if made.kind in ("tokens", "labels"):
         return ClassNumbers(made, where)
-    return Numbers(made, scale, where)
+    return Numbers(made, scale, where, unless_binary)

@@ -46,7 +46,7 @@ def datasets(
             fields.append(
                 field.with_type(merged(field.type, types[field.name], is_text) or field.type)
             )
-        schema = pa.schema(fields)
+        schema = pa.schema(fields, common.metadata)
         parts = [_dataset(place, schema) for place in places[key]]
         made[key] = parts[0] if len(parts) == 1 else ds.dataset(parts)
     return made
@@ -113,7 +113,7 @@ def _common(key: str, schemas: Schemas) -> pa.Schema:
             )
         if len(kinds) == len(fields):
             fields = [f.with_type(kind) for f, kind in zip(fields, kinds, strict=True)]
-    return pa.schema(fields)
+    return pa.schema(fields, first.metadata)
 
 
 def _difference(one: pa.Schema, other: pa.Schema) -> str:

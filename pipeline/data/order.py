@@ -37,15 +37,15 @@ class Order:
     def rows(self, step: int) -> Rows:
         """Rows of the global batch of `step` (from 0): computed, whatever was asked for before."""
         epoch, place = divmod(step, steps_per_epoch(self.num_rows, self.batch_size))
-        return self._epoch(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
+        start, end = place * self.batch_size, min((place + 1) * self.batch_size, self.num_rows)
+        return np.arange(start, end) if self.seed is None else self._epoch(epoch)[start:end]
 
     def blocks(self, step: int) -> list[int]:
         """Blocks to have at hand from `step` on: rows of this order are never in blocks."""
         return []
 
     def _epoch(self, epoch: int) -> Rows:
-        if self.seed is None:
-            return np.arange(self.num_rows)
+        assert self.seed is not None
         if epoch not in self._epochs:
             generator = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
             order = generator.permutation(self.num_rows)

@@ -32,6 +32,8 @@ def with_policy(
             return replace(made, has_missing=True)
         fault = "can be a category of its own in inputs of categories only"
     elif policy == "mean":
+        if made.kind == "number" and made.is_target and not is_named:
+            return made  # what is filled in would count as truth: that is asked for by name
         if made.kind == "number" and not made.is_weight:
             return replace(made, fill=MEAN)
         fault = "have a mean in columns of numbers only"
@@ -97,7 +99,8 @@ class Faults:
             raise DataError(
                 "\n  ".join(self.lines)
                 + "\n  mend the file, or say in data.missing what becomes of missing values: drop "
-                "(the row), mean (numbers), category (of its own), or {constant: value}"
+                "(the row), mean (numbers; targets only by name, {column: mean}), category (of its "
+                "own), or {constant: value}"
             )
 
 

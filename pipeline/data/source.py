@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,6 +22,7 @@ from pipeline.errors import DataError
 from pipeline.redact import redacted
 from pipeline.registry import nearest
 
+INDEX = re.compile(r"__index_level_\d+__|Unnamed: \d+")
 SMALLEST_BLOCK, LARGEST_BLOCK = 64, 2**16
 BLOCK_BYTES = 2**25
 LIST_BYTES = 2**10
@@ -114,6 +117,8 @@ class Source:
     inputs: list[str]
     has_files: bool
     """Whether rows are named by their files, of which there are several."""
+    passed: list[str]
+    """Columns of pandas' index, which are no inputs."""
 
     @property
     def schema(self) -> pa.Schema:
@@ -303,9 +308,13 @@ def _of_files(data: Data, key: str, dataset: ds.Dataset, places: list[Place]) ->
 def _used(data: Data, key: str, dataset: ds.Dataset, shown: str, has_files: bool) -> Source:
     """The source with the columns that are used. Raises DataError for one that is not there."""
     columns = dataset.schema.names
-    inputs = data.inputs or _default_inputs(data, columns)
+    named = {*data.categorical, *data.dates, *data.images, *data.tokenizers, *data.targets}
+    passed = [] if data.inputs else [n for n in indices(dataset.schema) if n not in named]
+    inputs = data.inputs or [name for name in _default_inputs(data, columns) if name not in passed]
     if not inputs:
         raise DataError(f"data.inputs: {shown} has no column besides the target")
+    if any(not name.strip() for name in (*inputs, *data.targets)):
+        raise DataError(f"data.inputs: a column of {shown} has no name: give it one in its file")
     wanted = _wanted(data, inputs, columns, shown)
     for column, at in wanted.items():
         if column not in columns:
@@ -325,12 +334,17 @@ def _used(data: Data, key: str, dataset: ds.Dataset, shown: str, has_files: bool
                 raise DataError(
                     f"data.{name}: {column!r} is not an input column{nearest(column, inputs)}"
                 )
+    for column in data.target_scale if isinstance(data.target_scale, dict) else ():
+        if column not in data.targets:
+            raise DataError(
+                f"data.target_scale: {column!r} is not a target{nearest(column, data.targets)}"
+            )
     for column in data.missing if isinstance(data.missing, dict) else ():
         if column not in wanted:
             raise DataError(
                 f"data.missing: {column!r} is no column that is used{nearest(column, wanted)}"
             )
-    return Source(key, shown, dataset, wanted, inputs, has_files)
+    return Source(key, shown, dataset, wanted, inputs, has_files, passed)
 
 
 def _default_inputs(data: Data, columns: list[str]) -> list[str]:
@@ -341,7 +355,7 @@ def _default_inputs(data: Data, columns: list[str]) -> list[str]:
     if isinstance(data.validation, Split):
         others.add(data.validation.column)
     others -= {*data.categorical, *data.dates}
-    return [column for column in columns if column not in others and not _is_index(column)]
+    return [column for column in columns if column not in others]
 
 
 def _wanted(data: Data, inputs: list[str], columns: list[str], shown: str) -> dict[str, str]:
@@ -369,5 +383,15 @@ def _delimiter(columns: list[str]) -> str:
     )
 
 
-def _is_index(column: str) -> bool:
-    return column.startswith("__index_level_")  # what pandas leaves in Parquet
+def indices(schema: pa.Schema) -> list[str]:
+    """Columns that hold pandas' index: in Parquet by its own word, in CSV by the names it gives.
+
+    They tell the order of the rows, which a model must not read unless asked.
+    """
+    try:
+        kept = json.loads((schema.metadata or {}).get(b"pandas", b"{}")).get("index_columns", [])
+    except ValueError:
+        kept = []
+    return [
+        name for name in schema.names if name in kept or not name.strip() or INDEX.fullmatch(name)
+    ]

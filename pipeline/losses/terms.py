@@ -146,10 +146,11 @@ def readings(spec: JobSpec) -> dict[str, Reading]:
         loss = build(registry.losses[term.name], options)
         is_class, is_amount = loss.target in CLASSES, loss.target in ("values", "any")
         for name in _target_names(term, spec):
-            before = found.get(name, Reading(False, True, None))
+            before = found.get(name, Reading())
             ignored = loss.ignore_index if is_class else before.ignored
             as_amounts = before.as_amounts and is_amount
-            found[name] = Reading(before.as_classes or is_class, as_amounts, ignored)
+            is_declared = before.is_declared and loss.target != "any"
+            found[name] = Reading(before.as_classes or is_class, as_amounts, ignored, is_declared)
     return found
 
 

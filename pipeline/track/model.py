@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 import pipeline
+from pipeline.data.columns import SINGLE, Field
 from pipeline.track.delivery import with_password
 from pipeline.train import files
 
@@ -31,13 +32,7 @@ def log_model(folder: Path, run_id: str, record: dict[str, Any]) -> str:
     done = files.read_json(folder / files.DONE)
     step = done["best"]["step"] if done["best"] else done["steps"]
     example = pa.ipc.open_file(base64.b64decode(record["example"])).read_all()
-    optional = {f["name"] for f in fields if f["fill"] is not None or f["has_missing"]}
-    frame = pd.DataFrame(
-        {
-            name: cells(_open_to_missing(example[name], name in optional))
-            for name in example.column_names
-        }
-    )
+    frame = pd.DataFrame({name: cells(example[name]) for name in example.column_names})
     imports = folder / "imports"
     own = [str(path) for path in sorted(imports.iterdir())] if imports.exists() else []
     packages = ("torch", "numpy", "pandas", "pyarrow", "pydantic", "pyyaml")
@@ -60,29 +55,41 @@ def log_model(folder: Path, run_id: str, record: dict[str, Any]) -> str:
             python_model=str(Path(__file__).with_name("served.py")),
             artifacts=artifacts,
             code_paths=[str(Path(pipeline.__file__).parent), *own],
-            signature=_with_optional(mlflow.models.infer_signature(frame, predicted), optional),
+            signature=_signature(frame, predicted, [Field.from_json(field) for field in fields]),
             input_example=frame,
-            pip_requirements=[f"{package}=={version(package)}" for package in packages],
+            pip_requirements=[f"{package}=={_released(package)}" for package in packages],
             registered_model_name=record["register_as"],
         )
     return str(info.model_uri)
 
 
-def _open_to_missing(column: Any, is_optional: bool) -> Any:
-    """Whole numbers as fractions where a value may be missing: pandas knows no other way."""
-    is_whole = pa.types.is_integer(column.type)
-    return column.cast(pa.float64()) if is_optional and is_whole else column
+def _released(package: str) -> str:
+    """Its version as an index has it: without what names a build, such as `+cpu`."""
+    return version(package).partition("+")[0]
 
 
-def _with_optional(signature: Any, optional: set[str]) -> Any:
-    """The signature with columns that may miss values, whatever the example rows have."""
+def _signature(frame: Any, predicted: Any, fields: list[Field]) -> Any:
+    """Names and types of the inputs, which of them may be absent, and the predictions' types.
+
+    MLflow takes a type to the letter: a column of fractions that happen to be whole is refused, as
+    is one of pandas' categories. Of columns of single values the model itself says what they may
+    hold, with the column's name.
+    """
+    from mlflow.models import ModelSignature, infer_signature
     from mlflow.types import ColSpec, Schema
+    from mlflow.types.schema import AnyType
 
+    inputs = {field.name: field for field in fields if field.is_input}
+    others = [name for name in frame.columns if inputs[name].kind not in SINGLE]
+    known = {}
+    if others:
+        known = {one.name: one.type for one in infer_signature(frame[others]).inputs.inputs}
     columns = [
-        ColSpec(one.type, one.name, required=False) if one.name in optional else one
-        for one in signature.inputs.inputs
+        ColSpec(known.get(name, AnyType()), name, required=not inputs[name].is_optional)
+        for name in frame.columns
     ]
-    return type(signature)(Schema(columns), signature.outputs, signature.params)
+    outputs = infer_signature(predicted).inputs
+    return ModelSignature(inputs=Schema(columns), outputs=outputs)
 
 
 def cells(column: Any) -> list[Any]:

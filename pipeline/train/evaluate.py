@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -151,13 +152,15 @@ def _comparable(
 
 def unscaled(term: Term, values: Tensor, centered: bool = False) -> Tensor:
     """Values in the unit of the target columns; `centered`, less their training mean."""
-    fields = term.targets
-    start = [field.mean - (field.center if centered else 0.0) for field in fields]
-    mean = values.new_tensor(start, dtype=torch.float64)
-    deviation = values.new_tensor([field.deviation for field in fields], dtype=torch.float64)
-    if len(fields) == 1:
-        mean, deviation = mean[0], deviation[0]
-    return values.double() * deviation + mean
+
+    def stacked(amounts: list[Any]) -> Tensor:
+        made = values.new_tensor(amounts, dtype=torch.float64)
+        return made[0] if len(amounts) == 1 else made
+
+    mean = stacked([field.mean for field in term.targets])
+    if centered:
+        mean = mean - stacked([field.center for field in term.targets])
+    return values.double() * stacked([field.deviation for field in term.targets]) + mean
 
 
 def _num_sums(objective: Objective, number: int, metric: Metric) -> int:

@@ -223,6 +223,11 @@ def _oddities(job: Job, terms: list[Term]) -> list[fitting.Notice]:
         if abs(share - asked) > 5 * (asked * (1 - asked) / number) ** 0.5:
             text = f"{asked:g} asked for, {share:.3g} held out: equal rows stay on one side"
             found.append(fitting.Notice("data.validation", text))
+    if passed := job.facts.get("passed"):
+        names = ", ".join(repr(name) for name in passed)
+        text = f"{names}: the index that pandas wrote, left out; name it in data.inputs to read it"
+        found.append(fitting.Notice("data.inputs", text))
+    found += _of_targets(job, terms)
     for field in job.fields:
         values, about = field.vocabulary or (), f"column {field.name!r}"
         profile = job.facts["profile"].get(field.name, {})
@@ -233,6 +238,9 @@ def _oddities(job: Job, terms: list[Term]) -> list[fitting.Notice]:
             found.append(fitting.Notice(about, text + ": read as categories"))
         elif field.is_input and len(values) > max(20, job.num_rows // 2):
             text = f"{len(values)} categories in {job.num_rows} rows: an id? it cannot generalise"
+            found.append(fitting.Notice(about, text))
+        elif field.is_input and field.kind == "number" and _counts_rows(job, field, profile):
+            text = "counts the rows, as an index does: the order of rows says nothing of new ones"
             found.append(fitting.Notice(about, text))
         elif profile.get("distinct") == 1 or (
             field.kind == "number" and profile.get("min") == profile.get("max")
@@ -253,6 +261,48 @@ def _oddities(job: Job, terms: list[Term]) -> list[fitting.Notice]:
         )
         found.append(fitting.Notice("model", text))
     return found
+
+
+def _counts_rows(job: Job, field: Field, profile: dict[str, Any]) -> bool:
+    """Whether a column of whole numbers has one for each row, without gaps."""
+    if "int" not in field.arrow_type or profile.get("missing") or profile.get("count", 0) < 20:
+        return False
+    span = profile["max"] - profile["min"] + 1
+    total = job.num_rows + job.num_validation_rows + job.facts["dropped"]
+    if not 0.9 * total < span <= total:
+        return False
+    some = trial_batch(job)[field.name]
+    return isinstance(some, torch.Tensor) and len(some.unique()) == len(some)  # type: ignore[no-untyped-call]
+
+
+IN_TARGETS_UNIT = {"huber": "delta", "smooth_l1": "beta"}
+"""Options of losses that are distances between targets."""
+
+
+def _of_targets(job: Job, terms: list[Term]) -> Iterator[fitting.Notice]:
+    """What was done to target columns, and what it makes of a loss's options."""
+    data = job.spec.data
+    for field in job.fields:
+        if not field.is_target or field.kind not in ("number", "tensor"):
+            continue
+        number = job.facts["profile"].get(field.name, {}).get("missing", 0)
+        if field.fill is not None and number:
+            text = f"{number:,} missing values are filled with {field.fill:.6g} and count as truth"
+            yield fitting.Notice(f"target {field.name!r}", text)
+        is_left = data.target_scale_of(field.name) != "none" and field.deviation == 1.0
+        if is_left and job.facts["profile"].get(field.name, {}).get("max") == 1.0:
+            text = "holds 0 and 1 only: data.target_scale leaves it as it is"
+            yield fitting.Notice(f"target {field.name!r}", text)
+    for term, asked in zip(terms, job.spec.loss, strict=True):
+        option = IN_TARGETS_UNIT.get(asked.name)
+        deviation = term.targets[0].deviation if term.targets else 1.0
+        if option and isinstance(deviation, float) and deviation != 1.0:
+            value, name = float(asked.options.get(option, 1.0)), term.targets[0].name
+            text = (
+                f"{option} {value:g} is in units of data.target_scale, {value * deviation:.4g} in "
+                f"those of {name!r}; {value / deviation:.4g} would be {value:g} of them"
+            )
+            yield fitting.Notice(f"loss {term.label}", text)
 
 
 def _of_streaming(plan: Plan, batch_size: int) -> Iterator[fitting.Notice]:

@@ -1,0 +1,108 @@
+"""The recorded model takes the data frames that people have, or says which column is not right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from packaging.version import Version
+
+import pipeline
+
+RNG = np.random.default_rng(0)
+ROWS = pd.DataFrame(
+    {
+        "rooms": RNG.integers(1, 9, 60).astype(float),
+        "size": RNG.normal(50, 9, 60),
+        "city": RNG.choice(["Bonn", "Ulm"], 60),
+        "code": RNG.integers(1, 4, 60),
+        "new": RNG.random(60) < 0.5,
+        "price": RNG.normal(size=60),
+    }
+)
+ROWS.loc[::7, "rooms"] = np.nan
+ROWS.loc[3, "city"] = None
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("served")
+    ROWS.astype({"rooms": "Int64"}).to_csv(folder / "rows.csv", index=False)
+    result = pipeline.run(
+        {
+            "name": "served", "model": "linear", "loss": "mse", "storage": str(folder / "runs"),
+            "data": {"train": str(folder / "rows.csv"), "target": "price", "categorical": ["code"],
+                     "missing": {"rooms": "mean", "city": "category"}},
+        }
+    )  # fmt: skip
+    mlflow.set_tracking_uri(result.tracking_uri)
+    yield mlflow.pyfunc.load_model(
+        result.model.metadata.model_uuid and f"runs:/{result.run_id}/model"
+    )
+    mlflow.set_tracking_uri("")
+
+
+FRAME = ROWS.head(8).drop(columns="price")
+
+
+@pytest.mark.parametrize(
+    "types",
+    [
+        {}, {"city": "category"}, {"rooms": "Int64"}, {"new": "boolean"}, {"city": "string"},
+        {"code": "Int64"}, {"code": "category"}, {"new": object}, {"rooms": "float32"},
+        {"city": "category", "rooms": "Int64", "new": "boolean", "code": "UInt8"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_frames_of_any_pandas_type_give_the_same_predictions(types: Any, model: Any) -> None:
+    wanted = model.predict(FRAME)["price"].to_numpy()
+    np.testing.assert_allclose(model.predict(FRAME.astype(types))["price"], wanted)
+
+
+def test_whole_numbers_are_taken_where_fractions_were(model: Any) -> None:
+    whole = FRAME.assign(rooms=3, size=50)
+    wanted = model.predict(whole.astype({"rooms": float, "size": float}))["price"]
+    np.testing.assert_allclose(model.predict(whole)["price"], wanted)
+
+
+def test_an_optional_column_may_be_absent(model: Any) -> None:
+    wanted = model.predict(FRAME.assign(rooms=np.nan, city=None))["price"]
+    np.testing.assert_allclose(
+        model.predict(FRAME.drop(columns=["rooms", "city"]))["price"], wanted
+    )
+
+
+def test_a_column_that_is_needed_and_absent_is_named(model: Any) -> None:
+    with pytest.raises(Exception, match=r"size"):
+        model.predict(FRAME.drop(columns="size"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": "large"}, r"column 'size' is string, expected numbers"),
+        ({"city": 5}, r"column 'city' is int64; the training rows had string, such as 'Bonn'"),
+        ({"code": "two"}, r"column 'code' is string; the training rows had int64, such as 1"),
+    ],
+    ids=str,
+)
+def test_values_of_another_kind_are_refused_by_column(
+    changes: Any, message: str, model: Any
+) -> None:
+    with pytest.raises(Exception, match=message):
+        model.predict(FRAME.assign(**changes))
+
+
+def test_its_requirements_can_be_installed_from_an_index(model: Any) -> None:
+    text = Path(
+        mlflow.artifacts.download_artifacts(
+            f"{model.metadata.get_model_info().model_uri}/requirements.txt"
+        )
+    ).read_text()
+    pins = dict(line.split("==") for line in text.split() if "==" in line)
+    assert {"torch", "numpy", "pandas", "pyarrow"} <= set(pins)
+    assert not any(Version(version).local for version in pins.values())
