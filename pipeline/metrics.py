@@ -7,7 +7,7 @@ of means, and no rows gathered in one place.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -21,6 +21,7 @@ else:
     torch = lazy("torch")
 
 Task = Literal["classes", "binary", "values"]
+Reads = Literal["labels", "probabilities"]
 register = registry.metrics.register
 
 
@@ -28,19 +29,29 @@ register = registry.metrics.register
 class Metric:
     """Sums over rows (float64 vector) of served prediction and truth, and their value.
 
-    For `classes`: probabilities [N, C, ...] and class numbers, ignored ones left out before.
-    For `binary`: booleans, both. For `values`: numbers [N, columns] in the target's own unit; the
-    built-in ones are the mean over the columns, as in scikit-learn.
+    What a metric of classes, or of yes and no, is given is what it `reads`; ignored items are left
+    out before. For `classes` these are `probabilities` [N, C] or `labels` [N], beside class numbers
+    [N]; for `binary` `probabilities` [N] of yes or `labels` [N] (booleans), beside booleans [N].
+    Where a loss has no probabilities they are its scores. For `values`: numbers [N, columns] in the
+    target's own unit; the built-in ones are the mean over the columns, as in scikit-learn.
     """
 
     tasks: tuple[Task, ...]
     sums: Callable[[Tensor, Tensor], Tensor]
     value: Callable[[Tensor], float]
     lower_is_better: bool = False
+    reads: Reads | Mapping[Task, Reads] | None = None
+    """What it takes, for all its tasks or by task; only a metric of `values` may leave it out."""
     centered: bool = False
     """Amounts reach `sums` less their training mean, where large squares would cancel."""
 
+    def reading(self, task: Task) -> Reads | None:
+        """What it takes for a task; None where it does not say."""
+        return self.reads.get(task) if isinstance(self.reads, Mapping) else self.reads
 
+
+CONFUSION: Mapping[Task, Reads] = {"classes": "probabilities", "binary": "labels"}
+"""Of a metric that counts class by class: probabilities tell how many there are."""
 DEFAULTS: dict[Task, tuple[str, ...]] = {
     "classes": ("accuracy",),
     "binary": ("accuracy", "f1"),
@@ -53,10 +64,10 @@ def accuracy() -> Metric:
     """Share of items whose predicted class is the true one."""
 
     def sums(prediction: Tensor, truth: Tensor) -> Tensor:
-        right = (_classes(prediction, truth) == truth).sum()
+        right = (prediction == truth).sum()
         return torch.stack([right, torch.tensor(truth.numel(), device=right.device)]).double()
 
-    return Metric(("classes", "binary"), sums, lambda s: _ratio(s[0], s[1]))
+    return Metric(("classes", "binary"), sums, lambda s: _ratio(s[0], s[1]), reads="labels")
 
 
 @register("f1")
@@ -69,7 +80,7 @@ def f1() -> Metric:
         scores = torch.where(both > 0, 2 * right / both.clamp(min=1), 0.0)
         return _mean(scores[both > 0])
 
-    return Metric(("classes", "binary"), _confusion, value)
+    return Metric(("classes", "binary"), _confusion, value, reads=CONFUSION)
 
 
 @register("precision")
@@ -80,7 +91,7 @@ def precision() -> Metric:
         right, predicted, actual = counts.reshape(3, -1)
         return _mean((right / predicted.clamp(min=1))[predicted + actual > 0])
 
-    return Metric(("classes", "binary"), _confusion, value)
+    return Metric(("classes", "binary"), _confusion, value, reads=CONFUSION)
 
 
 @register("recall")
@@ -91,7 +102,7 @@ def recall() -> Metric:
         right, predicted, actual = counts.reshape(3, -1)
         return _mean((right / actual.clamp(min=1))[predicted + actual > 0])
 
-    return Metric(("classes", "binary"), _confusion, value)
+    return Metric(("classes", "binary"), _confusion, value, reads=CONFUSION)
 
 
 @register("r2")
@@ -150,16 +161,12 @@ def _ratio(part: Tensor, whole: Tensor) -> float:
     return float(part / whole) if whole > 0 else math.nan
 
 
-def _classes(prediction: Tensor, truth: Tensor) -> Tensor:
-    return prediction if truth.dtype == torch.bool else prediction.argmax(1)
-
-
 def _confusion(prediction: Tensor, truth: Tensor) -> Tensor:
     """Right, predicted and actual items of each class (of True only, for two): float64 [3 C]."""
-    chosen = _classes(prediction, truth)
     if truth.dtype == torch.bool:
+        chosen = prediction
         return torch.stack([(chosen & truth).sum(), chosen.sum(), truth.sum()]).double()
-    num_classes = prediction.shape[1]
+    chosen, num_classes = prediction.argmax(1), prediction.shape[1]
     return torch.cat(
         [
             torch.bincount(part.flatten(), minlength=num_classes).double()

@@ -10,8 +10,10 @@ import pytest
 import torch
 from sklearn import metrics as sk
 
+import pipeline
 from pipeline import registry
 from pipeline.data.order import Rows
+from pipeline.errors import UsageError
 from pipeline.metrics import Metric
 from pipeline.specfile import load
 from pipeline.train.evaluate import chosen, evaluate
@@ -26,7 +28,7 @@ AMOUNTS, FORECASTS = RNG.normal(150, 40, 50), RNG.normal(150, 40, 50)
 CLASSES = SCORES.argmax(1)
 
 CASES: list[tuple[str, Any, Any, float]] = [
-    ("accuracy", SCORES, LABELS, sk.accuracy_score(LABELS, CLASSES)),
+    ("accuracy", CLASSES, LABELS, sk.accuracy_score(LABELS, CLASSES)),
     ("accuracy", SAID, YES, sk.accuracy_score(YES, SAID)),
     ("f1", SCORES, LABELS, sk.f1_score(LABELS, CLASSES, average="macro")),
     ("f1", SAID, YES, sk.f1_score(YES, SAID)),
@@ -76,3 +78,47 @@ def test_workers_find_together_what_one_finds_alone(name: str, num: int) -> None
     assert {"loss", *METRICS[name]} <= set(alone)
     for found in on_workers(num, partial(evaluated, name)):
         assert found == pytest.approx(alone, rel=1e-12)
+
+
+@pipeline.metrics.register("t_auc")
+def auc() -> Metric:
+    """Area under the ROC curve, from counts in a thousand bins of probability."""
+
+    def sums(prediction: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        bins = (prediction.double() * 10_000).long().clamp(0, 9_999)
+        both = [torch.bincount(bins[truth == side], minlength=10_000) for side in (False, True)]
+        return torch.cat(both).double()
+
+    def value(counts: torch.Tensor) -> float:
+        no, yes = counts.reshape(2, -1)
+        below = no.cumsum(0) - no / 2
+        return float((yes * below).sum() / (yes.sum() * no.sum()))
+
+    return Metric(("binary",), sums, value, reads="probabilities")
+
+
+@pipeline.metrics.register("t_silent")
+def silent() -> Metric:
+    return Metric(("binary",), lambda p, t: (p == t).sum()[None].double(), float)
+
+
+def test_an_own_metric_reads_probabilities_if_it_says_so() -> None:
+    made = prepared(load(JOBS / "breast_cancer.yaml", {"metrics": ["t_auc"]}), JOBS)
+    bound = objective(made.spec, made.fields, trial_batch(made))
+    rows = np.arange(made.num_rows)
+    found = evaluate(
+        bound, made.train, rows, 50, chosen(bound.terms, ["t_auc"]), torch.device("cpu")
+    )
+    batch = made.train.gather(rows)
+    with torch.no_grad():
+        said = bound.terms[0].served(None, bound.predict(batch))
+    truth = bound.terms[0].truth(batch)[0]
+    assert found["t_auc"] == pytest.approx(sk.roc_auc_score(truth, said), abs=2e-3)
+    assert abs(float(found["t_auc"] or 0) - 0.5) > 0.01
+
+
+def test_an_own_metric_that_does_not_say_what_it_reads_is_refused() -> None:
+    made = prepared(load(JOBS / "breast_cancer.yaml"), JOBS)
+    bound = objective(made.spec, made.fields, trial_batch(made))
+    with pytest.raises(UsageError, match=r'does not say what it reads .* reads="labels"'):
+        chosen(bound.terms, ["t_silent"])

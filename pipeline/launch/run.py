@@ -295,6 +295,8 @@ def _trained(
             tell(f"note  MLflow has not been told everything: {recorded.get('error')}")
         raise failure
     result = _result(folder, recorded, started)
+    for said in result.curve[-1].get("said", []) if result.curve else []:
+        tell(f"note  {said}")
     if spec.training.best_by and result.best is None:
         tell(f"note  no evaluation had a {spec.training.best_by}: the model has the last weights")
     return result

@@ -51,6 +51,8 @@ LAUNCHER = "pipeline.launcher"
 """Tag of a run: id of the command that records it."""
 ERROR = "pipeline.error"
 """Tag of a failed run: why it failed."""
+WARNING = "pipeline.warning"
+"""Tag of a run that ended well, and whose model is hardly of use: why."""
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 
 
@@ -79,6 +81,8 @@ class Delivery:
         self.reader = Reader(folder / files.CURVE)
         self.unsent: list[dict[str, Any]] = []
         self.starts: list[dict[str, Any]] = []
+        self.said: list[str] = []
+        """Of the last evaluation."""
         self.rate: float | None = None
         self.has_begun = False
         if uri.startswith(SQLITE):
@@ -192,6 +196,8 @@ class Delivery:
         for point in self.reader.new():
             if point.get("event") == "start":
                 self.starts.append(point)
+            if "validation" in point:
+                self.said = point.get("said", [])
             for kind in KINDS:
                 if kind in point and point["step"] > self.state["delivered"].get(kind, -1):
                     self.unsent.append(point)
@@ -237,6 +243,8 @@ class Delivery:
                 step = done["first_difference"]
                 self.client.set_tag(self.state["run_id"], "pipeline.first_difference", step)
         tags = _tags(self.starts) | ({ERROR: reason} if reason else {})
+        if self.said:
+            tags[WARNING] = "; ".join(self.said)
         for key, value in tags.items():
             self.client.set_tag(self.state["run_id"], key, value[:5000])
         if (self.folder / files.NONFINITE).exists():

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline import registry
@@ -17,9 +19,11 @@ from pipeline.data.store import Buffer, Store
 from pipeline.errors import UsageError
 from pipeline.losses.objective import Objective
 from pipeline.losses.terms import Term
-from pipeline.metrics import DEFAULTS, Metric, Task
+from pipeline.metrics import CONFUSION, DEFAULTS, Metric, Task
 from pipeline.train import reduce
 
+MOST_CLASSES = 1000
+"""Of a target, up to which predictions of each are counted."""
 Named = dict[str, tuple[int, Metric]]
 """Metrics by their name in the record, each with the number of its term."""
 
@@ -58,6 +62,12 @@ def _built(name: str) -> Metric:
             f"metrics: {name} ({entry.place}) must be a function without arguments that returns a "
             "Metric: sums that add up over rows, and their value"
         )
+    silent = [t for t in made.tasks if t != "values" and made.reading(t) is None]
+    if silent:
+        raise UsageError(
+            f"metrics: {name} ({entry.place}) does not say what it reads for {silent[0]}: "
+            'Metric(..., reads="labels"), or reads="probabilities"'
+        )
     return made
 
 
@@ -80,13 +90,16 @@ def evaluate(
     batch_size: int,
     metrics: Named,
     device: torch.device,
+    said: list[str] | None = None,
 ) -> dict[str, float | None]:
     """`loss`, `loss/<term>` and each metric over all validation rows; None without any item.
 
-    A loss that couples rows is that of each `batch_size` rows, averaged over rows.
+    A loss that couples rows is that of each `batch_size` rows, averaged over rows. What the values
+    do not show, such as that one class is predicted for all rows, is appended to `said`.
     """
     was_training = objective.training
     objective.eval()
+    asked, metrics = metrics, metrics | (_tallies(objective.terms) if said is not None else {})
     sizes = [_num_sums(objective, *metrics[name]) for name in metrics]
     num_terms, starts = len(objective.terms), range(0, len(rows), batch_size)
     parts: dict[int, Tensor] = {}
@@ -111,9 +124,44 @@ def evaluate(
             t.weight * v for t, v in zip(objective.terms, losses, strict=True) if v is not None
         ]
         found["loss"] = sum(weighted)
-    for (name, (_, metric)), part in zip(metrics.items(), counted, strict=True):
-        found[name] = metric.value(torch.from_numpy(part))
+    for (name, (number, metric)), part in zip(metrics.items(), counted, strict=True):
+        if name in asked:
+            found[name] = metric.value(torch.from_numpy(part))
+        elif said is not None and (text := _collapsed(objective.terms[number], part)):
+            said.append(text)
     return found
+
+
+def _tallies(terms: list[Term]) -> Named:
+    """For each term of few classes, how many items are predicted to be, and are, of each."""
+    return {
+        f"tally of {term.label}": (number, TALLY)
+        for number, term in enumerate(terms)
+        if _task(term) in ("classes", "binary") and term.targets[0].num_codes <= MOST_CLASSES
+    }
+
+
+def _tally(prediction: Tensor, truth: Tensor) -> Tensor:
+    is_binary = truth.dtype == torch.bool
+    number = 2 if is_binary else prediction.shape[1]
+    labels = prediction if is_binary else prediction.argmax(1)
+    both = [torch.bincount(each.long().flatten(), minlength=number) for each in (labels, truth)]
+    return torch.cat(both).double()
+
+
+TALLY = Metric(("classes", "binary"), _tally, lambda sums: 0.0, reads=CONFUSION)
+
+
+def _collapsed(term: Term, counts: NDArray[np.float64]) -> str:
+    """That one class is predicted for all items although there are others; or nothing."""
+    predicted, actual = counts.reshape(2, -1)
+    chosen = int(predicted.argmax())
+    if not predicted.any() or predicted[chosen] < predicted.sum() or actual[chosen] == actual.sum():
+        return ""
+    vocabulary: Sequence[Any] = term.targets[0].vocabulary or range(len(predicted))
+    label = vocabulary[chosen] if chosen < len(vocabulary) else chosen
+    share = actual[chosen] / actual.sum()
+    return f"{term.label} predicts only {label!r}; {share:.1%} of the validation rows are {label!r}"
 
 
 def _sums(objective: Objective, batch: Batch, metrics: Named, device: torch.device) -> Tensor:
@@ -139,11 +187,12 @@ def _comparable(
     assert not isinstance(truth, Ragged)
     if term.loss.target == "classes":
         kept = truth != IGNORED
-        return served.movedim(1, -1)[kept], truth[kept]
-    if term.loss.target == "binary":
-        return served > 0.5, truth > 0.5
-    if term.loss.target == "signs":
-        return served > 0, truth > 0
+        served = served.movedim(1, -1)[kept]
+        return served.argmax(1) if metric.reading("classes") == "labels" else served, truth[kept]
+    if term.loss.target in ("binary", "signs"):
+        threshold = 0.5 if term.loss.target == "binary" else 0.0
+        is_labels = metric.reading("binary") == "labels"
+        return served > threshold if is_labels else served, truth > threshold
     return tuple(  # type: ignore[return-value]
         unscaled(term, values, metric.centered).reshape(len(values), -1)
         for values in (served, truth)
@@ -170,9 +219,12 @@ def _num_sums(objective: Objective, number: int, metric: Metric) -> int:
         width = objective.sizes[term.outputs[0]] or 1
         if term.loss.head is not None:
             width = term.targets[0].num_codes
-        like = torch.zeros(0, width), torch.zeros(0, dtype=torch.int64)
+        is_labels = metric.reading("classes") == "labels"
+        numbers = torch.zeros(0, dtype=torch.int64)
+        like = numbers if is_labels else torch.zeros(0, width), numbers
     elif term.loss.target in ("binary", "signs"):
-        like = torch.zeros(0, dtype=torch.bool), torch.zeros(0, dtype=torch.bool)
+        truth = torch.zeros(0, dtype=torch.bool)
+        like = truth if metric.reading("binary") == "labels" else torch.zeros(0), truth
     else:
         shape = term.targets[0].shape if len(term.targets) == 1 else (len(term.targets),)
         like = torch.zeros(0, math.prod(shape)), torch.zeros(0, math.prod(shape))

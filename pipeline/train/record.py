@@ -79,10 +79,15 @@ class Record:
         self.journal.write(point)
 
     def write_evaluation(
-        self, step: int, epoch: float, values: dict[str, float | None], bound: torch.nn.Module
-    ) -> None:
-        """Loss and metrics of the validation rows after `step` steps, and who is best so far."""
-        self.journal.write({"step": step, "epoch": epoch, "validation": values})
+        self, step: int, epoch: float, values: dict[str, float | None], bound: torch.nn.Module,
+        said: list[str],
+    ) -> None:  # fmt: skip
+        """Loss and metrics of the validation rows after `step` steps, and who is best so far.
+
+        And what is `said` of them, where their values do not show it.
+        """
+        point = {"step": step, "epoch": epoch, "validation": values}
+        self.journal.write(point | ({"said": said} if said else {}))
         if self.best:
             self.best.look(step, values, bound)
 

@@ -111,9 +111,10 @@ def train(
             size = settings.batch_size if bound.is_coupled else settings.microbatch_size
             held_out = np.arange(job.num_validation_rows)
             size = size or settings.batch_size
-            values = evaluate(bound, job.validation, held_out, size, metrics, device)
+            said: list[str] = []
+            values = evaluate(bound, job.validation, held_out, size, metrics, device, said)
             if record:
-                record.write_evaluation(step, step / per_epoch, values, bound)
+                record.write_evaluation(step, step / per_epoch, values, bound, said)
 
     def pieces(step: int) -> list[Rows]:
         job.train.expect(order.blocks(step))

@@ -269,8 +269,8 @@ def test_a_cnn_reads_encoded_images(tmp_path: Path) -> None:
         ({"missing": {"a": "men"}}, "a: expected error, drop, mean, category or {constant: value}; "
                                     "found 'men'; did you mean 'mean'?"),
         ({"missing": 0}, "(a constant goes by column)"),
-        ({"scale": {"a": "minmax"}}, "a: expected standard, shared, min_max, log, none; found 'minmax'; "
-                                     "did you mean 'min_max'?"),
+        ({"scale": {"a": "minmax"}}, "a: expected standard, shared, min_max, log, none; "
+                                     "found 'minmax'; did you mean 'min_max'?"),
         ({"dates": {"a": ["weak"]}}, "did you mean 'week'?"),
         ({"dates": "a"}, "expected a list of columns: [a]"),
         ({"validation": {"fraction": 0.2, "grup": "a"}},

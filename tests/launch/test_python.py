@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 
 import mlflow
+import numpy as np
+import pandas as pd
 import pytest
 
 import pipeline
@@ -303,3 +305,28 @@ def test_a_copy_in_the_storage_itself_is_refused(tmp_path: Path) -> None:
     places = {"storage": str(tmp_path), "checkpoint.copy_to": str(tmp_path)}
     with pytest.raises(UsageError, match="is `storage` itself"):
         pipeline.run(JOBS / "linear.yaml", places)
+
+
+def test_a_run_that_predicts_one_class_says_so_at_its_end_and_in_mlflow(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = {"a": rng.normal(size=400), "y": np.where(np.arange(400) % 20 == 0, "yes", "no")}
+    pd.DataFrame(rows).to_csv(tmp_path / "rows.csv", index=False)
+    for loss in ("bce_with_logits", "cross_entropy"):
+        told: list[str] = []
+        result = pipeline.run(
+            {
+                "name": loss.replace("_", "-"), "loss": loss, "model": "linear",
+                "storage": str(tmp_path / "runs"), "training": {"epochs": 20},
+                "optimizer": {"name": "adam", "lr": 0.05},
+                "data": {"train": str(tmp_path / "rows.csv"), "target": "y", "validation": 0.5},
+            },
+            say=told.append,
+        )  # fmt: skip
+        share = next(point for point in reversed(result.curve) if "validation" in point)
+        assert share["validation"]["accuracy"] > 0.9
+        expected = (
+            f"predicts only 'no'; {share['validation']['accuracy']:.1%} of the validation rows"
+        )
+        assert any(expected in line for line in told), told
+        run = mlflow.MlflowClient(result.tracking_uri).get_run(result.run_id)
+        assert expected in run.data.tags["pipeline.warning"]
