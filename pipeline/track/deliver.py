@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.redact import redacted
-from pipeline.track.delivery import ALONE, recorded, with_password
+from pipeline.track.delivery import ALONE, mlflow_key, recorded, with_password
 from pipeline.train import files
 from pipeline.train.curve import Reader
 from pipeline.train.files import write_json
@@ -120,9 +120,9 @@ class Delivery:
         if not self.state.get("begun"):
             known = self.client.get_run(self.state["run_id"]).data.params  # of an earlier machine
             params = [
-                Param(key[:250], value[:6000])
+                Param(key, value[:6000])
                 for key, value in self.record["params"].items()
-                if key[:250] not in known
+                if key not in known
             ]
             for start in range(0, len(params), 100):
                 self.client.log_batch(self.state["run_id"], params=params[start : start + 100])
@@ -231,10 +231,8 @@ class Delivery:
         self.points()
         self._look()
         if state == "finished" and not self.state.get("model_uri"):
-            from pipeline.track.model import log_model
-
-            self.save(model_uri=log_model(self.folder, self.state["run_id"], self.record))
             done = files.read_json(self.folder / files.DONE)
+            self._model(done["best"]["step"] if done["best"] else done["steps"])
             if best := done["best"]:
                 at = {"time": done["time"], "step": best["step"]}
                 metrics = list(_metrics({"best": best["metrics"], **at}))
@@ -252,6 +250,36 @@ class Delivery:
         self.client.set_terminated(self.state["run_id"], STATUS[state])
         self.state.pop("error", None)  # of an earlier try
         self.save(complete=True)
+
+    def _model(self, step: int) -> None:
+        """The model, its link to the run, and beside it the metrics of the step it is of.
+
+        It is made once, and noted: another try goes on with it.
+        """
+        from mlflow.entities import LoggedModelOutput, Metric
+
+        from pipeline.track.model import log_model
+
+        run_id = self.state["run_id"]
+        if "model_id" not in self.state:
+            run = self.client.get_run(run_id)
+            made = self.client.create_logged_model(
+                run.info.experiment_id, "model", source_run_id=run_id, params=run.data.params
+            )
+            self.save(model_id=made.model_id)
+        model_id = self.state["model_id"]
+        uri = log_model(self.folder, model_id, self.record)
+        self.client.log_outputs(run_id, [LoggedModelOutput(model_id, step=step)])
+        points = [
+            point for point in Reader(self.folder / files.CURVE).new() if point["step"] == step
+        ]
+        metrics = [
+            Metric(m.key, m.value, m.timestamp, m.step, model_id=model_id, run_id=run_id)
+            for point in points
+            for m in _metrics(point)
+        ]
+        self.client.log_batch(run_id, metrics=metrics)
+        self.save(model_uri=uri)
 
 
 def _tags(starts: list[dict[str, Any]]) -> dict[str, str]:
@@ -325,7 +353,8 @@ def _metrics(point: dict[str, Any]) -> Iterator[Any]:
     for group, values in groups.items():
         for name, value in values.items():
             if value is not None:
-                yield Metric(f"{group}/{name}", float(value), point["time"], point["step"])
+                key = mlflow_key(f"{group}/{name}")
+                yield Metric(key, float(value), point["time"], point["step"])
 
 
 def main(folder: Path, is_alone: bool = False) -> int:

@@ -7,6 +7,7 @@ and reads the run's folder.
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import os
@@ -113,7 +114,7 @@ def _encoded(table: pa.Table) -> str:
 
 def params(spec: JobSpec) -> dict[str, str]:
     """The whole spec as MLflow's params."""
-    return {_key(key): _text(value) for key, value in specs.flat(spec).items()}
+    return {mlflow_key(key): _text(value) for key, value in specs.flat(spec).items()}
 
 
 def _data(job: Job) -> dict[str, Any]:
@@ -159,9 +160,21 @@ def with_password(uri: str) -> str:
     return given if redacted(given) == uri else uri
 
 
-def _key(path: str) -> str:
-    """A key path as MLflow takes it."""
-    return re.sub(r"[^\w .:/-]", "_", path)
+LONGEST_KEY = 250
+
+
+def mlflow_key(name: str) -> str:
+    """The name of a metric or param as MLflow takes it: itself, or what is left with a mark.
+
+    MLflow refuses some characters, more than 250 of them, and what is no plain path. The mark
+    keeps names apart that would become one.
+    """
+    parts = re.sub(r"[^\w .:/-]", "_", name).split("/")
+    made = "/".join("_" if part in ("", ".", "..") else part for part in parts)
+    if made == name and len(made) <= LONGEST_KEY:
+        return name
+    mark = hashlib.sha256(name.encode()).hexdigest()[:6]
+    return f"{made[: LONGEST_KEY - len(mark) - 1]}-{mark}"
 
 
 def _text(value: Any) -> str:

@@ -19,8 +19,12 @@ from pipeline.track.delivery import with_password
 from pipeline.train import files
 
 
-def log_model(folder: Path, run_id: str, record: dict[str, Any]) -> str:
-    """Log the run's model with signature and input example; returns its URI."""
+def log_model(folder: Path, model_id: str, record: dict[str, Any]) -> str:
+    """Log the run's model, made before, with signature and input example; returns its URI.
+
+    There is no active run: MLflow would read the whole history of each of its metrics to find those
+    of one step.
+    """
     import mlflow
     import pandas as pd
 
@@ -29,14 +33,12 @@ def log_model(folder: Path, run_id: str, record: dict[str, Any]) -> str:
     if not files.is_done(folder):
         raise ValueError(f"{folder / files.WEIGHTS} is damaged; the same command makes it again")
     fields = record["fields"]
-    done = files.read_json(folder / files.DONE)
-    step = done["best"]["step"] if done["best"] else done["steps"]
     example = pa.ipc.open_file(base64.b64decode(record["example"])).read_all()
     frame = pd.DataFrame({name: cells(example[name]) for name in example.column_names})
     imports = folder / "imports"
     own = [str(path) for path in sorted(imports.iterdir())] if imports.exists() else []
     packages = ("torch", "numpy", "pandas", "pyarrow", "pydantic", "pyyaml")
-    with tempfile.TemporaryDirectory() as name, mlflow.start_run(run_id=run_id):
+    with tempfile.TemporaryDirectory() as name:
         texts = {
             "spec": record["spec"], "fields": json.dumps(fields),
             "imports": json.dumps(record["modules"]),
@@ -51,7 +53,7 @@ def log_model(folder: Path, run_id: str, record: dict[str, Any]) -> str:
         predicted = Served.load(artifacts).predict(None, frame)
         info = mlflow.pyfunc.log_model(
             name="model",
-            step=step,  # whose metrics MLflow then shows beside the model
+            model_id=model_id,
             python_model=str(Path(__file__).with_name("served.py")),
             artifacts=artifacts,
             code_paths=[str(Path(pipeline.__file__).parent), *own],
