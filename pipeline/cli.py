@@ -351,7 +351,7 @@ def _end(error: PipelineError) -> NoReturn:
     """Say what went wrong, and end with its exit code."""
     from pipeline.launch.stop import is_left_behind, let_go_of_output
 
-    text = redacted(str(error))
+    text = redacted("\n  ".join([str(error), *getattr(error, "__notes__", [])]))
     try:
         click.echo(text if isinstance(error, StoppedError) else f"error: {text}", err=True)
         if "--json" in sys.argv:

@@ -19,7 +19,7 @@ PACKAGE = Path(pipeline.__file__).parent
 # Lower lines may import from upper ones and from their own, never the other way.
 LAYERS = [
     ["errors", "redact"],
-    ["registry"],
+    ["registry", "tracebacks"],
     ["dataspec"],
     ["spec"],
     ["specfile", "plugins"],

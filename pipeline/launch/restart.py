@@ -12,11 +12,10 @@ from pipeline.errors import PipelineError, RunError
 from pipeline.redact import redacted
 from pipeline.train import files
 from pipeline.train.curve import Reader
+from pipeline.train.reduce import is_echo
 
 FRUITLESS = 3
 """Deaths of workers, one after the other without getting further, that end the run."""
-ECHOES = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "NCCL")
-"""What torch.distributed says in a worker whose neighbour is gone."""
 
 
 class Restarts(UserCallback):  # type: ignore[misc]
@@ -54,11 +53,6 @@ class Restarts(UserCallback):  # type: ignore[misc]
                 f"{reason}. Usual causes: too little memory, a node that keeps failing"
             )
         (self.folder / files.FAILURE).write_text(reason)
-
-
-def is_echo(error: object) -> bool:
-    """A worker that only failed because another did: its connection was closed."""
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in ECHOES)
 
 
 def is_death(error: object) -> bool:

@@ -15,6 +15,7 @@ from pipeline.dataspec import SampleWeight
 from pipeline.errors import ContractError
 from pipeline.losses.contract import elements, rows
 from pipeline.losses.terms import Predictions, Term, num_classes
+from pipeline.tracebacks import described
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ class Objective(nn.Module):
         except Exception as error:  # a user's loss can fail in any way: say which, keep the cause
             raise ContractError(
                 term.label,
-                f"cannot be computed: {type(error).__name__}: {str(error).partition(chr(10))[0]}",
+                f"cannot be computed: {described(error)}",
                 "compare shapes and types of output and target with `pipeline list losses`",
             ) from error
 

@@ -245,8 +245,10 @@ class Delivery:
             tags[WARNING] = "; ".join(self.said)
         for key, value in tags.items():
             self.client.set_tag(self.state["run_id"], key, value[:5000])
-        if (self.folder / files.NONFINITE).exists():
-            self.client.log_artifact(self.state["run_id"], str(self.folder / files.NONFINITE))
+        for path in sorted(
+            [*self.folder.glob(files.NONFINITE), *self.folder.glob(files.TRACEBACKS)]
+        ):
+            self.client.log_artifact(self.state["run_id"], str(path))
         self.client.set_terminated(self.state["run_id"], STATUS[state])
         self.state.pop("error", None)  # of an earlier try
         self.save(complete=True)

@@ -88,6 +88,8 @@ def prepare(spec: JobSpec, job: Job, folder: Path, modules: list[str]) -> None:
     if (folder / files.RECORDED).exists():
         before.pop("error", None)
         write_json(folder / files.RECORDED, {**before, "complete": False})
+    for path in folder.glob(files.TRACEBACKS):  # of the attempts before
+        path.unlink()
     (folder / files.ENDED).unlink(missing_ok=True)
     (folder / files.STOP).unlink(missing_ok=True)
     (folder / "spec.yaml").write_text(spec.dump(), encoding="utf-8")

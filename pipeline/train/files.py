@@ -38,6 +38,8 @@ RECORDED = "recorded.json"
 """Written by the delivery: how much of it MLflow has."""
 STOP = "stop"
 """Written by the launcher; asks the workers to save their state and end."""
+TRACEBACKS = "traceback-*.txt"
+"""Written by a worker that ends with an error of own code; the star is its number."""
 WEIGHTS = "weights.pt"
 """Written by the first worker after the last step."""
 

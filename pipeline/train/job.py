@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +24,12 @@ from pipeline.losses import fit as fitting
 from pipeline.losses.objective import Objective, tried
 from pipeline.losses.terms import Output, Term, bind, outputs, readings
 from pipeline.spec import JobSpec
+from pipeline.tracebacks import described
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 MOST_READS = 1.2
 """Of each streamed row in an epoch, above which `check` says so."""
 LEAST_BATCHES = 4
-PACKAGE = str(Path(__file__).parents[1])
 
 
 @dataclass(frozen=True, repr=False)
@@ -123,7 +122,7 @@ def objective(spec: JobSpec, fields: list[Field], trial: Batch | None = None) ->
     except InputError:
         raise
     except Exception as error:  # a user's model can fail in any way: say where, keep the cause
-        raise UsageError(f"model {spec.model.name}: {_described(error)}") from error
+        raise UsageError(f"model {spec.model.name}: {described(error)}") from error
     return bound
 
 
@@ -170,14 +169,6 @@ def built(
     return made
 
 
-def _described(error: Exception) -> str:
-    """An error of own code with the line it comes from."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if "site-packages" not in f.filename and PACKAGE not in f.filename]
-    at = f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
-    return f"{type(error).__name__}: {error}{at}"
-
-
 def trial_batch(job: Job) -> Batch:
     """The first training rows and the longest lists: enough to see a mistake, quick to compute."""
     first = np.arange(min(job.num_rows, job.spec.training.batch_size, 64))
@@ -198,7 +189,7 @@ def check(job: Job) -> list[fitting.Notice]:
         raise
     except Exception as error:  # as above: a user's model can fail in any way
         name = job.spec.model.name
-        raise UsageError(f"model {name}: fails on the first rows: {_described(error)}") from error
+        raise UsageError(f"model {name}: fails on the first rows: {described(error)}") from error
     return notices + _oddities(job, bound.terms)
 
 

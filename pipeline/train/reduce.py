@@ -30,6 +30,15 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+ECHOES = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "NCCL")
+"""What torch.distributed says in a worker whose neighbour is gone."""
+
+
+def is_echo(error: object) -> bool:
+    """A worker that only failed because another did: its connection was closed."""
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in ECHOES)
+
+
 def total(values: Tensor) -> Tensor:
     """Sum of a float64 vector over all workers, the same on each."""
     if num_workers() > 1:

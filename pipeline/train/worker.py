@@ -14,13 +14,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline import plugins, registry
+from pipeline import plugins, registry, tracebacks
 from pipeline.data import cache
 from pipeline.data.batch import Batch
 from pipeline.data.feed import Feed
 from pipeline.data.order import Rows, cut, owned
 from pipeline.data.stream import Streamed
-from pipeline.errors import NonFiniteError, RunError, UsageError
+from pipeline.errors import NonFiniteError, PipelineError, RunError, UsageError
 from pipeline.losses.fit import check_targets
 from pipeline.schedules import learning_rate_factor
 from pipeline.spec import JobSpec, Schedule
@@ -62,7 +62,19 @@ def work(config: dict[str, Any]) -> None:
             "that started it: every node must see the same files"
         )
     planned = faults.planned(config.get("faults", []), folder, reduce.rank())
-    train(job, folder, planned, config.get("num_steps"), is_own_process="job" not in config)
+    try:
+        train(job, folder, planned, config.get("num_steps"), is_own_process="job" not in config)
+    except Exception as error:
+        if reduce.is_echo(error) or not tracebacks.own_frames(error):
+            raise
+        path = folder / files.TRACEBACKS.replace("*", str(reduce.rank()))
+        tracebacks.write(error, path)
+        error.add_note(
+            f"on worker {reduce.rank()} of {reduce.num_workers()}; the whole traceback: {path}"
+        )
+        if isinstance(error, PipelineError):
+            raise
+        raise RunError(tracebacks.in_full(error)) from error
 
 
 def train(
@@ -159,6 +171,9 @@ def train(
                 )
             except NonFiniteError as error:
                 raise _with_rows(error, share.pieces, folder) from None
+            except Exception as error:
+                error.add_note(f"in step {step + 1}")
+                raise
             denominators = losses.following
             num_skipped += losses.fault is not None
             if record:

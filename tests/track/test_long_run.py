@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import time
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import mlflow
 
 import pipeline
+from pipeline.train import files
 from tests.conftest import Command, Write
 
 POINTS = 1_000_000
@@ -35,16 +35,16 @@ def test_what_is_left_to_do_does_not_grow_with_the_curve(job: Write, command: Co
         )
     database.close()
     recorded = Path(result.storage, "recorded.json")
-    known = json.loads(recorded.read_text())
+    known = files.read_json(recorded)
     first = known.pop("model_id")
     del known["model_uri"]
-    recorded.write_text(json.dumps(known | {"complete": False}))
+    files.write_json(recorded, known | {"complete": False})
     started = time.monotonic()
     code, out, err = command("sync", result.storage)
     assert code == 0, out + err
     assert time.monotonic() - started < MOST_SECONDS
     client = mlflow.MlflowClient(result.tracking_uri)
-    model_id = json.loads(recorded.read_text())["model_id"]
+    model_id = files.read_json(recorded)["model_id"]
     assert model_id != first
     beside = {m.key: m.value for m in client.get_logged_model(model_id).metrics or []}
     assert beside["validation/loss"] == result.metrics["loss"]
@@ -53,9 +53,9 @@ def test_what_is_left_to_do_does_not_grow_with_the_curve(job: Write, command: Co
 def test_another_try_goes_on_with_the_same_model(job: Write, command: Command) -> None:
     result = pipeline.run(job())
     recorded = Path(result.storage, "recorded.json")
-    known = json.loads(recorded.read_text())
+    known = files.read_json(recorded)
     del known["model_uri"]
-    recorded.write_text(json.dumps(known | {"complete": False}))
+    files.write_json(recorded, known | {"complete": False})
     assert command("sync", result.storage)[0] == 0
     client = mlflow.MlflowClient(result.tracking_uri)
     models = client.search_logged_models([client.get_run(result.run_id).info.experiment_id])

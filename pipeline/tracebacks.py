@@ -1,0 +1,53 @@
+"""Errors of the user's own code: where in it they come from, and the whole traceback in a file."""
+
+from __future__ import annotations
+
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+PACKAGE = str(Path(__file__).parent)
+NOT_OWN = ("site-packages", "dist-packages", PACKAGE, sysconfig.get_paths()["stdlib"])
+MOST_FRAMES = 3
+
+
+def own_frames(error: BaseException) -> list[traceback.FrameSummary]:
+    """Frames of the user's files that led to the error or to what caused it, the innermost last."""
+    for one in _chain(error):
+        frames = traceback.extract_tb(one.__traceback__)
+        own = [f for f in frames if not any(part in f.filename for part in NOT_OWN)]
+        own = [frame for frame in own if Path(frame.filename).is_file()]
+        if own:
+            return own
+    return []
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and its causes, the first cause first."""
+    chain = [error]
+    while (before := chain[-1].__cause__ or chain[-1].__context__) and before not in chain:
+        chain.append(before)
+    yield from reversed(chain)
+
+
+def described(error: BaseException) -> str:
+    """Type and text of an error in one line, with the user's line that it comes from."""
+    own = own_frames(error)
+    at = f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
+    text = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {text}{at}" if text else f"{type(error).__name__}{at}"
+
+
+def in_full(error: BaseException) -> str:
+    """Type and text, the user's own lines below it, and what was noted of it on its way."""
+    text = str(error).strip()
+    lines = [f"{type(error).__name__}: {text}" if text else type(error).__name__]
+    for frame in reversed(own_frames(error)[-MOST_FRAMES:]):
+        lines.append(f"  {frame.filename}:{frame.lineno}, in {frame.name}: {frame.line}")
+    return "\n".join([*lines, *(f"  {note}" for note in getattr(error, "__notes__", []))])
+
+
+def write(error: BaseException, path: Path) -> None:
+    """Write the whole traceback, causes included, to `path`."""
+    path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
