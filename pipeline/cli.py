@@ -173,7 +173,7 @@ def _model(prepared: Any) -> str:
 
 def _target(field: Any) -> str:
     """A target column with its classes and how many training rows each has."""
-    if not field.counts:
+    if not field.counts or not field.vocabulary:
         return f"{field.name} ({field.kind})"
     both = list(zip(field.vocabulary, field.counts, strict=True))
     shown = ", ".join(f"{value} {count:,}" for value, count in both[:10])

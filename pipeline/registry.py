@@ -32,6 +32,8 @@ class Entry:
     build: Callable[..., Any]
     per: Literal["row", "element", "batch"] | None = None
     """What a loss gives one number for, if its author says so."""
+    like: str | None = None
+    """The loss whose prediction, target and served form it shares, if its author says so."""
 
     @property
     def place(self) -> str:
@@ -83,15 +85,21 @@ class Registry(Generic[E]):
         self._entries: dict[str, Entry] = {}
 
     def register(
-        self, name: str, *, per: Literal["row", "element", "batch"] | None = None
+        self,
+        name: str,
+        *,
+        per: Literal["row", "element", "batch"] | None = None,
+        like: str | None = None,
     ) -> Callable[[E], E]:
         """Put the decorated function or class under `name`.
 
-        `per` is for losses: `batch` declares one that needs all rows of the global batch at once.
+        Both options are for losses. `per="batch"` declares one that needs all rows of the global
+        batch at once; `like="cross_entropy"` one that reads what that loss reads: it gets the same
+        outputs and targets, metrics, labels and probabilities.
         """
 
         def put(build: E) -> E:
-            entry, known = Entry(name, self.kind, build, per), self._entries.get(name)
+            entry, known = Entry(name, self.kind, build, per, like), self._entries.get(name)
             if known and known.origin != entry.origin:
                 raise UsageError(
                     f"{self.kind} {name!r} is registered twice: {known.place} and {entry.place}"

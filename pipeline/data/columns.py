@@ -44,7 +44,8 @@ class Field:
     vocabulary: tuple[Any, ...] | None = None
     """Distinct training values in sorted order: categories, and tokens that are text."""
     counts: tuple[int, ...] | None = None
-    """Training rows of each vocabulary entry, for targets."""
+    """Training rows of each vocabulary entry, for targets; of 0 and 1 where a target of numbers
+    holds nothing else."""
     shape: tuple[int, ...] = ()
     num_tokens: int = 0
     """Tokens or class numbers, counted from 0, of lists and tensors of labels."""

@@ -151,6 +151,9 @@ class Numbers:
         made = replace(made, center=_plainly(raw.mean))
         if self.fills_with_mean:
             made = replace(made, fill=float(self.raw.mean[0]))
+        if made.is_target and made.kind == "number" and self.is_binary:
+            ones = round(float(self.raw.mean[0]) * self.raw.count)
+            made = replace(made, counts=(self.raw.count - ones, ones))
         is_amount = not (self.unless_binary and self.is_binary)
         if not raw.count or self.scale == "none" or not is_amount:
             return made

@@ -153,13 +153,13 @@ def build(entry: Entry, options: dict[str, Any]) -> Loss:
     if inspect.isclass(entry.build) and issubclass(entry.build, nn.Module):
         unreduced = {"reduction": "none"} if "reduction" in parameters else {}
         module = entry.build(**{**options, **unreduced})
-        return replace(per_item(module, per=entry.per), module=module)
+        return replace(_own(entry, module), module=module)
     if any(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters.values()):
 
         def with_options(*arguments: Tensor) -> Tensor:
             return entry.build(*arguments, **options)  # type: ignore[no-any-return]
 
-        return per_item(with_options, per=entry.per)
+        return _own(entry, with_options)
     made = entry.build(**options)
     if not isinstance(made, Loss):
         from pipeline.errors import ContractError
@@ -170,6 +170,17 @@ def build(entry: Entry, options: dict[str, Any]) -> Loss:
             "take (prediction, target) and return one number per item, or return a Loss",
         )
     return made
+
+
+def _own(entry: Entry, function: Callable[..., Tensor]) -> Loss:
+    """A user's loss, which reads anything unless it is registered as `like` another."""
+    made = per_item(function, per=entry.per)
+    if entry.like is None:
+        return made
+    model = build(registry.losses[entry.like], {})
+    return replace(
+        model, items=function, denominator=made.denominator, head=None, per_batch=made.per_batch
+    )
 
 
 register = registry.losses.register

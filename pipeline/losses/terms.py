@@ -204,14 +204,22 @@ def _weighted(label: str, options: dict[str, Any], fields: tuple[Field, ...]) ->
     open_options = {k: v for k, v in options.items() if _is_open(k, v)}
     if not open_options:
         return options
+    if not fields:
+        raise ContractError(label, "needs a target, found none", "name one in data.target")
     field = fields[0] if len(fields) == 1 else None
-    if field is None or not field.counts or not field.vocabulary:
+    if field is None or not field.counts:
         raise ContractError(
             label,
             f"{', '.join(open_options)}: weights by label and `balanced` need one class column",
             "give the weights as a list",
         )
-    counts, vocabulary = field.counts, [str(value) for value in field.vocabulary]
+    if 0 in field.counts:
+        raise ContractError(
+            label,
+            f"{', '.join(open_options)}: target {field.name!r} has one value in all training rows",
+            "check data.target and the training rows",
+        )
+    counts, vocabulary = field.counts, [str(value) for value in field.vocabulary or (0, 1)]
     balanced: dict[str, Any] = {
         "class_weight": [sum(counts) / (len(counts) * count) for count in counts],
         "pos_weight": counts[0] / counts[-1],

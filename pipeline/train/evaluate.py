@@ -24,6 +24,7 @@ from pipeline.train import reduce
 
 MOST_CLASSES = 1000
 """Of a target, up to which predictions of each are counted."""
+NO_TASK = '\n  give a loss of your own a task: register it with like="mse" or another'
 Named = dict[str, tuple[int, Metric]]
 """Metrics by their name in the record, each with the number of its term."""
 
@@ -45,6 +46,7 @@ def chosen(terms: list[Term], names: list[str] | None) -> Named:
             )
             raise UsageError(
                 f"metrics: {name} is for {' and '.join(metric.tasks)}, the losses are {kinds}"
+                f"{NO_TASK if None in tasks else ''}"
             )
         for i in fitting:
             found[name if len(fitting) == 1 else f"{terms[i].label}/{name}"] = (i, metric)

@@ -14,10 +14,10 @@ from torch import nn
 
 from pipeline import registry
 from pipeline.data import cache
-from pipeline.data.batch import Batch
+from pipeline.data.batch import Batch, num_rows, select
 from pipeline.data.columns import Field
 from pipeline.data.convert import Say
-from pipeline.data.order import Order, WindowOrder, steps_per_epoch
+from pipeline.data.order import Order, WindowOrder, cut, steps_per_epoch
 from pipeline.data.stream import Plan, Streamed
 from pipeline.errors import ContractError, DataError, InputError, UsageError
 from pipeline.losses import fit as fitting
@@ -25,6 +25,7 @@ from pipeline.losses.objective import Objective, tried
 from pipeline.losses.terms import Output, Term, bind, outputs, readings
 from pipeline.spec import JobSpec
 from pipeline.tracebacks import described
+from pipeline.train.tree import is_small
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 MOST_READS = 1.2
@@ -102,6 +103,7 @@ def objective(spec: JobSpec, fields: list[Field], trial: Batch | None = None) ->
     torch.manual_seed(spec.training.seed)
     try:
         model = built(spec.model.name, inputs, made, spec.model.options)
+        _refuse_lazy(model, spec.model.name)
         sizes = {name: output.size for name, output in made.items()}
         bound = Objective(model, inputs, terms, sizes)
         bound.sample_weight = spec.data.sample_weight
@@ -124,6 +126,18 @@ def objective(spec: JobSpec, fields: list[Field], trial: Batch | None = None) ->
     except Exception as error:  # a user's model can fail in any way: say where, keep the cause
         raise UsageError(f"model {spec.model.name}: {described(error)}") from error
     return bound
+
+
+def _refuse_lazy(model: nn.Module, name: str) -> None:
+    """Raise UsageError for modules whose size only a first batch would tell."""
+    for path, module in model.named_modules():
+        kind = type(module).__name__
+        own = module.parameters(recurse=False)
+        if any(isinstance(p, nn.parameter.UninitializedParameter) for p in own):
+            raise UsageError(
+                f"model {name}: {path or 'it'} is a {kind}, whose size its first batch would tell: "
+                f"take {kind.removeprefix('Lazy')} with its size, as Features(inputs).width"
+            )
 
 
 def _own_memory(bound: nn.Module, name: str) -> None:
@@ -190,7 +204,74 @@ def check(job: Job) -> list[fitting.Notice]:
     except Exception as error:  # as above: a user's model can fail in any way
         name = job.spec.model.name
         raise UsageError(f"model {name}: fails on the first rows: {described(error)}") from error
+    _try_smallest(job, bound)
+    _try_step(job, bound)
     return notices + _oddities(job, bound.terms)
+
+
+def _try_smallest(job: Job, bound: Objective) -> None:
+    """The smallest micro-batch of an epoch through the model, as BatchNorm refuses one row."""
+    settings, most = job.spec.training, job.spec.workers.most
+    last = job.num_rows % settings.batch_size or settings.batch_size
+    sizes = (min(settings.batch_size, job.num_rows), last)
+    parts = [part for n in sizes for part in cut(np.arange(n), settings.microbatch_size, most)]
+    size, batch = min(map(len, parts)), trial_batch(job)
+    try:
+        bound.train()
+        with torch.no_grad():
+            bound.predict(select(batch, torch.arange(min(size, num_rows(batch)))))
+    except Exception as error:
+        raise UsageError(
+            f"model {job.spec.model.name}: fails on {size} row{'s' if size > 1 else ''}, which the "
+            f"smallest micro-batch of an epoch has: {described(error)}\n  {job.num_rows} rows, "
+            f"training.batch_size {settings.batch_size}, microbatch_size "
+            f"{settings.microbatch_size}, up to {most} workers: change one of them, or BatchNorm "
+            "to GroupNorm or LayerNorm"
+        ) from error
+
+
+def _try_step(job: Job, bound: Objective) -> None:
+    """One step of the optimizer on the first rows, and what several workers could not sum."""
+    name = job.spec.optimizer.name
+    numerators = bound(trial_batch(job))[0].sum()
+    trained = [p for p in bound.parameters() if p.requires_grad]
+    by_ddp = job.spec.workers.most > 1 and job.spec.training.microbatch_size is None
+    if by_ddp and not is_small(bound) and _is_reentrant(numerators):
+        raise UsageError(
+            f"model {job.spec.model.name}: checkpoints activations with use_reentrant=True, whose "
+            "gradients DDP cannot sum over workers: pass use_reentrant=False, or set "
+            "training.microbatch_size"
+        )
+    numerators.backward()
+    try:
+        optimizer = registry.optimizers[name].build(trained, **job.spec.optimizer.options)
+        closure = inspect.signature(optimizer.step).parameters.get("closure")
+        if closure is not None and closure.default is inspect.Parameter.empty:
+            raise UsageError(
+                f"optimizer {name}: its step asks for a closure that computes the loss again, as "
+                "LBFGS does; a step here computes it once: take another optimizer"
+            )
+        optimizer.step()
+    except InputError:
+        raise
+    except Exception as error:  # a user's optimizer can fail in any way
+        raise UsageError(
+            f"optimizer {name}: fails in its first step: {described(error)}"
+        ) from error
+
+
+def _is_reentrant(result: torch.Tensor) -> bool:
+    """Whether `torch.utils.checkpoint` with use_reentrant=True is on the way of the gradient."""
+    seen, left = set(), [result.grad_fn]
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "CheckpointFunctionBackward":
+            return True
+        seen.add(node)
+        left += [following for following, _ in node.next_functions]
+    return False
 
 
 def _oddities(job: Job, terms: list[Term]) -> list[fitting.Notice]:

@@ -106,3 +106,16 @@ def test_the_users_own_line_is_named_and_the_traceback_is_kept(
     (recorded,) = client.search_runs([experiment.experiment_id])
     names = {artifact.path for artifact in client.list_artifacts(recorded.info.run_id)}
     assert first.name in names
+
+
+def test_the_same_command_goes_on_with_the_run_that_failed_and_a_changed_one_starts_anew(
+    job: Write, command: Command, tmp_path: Path
+) -> None:
+    module = tmp_path / "own_again.py"
+    module.write_text(OWN.replace("t_failing", "t_again"))
+    path = job({"model": "t_again"})
+    for _ in range(2):
+        assert command("run", path, "--import", module)[0] == 1
+    assert [run.name for run in (tmp_path / "runs").glob("small-*")] == ["small-1"]
+    _, _, err = command("run", path, "--import", module, "--set", "optimizer.lr=0.02")
+    assert "small-2" in err
