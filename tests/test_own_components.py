@@ -136,7 +136,7 @@ class FocalClass(nn.Module):
     def __init__(self, reduction: str = "none") -> None:
         super().__init__()
 
-    def forward(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def forward(self, prediction: torch.Tensor, target: torch.Tensor) -> Any:
         return t_focal(prediction, target)
 
 
