@@ -6,7 +6,10 @@ import contextlib
 import logging
 import math
 import os
+import queue
 import secrets
+import socket
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +43,8 @@ ELASTIC_ENVIRONMENT = {
     # run stands still after a node is lost
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
 }
+REACH_SECONDS = 5.0
+"""For a cluster to answer, and again to say who may come in."""
 RESIZE_SECONDS = 15.0  # between looks for more nodes; 60 by default
 
 
@@ -157,6 +162,7 @@ def _cluster(spec: JobSpec, ray: Any, alone: bool) -> Iterator[None]:
         return
     try:
         if "RAY_ADDRESS" in os.environ:
+            _refuse_unreachable(os.environ["RAY_ADDRESS"])
             ray.init(logging_level="ERROR")
         else:
             for key, value in OWN_CLUSTER_ENVIRONMENT.items():
@@ -172,30 +178,87 @@ def _cluster(spec: JobSpec, ray: Any, alone: bool) -> Iterator[None]:
             )
             # no setting stops a long line for each dead worker; progress says it in a short one
             ray._private.worker.print_to_stdstream = lambda *_, **__: None
-        _refuse_too_few(spec, ray.cluster_resources())
+        _refuse_too_few(spec, [node["Resources"] for node in ray.nodes() if node["Alive"]])
         yield
     finally:
         ray.shutdown()
 
 
-def _refuse_too_few(spec: JobSpec, resources: dict[str, float]) -> None:
-    """A cluster that can never hold the workers would let the job wait for ever."""
-    least = spec.workers.least
-    if spec.workers.gpu and resources.get("GPU", 0) < least and not _may_grow():
+def _refuse_unreachable(address: str) -> None:
+    """Raise UsageError where no cluster answers, or refuses our token: Ray would wait for long."""
+    if "://" in address and not address.startswith("ray://"):
         raise UsageError(
-            f"workers: {least} with a GPU each, the cluster has {resources.get('GPU', 0):g} GPUs"
+            f"RAY_ADDRESS {address}: expected HOST:PORT, as `ray start` prints it; addresses with "
+            "http are for `ray job submit`"
         )
-    wanted = least * spec.workers.cpus_per_worker
-    if resources.get("CPU", 0) < wanted and not _may_grow():
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdigit()):  # `auto` and `local` are found by Ray
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), REACH_SECONDS).close()
+    except OSError as error:
         raise UsageError(
-            f"workers: {least} x {spec.workers.cpus_per_worker:g} CPUs, "
-            f"the cluster has {resources.get('CPU', 0):g}"
+            f"RAY_ADDRESS {address}: no cluster answers there: {error.strerror or error}"
+        ) from None
+    if address.startswith("ray://"):
+        return
+    answer: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+    threading.Thread(target=_ask, args=(f"{host}:{port}", answer), daemon=True).start()
+    try:
+        refusal = answer.get(timeout=REACH_SECONDS)
+    except queue.Empty:
+        raise UsageError(
+            f"RAY_ADDRESS {address}: what answers there is no Ray cluster, or too busy"
+        ) from None
+    if refusal is not None:
+        is_token = type(refusal).__name__ == "AuthenticationError"
+        reason = (
+            "the cluster refuses this token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
+            "RAY_AUTH_TOKEN_PATH"
+            if is_token
+            else str(refusal).partition("\n")[0]
+        )
+        raise UsageError(f"RAY_ADDRESS {address}: {reason}")
+
+
+def _ask(address: str, answer: queue.SimpleQueue[BaseException | None]) -> None:
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+    try:
+        GcsClient(address=address).get_all_node_info(timeout=int(REACH_SECONDS))
+        answer.put(None)
+    except BaseException as error:
+        answer.put(error)
+
+
+def _refuse_too_few(spec: JobSpec, nodes: list[dict[str, float]]) -> None:
+    """A cluster that can never hold the workers would let the job wait for ever.
+
+    A worker stands on one node: what is left over on several of them is of no use to it.
+    """
+    if _may_grow():
+        return
+    workers = spec.workers
+    least, cpus, gpus = workers.least, workers.cpus_per_worker, 1 if workers.gpu else 0
+    if gpus and sum(node.get("GPU", 0) for node in nodes) < least:
+        number = sum(node.get("GPU", 0) for node in nodes)
+        raise UsageError(f"workers: {least} with a GPU each, the cluster has {number:g} GPUs")
+    fitting = [
+        min(int(node.get("CPU", 0) / cpus), int(node.get("GPU", 0)) if gpus else least)
+        for node in nodes
+    ]
+    if sum(fitting) < least:
+        known = " + ".join(f"{node.get('CPU', 0):g}" for node in nodes if node.get("CPU"))
+        raise UsageError(
+            f"workers: {least} x {cpus:g} CPUs{' and a GPU each' if gpus else ''}; the cluster has "
+            f"{known or 0} CPUs on its nodes, room for {sum(fitting)}"
         )
 
 
 def _may_grow() -> bool:
-    """Whether an autoscaler may add nodes (KubeRay sets this in the head)."""
-    return bool(os.environ.get("RAY_ENABLE_AUTOSCALER_V2") or os.environ.get("RAY_CLUSTER_NAME"))
+    """Whether an autoscaler may add nodes; KubeRay sets this in a head that has one."""
+    asked = {key.upper(): value for key, value in os.environ.items()}
+    return asked.get("RAY_ENABLE_AUTOSCALER_V2", "0").lower() not in ("", "0", "false")
 
 
 @contextlib.contextmanager

@@ -178,6 +178,10 @@ def run(
         tell(f"note  {notice}")
     modules = plugins.homes(components(spec), plugins.load(list(imports)))
     with contextlib.ExitStack() as held:
+        if "RAY_ADDRESS" in os.environ:  # what it cannot hold is refused before there is a run
+            from pipeline.launch.cluster import session
+
+            held.enter_context(session(spec))
         with runs.choosing(storage_of(spec), spec.name):
             folder = _folder(job, modules, fresh, tell)
             is_finished = files.is_done(folder)
