@@ -9,6 +9,7 @@ so any number of workers can go on from a checkpoint.
 
 from __future__ import annotations
 
+import errno
 import math
 import shutil
 import threading
@@ -42,6 +43,8 @@ class Checkpoints:
         self._writing: threading.Thread | None = None
         self._error: Exception | None = None
         self._is_first = True
+        self._num_bytes = 0
+        """Of the tensors that were saved last."""
 
     def is_due(self, step: int) -> bool:
         """Whether the state after `step` steps is to be saved."""
@@ -62,7 +65,9 @@ class Checkpoints:
         """
         self.wait()
         self._last = time.monotonic()
-        arguments = (step, {**copied(state), "best": best}, before)
+        whole = {**copied(state), "best": best}
+        self._num_bytes = num_bytes(whole)
+        arguments = (step, whole, before)
         writing = threading.Thread(target=self._write, args=arguments, daemon=True)
         writing.start()
         self._writing = writing  # which the copy's thread waits for
@@ -71,12 +76,21 @@ class Checkpoints:
         """Until no checkpoint is being written. Raises RunError when the last one could not be."""
         self.settle()
         if self._error is not None:
-            told = str(self._error).partition("\n")[0] or type(self._error).__name__
-            reason = getattr(self._error, "strerror", None) or told
             raise RunError(
-                f"a checkpoint cannot be written to {self.folder}: {reason}; "
+                f"a checkpoint cannot be written to {self.folder}: {self._reason(self._error)}; "
                 "those before it are kept"
             ) from self._error
+
+    def _reason(self, error: Exception) -> str:
+        """Why it could not; torch says of a full disk only where in its own code that showed."""
+        free = shutil.disk_usage(self.folder).free
+        told = str(error).partition("\n")[0] or type(error).__name__
+        reason = str(getattr(error, "strerror", None) or told)
+        is_full = getattr(error, "errno", None) == errno.ENOSPC
+        if is_full or ("inline_container" in told and free < self._num_bytes):
+            mebibytes = (round(number / 2**20, 1) for number in (self._num_bytes, free))
+            return "No space left on device: {} MiB needed, {} free".format(*mebibytes)
+        return reason
 
     def settle(self) -> None:
         """Until no checkpoint is being written; whether it could be is not asked."""
@@ -207,6 +221,14 @@ def _exactly(optimizer: torch.optim.Optimizer, saved: dict[int, dict[str, Any]])
 
 def _place(folder: Path, step: int) -> Path:
     return folder / f"step-{step:010}"
+
+
+def num_bytes(value: Any) -> int:
+    """Bytes of all tensors in the structure."""
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    inside = value.values() if isinstance(value, Mapping) else value
+    return sum(map(num_bytes, inside)) if isinstance(value, Mapping | list | tuple) else 0
 
 
 def copied(value: Any) -> Any:

@@ -483,3 +483,22 @@ def test_weights_that_start_differently_are_refused(tmp_path: Path) -> None:
     }  # fmt: skip
     said = on_workers(3, partial(started_apart, tree, tmp_path))
     assert all("start differently on each worker" in text for text in said)
+
+
+def test_a_full_disk_is_said_with_what_is_needed_and_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch's own words for it are a line of its C++ code."""
+    from collections import namedtuple
+
+    def refused(*_: Any) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(torch, "save", refused)
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2**30, 2**30, 2**19))
+    checkpoints = saved(tmp_path, [])
+    checkpoints.save(3, {"weights": torch.zeros(2**18)}, lambda: None)
+    expected = r"No space left on device: 1.0 MiB needed, 0.5 free"
+    with pytest.raises(RunError, match=rf"cannot be written to {tmp_path}/checkpoints: {expected}"):
+        checkpoints.wait()
