@@ -164,7 +164,9 @@ def test_a_batch_norm_and_an_idle_parameter_are_said(
                 x = torch.stack([batch["a"], batch["b"]], 1)
                 return self.layer(self.norm(x)).squeeze(1)
     """)  # fmt: skip
-    code, out, _ = command("check", job({"model": "normed"}), "--import", own)
+    code, out, _ = command(
+        "check", job({"model": "normed", "training.batch_size": 6}), "--import", own
+    )
     assert code == 0
     assert "BatchNorm" in out
     assert "microbatch_size" in out
