@@ -10,13 +10,19 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline import cli
+from pipeline import cli, registry
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 JOBS = Path(__file__).parent.parent / "jobs"
 
 Write = Callable[..., Path]
 Command = Callable[..., tuple[int, str, str]]
+
+
+def built_in(kind: str) -> list[str]:
+    """Names of the package's own entries: other test modules register theirs when imported."""
+    entries = registry.REGISTRIES[kind].entries.items()
+    return sorted(name for name, entry in entries if entry.origin[0].startswith("pipeline."))
 
 
 def merged(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

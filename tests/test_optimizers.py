@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from pipeline import registry
 from pipeline.schedules import learning_rate_factor
+from tests.conftest import built_in
 
 OPTIONS: dict[str, dict[str, Any]] = {"step": {"every_steps": 10}}
 
 
-@pytest.mark.parametrize("name", sorted(registry.optimizers.entries))
+@pytest.mark.parametrize("name", built_in("optimizers"))
 def test_every_optimizer_lowers_a_loss(name: str) -> None:
     weight = torch.nn.Parameter(torch.full((3, 3), 2.0))
     optimizer = registry.optimizers[name].build([weight])
@@ -28,7 +29,7 @@ def test_every_optimizer_lowers_a_loss(name: str) -> None:
     assert float((weight**2).sum().detach()) < 36
 
 
-@pytest.mark.parametrize("name", sorted(registry.optimizers.entries))
+@pytest.mark.parametrize("name", built_in("optimizers"))
 def test_defaults_are_torchs_own(name: str) -> None:
     entry = registry.optimizers[name]
     weight = torch.nn.Parameter(torch.zeros(2, 2))
@@ -37,7 +38,7 @@ def test_defaults_are_torchs_own(name: str) -> None:
         assert field.default == theirs[option].default, option
 
 
-@pytest.mark.parametrize("name", sorted(registry.schedules.entries))
+@pytest.mark.parametrize("name", built_in("schedules"))
 @given(step=st.integers(0, 999), warmup=st.integers(0, 100))
 def test_a_schedule_stays_between_zero_and_one(name: str, step: int, warmup: int) -> None:
     factor = learning_rate_factor(name, OPTIONS.get(name, {}), warmup, step, 1000)

@@ -15,7 +15,7 @@ from pipeline import registry
 from pipeline.errors import SpecError
 from pipeline.spec import JobSpec, flat, schema
 from pipeline.specfile import load, parse_override
-from tests.conftest import JOBS, Write
+from tests.conftest import JOBS, Write, built_in
 
 MINIMAL = {
     "name": "x",
@@ -168,8 +168,8 @@ def test_every_field_of_the_schema_has_a_doc_line() -> None:
 
 @pytest.mark.parametrize("kind", registry.REGISTRIES)
 def test_every_entry_has_a_doc_line_and_typed_options(kind: str) -> None:
-    entries = registry.REGISTRIES[kind].entries.items()
-    for name, entry in [e for e in entries if e[1].build.__module__.startswith("pipeline.")]:
+    for name in built_in(kind):
+        entry = registry.REGISTRIES[kind][name]
         assert entry.doc.endswith("."), name
         assert entry.options.model_json_schema()["additionalProperties"] is False
 

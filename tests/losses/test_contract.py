@@ -11,12 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import registry
 from pipeline.data.batch import num_rows
 from pipeline.losses.objective import Objective
+from tests.conftest import built_in
 from tests.losses.cases import Case, case
 
-BUILT_IN = sorted(registry.losses.entries)
+BUILT_IN = built_in("losses")
 WHOLE = ["dice", "info_nce", "rmse", "triplet_batch_hard"]
 ADDITIVE = sorted(set(BUILT_IN) - set(WHOLE))
 SEEDS = st.integers(0, 10_000)

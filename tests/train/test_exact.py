@@ -25,11 +25,12 @@ from pipeline.train import reduce, tree
 from pipeline.train.step import Losses, train_step
 from pipeline.train.tree import Ordered
 from pipeline.train.weights import weights_sha256
+from tests.conftest import built_in
 from tests.losses.cases import case
 from tests.processes import on_workers
 
 EXACT = 1e-12  # float64; sums of a few dozen numbers in another order
-BUILT_IN = sorted(registry.losses.entries)
+BUILT_IN = built_in("losses")
 NUM_ROWS = 11
 CPU = torch.device("cpu")
 

@@ -30,6 +30,7 @@ from pipeline.train.curve import Journal, Reader, curve_sha256, mended, read
 from pipeline.train.job import prepared
 from pipeline.train.lease import Lease
 from pipeline.train.worker import train
+from tests.conftest import built_in
 from tests.processes import on_workers
 from tests.train.test_same_bits import transformer
 
@@ -389,7 +390,7 @@ def test_a_writer_that_fails_in_any_way_is_heard_of(
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("name", sorted(registry.optimizers.entries))
+@pytest.mark.parametrize("name", built_in("optimizers"))
 def test_every_optimizer_goes_on_with_the_same_bits(
     name: str, kind: torch.dtype, tmp_path: Path
 ) -> None:
