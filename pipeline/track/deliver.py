@@ -263,15 +263,21 @@ class Delivery:
         from pipeline.track.model import log_model
 
         run_id = self.state["run_id"]
+        run = self.client.get_run(run_id)
         if "model_id" not in self.state:
-            run = self.client.get_run(run_id)
-            made = self.client.create_logged_model(
-                run.info.experiment_id, "model", source_run_id=run_id, params=run.data.params
-            )
-            self.save(model_id=made.model_id)
+            experiment_id, of_run = run.info.experiment_id, f"source_run_id = '{run_id}'"
+            made = self.client.search_logged_models([experiment_id], of_run)
+            made = made or [
+                self.client.create_logged_model(
+                    experiment_id, "model", source_run_id=run_id, params=run.data.params
+                )
+            ]
+            self.save(model_id=made[0].model_id)
         model_id = self.state["model_id"]
         uri = log_model(self.folder, model_id, self.record)
-        self.client.log_outputs(run_id, [LoggedModelOutput(model_id, step=step)])
+        linked = run.outputs.model_outputs if run.outputs else []
+        if model_id not in [output.model_id for output in linked]:  # a second link is refused
+            self.client.log_outputs(run_id, [LoggedModelOutput(model_id, step=step)])
         points = [
             point for point in Reader(self.folder / files.CURVE).new() if point["step"] == step
         ]

@@ -1,23 +1,62 @@
-"""A record that is finished by another try."""
+"""A record that is finished by another try, and one of many points."""
 
 from __future__ import annotations
 
+import sqlite3
+import time
 from pathlib import Path
 
 import mlflow
+import pytest
 
 import pipeline
+from pipeline.launch.run import Result
 from pipeline.train import files
 from tests.conftest import Command, Write
 
+NUM_POINTS = 1_000_000
 
-def test_another_try_goes_on_with_the_same_model(job: Write, command: Command) -> None:
-    result = pipeline.run(job())
+
+def unfinished(result: Result, *without: str) -> None:
+    """The record as it is when the process that writes it dies while the model is logged."""
     recorded = Path(result.storage, "recorded.json")
-    known = files.read_json(recorded)
-    del known["model_uri"]
-    files.write_json(recorded, known | {"complete": False})
+    known = files.read_json(recorded) | {"complete": False}
+    files.write_json(recorded, {k: v for k, v in known.items() if k not in without})
+
+
+@pytest.mark.parametrize("without", [["model_uri"], ["model_uri", "model_id"]], ids=str)
+def test_another_try_goes_on_with_the_same_model(
+    without: list[str], job: Write, command: Command
+) -> None:
+    result = pipeline.run(job())
+    unfinished(result, *without)
     assert command("sync", result.storage)[0] == 0
     client = mlflow.MlflowClient(result.tracking_uri)
-    models = client.search_logged_models([client.get_run(result.run_id).info.experiment_id])
+    run = client.get_run(result.run_id)
+    models = client.search_logged_models([run.info.experiment_id])
     assert [str(model.status) for model in models] == ["READY"]
+    assert [output.model_id for output in run.outputs.model_outputs] == [models[0].model_id]
+
+
+def test_a_million_points_are_not_read_again_when_the_model_is_logged(
+    job: Write, command: Command
+) -> None:
+    result = pipeline.run(job())
+
+    def seconds() -> float:
+        unfinished(result, "model_uri", "model_id")
+        started = time.perf_counter()
+        assert command("sync", result.storage)[0] == 0
+        return time.perf_counter() - started
+
+    usual = seconds()
+    with sqlite3.connect(result.tracking_uri.removeprefix("sqlite:///")) as database:
+        database.executemany(
+            "INSERT INTO metrics (key, value, timestamp, run_uuid, step, is_nan) "
+            "VALUES (?, ?, ?, ?, ?, 0)",
+            (
+                (f"train/{number % 4}", 0.5, number, result.run_id, number // 4 + 1)
+                for number in range(NUM_POINTS)
+            ),
+        )
+    assert seconds() < 2 * usual + 5  # reading 10^6 points takes minutes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +30,26 @@ ROWS.loc[3, "city"] = None
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of the model, in a store of its own."""
     folder = tmp_path_factory.mktemp("served")
     ROWS.astype({"rooms": "Int64"}).to_csv(folder / "rows.csv", index=False)
-    result = pipeline.run(
-        {
-            "name": "served", "model": "linear", "loss": "mse", "storage": str(folder / "runs"),
-            "data": {"train": str(folder / "rows.csv"), "target": "price", "categorical": ["code"],
-                     "missing": {"rooms": "mean", "city": "category"}},
-        }
-    )  # fmt: skip
-    mlflow.set_tracking_uri(result.tracking_uri)
-    yield mlflow.pyfunc.load_model(
-        result.model.metadata.model_uuid and f"runs:/{result.run_id}/model"
-    )
-    mlflow.set_tracking_uri("")
+    spec = {
+        "name": "served", "model": "linear", "loss": "mse", "storage": str(folder / "runs"),
+        "data": {"train": str(folder / "rows.csv"), "target": "price", "categorical": ["code"],
+                 "missing": {"rooms": "mean", "city": "category"}},
+    }  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        result = pipeline.run(spec)
+        mlflow.set_tracking_uri(result.tracking_uri)
+        yield f"runs:/{result.run_id}/model"
+        mlflow.set_tracking_uri("")
+
+
+@pytest.fixture(scope="module")
+def model(place: str) -> Any:
+    return mlflow.pyfunc.load_model(place)
 
 
 FRAME = ROWS.head(8).drop(columns="price")
@@ -98,11 +104,9 @@ def test_values_of_another_kind_are_refused_by_column(
 
 
 def test_its_requirements_can_be_installed_from_an_index(
-    model: Any, tmp_path_factory: pytest.TempPathFactory
+    place: str,
 ) -> None:
-    runs: Path = tmp_path_factory.getbasetemp()
-    place, *_ = runs.glob("served*/runs/mlflow-artifacts/**/requirements.txt")
-    text = place.read_text()
+    text = Path(mlflow.artifacts.download_artifacts(f"{place}/requirements.txt")).read_text()
     pins = dict(line.split("==") for line in text.split() if "==" in line)
     assert {"torch", "numpy", "pandas", "pyarrow"} <= set(pins)
     assert not any(Version(version).local for version in pins.values())
