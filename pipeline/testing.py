@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError
 
-from pipeline import registry, suspects
+from pipeline import registry
 from pipeline.data.batch import Batch, num_rows, select
 from pipeline.data.columns import encode
 from pipeline.data.fitting import fitted
@@ -27,6 +27,7 @@ from pipeline.errors import ContractError, UsageError
 from pipeline.losses.contract import Loss, build, elements, rows
 from pipeline.losses.objective import Objective
 from pipeline.losses.terms import Output
+from pipeline.suspects import suspects, total
 from pipeline.train.job import built
 
 TOLERANCE = 1e-9  # float64; sums of the same numbers in another order
@@ -198,7 +199,7 @@ def check_model(
     if table.num_rows < 4:
         refuse(f"{table.num_rows} rows are too few to check it", "give columns of 4 rows or more")
     one, other = made(), made()
-    for suspect in suspects.suspects(one, batch, 2):
+    for suspect in suspects(one, batch, 2, times=50):
         refuse(f"{suspect}", "let a row's outputs follow from that row and torch's seed alone")
     _check_outputs(one, batch, sizes, refuse)
     idle = [n for n, p in one.named_parameters() if p.requires_grad and p.grad is None]
@@ -252,7 +253,7 @@ def _check_outputs(
             refuse("gives rows for no rows", "keep rows first")
     objective.train()
     objective.zero_grad(set_to_none=True)
-    suspects.total(objective, batch).backward()  # type: ignore[no-untyped-call]
+    total(objective, batch).backward()  # type: ignore[no-untyped-call]
 
 
 def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from pipeline import registry
 from pipeline.losses.objective import Objective
-from pipeline.suspects import draws, suspects
+from pipeline.suspects import suspects
+from pipeline.suspects.modules import draws
+from pipeline.suspects.optimizers import unfaithful
+from tests.conftest import built_in
 
 ROWS, WIDTH = 32, 16
 
@@ -105,11 +112,11 @@ FAULTY: dict[str, tuple[nn.Module, str]] = {
 }
 
 
-def asked(middle: nn.Module, precision: torch.dtype = torch.float32) -> list[str]:
+def asked(middle: nn.Module, precision: torch.dtype = torch.float32, times: int = 3) -> list[str]:
     objective = Objective(Around(middle), ["x"], [], {"prediction": None})
     objective.precision = precision
     batch: Any = {"x": torch.randn(ROWS, 4, generator=torch.Generator().manual_seed(1))}
-    return [str(suspect) for suspect in suspects(objective, batch, 8)]
+    return [str(suspect) for suspect in suspects(objective, batch, 8, times=times)]
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
@@ -126,6 +133,128 @@ def test_the_innermost_faulty_module_is_named(name: str) -> None:
 
 
 def test_a_model_that_draws_is_told_from_one_that_does_not() -> None:
-    for middle, expected in ((nn.Dropout(0.5), True), (nn.Identity(), False)):
+    for middle, expected in ((nn.Dropout(0.5), "middle (Dropout)"), (nn.Identity(), None)):
         objective = Objective(Around(middle), ["x"], [], {"prediction": None})
-        assert draws(objective, {"x": torch.ones(8, 4)}) is expected
+        assert draws(objective, {"x": torch.ones(8, 4)}) == expected
+
+
+class Counter(nn.Module):
+    """Acts when it was called often enough, which no state says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        self.calls += 1
+        return hidden * 0.5 if self.calls > 60 else hidden
+
+
+class Hooked(nn.Linear):
+    """Clips, or normalises, the gradient of each micro-batch by a hook."""
+
+    def __init__(self, hook: Any, is_late: bool = False) -> None:
+        super().__init__(WIDTH, WIDTH)
+        register = self.weight.register_post_accumulate_grad_hook if is_late else None
+        (register or self.weight.register_hook)(hook)  # type: ignore[no-untyped-call]
+
+
+def halved(parameter: Tensor) -> None:
+    assert parameter.grad is not None
+    parameter.grad /= parameter.grad.norm()
+
+
+def with_hook(hidden: Tensor) -> Tensor:
+    if hidden.requires_grad:
+        hidden.register_hook(lambda gradient: gradient / (1 + 1e-3 * gradient.norm()))  # type: ignore[no-untyped-call]
+    return hidden
+
+
+DEEP: dict[str, tuple[nn.Module, list[str]]] = {
+    "rows coupled by 2e-4": (
+        Call(lambda h: h * (1 + 2e-4 * h.mean())),
+        ["middle (Call)", "gives a row other numbers when other rows are beside it"],
+    ),
+    "rows coupled by 1e-6 behind a dropout of its own": (
+        Call(lambda h: F.dropout(h, 0.3) * (1 + 1e-6 * h.mean())),
+        ["middle (Call)", "gives a row other numbers when other rows are beside it"],
+    ),
+    "a number of rows": (
+        Call(lambda h: h * (1 + 1e-3 * len(h))),
+        ["middle (Call)", "gives a row other numbers when other rows are beside it"],
+    ),
+    "a counter": (Counter(), ["middle (Counter)", "after many calls", "keeps `calls`"]),
+    "Python's random numbers": (
+        Call(lambda h: h * (1 + random.random())),
+        ["middle (Call)", "draws from Python's or NumPy's random numbers"],
+    ),
+    "NumPy's random numbers": (
+        Call(lambda h: h * float(np.random.rand())),
+        ["middle (Call)", "draws from Python's or NumPy's random numbers"],
+    ),
+    "a clipping hook": (
+        Hooked(lambda gradient: gradient.clamp(-1, 1)),
+        ["middle (Hooked)", "the gradient hook on `weight` acts on each micro-batch's part"],
+    ),
+    "a normalising hook after accumulation": (
+        Hooked(halved, is_late=True),
+        ["middle (Hooked)", "the gradient hook on `weight` acts on each micro-batch's part"],
+    ),
+    "a hook inside": (
+        Call(with_hook), ["middle (Call)", "a hook, or its own backward pass, acts on each"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_a_fault_that_is_weak_late_or_in_the_gradient_is_named_with_its_cause(name: str) -> None:
+    middle, expected = DEEP[name]
+    (found,) = asked(middle, times=80)
+    for text in expected:
+        assert text in found
+
+
+def test_hooks_that_act_on_any_part_alike_are_left_in_peace() -> None:
+    for hook in (lambda g: 2 * g, lambda g: g * (torch.arange(WIDTH) % 2)):
+        assert asked(Hooked(hook)) == []
+
+
+class Momentum(torch.optim.SGD):
+    """Keeps its momenta beside its state."""
+
+    def __init__(self, params: Any, lr: float = 0.1) -> None:
+        super().__init__(params, lr=lr)
+        self.momenta: dict[int, Tensor] = {}
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for place, parameter in enumerate(self.param_groups[0]["params"]):
+            before = self.momenta.get(place, torch.zeros_like(parameter))
+            self.momenta[place] = 0.9 * before + parameter.grad
+            parameter -= 0.1 * self.momenta[place]
+
+
+class Noisy(torch.optim.SGD):
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        super().step()
+        with torch.no_grad():
+            self.param_groups[0]["params"][0].add_(float(np.random.rand()))
+
+
+@pytest.mark.parametrize(
+    ("build", "expected"),
+    [
+        (Momentum, ["goes on otherwise from its state_dict", "`momenta`"]),
+        (Noisy, ["moves weights otherwise for the same gradients", "elsewhere than torch"]),
+    ],
+)
+def test_an_optimizer_is_named_with_its_cause(build: Any, expected: list[str]) -> None:
+    (fault,) = [text for _, text in unfaithful("own", build, [nn.Parameter(torch.ones(3, 2))])]
+    for text in expected:
+        assert text in fault
+
+
+@pytest.mark.parametrize("name", built_in("optimizers"))
+def test_torchs_own_optimizers_are_left_in_peace(name: str) -> None:
+    build = registry.optimizers[name].build
+    assert unfaithful(name, build, [nn.Parameter(torch.ones(3, 3))]) == []

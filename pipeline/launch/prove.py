@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-5
 """Largest relative difference of a loss that rounding may leave after the first steps."""
 WORKERS = (1, 2, 3, 4)
+LEAST_TIMES, MOST_TIMES = 200, 2000
+"""Within these, the model is asked about the same rows as often as the legs call it."""
 
 Promise = Literal["bits", "rounding"]
 Verdict = Literal["reference", "held", "broken", "not promised", "failed"]
@@ -123,21 +125,24 @@ def prove(
     folder = runs.new(launch.storage_of(spec), f"prove-{spec.name}")
     plugins.carry(modules, folder / "imports")
 
-    from pipeline.launch import cluster, stop
+    from pipeline.launch import apart, cluster, stop
     from pipeline.train import bits
 
     steps = min(steps, job.num_steps)
     size = spec.training.microbatch_size or -(-_batch_size(job) // max(workers))
-    same_cuts, found_suspects = _asked(job, size)
     counts = sorted({1, *workers})
     outcomes: list[Outcome] = []
     runner = _Runner(job, folder, modules, launch.base_of(path), steps, tolerance)
     most = _changed(job, Leg("", "bits", size, (max(counts),))).spec
     launch.refuse_too_many(most)
     legs = list(_legs(job, size, counts, steps))
+    told = launch.work_config(job, folder, modules, launch.base_of(path))
     session = cluster.session(most) if max(counts) > 1 else contextlib.nullcontext()
     try:
         with stop.raised(), session:
+            say("asking the components, here and in other processes ...")
+            same_cuts, found_suspects = _asked(job, size, steps)
+            found_suspects += apart.suspects(told)
             for leg in legs:
                 if leg.promise == "rounding" and leg.microbatch_size not in same_cuts:
                     text = "the model draws random numbers, which follow the micro-batch"
@@ -188,20 +193,27 @@ def _batch_size(job: Job) -> int:
     return min(job.spec.training.batch_size, job.num_rows)
 
 
-def _asked(job: Job, size: int) -> tuple[set[int | None], list[str]]:
+def _asked(job: Job, size: int, steps: int) -> tuple[set[int | None], list[str]]:
     """Cuts into micro-batches that give one curve, and which components break a promise.
 
     Random numbers, as of dropout, follow the micro-batch.
     """
-    from pipeline import suspects
+    from functools import partial
+
+    from pipeline import registry
+    from pipeline.suspects import suspects
+    from pipeline.suspects.modules import draws
     from pipeline.train.job import objective, trial_batch
 
     with job.train.opened("prove") as rows:
         batch = rows.gather(job.order().rows(0))
     bound = objective(job.spec, job.fields, trial_batch(job))
-    found = suspects.suspects(bound, batch, size)
+    chosen = job.spec.optimizer
+    build = partial(registry.optimizers[chosen.name].build, **chosen.options)
+    times = min(max(steps * -(-_batch_size(job) // size), LEAST_TIMES), MOST_TIMES)
+    found = suspects(bound, batch, size, (chosen.name, build), times)
     same_cuts = {size, *_cuts(job, size)}
-    if suspects.draws(bound, batch):
+    if draws(bound, batch):
         same_cuts = set() if bound.is_coupled else {size}
     return same_cuts, [str(suspect) for suspect in found]
 

@@ -11,6 +11,11 @@ from pipeline.data.batch import Batch, Ragged, num_rows, select
 from pipeline.errors import ContractError
 from pipeline.losses.objective import Objective
 from pipeline.losses.terms import Predictions, Term
+from pipeline.suspects import modules
+
+FEW_ROWS = 8
+MOST_TIMES = 10
+"""How often the model is asked about the same rows."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,7 @@ def check_batch(objective: Objective, batch: Batch) -> list[Notice]:
         notices += _check_kinds(term, arguments, objective.model)
         _check_width(term, arguments[0], objective.sizes[term.outputs[0]])
         _check_items(objective, number, predictions, batch)
-    notices += _check_rows(objective, predictions, batch)
+    notices += _check_rows(objective, batch)
     for term in objective.terms:
         if term.loss.per_batch:
             text = "needs the whole global batch: every step gathers it, and runs the model twice"
@@ -120,10 +125,20 @@ def _check_width(term: Term, prediction: Tensor, size: int | None) -> None:
         )
 
 
-def _check_rows(objective: Objective, predictions: dict[str, Tensor], batch: Batch) -> list[Notice]:
+def _check_rows(objective: Objective, batch: Batch) -> list[Notice]:
     """Whether the model's rows depend on each other, other than through a BatchNorm."""
+    few = select(batch, torch.arange(min(num_rows(batch), FEW_ROWS)))
+    for about, fault in modules.unsteady(objective, few, MOST_TIMES):
+        return [Notice("model", f"{about} {fault}: no two runs, nor numbers of workers, agree")]
+    if drawing := modules.draws(objective, batch, training=False):
+        text = (
+            f"{drawing} draws random numbers in evaluation too, as a dropout that is not told "
+            "training=self.training: validation and the served model change with what is drawn"
+        )
+        return [Notice("model", text)]
     half = torch.arange(-(-num_rows(batch) // 2))
     with torch.no_grad():
+        predictions = objective.predict(batch)
         again = objective.predict(select(batch, half))
     for name, prediction in predictions.items():
         if name in again and not _close(again[name], prediction[half]):

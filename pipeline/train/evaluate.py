@@ -21,6 +21,7 @@ from pipeline.losses.objective import Objective
 from pipeline.losses.terms import Term
 from pipeline.metrics import CONFUSION, DEFAULTS, Metric, Task
 from pipeline.train import reduce
+from pipeline.train.step import seed_device, seed_for
 
 MOST_CLASSES = 1000
 """Of a target, up to which predictions of each are counted."""
@@ -108,6 +109,7 @@ def evaluate(
     buffer = Buffer(store.layout, min(batch_size, len(rows)), device.type == "cuda")
     for number in owned(len(starts), reduce.rank(), reduce.num_workers()):
         start = starts[number]
+        seed_device(seed_for(0, 0, number), device)  # for a model that draws even here
         batch = store.gather(rows[start : start + batch_size], buffer)
         parts[number] = _sums(objective, batch, metrics, device)
     objective.train(was_training)

@@ -79,7 +79,7 @@ def train_step(
     numerators: dict[int, Tensor] = {}
 
     def draw(number: int) -> None:
-        _seed(seed_for(seed, step, number), device)
+        seed_device(seed_for(seed, step, number), device)
 
     num_terms, width = len(weights), len(weights) + 2
     num_losses = num_microbatches * width
@@ -139,7 +139,7 @@ def _clipped(gradients: Gradients, clip_norm: float | None) -> float:
     return float(norm)
 
 
-def _seed(seed: int, device: torch.device) -> None:
+def seed_device(seed: int, device: torch.device) -> None:
     """Seed what `device` draws from; `torch.manual_seed` tells all that there are, in 1 ms."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":

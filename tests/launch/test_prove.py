@@ -67,6 +67,82 @@ class Honest(Net):
         return nn.Dropout(0.3)
 
 
+class Unordered(nn.Module):
+    """Sums in the order of a set, which is another one in each process."""
+
+    def forward(self, hidden):
+        parts = dict(zip("abcdefghijklmnop", hidden.unbind(1)))
+        return hidden + sum(parts[name] * 0.1 for name in set(parts))[:, None]
+
+
+@pipeline.models.register("t_unordered")
+class UnorderedNet(Net):
+    def between(self):
+        return Unordered()
+
+
+class Counted(nn.Module):
+    calls = 0
+
+    def forward(self, hidden):
+        self.calls += 1
+        return hidden * (1.0 if self.calls < 40 else 0.5)
+
+
+@pipeline.models.register("t_counted")
+class CountedNet(Net):
+    def between(self):
+        return Counted()
+
+
+class Dropping(nn.Module):
+    def forward(self, hidden):
+        return nn.functional.dropout(hidden, 0.3)
+
+
+@pipeline.models.register("t_dropping")
+class DroppingNet(Net):
+    def between(self):
+        return Dropping()
+
+
+class Coupled(nn.Module):
+    def forward(self, hidden):
+        return hidden * (1 + 2e-4 * hidden.mean())
+
+
+@pipeline.models.register("t_coupled")
+class CoupledNet(Net):
+    def between(self):
+        return Coupled()
+
+
+class Hooked(nn.Linear):
+    def __init__(self):
+        super().__init__(16, 16)
+        self.weight.register_hook(lambda gradient: gradient / gradient.norm())
+
+
+@pipeline.models.register("t_hooked")
+class HookedNet(Net):
+    def between(self):
+        return Hooked()
+
+
+@pipeline.optimizers.register("t_forgetful")
+class Forgetful(torch.optim.SGD):
+    def __init__(self, params, *, lr: float = 0.01):
+        super().__init__(params, lr=lr)
+        self.momenta = {}
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for place, weight in enumerate(self.param_groups[0]["params"]):
+            before = self.momenta.get(place, torch.zeros_like(weight))
+            self.momenta[place] = 0.9 * before + weight.grad
+            weight -= self.param_groups[0]["lr"] * self.momenta[place]
+
+
 @pipeline.losses.register("t_lying")
 def t_lying():
     """Its denominator says half a row where there are many: no trial of a few rows sees it."""
@@ -140,6 +216,41 @@ def test_a_batch_norm_is_named(job: Write, command: Command, faulty: Path) -> No
     assert verdicts["rounding"] == "broken"
 
 
+@pytest.mark.parametrize(
+    ("changes", "component", "cause"),
+    [
+        ({"model": "t_unordered"}, "middle (Unordered)", "the order of a set"),
+        ({"model": "t_counted"}, "middle (Counted)", "after many calls: it keeps `calls`"),
+        ({"model": "t_coupled"}, "middle (Coupled)", "when other rows are beside it"),
+        ({"model": "t_hooked"}, "middle (Hooked)", "the gradient hook on `weight` acts on each"),
+        ({"optimizer": {"name": "t_forgetful"}}, "optimizer t_forgetful", "keeps state (`momenta`"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_component_is_named_with_its_cause(
+    changes: dict[str, Any], component: str, cause: str, job: Write, command: Command, faulty: Path
+) -> None:
+    arguments = ["--import", faulty, "--workers", "1", "--steps", "20", "--json"]
+    code, out, _ = command("prove", job(changes), *arguments)
+    (found,) = json.loads(out.splitlines()[-1])["suspects"]
+    assert code == 1
+    assert found.startswith(f"{component}: ")
+    assert cause in found
+
+
+@pytest.mark.ray
+def test_dropout_that_stays_on_in_evaluation_is_called_that_and_drawn_alike(
+    job: Write, command: Command, faulty: Path
+) -> None:
+    path = job({"model": "t_dropping", "training.microbatch_size": 2})
+    code, out, err = command("check", path, "--import", faulty)
+    assert code == 0
+    assert "middle (Dropping) draws random numbers in evaluation too" in out
+    assert "depends on the other rows" not in out
+    code, out, err = command("prove", path, "--import", faulty, "--workers", "1,2", "--steps", "5")
+    assert code == 0, out + err
+
+
 def test_a_denominator_that_lies_is_named(job: Write, command: Command, faulty: Path) -> None:
     from tests.conftest import rows
 
@@ -164,7 +275,8 @@ def test_a_dropout_that_ignores_the_seed_is_named(
     found = json.loads(out.splitlines()[-1])
     assert code == 1
     assert found["suspects"] == [
-        "middle (OwnDropout): gives other numbers for the same rows and the same seed"
+        "middle (OwnDropout): gives other numbers for the same rows and the same seed: "
+        "it keeps `generator` from call to call, outside its parameters and buffers"
     ]
     legs = found["outcomes"]
     assert [leg["verdict"] for leg in legs if leg["promise"] == "bits"] == [

@@ -1,0 +1,282 @@
+"""Modules that are unsteady, couple rows, or draw random numbers where none are expected."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sized
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.data.batch import Batch, num_rows, select
+from pipeline.losses.objective import Objective
+from pipeline.suspects.calls import (
+    Call,
+    close,
+    equal,
+    first_to_differ,
+    hooks,
+    kept_buffers,
+    mode,
+    passed,
+    total,
+)
+
+Found = list[tuple[str, str]]
+"""Components and their faults."""
+
+SHAPE_RTOL = {torch.float64: 1e-5, torch.float32: 1e-3, torch.bfloat16: 0.02}
+"""What another number of rows may leave: some modules compute in float32 whatever they get."""
+CONTENT_RTOL = {torch.float64: 1e-11, torch.float32: 1e-5, torch.bfloat16: 0.02}
+"""What other contents of as many rows may leave, which is nothing unless they change a shape."""
+UNSTEADY = "gives other numbers for the same rows and the same seed"
+MANY = 4
+LARGE = 1e4
+"""Times ordinary gradients: those that a clipping hook acts on."""
+
+
+def draws(objective: Objective, batch: Batch, training: bool = True) -> str | None:
+    """The module that draws random numbers, as dropout does; the innermost first."""
+    with mode(objective, training):
+        odd = first_to_differ(*(passed(objective, batch, seed) for seed in (1, 2)))
+    return odd.title if odd else None
+
+
+def unsteady(objective: Objective, batch: Batch, times: int) -> Found:
+    """What is another one, of up to so many times, for the same rows, weights, buffers and seed."""
+    with mode(objective, training=True):
+        names = dict(objective.model.named_modules())
+        kept = {name: _attributes(module) for name, module in names.items()}
+        first, gradients = passed(objective, batch, 1), _gradients(objective, batch)
+        for number in range(2, times + 1):
+            odd = first_to_differ(passed(objective, batch, 1), first)
+            again = _gradients(objective, batch)
+            other = [name for name, g in again.items() if not equal([g], [gradients[name]])]
+            if other and odd is None:  # which a module may be the cause of, from this call on
+                odd = first_to_differ(passed(objective, batch, 1), first)
+            if odd is not None:
+                cause = _cause(objective, batch, odd, kept[odd.name])
+                return [(odd.title, f"{UNSTEADY}{_from(number)}: {cause}")]
+            if other:
+                about = f"the gradient of {other[-1]} is another one for the same rows and seed"
+                return [("model", f"{about}{_from(number)}")]
+    return []
+
+
+def _from(number: int) -> str:
+    return " after many calls" if number >= MANY else ""
+
+
+def _cause(objective: Objective, batch: Batch, odd: Call, before: dict[str, Any]) -> str:
+    """Why a module is unsteady, as far as it can be told."""
+    made = []
+    for _ in range(2):
+        random.seed(0)
+        np.random.seed(0)
+        made.append(passed(objective, batch, 1))
+    if first_to_differ(*made) is None and not _changed(before, odd.module):
+        return "it draws from Python's or NumPy's random numbers; the pipeline seeds torch's"
+    return _kept(before, odd.module)
+
+
+def _kept(before: dict[str, Any], module: nn.Module) -> str:
+    kept = ", ".join(f"`{key}`" for key in _changed(before, module))
+    if not kept:
+        return "it draws from a generator of its own, or keeps something from call to call"
+    return f"it keeps {kept} from call to call, outside its parameters and buffers"
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """What a module keeps besides parameters, buffers and modules, as far as it can be compared."""
+    kept: dict[str, Any] = {}
+    for key, value in vars(module).items():
+        if key.startswith("_") and key[1:] in ("parameters", "buffers", "modules"):
+            continue
+        if isinstance(value, bool | int | float | str | None):
+            kept[key] = value
+        elif isinstance(value, Tensor):
+            kept[key] = value.detach().clone()
+        elif isinstance(value, torch.Generator):
+            kept[key] = value.get_state()
+        elif isinstance(value, np.random.Generator):
+            kept[key] = repr(value.bit_generator.state)
+        elif isinstance(value, random.Random):
+            kept[key] = hash(value.getstate())
+        elif isinstance(value, Sized) and not key.startswith("_"):
+            kept[key] = len(value)
+    return kept
+
+
+def _changed(before: dict[str, Any], module: nn.Module) -> list[str]:
+    """What the module keeps otherwise than before."""
+    after = _attributes(module)
+
+    def same(one: Any, other: Any) -> bool:
+        if isinstance(one, Tensor) and isinstance(other, Tensor):
+            return equal([one], [other])
+        return type(one) is type(other) and not isinstance(one, Tensor) and one == other
+
+    return [key for key, value in before.items() if not same(value, after.get(key))]
+
+
+def _gradients(objective: Objective, batch: Batch) -> dict[str, Tensor]:
+    """By parameter, in the order of the model."""
+    objective.zero_grad(set_to_none=True)
+    with kept_buffers(objective):
+        torch.manual_seed(1)
+        loss = total(objective, batch)
+        if loss.requires_grad:
+            loss.backward()  # type: ignore[no-untyped-call]
+    found = {n: p.grad.clone() for n, p in objective.named_parameters() if p.grad is not None}
+    objective.zero_grad(set_to_none=True)
+    return {name.removeprefix("model."): gradient for name, gradient in found.items()}
+
+
+def coupled(objective: Objective, batch: Batch) -> Found:
+    """Modules whose numbers or gradients for a row depend on the rows beside it."""
+    found, blamed, rows = [], list[str](), num_rows(batch)
+    with mode(objective, training=True):
+        fewer = passed(objective, select(batch, torch.arange(rows - 1))) if rows > 1 else {}
+        for name, (call, _) in passed(objective, batch).items():  # innermost first, as they end
+            if any(_is_within(inner, name) for inner in blamed):
+                continue
+            before, first = _attributes(call.module), call.again(1)
+            fault = _fault(call, fewer[name][0] if name in fewer else None, rows)
+            if not equal(first, call.again(1)):  # the questions themselves were enough for it
+                fault = f"{UNSTEADY}{_from(MANY)}: {_kept(before, call.module)}"
+            if fault:
+                blamed.append(name)
+                found.append((call.title, fault))
+    return found
+
+
+def _fault(call: Call, fewer: Call | None, rows: int) -> str | None:
+    """How rows depend on each other in one module; `fewer` is its call with one row less."""
+    with _without_dropout(call.module):
+        flags = _by_row(call, fewer, rows)
+        if flags and _is_coupled(call, flags, rows):
+            is_norm = isinstance(call.module, nn.modules.batchnorm._BatchNorm)
+            return "normalises by the statistics of one micro-batch" if is_norm else (
+                "gives a row other numbers when other rows are beside it"
+            )  # fmt: skip
+        if not _is_linear(call):
+            acts = "acts on each micro-batch's part of the gradient, not on their sum"
+            for name, parameter in call.module.named_parameters():
+                if hooks(parameter) or parameter._post_accumulate_grad_hooks:
+                    return f"the gradient hook on `{name}` {acts}"
+            return f"a hook, or its own backward pass, {acts}"
+        if flags and not _adds_up(call, flags, rows):
+            return "gives a row another gradient when other rows are beside it"
+    return None
+
+
+def _by_row(call: Call, fewer: Call | None, rows: int) -> list[bool]:
+    """Which of the tensors it is given have a row of the batch in each place; none if unclear."""
+    given, other = call.given, fewer.given if fewer else []
+    flags = [a.dim() > 0 and len(a) != len(b) for a, b in zip(given, other, strict=False)]
+    is_clear = len(given) == len(other) and all(len(t) == rows for t in call.again(1) if t.dim())
+    return flags if is_clear and any(flags) else []
+
+
+def _is_coupled(call: Call, flags: list[bool], rows: int) -> bool:
+    half, everything = rows // 2, torch.arange(rows)
+    others = torch.cat([everything[:half], everything[: rows - half] % half])
+    try:
+        whole, exchanged = call.again(1), call.again(1, flags, others)
+        if not _same_rows(exchanged, whole, half, CONTENT_RTOL[call.precision]):
+            return True
+        if not equal(whole, call.again(2)):  # it draws random numbers: they follow the micro-batch
+            return False
+        alone = call.again(1, flags, everything[:half])
+    except Exception:  # a module that takes no other rows cannot be asked
+        return False
+    return not _same_rows(alone, whole, half, SHAPE_RTOL[call.precision])
+
+
+def _same_rows(one: list[Tensor], other: list[Tensor], num: int, rtol: float) -> bool:
+    return all(close(a[:num], b[:num], rtol) for a, b in zip(one, other, strict=True) if b.dim())
+
+
+def _adds_up(call: Call, flags: list[bool], rows: int) -> bool:
+    """Whether the gradients of its inputs and weights for all rows are those of two parts."""
+    if not equal(call.again(1), call.again(2)):
+        return True  # it draws random numbers: they follow the micro-batch
+
+    def gradients(chosen: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        return call.gradients(1, lambda t, place: _numbers(t, place, rows)[chosen], flags, chosen)
+
+    half, everything = rows // 2, torch.arange(rows)
+    try:
+        whole = gradients(everything)
+        one, other = gradients(everything[:half]), gradients(everything[half:])
+    except Exception:  # as above
+        return True
+    floating = [f for t, f in zip(call.given, flags, strict=True) if t.is_floating_point()]
+    summed = [a + b for a, b in zip(one[0], other[0], strict=True)]
+    both = zip(one[1], other[1], floating, strict=True)
+    summed += [torch.cat([a, b]) if is_cut else a + b for a, b, is_cut in both]
+    return _near(summed, [*whole[0], *whole[1]])
+
+
+def _numbers(like: Tensor, place: int, rows: int | None = None) -> Tensor:
+    """The same random numbers for as many rows, whatever was drawn before."""
+    generator = torch.Generator().manual_seed(place + 7)
+    shape = (rows, *like.shape[1:]) if rows is not None and like.dim() else like.shape
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(like.dtype)
+
+
+def _near(ones: list[Tensor], others: list[Tensor]) -> bool:
+    """Sums of the same parts in another order; what is not finite, as of a mask, is not asked.
+
+    A gradient that is nothing but rounding, as of an attention's key bias, has the scale of others.
+    """
+    pairs = [(a, b) for a, b in zip(ones, others, strict=True) if b.numel() and b.isfinite().all()]
+    scales = [float(b.abs().max()) for _, b in pairs]
+    floor = max(scales, default=0.0) / 10
+    return all(
+        float((a - b).abs().max()) <= SHAPE_RTOL.get(b.dtype, 1e-5) * max(scale, floor)
+        for (a, b), scale in zip(pairs, scales, strict=True)
+    )
+
+
+def _is_linear(call: Call) -> bool:
+    """Whether the gradients for a sum are sums of gradients: nothing but hooks makes it untrue."""
+
+    def scaled(scale: float, add: bool) -> Callable[[Tensor, int], Tensor]:
+        return lambda t, p: (_numbers(t, p) + (_numbers(t, p + 100) if add else 0)) * scale
+
+    def flat(of: Callable[[Tensor, int], Tensor]) -> list[Tensor]:
+        weights, inputs = call.gradients(1, of)
+        return weights + inputs
+
+    try:
+        for scale in (1.0, LARGE):
+            both = flat(scaled(scale, add=True))
+            one = flat(scaled(scale, add=False))
+            other = flat(lambda t, p, scale=scale: _numbers(t, p + 100) * scale)  # type: ignore[misc]
+            if not _near([a + b for a, b in zip(one, other, strict=True)], both):
+                return False
+    except Exception:  # as a module that cannot be differentiated
+        pass
+    return True
+
+
+@contextmanager
+def _without_dropout(module: nn.Module) -> Iterator[None]:
+    """The module with its dropouts off: they would hide how rows depend on each other."""
+    off = [m for m in module.modules() if isinstance(m, nn.modules.dropout._DropoutNd)]
+    modes = [m.training for m in off]
+    for m in off:
+        m.eval()
+    try:
+        yield
+    finally:
+        for m, was_training in zip(off, modes, strict=True):
+            m.train(was_training)
+
+
+def _is_within(inner: str, name: str) -> bool:
+    return inner != name and (not name or inner.startswith(f"{name}."))
