@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn import metrics as sk
+from torch import nn
 
 import pipeline
 from pipeline import registry
@@ -56,6 +57,25 @@ def test_a_metric_is_scikit_learns_in_any_number_of_parts(
         parts = zip(np.split(said, cuts), np.split(true, cuts), strict=True)
         sums = [metric.sums(as_tensor(p), as_tensor(t)) for p, t in parts]
         assert metric.value(torch.stack(sums).sum(0)) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_model_that_draws_in_evaluation_draws_the_same_whoever_evaluates() -> None:
+    spec = load(JOBS / "digits.yaml")
+    job = prepared(spec, JOBS)
+    bound = objective(spec, job.fields, trial_batch(job))
+    assert job.validation is not None
+
+    def dropped(module: nn.Module, given: Any, made: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(made, 0.5)
+
+    next(m for m in bound.modules() if isinstance(m, nn.Linear)).register_forward_hook(dropped)
+    found = []
+    for seed in (1, 2):  # as generators of workers stand anywhere
+        torch.manual_seed(seed)
+        metrics = chosen(bound.terms, None)
+        cpu = torch.device("cpu")
+        found.append(evaluate(bound, job.validation, np.arange(11), 4, metrics, cpu))
+    assert found[0] == found[1]
 
 
 def evaluated(name: str, rank: int, num: int) -> dict[str, float | None]:

@@ -19,10 +19,19 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from tests.conftest import JOBS
+from pipeline.train.curve import Reader
+from tests.conftest import JOBS, rows
 from tests.processes import free_port
 
 BIN = Path(sys.executable).parent
+WIDE = """
+name: wide
+data: {train: data.csv, inputs: [a, b], target: y}
+model: {name: mlp, hidden: [8000, 8000]}
+loss: mse
+optimizer: {name: adam, lr: 1.0e-5}
+training: {epochs: 100000, batch_size: 8, microbatch_size: 8}
+"""
 
 
 @dataclass
@@ -126,3 +135,36 @@ def test_a_submitted_job_carries_its_own_loss_and_is_recorded(head: Head, tmp_pa
     assert run.info.status == "FINISHED"
     assert run.data.tags["ray.job_id"] == submission
     assert len(client.get_metric_history(result["run_id"], "train/loss")) == result["steps"]
+
+
+@pytest.mark.ray
+def test_a_stopped_job_saves_a_checkpoint_that_needs_seconds(head: Head, tmp_path: Path) -> None:
+    """768 MB, for which Ray's own 3 s are too few; the README gives it 90."""
+    (tmp_path / "data.csv").write_text(rows())
+    (tmp_path / "job.yaml").write_text(WIDE)
+    submission = f"wide-{secrets.token_hex(3)}"
+    more = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "90"}}
+    ray = [str(BIN / "ray"), "job"]
+
+    def asked(*arguments: str) -> str:
+        done = subprocess.run(
+            [*ray, arguments[0], "--address", head.address, *arguments[1:]],
+            cwd=tmp_path, env=head.environment, capture_output=True, text=True, timeout=240,
+        )  # fmt: skip
+        return done.stdout + done.stderr
+
+    storage = tmp_path / "runs"
+    asked("submit", "--working-dir", ".", "--submission-id", submission, "--no-wait",
+          "--runtime-env-json", json.dumps(more), "--",
+          "pipeline", "run", "job.yaml", "--set", f"storage={storage}")  # fmt: skip
+    reader, deadline = Reader(storage / "wide-1" / "curve.jsonl"), time.monotonic() + 180
+    while not any("train" in point for point in reader.new()):
+        assert time.monotonic() < deadline, asked("logs", submission)
+        time.sleep(0.1)
+    time.sleep(3)
+    asked("stop", submission)
+    assert "was stopped" in asked("status", submission)
+    points = Reader(storage / "wide-1" / "curve.jsonl").new()
+    steps = [point["step"] for point in points if "train" in point]
+    saved = [int(p.name[5:]) for p in (storage / "wide-1" / "checkpoints").glob("step-*")]
+    assert max(steps) == max(saved, default=0), asked("logs", submission)
