@@ -86,3 +86,8 @@ def test_buckets_hold_rows_of_similar_length_and_every_row_once(
 
     mixed = [Order(rows, batch, seed).rows(s) for s in range(steps)]
     assert padding(used) <= padding(mixed)
+
+
+def test_rows_as_they_stand_are_no_array_of_all_rows() -> None:
+    order = Order(10**15, 4, None)  # 8 PB of them
+    assert order.rows(10**9).tolist() == [4 * 10**9 + i for i in range(4)]
