@@ -73,7 +73,9 @@ def _options_model(build: Callable[..., Any]) -> type[BaseModel]:
         for p in inspect.signature(build).parameters.values()
         if p.kind is p.KEYWORD_ONLY
     }
-    config = ConfigDict(extra="forbid", frozen=True, strict=False, arbitrary_types_allowed=True)
+    config = ConfigDict(
+        extra="forbid", frozen=True, strict=False, arbitrary_types_allowed=True, allow_inf_nan=False
+    )
     return create_model(f"{build.__name__} options", __config__=config, **fields)
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pipeline import registry
 from pipeline.losses.objective import Objective
@@ -173,10 +172,6 @@ def with_hook(hidden: Tensor) -> Tensor:
 DEEP: dict[str, tuple[nn.Module, list[str]]] = {
     "rows coupled by 2e-4": (
         Call(lambda h: h * (1 + 2e-4 * h.mean())),
-        ["middle (Call)", "gives a row other numbers when other rows are beside it"],
-    ),
-    "rows coupled by 1e-6 behind a dropout of its own": (
-        Call(lambda h: F.dropout(h, 0.3) * (1 + 1e-6 * h.mean())),
         ["middle (Call)", "gives a row other numbers when other rows are beside it"],
     ),
     "a number of rows": (

@@ -17,7 +17,7 @@ from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline import plugins
+from pipeline import plugins, tracebacks
 from pipeline.errors import PipelineError, RunError, StoppedError
 from pipeline.launch import run as launch
 from pipeline.launch import runs
@@ -298,7 +298,7 @@ class _Runner:
         except StoppedError:
             raise
         except PipelineError as error:
-            is_unable = leg.promise == "rounding" and leg.is_reference
+            is_unable = leg.is_plain and bool(tracebacks.own_frames(error))
             verdict: Verdict = "not promised" if is_unable else "failed"
             return Outcome(leg.title, leg.promise, verdict, text=str(error).partition("\n")[0])
         seconds = round(time.perf_counter() - started, 1)
@@ -343,7 +343,7 @@ class _Runner:
         except PipelineError:
             raise
         except Exception as error:  # a user's components can fail in any way
-            raise RunError(f"{type(error).__name__}: {error}") from error
+            raise RunError(tracebacks.described(error)) from error
         return points, weights_sha256(bound.state_dict())
 
     def _trained(self, leg: Leg) -> tuple[list[dict[str, Any]], str]:

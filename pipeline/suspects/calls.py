@@ -116,6 +116,8 @@ def passed(objective: Objective, batch: Batch, seed: int = 0) -> Passed:
 
     handles = []
     for name, module in objective.model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
+            continue
         handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
         handles.append(module.register_forward_hook(after(name), with_kwargs=True))
     try:
@@ -172,14 +174,16 @@ def hooks(parameter: Tensor) -> list[Callable[[Tensor], Any]]:
 
 @contextmanager
 def kept_buffers(module: nn.Module) -> Iterator[None]:
-    """The buffers are afterwards as they were before."""
-    before = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
+    """The buffers are afterwards as they were before, except for those of another shape."""
+    named = module.named_buffers()
+    before = {name: b.detach().clone() for name, b in named if b.layout == torch.strided}
     try:
         yield
     finally:
         for name, buffer in module.named_buffers():
-            if name in before:
-                buffer.detach().copy_(before[name])
+            kept = before.get(name)
+            if kept is not None and kept.shape == buffer.shape and not torch.equal(kept, buffer):
+                buffer.detach().copy_(kept)
 
 
 @contextmanager
@@ -200,7 +204,9 @@ def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Ragged):
         return Ragged(change(value.values), change(value.lengths))
     if isinstance(value, dict):
-        return {key: mapped(item, change) for key, item in value.items()}
+        kept = copy.copy(value)  # of its own class
+        kept.update({key: mapped(item, change) for key, item in value.items()})
+        return kept
     if isinstance(value, list | tuple):
         made = [mapped(item, change) for item in value]
         return type(value)(*made) if hasattr(value, "_fields") else type(value)(made)

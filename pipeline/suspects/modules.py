@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -30,19 +30,23 @@ Found = list[tuple[str, str]]
 
 SHAPE_RTOL = {torch.float64: 1e-5, torch.float32: 1e-3, torch.bfloat16: 0.02}
 """What another number of rows may leave: some modules compute in float32 whatever they get."""
+GRADIENT_RTOL = 0.1
+"""Of sums of gradients in another order: parts of a model may compute in bfloat16."""
 CONTENT_RTOL = {torch.float64: 1e-11, torch.float32: 1e-5, torch.bfloat16: 0.02}
 """What other contents of as many rows may leave, which is nothing unless they change a shape."""
+MULTIPLE_RTOL = 1e-5
 UNSTEADY = "gives other numbers for the same rows and the same seed"
 MANY = 4
-LARGE = 1e4
-"""Times ordinary gradients: those that a clipping hook acts on."""
+LARGE = 2.0**14
+"""Times ordinary gradients: those that a clipping hook acts on. A power of 2 rounds nothing."""
 
 
 def draws(objective: Objective, batch: Batch, training: bool = True) -> str | None:
     """The module that draws random numbers, as dropout does; the innermost first."""
     with mode(objective, training):
-        odd = first_to_differ(*(passed(objective, batch, seed) for seed in (1, 2)))
-    return odd.title if odd else None
+        one, other, again = (passed(objective, batch, seed) for seed in (1, 2, 1))
+    odd = first_to_differ(one, other)
+    return odd.title if odd and first_to_differ(one, again) is None else None
 
 
 def unsteady(objective: Objective, batch: Batch, times: int) -> Found:
@@ -50,6 +54,9 @@ def unsteady(objective: Objective, batch: Batch, times: int) -> Found:
     with mode(objective, training=True):
         names = dict(objective.model.named_modules())
         kept = {name: _attributes(module) for name, module in names.items()}
+        if changed := _rewritten(objective, batch):
+            fault = f"writes its parameter `{changed}` in the forward pass, which no worker shares"
+            return [("model", f"{fault}: keep it in a buffer")]
         first, gradients = passed(objective, batch, 1), _gradients(objective, batch)
         for number in range(2, times + 1):
             odd = first_to_differ(passed(objective, batch, 1), first)
@@ -66,6 +73,18 @@ def unsteady(objective: Objective, batch: Batch, times: int) -> Found:
                 about = f"the gradient of {other[-1]} is another one for the same rows and seed"
                 return [("model", f"{about}{_from(number)}")]
     return []
+
+
+def _rewritten(objective: Objective, batch: Batch) -> str | None:
+    """The parameter that a forward pass changes; afterwards it is as before."""
+    before = [parameter.detach().clone() for parameter in objective.model.parameters()]
+    passed(objective, batch, 1)
+    found = None
+    for (name, parameter), value in zip(objective.model.named_parameters(), before, strict=True):
+        if not equal([parameter.detach()], [value]):
+            found = found or name
+            parameter.data.copy_(value)
+    return found
 
 
 def _from(number: int) -> str:
@@ -145,19 +164,35 @@ def _gradients(objective: Objective, batch: Batch) -> dict[str, Tensor]:
 def coupled(objective: Objective, batch: Batch) -> Found:
     """Modules whose numbers or gradients for a row depend on the rows beside it."""
     found, blamed, rows = [], list[str](), num_rows(batch)
+    names = dict(objective.model.named_modules())
+    kept = {name: _attributes(module) for name, module in names.items()}
     with mode(objective, training=True):
         fewer = passed(objective, select(batch, torch.arange(rows - 1))) if rows > 1 else {}
-        for name, (call, _) in passed(objective, batch).items():  # innermost first, as they end
+        whole = passed(objective, batch)
+        for name, (call, _) in whole.items():  # innermost first, as they end
             if any(_is_within(inner, name) for inner in blamed):
                 continue
-            before, first = _attributes(call.module), call.again(1)
-            fault = _fault(call, fewer[name][0] if name in fewer else None, rows)
-            if not equal(first, call.again(1)):  # the questions themselves were enough for it
-                fault = f"{UNSTEADY}{_from(MANY)}: {_kept(before, call.module)}"
+            fault = _asked(call, fewer[name][0] if name in fewer else None, rows)
             if fault:
                 blamed.append(name)
                 found.append((call.title, fault))
+        odd = first_to_differ(passed(objective, batch), whole)
+    if odd is not None:  # the questions themselves were calls enough for it
+        return [(odd.title, f"{UNSTEADY}{_from(MANY)}: {_kept(kept[odd.name], odd.module)}")]
     return found
+
+
+def _asked(call: Call, fewer: Call | None, rows: int) -> str | None:
+    """The fault of a module, none if it cannot be called apart from the model it is in."""
+    try:
+        first = call.again(1)
+        with _without_dropout(call.module):
+            draws_itself = not equal(call.again(1), call.again(2))
+        with mode(call.module, False) if draws_itself else nullcontext():  # to draw nothing
+            fault = _fault(call, fewer, rows)
+        return fault if equal(first, call.again(1)) else None  # it keeps count: asked as a whole
+    except Exception:  # a user's module can fail in any way where it was not meant to be called
+        return None
 
 
 def _fault(call: Call, fewer: Call | None, rows: int) -> str | None:
@@ -183,20 +218,25 @@ def _fault(call: Call, fewer: Call | None, rows: int) -> str | None:
 def _by_row(call: Call, fewer: Call | None, rows: int) -> list[bool]:
     """Which of the tensors it is given have a row of the batch in each place; none if unclear."""
     given, other = call.given, fewer.given if fewer else []
-    flags = [a.dim() > 0 and len(a) != len(b) for a, b in zip(given, other, strict=False)]
-    is_clear = len(given) == len(other) and all(len(t) == rows for t in call.again(1) if t.dim())
-    return flags if is_clear and any(flags) else []
+    if len(given) != len(other) or any(len(t) != rows for t in call.again(1) if t.dim()):
+        return []
+    lengths = [(len(a), len(b)) for a, b in zip(given, other, strict=True)]
+    flags = [one != less for one, less in lengths]
+    if any(one != less and (one, less) != (rows, rows - 1) for one, less in lengths):
+        return []  # as of flat ids with offsets
+    return flags if any(flags) else []
 
 
 def _is_coupled(call: Call, flags: list[bool], rows: int) -> bool:
     half, everything = rows // 2, torch.arange(rows)
-    others = torch.cat([everything[:half], everything[: rows - half] % half])
+    others = torch.cat([everything[:half], everything[: rows - half] % half])  # the first, twice
+    whole = call.again(1)
+    if not equal(whole, call.again(2)):  # it draws random numbers: they follow the micro-batch
+        return False
     try:
-        whole, exchanged = call.again(1), call.again(1, flags, others)
+        exchanged = call.again(1, flags, others)
         if not _same_rows(exchanged, whole, half, CONTENT_RTOL[call.precision]):
             return True
-        if not equal(whole, call.again(2)):  # it draws random numbers: they follow the micro-batch
-            return False
         alone = call.again(1, flags, everything[:half])
     except Exception:  # a module that takes no other rows cannot be asked
         return False
@@ -235,7 +275,7 @@ def _numbers(like: Tensor, place: int, rows: int | None = None) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(like.dtype)
 
 
-def _near(ones: list[Tensor], others: list[Tensor]) -> bool:
+def _near(ones: list[Tensor], others: list[Tensor], rtol: float = GRADIENT_RTOL) -> bool:
     """Sums of the same parts in another order; what is not finite, as of a mask, is not asked.
 
     A gradient that is nothing but rounding, as of an attention's key bias, has the scale of others.
@@ -244,13 +284,13 @@ def _near(ones: list[Tensor], others: list[Tensor]) -> bool:
     scales = [float(b.abs().max()) for _, b in pairs]
     floor = max(scales, default=0.0) / 10
     return all(
-        float((a - b).abs().max()) <= SHAPE_RTOL.get(b.dtype, 1e-5) * max(scale, floor)
+        float((a - b).abs().max()) <= rtol * max(scale, floor)
         for (a, b), scale in zip(pairs, scales, strict=True)
     )
 
 
 def _is_linear(call: Call) -> bool:
-    """Whether the gradients for a sum are sums of gradients: nothing but hooks makes it untrue."""
+    """Whether gradients for sums, and for multiples, are sums and multiples of gradients."""
 
     def gradients(scale: float, *numbers: int) -> list[Tensor]:
         def of(output: Tensor, place: int) -> Tensor:
@@ -261,10 +301,11 @@ def _is_linear(call: Call) -> bool:
         return weights + inputs
 
     try:
-        for scale in (1.0, LARGE):
-            parts = zip(gradients(scale, 0), gradients(scale, 100), strict=True)
-            if not _near([one + other for one, other in parts], gradients(scale, 0, 100)):
-                return False
+        one, other = gradients(1.0, 0), gradients(1.0, 100)
+        both = [a + b for a, b in zip(one, other, strict=True)]
+        if not _near(both, gradients(1.0, 0, 100)):
+            return False
+        return _near([LARGE * part for part in one], gradients(LARGE, 0), MULTIPLE_RTOL)
     except Exception:  # as a module that cannot be differentiated
         pass
     return True

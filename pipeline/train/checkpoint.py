@@ -200,9 +200,10 @@ def restore(state: dict[str, Any], objective: nn.Module, optimizer: torch.optim.
     for name, value in state["buffers"].items():
         path, _, own = name.rpartition(".")
         module = objective.get_submodule(path)
-        if own in dict(module.named_buffers(recurse=False)):
-            getattr(module, own).copy_(value)
-        else:  # made in a forward pass
+        made = dict(module.named_buffers(recurse=False)).get(own)
+        if made is not None and made.shape == value.shape and made.layout == torch.strided:
+            made.copy_(value)
+        else:  # made, or made larger, in a forward pass
             device = next(objective.parameters()).device
             module.register_buffer(own, value.to(device), persistent=False)
     optimizer.load_state_dict(state["optimizer"])

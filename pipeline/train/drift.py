@@ -20,11 +20,13 @@ from pipeline.train import reduce
 MOST_NAMES = 3
 
 
-def refuse(objective: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+def refuse(
+    objective: nn.Module, optimizer: torch.optim.Optimizer, buffers: reduce.Buffers, step: int
+) -> None:
     """Raise RunError on every worker, with names, when their states after `step` steps differ."""
     if reduce.num_workers() == 1:
         return
-    state = dict(_state(objective, optimizer))
+    state = dict(_state(objective, optimizer, buffers))
     if not reduce.agree(zlib.crc32("\n".join(state).encode())):
         raise _drifted(step, ["the names in the optimizer's state"])
     sums = torch.stack([_checksum(value) for value in state.values()])
@@ -47,11 +49,18 @@ def _drifted(step: int, names: list[str]) -> RunError:
     )
 
 
-def _state(objective: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
-    """What every worker must hold alike, by name."""
+def _state(
+    objective: nn.Module, optimizer: torch.optim.Optimizer, buffers: reduce.Buffers
+) -> Iterator[tuple[str, Tensor]]:
+    """What every worker must hold alike, by name: not caches, which grow with its own rows."""
     names = {id(parameter): name for name, parameter in objective.named_parameters()}
     yield from objective.named_parameters()
-    yield from objective.named_buffers()
+    for name, buffer in objective.named_buffers():
+        module, _, own = name.rpartition(".")
+        if buffer.layout == torch.strided and not buffers.has_grown(
+            objective.get_submodule(module), own
+        ):
+            yield name, buffer
     for parameter, values in optimizer.state.items():
         for key, value in values.items():
             yield from _numbers(f"{key} of {names.get(id(parameter), 'a parameter')}", value)

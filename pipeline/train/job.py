@@ -152,10 +152,12 @@ def _own_memory(bound: nn.Module, name: str) -> None:
                 "them, and cannot be updated: append .clone()"
             )
     for path, buffer in list(bound.named_buffers()):
-        if _repeats(buffer):
+        if _repeats(buffer) or buffer.is_conj() or buffer.is_neg():
             module, _, own = path.rpartition(".")
             bound.get_submodule(module).register_buffer(
-                own, buffer.contiguous(), persistent=path in bound.state_dict()
+                own,
+                buffer.resolve_conj().resolve_neg().contiguous(),
+                persistent=path in bound.state_dict(),
             )
 
 

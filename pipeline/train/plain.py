@@ -88,24 +88,33 @@ class _MeanOfBuffers:
         self._bound, self._num = bound, num_microbatches
 
     def __enter__(self) -> _MeanOfBuffers:
-        self._before = [buffer.detach().clone() for buffer in self._bound.buffers()]
-        self._made: list[list[Tensor]] = []
+        self._before = self._now()
+        self._made: list[dict[str, Tensor]] = []
         return self
+
+    def _now(self) -> dict[str, Tensor]:
+        named = self._bound.named_buffers()
+        return {name: b.detach().clone() for name, b in named if b.layout == torch.strided}
 
     def restart(self) -> None:
         """The buffers as they were before the step."""
-        self._keep()
-        for buffer, before in zip(self._bound.buffers(), self._before, strict=True):
-            buffer.detach().copy_(before)
+        self._made.append(self._now())
+        self._take(self._before)
 
-    def _keep(self) -> None:
-        self._made.append([buffer.detach().clone() for buffer in self._bound.buffers()])
+    def _take(self, values: dict[str, Tensor]) -> None:
+        """Except for what a forward pass has made, or made larger."""
+        for name, buffer in self._bound.named_buffers():
+            if name in values and buffer.shape == values[name].shape:
+                buffer.detach().copy_(values[name])
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
             return
-        self._keep()
-        made = zip(*self._made[1:], strict=True)  # the first is from before any forward pass
-        for buffer, values in zip(self._bound.buffers(), made, strict=True):
-            is_mean = buffer.is_floating_point() or buffer.is_complex()
-            buffer.detach().copy_(torch.stack(values).mean(0) if is_mean else values[-1])
+        made = [*self._made[1:], self._now()]  # the first is from before any forward pass
+        means = {}
+        for name, before in self._before.items():
+            values = [one[name] for one in made if one[name].shape == before.shape]
+            if len(values) == len(made):
+                is_mean = before.is_floating_point() or before.is_complex()
+                means[name] = torch.stack(values).mean(0) if is_mean else values[-1]
+        self._take(means)

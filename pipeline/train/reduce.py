@@ -215,29 +215,48 @@ LEAST = torch.iinfo(torch.int64).min
 class Buffers:
     """What forward passes change besides gradients: running statistics and their counts.
 
-    A module may change a buffer in place or put another tensor in its place.
+    A module may change a buffer in place or put another tensor in its place. One whose shape it
+    changes, as a cache that grows with what it is asked for, is left as it is; and so are sparse
+    ones.
     """
 
     def __init__(self, objective: nn.Module) -> None:
         places = []
         for path, buffer in objective.named_buffers():
+            if buffer.layout != torch.strided:
+                continue
             module, _, name = path.rpartition(".")
             places.append((objective.get_submodule(module), name, buffer))
         is_float = [b.is_floating_point() or b.is_complex() for *_, b in places]
         both = list(zip(places, is_float, strict=True))
         self._floats = [(m, n) for (m, n, _), is_one in both if is_one]
         self._counts = [(m, n) for (m, n, _), is_one in both if not is_one]
+        self._shapes = {(id(m), n): b.shape for m, n, b in places}
         self.size = sum(buffer.numel() for buffer in self.floats)
 
     @property
     def floats(self) -> list[Tensor]:
-        """The floating-point buffers as they are now, complex ones as pairs of numbers."""
-        return [_real(getattr(module, name).detach()) for module, name in self._floats]
+        """The floating-point buffers as they are now, complex ones as pairs of numbers.
+
+        Zeros stand for those of another shape than at first.
+        """
+        return [_real(self._as_at_first(*place).detach()) for place in self._floats]
 
     @property
     def counts(self) -> list[Tensor]:
         """The buffers of whole numbers, and of yes and no, as they are now."""
-        return [getattr(module, name) for module, name in self._counts]
+        return [self._as_at_first(*place) for place in self._counts]
+
+    def has_grown(self, module: nn.Module, name: str) -> bool:
+        """Whether a buffer has another shape than at first."""
+        shape: torch.Size = getattr(module, name).shape
+        return shape != self._shapes.get((id(module), name))
+
+    def _as_at_first(self, module: nn.Module, name: str) -> Tensor:
+        now: Tensor = getattr(module, name)
+        if self.has_grown(module, name):
+            return now.new_zeros(self._shapes[id(module), name])
+        return now
 
     def __bool__(self) -> bool:
         return bool(self._floats or self._counts)
@@ -249,6 +268,8 @@ class Buffers:
     def restore(self, values: list[Tensor]) -> None:
         """Take the values of an earlier `copy`."""
         for (module, name), value in zip((*self._floats, *self._counts), values, strict=True):
+            if self.has_grown(module, name):
+                continue
             if getattr(module, name).requires_grad:  # put there by a forward pass, with its graph
                 setattr(module, name, getattr(module, name).detach().clone())
             _real(getattr(module, name)).copy_(value)
@@ -259,15 +280,18 @@ class Buffers:
         Exactly 0 for those that no forward pass has touched, whatever their value.
         """
         parts = [
-            torch.where(now == then, torch.zeros_like(now), now - then).reshape(-1)
-            for now, then in zip(self.floats, before, strict=False)
+            torch.where((now == then) | self.has_grown(*place), torch.zeros_like(now), now - then)
+            for place, now, then in zip(self._floats, self.floats, before, strict=False)
         ]
+        parts = [part.reshape(-1) for part in parts]
         return torch.cat(parts) if parts else torch.empty(0)
 
     def change(self, before: list[Tensor], changes: Tensor, has_rows: bool) -> None:
         """An earlier `copy` and changes from it; counts are those of workers that had rows."""
         pieces = torch.split(changes, [value.numel() for value in before[: len(self._floats)]])
         for (module, name), then, piece in zip(self._floats, before, pieces, strict=False):
+            if self.has_grown(module, name):
+                continue
             setattr(module, name, getattr(module, name).detach())
             _real(getattr(module, name)).copy_(then + piece.view_as(then).to(then.dtype))
         for count in self.counts if num_workers() > 1 else ():

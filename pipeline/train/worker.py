@@ -185,7 +185,7 @@ def train(
             if is_evaluated(step + 1):
                 validate(step + 1)
             if losses.is_saved or losses.is_last or step + 1 == last_step:
-                drift.refuse(bound, optimizer, step + 1)
+                drift.refuse(bound, optimizer, gradients.buffers, step + 1)
             if record and (losses.is_saved or losses.is_last):
                 record.save(step + 1, bound, optimizer, num_skipped, losses.is_last)
             if losses.is_last and step + 1 < last_step:
