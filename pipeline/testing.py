@@ -200,7 +200,7 @@ def check_model(
         refuse(f"{table.num_rows} rows are too few to check it", "give columns of 4 rows or more")
     one, other = made(), made()
     for suspect in suspects(one, batch, 2, times=50):
-        refuse(f"{suspect}", "let a row's outputs follow from that row and torch's seed alone")
+        refuse(suspect, "let a row's outputs follow from that row and torch's seed alone")
     _check_outputs(one, batch, sizes, refuse)
     idle = [n for n, p in one.named_parameters() if p.requires_grad and p.grad is None]
     if idle:

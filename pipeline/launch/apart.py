@@ -1,4 +1,4 @@
-"""A job's first numbers in several new processes: what is another one there, and of whom.
+"""A job's first numbers in several new processes: what differs, and which component causes it.
 
 Workers, and the process after a crash, are other processes than the one before. What follows from
 the order of a `set`, from addresses in memory or from the environment is the same in one process,
@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PROCESSES = 3
-"""So many orders of a `set` that three numbers are hardly summed in one order by all."""
+"""So many that all are unlikely to sum even a small `set` in the same order."""
 CAUSE = (
     "in another process, as each worker is one: it follows the order of a set, an address in "
     "memory, or random numbers from elsewhere than torch"
@@ -29,40 +30,46 @@ CAUSE = (
 
 def suspects(config: dict[str, Any]) -> list[str]:
     """Components whose numbers differ between new processes; `config` is what workers are told."""
-    given = json.dumps({key: config[key] for key in ("spec", "base", "folder", "imports")})
+    folder = Path(config["folder"])
+    asked = folder / "apart.json"
+    kept = {key: config[key] for key in ("spec", "base", "folder", "imports")}
+    asked.write_text(json.dumps(kept), encoding="utf-8")
+    answers = [folder / f"apart-{number}.json" for number in range(PROCESSES)]
     started = [
         subprocess.Popen(
-            [sys.executable, "-m", "pipeline.launch.apart"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            [sys.executable, "-m", "pipeline.launch.apart", str(asked), str(answer)],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             env={**os.environ, "PYTHONHASHSEED": str(number + 1)},
         )
-        for number in range(PROCESSES)
+        for number, answer in enumerate(answers)
     ]  # fmt: skip
     try:
-        printed = [process.communicate(given)[0] for process in started]
+        codes = [process.wait() for process in started]
     finally:
         for process in started:
             process.kill()
-    if any(process.returncode for process in started):
-        return []  # the legs say why it cannot run in another process
-    first, *others = [json.loads(text.splitlines()[-1]) for text in printed]
+    if any(codes):
+        return []  # what fails in another process fails in the runs of `prove` too, which say why
+    first, *others = [json.loads(answer.read_text(encoding="utf-8")) for answer in answers]
     for kind, hashes in first.items():  # the first that differs is the cause of those after it
-        for name, digest in hashes.items():
-            given, _, made = digest.rpartition(" ")
-            told = [other[kind].get(name, "").rpartition(" ") for other in others]
-            if any(t[0] == given and t[2] != made for t in told):
+        for name, (given, made) in hashes.items():
+            there = [other[kind][name] for other in others if name in other[kind]]
+            if any(pair[0] == given and pair[1] != made for pair in there):
                 return [f"{name}: {kind} {CAUSE}"]
     return []
 
 
-def numbers(config: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """SHA-256 by kind and component, in the order in which they follow from each other."""
+Hashes = dict[str, tuple[str, str]]
+"""By component, SHA-256 of what it was given (empty if nothing) and of what it made of it."""
+
+
+def numbers(config: dict[str, Any]) -> dict[str, Hashes]:
+    """Hashes by kind, in the order in which they follow from each other."""
     import torch
 
-    from pipeline import registry
     from pipeline.spec import JobSpec
     from pipeline.suspects.calls import passed, total
-    from pipeline.train.job import objective, prepared, trial_batch
+    from pipeline.train.job import build_optimizer, objective, prepared, trial_batch
 
     folder = Path(config["folder"])
     plugins.receive(config["imports"], folder / "imports")
@@ -71,31 +78,31 @@ def numbers(config: dict[str, Any]) -> dict[str, dict[str, str]]:
     job = prepared(spec, Path(config["base"]))
     batch = trial_batch(job)
     bound = objective(spec, job.fields, batch)
-    own = list(bound.named_parameters()) + list(bound.named_buffers())
-    found = {"starts otherwise": {name.removeprefix("model."): _sha256([t]) for name, t in own}}
+
+    def alone(named: Iterable[tuple[str, Tensor]]) -> Hashes:
+        return {name.removeprefix("model."): ("", _sha256([tensor])) for name, tensor in named}
+
+    found = {"starts otherwise": alone([*bound.named_parameters(), *bound.named_buffers()])}
     found["gives other numbers for the same rows"] = {
-        call.title: f"{_sha256(call.given)} {_sha256(made)}"
+        call.title: (_sha256(call.given), _sha256(made))
         for call, made in passed(bound, batch).values()
     }
     torch.manual_seed(0)
     predictions = bound.predict(batch)
-    found["gives other losses for the same rows"] = {
-        f"loss {term.label}": _sha256([bound.items_of(number, predictions, batch)])
+    found["gives other losses for the same rows"] = alone(
+        (f"loss {term.label}", bound.items_of(number, predictions, batch))
         for number, term in enumerate(bound.terms)
-    }
+    )
     torch.manual_seed(0)
     total(bound, batch).backward()  # type: ignore[no-untyped-call]
-    found["has another gradient"] = {
-        name.removeprefix("model."): _sha256([p.grad])
-        for name, p in bound.named_parameters()
-        if p.grad is not None
-    }
-    build = registry.optimizers[spec.optimizer.name].build
-    optimizer = build([p for p in bound.parameters() if p.requires_grad], **spec.optimizer.options)
+    found["has another gradient"] = alone(
+        (name, p.grad) for name, p in bound.named_parameters() if p.grad is not None
+    )
+    optimizer = build_optimizer(spec, bound.parameters())
     for _ in range(3):
         torch.manual_seed(0)
         optimizer.step()
-    moved = _sha256(list(bound.parameters()))
+    moved = "", _sha256(list(bound.parameters()))
     found["moves the weights otherwise"] = {f"optimizer {spec.optimizer.name}": moved}
     return found
 
@@ -107,4 +114,6 @@ def _sha256(tensors: list[Tensor]) -> str:
 
 
 if __name__ == "__main__":
-    print(json.dumps(numbers(json.loads(sys.stdin.read()))))
+    asked, answer = map(Path, sys.argv[1:])
+    made = numbers(json.loads(asked.read_text(encoding="utf-8")))
+    answer.write_text(json.dumps(made), encoding="utf-8")

@@ -14,6 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -198,24 +199,20 @@ def _asked(job: Job, size: int, steps: int) -> tuple[set[int | None], list[str]]
 
     Random numbers, as of dropout, follow the micro-batch.
     """
-    from functools import partial
-
-    from pipeline import registry
     from pipeline.suspects import suspects
     from pipeline.suspects.modules import draws
-    from pipeline.train.job import objective, trial_batch
+    from pipeline.train.job import build_optimizer, objective, trial_batch
 
     with job.train.opened("prove") as rows:
         batch = rows.gather(job.order().rows(0))
     bound = objective(job.spec, job.fields, trial_batch(job))
-    chosen = job.spec.optimizer
-    build = partial(registry.optimizers[chosen.name].build, **chosen.options)
+    optimizer = job.spec.optimizer.name, partial(build_optimizer, job.spec)
     times = min(max(steps * -(-_batch_size(job) // size), LEAST_TIMES), MOST_TIMES)
-    found = suspects(bound, batch, size, (chosen.name, build), times)
+    found = suspects(bound, batch, size, optimizer, times)
     same_cuts = {size, *_cuts(job, size)}
     if draws(bound, batch):
         same_cuts = set() if bound.is_coupled else {size}
-    return same_cuts, [str(suspect) for suspect in found]
+    return same_cuts, found
 
 
 def _cuts(job: Job, size: int) -> list[int | None]:

@@ -100,7 +100,7 @@ def check_batch(objective: Objective, batch: Batch) -> list[Notice]:
         notices += _check_kinds(term, arguments, objective.model)
         _check_width(term, arguments[0], objective.sizes[term.outputs[0]])
         _check_items(objective, number, predictions, batch)
-    notices += _check_rows(objective, batch)
+    notices += _check_rows(objective, predictions, batch)
     for term in objective.terms:
         if term.loss.per_batch:
             text = "needs the whole global batch: every step gathers it, and runs the model twice"
@@ -121,7 +121,7 @@ def _check_width(term: Term, prediction: Tensor, size: int | None) -> None:
         )
 
 
-def _check_rows(objective: Objective, batch: Batch) -> list[Notice]:
+def _check_rows(objective: Objective, predictions: dict[str, Tensor], batch: Batch) -> list[Notice]:
     """Whether the model's rows depend on each other, other than through a BatchNorm."""
     if drawing := modules.draws(objective, batch, training=False):
         text = (
@@ -131,7 +131,7 @@ def _check_rows(objective: Objective, batch: Batch) -> list[Notice]:
         return [Notice("model", text)]
     half = torch.arange(-(-num_rows(batch) // 2))
     with torch.no_grad():
-        predictions, same = objective.predict(batch), objective.predict(batch)
+        same = objective.predict(batch)
         again = objective.predict(select(batch, half))
     if any(not torch.equal(value, same[name]) for name, value in predictions.items()):
         text = "gives other numbers for the same rows each time: `pipeline prove` names the module"

@@ -64,6 +64,14 @@ class Objective(nn.Module):
                 heads[str(number)] = term.loss.module
         self.heads = nn.ModuleDict(heads)
 
+    def widen(self) -> None:
+        """Compute in float64 from now on; what is complex, in complex128."""
+        self.precision = torch.float64
+        self.double()
+        for tensor in (*self.parameters(), *self.buffers()):
+            if tensor.is_complex():
+                tensor.data = tensor.data.to(torch.complex128)
+
     def head(self, number: int) -> nn.Module | None:
         """Parameters that the loss of term `number` owns and takes as first argument."""
         owned = self.terms[number].loss.head is not None

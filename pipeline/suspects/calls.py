@@ -28,7 +28,7 @@ class Call:
     @property
     def title(self) -> str:
         """Path and class of the module, for messages."""
-        return titled(self.name, self.module)
+        return f"{self.name or 'model'} ({type(self.module).__name__})"
 
     @property
     def given(self) -> list[Tensor]:
@@ -84,11 +84,6 @@ class Call:
             with torch.autocast("cpu", torch.bfloat16, enabled=low):
                 made = tensors(self.module(*arguments, **keywords))
         return made, leaves
-
-
-def titled(name: str, module: nn.Module) -> str:
-    """Path and class of a module, for messages."""
-    return f"{name or 'model'} ({type(module).__name__})"
 
 
 Passed = dict[str, tuple[Call, list[Tensor]]]
@@ -150,16 +145,13 @@ def total(objective: Objective, batch: Batch) -> Tensor:
 def in_float64(objective: Objective, batch: Batch) -> Objective:
     """A copy of it in float64 with its gradient hooks; itself where it cannot be one."""
     try:
-        wide = copy.deepcopy(objective).double()
-        for tensor in (*wide.parameters(), *wide.buffers()):
-            if tensor.is_complex():
-                tensor.data = tensor.data.to(torch.complex128)
+        wide = copy.deepcopy(objective)
+        wide.widen()
         for made, own in zip(wide.parameters(), objective.parameters(), strict=True):
             for hook in hooks(own):
                 made.register_hook(hook)  # type: ignore[no-untyped-call]
             for hook in (own._post_accumulate_grad_hooks or {}).values():
                 made.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
-        wide.precision = torch.float64
         with kept_buffers(wide), torch.no_grad():
             wide(in_double(batch)) if wide.terms else wide.predict(batch)
     except Exception:  # a user's model can fail in any way where it was not meant to run
@@ -214,7 +206,7 @@ def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def tensors(value: Any) -> list[Tensor]:
-    """All tensors of a structure."""
+    """All tensors of a structure that have a dimension."""
     found: list[Tensor] = []
 
     def keep(tensor: Tensor) -> Tensor:

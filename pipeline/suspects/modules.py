@@ -35,10 +35,12 @@ GRADIENT_RTOL = 0.1
 CONTENT_RTOL = {torch.float64: 1e-11, torch.float32: 1e-5, torch.bfloat16: 0.02}
 """What other contents of as many rows may leave, which is nothing unless they change a shape."""
 MULTIPLE_RTOL = 1e-5
+"""Of multiples of gradients by a power of 2, which rounds nothing."""
 UNSTEADY = "gives other numbers for the same rows and the same seed"
 MANY = 4
+"""Calls from which on a fault is called late."""
 LARGE = 2.0**14
-"""Times ordinary gradients: those that a clipping hook acts on. A power of 2 rounds nothing."""
+"""Times ordinary gradients: those that a clipping hook acts on."""
 
 
 def draws(objective: Objective, batch: Batch, training: bool = True) -> str | None:
@@ -50,7 +52,7 @@ def draws(objective: Objective, batch: Batch, training: bool = True) -> str | No
 
 
 def unsteady(objective: Objective, batch: Batch, times: int) -> Found:
-    """What is another one, of up to so many times, for the same rows, weights, buffers and seed."""
+    """What differs, within so many calls, for the same rows, weights, buffers and seed."""
     with mode(objective, training=True):
         names = dict(objective.model.named_modules())
         kept = {name: _attributes(module) for name, module in names.items()}
@@ -61,10 +63,8 @@ def unsteady(objective: Objective, batch: Batch, times: int) -> Found:
         for number in range(2, times + 1):
             odd = first_to_differ(passed(objective, batch, 1), first)
             again = _gradients(objective, batch)
-            other = [
-                n for n, g in again.items() if n in gradients and not equal([g], [gradients[n]])
-            ]
-            if other and odd is None:  # which a module may be the cause of, from this call on
+            other = [name for name, g in again.items() if not equal([g], [gradients.get(name, g)])]
+            if other and odd is None:  # a counter in a module may have been reached in between
                 odd = first_to_differ(passed(objective, batch, 1), first)
             if odd is not None:
                 cause = _cause(objective, batch, odd, kept[odd.name])
@@ -218,7 +218,7 @@ def _fault(call: Call, fewer: Call | None, rows: int) -> str | None:
 def _by_row(call: Call, fewer: Call | None, rows: int) -> list[bool]:
     """Which of the tensors it is given have a row of the batch in each place; none if unclear."""
     given, other = call.given, fewer.given if fewer else []
-    if len(given) != len(other) or any(len(t) != rows for t in call.again(1) if t.dim()):
+    if len(given) != len(other) or any(len(t) != rows for t in call.again(1)):
         return []
     lengths = [(len(a), len(b)) for a, b in zip(given, other, strict=True)]
     flags = [one != less for one, less in lengths]
@@ -244,7 +244,7 @@ def _is_coupled(call: Call, flags: list[bool], rows: int) -> bool:
 
 
 def _same_rows(one: list[Tensor], other: list[Tensor], num: int, rtol: float) -> bool:
-    return all(close(a[:num], b[:num], rtol) for a, b in zip(one, other, strict=True) if b.dim())
+    return all(close(a[:num], b[:num], rtol) for a, b in zip(one, other, strict=True))
 
 
 def _adds_up(call: Call, flags: list[bool], rows: int) -> bool:
@@ -256,11 +256,8 @@ def _adds_up(call: Call, flags: list[bool], rows: int) -> bool:
         return call.gradients(1, lambda t, place: _numbers(t, place, rows)[chosen], flags, chosen)
 
     half, everything = rows // 2, torch.arange(rows)
-    try:
-        whole = gradients(everything)
-        one, other = gradients(everything[:half]), gradients(everything[half:])
-    except Exception:  # as above
-        return True
+    whole = gradients(everything)
+    one, other = gradients(everything[:half]), gradients(everything[half:])
     floating = [f for t, f in zip(call.given, flags, strict=True) if t.is_floating_point()]
     summed = [a + b for a, b in zip(one[0], other[0], strict=True)]
     both = zip(one[1], other[1], floating, strict=True)
@@ -271,7 +268,7 @@ def _adds_up(call: Call, flags: list[bool], rows: int) -> bool:
 def _numbers(like: Tensor, place: int, rows: int | None = None) -> Tensor:
     """The same random numbers for as many rows, whatever was drawn before."""
     generator = torch.Generator().manual_seed(place + 7)
-    shape = (rows, *like.shape[1:]) if rows is not None and like.dim() else like.shape
+    shape = like.shape if rows is None else (rows, *like.shape[1:])
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(like.dtype)
 
 
@@ -300,15 +297,10 @@ def _is_linear(call: Call) -> bool:
         weights, inputs = call.gradients(1, of)
         return weights + inputs
 
-    try:
-        one, other = gradients(1.0, 0), gradients(1.0, 100)
-        both = [a + b for a, b in zip(one, other, strict=True)]
-        if not _near(both, gradients(1.0, 0, 100)):
-            return False
-        return _near([LARGE * part for part in one], gradients(LARGE, 0), MULTIPLE_RTOL)
-    except Exception:  # as a module that cannot be differentiated
-        pass
-    return True
+    one, other = gradients(1.0, 0), gradients(1.0, 100)
+    both = [a + b for a, b in zip(one, other, strict=True)]
+    large = [LARGE * part for part in one]
+    return _near(both, gradients(1.0, 0, 100)) and _near(large, gradients(LARGE, 0), MULTIPLE_RTOL)
 
 
 @contextmanager

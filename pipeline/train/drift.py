@@ -57,9 +57,7 @@ def _state(
     yield from objective.named_parameters()
     for name, buffer in objective.named_buffers():
         module, _, own = name.rpartition(".")
-        if buffer.layout == torch.strided and not buffers.has_grown(
-            objective.get_submodule(module), own
-        ):
+        if not buffers.has_grown(objective.get_submodule(module), own):
             yield name, buffer
     for parameter, values in optimizer.state.items():
         for key, value in values.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,10 +113,7 @@ def objective(spec: JobSpec, fields: list[Field], trial: Batch | None = None) ->
             raise ContractError(label, problem, "take data.sample_weight out")
         bound.precision = PRECISIONS[spec.training.precision]
         if bound.precision == torch.float64:
-            bound.double()
-            for tensor in (*bound.parameters(), *bound.buffers()):
-                if tensor.is_complex():
-                    tensor.data = tensor.data.to(torch.complex128)
+            bound.widen()
         _own_memory(bound, spec.model.name)
         _with_dense_gradients(bound)
         if trial is not None:
@@ -126,6 +123,13 @@ def objective(spec: JobSpec, fields: list[Field], trial: Batch | None = None) ->
     except Exception as error:  # a user's model can fail in any way: say where, keep the cause
         raise UsageError(f"model {spec.model.name}: {described(error)}") from error
     return bound
+
+
+def build_optimizer(spec: JobSpec, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The spec's optimizer over those of the parameters that are trained."""
+    chosen, trained = spec.optimizer, [p for p in parameters if p.requires_grad]
+    made: torch.optim.Optimizer = registry.optimizers[chosen.name].build(trained, **chosen.options)
+    return made
 
 
 def _refuse_lazy(model: nn.Module, name: str) -> None:
@@ -236,7 +240,6 @@ def _try_step(job: Job, bound: Objective) -> None:
     """One step of the optimizer on the first rows, and what several workers could not sum."""
     name = job.spec.optimizer.name
     numerators = bound(trial_batch(job))[0].sum()
-    trained = [p for p in bound.parameters() if p.requires_grad]
     by_ddp = job.spec.workers.most > 1 and job.spec.training.microbatch_size is None
     if by_ddp and not is_small(bound) and _is_reentrant(numerators):
         raise UsageError(
@@ -246,7 +249,7 @@ def _try_step(job: Job, bound: Objective) -> None:
         )
     numerators.backward()
     try:
-        optimizer = registry.optimizers[name].build(trained, **job.spec.optimizer.options)
+        optimizer = build_optimizer(job.spec, bound.parameters())
         closure = inspect.signature(optimizer.step).parameters.get("closure")
         if closure is not None and closure.default is inspect.Parameter.empty:
             raise UsageError(

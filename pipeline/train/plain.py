@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline import registry
 from pipeline.data.batch import Batch
 from pipeline.data.order import cut
 from pipeline.losses.objective import Objective
 from pipeline.schedules import learning_rate_factor
-from pipeline.train.job import Job, objective, trial_batch
+from pipeline.train.job import Job, build_optimizer, objective, trial_batch
 from pipeline.train.step import seed_for
 
 
@@ -30,7 +29,7 @@ def steps(job: Job, num_steps: int) -> tuple[list[dict[str, Any]], Objective]:
     spec, settings, order = job.spec, job.spec.training, job.order()
     bound = objective(spec, job.fields, trial_batch(job))
     trained = [p for p in bound.parameters() if p.requires_grad]
-    optimizer = registry.optimizers[spec.optimizer.name].build(trained, **spec.optimizer.options)
+    optimizer = build_optimizer(spec, trained)
     for group in optimizer.param_groups:
         group.update({key: False for key in ("fused", "foreach") if key in group})
     rates = [group["lr"] for group in optimizer.param_groups]

@@ -248,7 +248,7 @@ class Buffers:
         return [self._as_at_first(*place) for place in self._counts]
 
     def has_grown(self, module: nn.Module, name: str) -> bool:
-        """Whether a buffer has another shape than at first."""
+        """Whether a buffer has another shape than at first, or is none of these."""
         shape: torch.Size = getattr(module, name).shape
         return shape != self._shapes.get((id(module), name))
 
@@ -283,8 +283,7 @@ class Buffers:
             torch.where((now == then) | self.has_grown(*place), torch.zeros_like(now), now - then)
             for place, now, then in zip(self._floats, self.floats, before, strict=False)
         ]
-        parts = [part.reshape(-1) for part in parts]
-        return torch.cat(parts) if parts else torch.empty(0)
+        return torch.cat([part.reshape(-1) for part in parts]) if parts else torch.empty(0)
 
     def change(self, before: list[Tensor], changes: Tensor, has_rows: bool) -> None:
         """An earlier `copy` and changes from it; counts are those of workers that had rows."""

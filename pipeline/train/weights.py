@@ -30,8 +30,9 @@ def weights_sha256(weights: dict[str, Tensor]) -> str:
     """SHA-256 over names, types, shapes and bytes of all tensors, in the order of their names."""
     digest = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
-        dense = tensor.detach().cpu().to_dense() if tensor.layout != torch.strided else tensor
-        flat = dense.detach().cpu().contiguous().reshape(-1)
+        here = tensor.detach().cpu()
+        dense = here if here.layout == torch.strided else here.to_dense()
+        flat = dense.contiguous().reshape(-1)
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
     return digest.hexdigest()

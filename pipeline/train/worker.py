@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline import plugins, registry, tracebacks
+from pipeline import plugins, tracebacks
 from pipeline.data import cache
 from pipeline.data.batch import Batch
 from pipeline.data.feed import Feed
@@ -28,7 +28,7 @@ from pipeline.train import bits, checkpoint, drift, faults, files, reduce
 from pipeline.train.best import Best
 from pipeline.train.curve import Journal, mended
 from pipeline.train.evaluate import chosen, evaluate
-from pipeline.train.job import Job, objective, prepared, trial_batch
+from pipeline.train.job import Job, build_optimizer, objective, prepared, trial_batch
 from pipeline.train.lease import Lease
 from pipeline.train.record import Record, point_of
 from pipeline.train.step import train_step
@@ -103,9 +103,7 @@ def train(
     exact = settings.microbatch_size is not None
     in_order = exact or is_small(bound)
     gradients = Ordered(bound) if in_order else reduce.Overlapped(bound, device)
-    optimizer = registry.optimizers[spec.optimizer.name].build(
-        [p for p in bound.parameters() if p.requires_grad], **spec.optimizer.options
-    )
+    optimizer = build_optimizer(spec, bound.parameters())
     per_epoch, last_step = job.steps_per_epoch, min(num_steps or job.num_steps, job.num_steps)
     order = job.order()
     metrics = chosen(bound.terms, spec.metrics)
