@@ -1,5 +1,30 @@
-"""`python -m pipeline` is the command `pipeline`."""
+"""The command `pipeline`, and `python -m pipeline`."""
 
-from pipeline.cli import main
+from __future__ import annotations
 
-main()
+import os
+import signal
+import sys
+from types import FrameType
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C while there is nothing to save: libraries swallow what is raised in their imports."""
+    line = "\r\x1b[2K" if sys.stderr.isatty() else ""
+    os.write(2, f"{line}stopped by Ctrl-C\n".encode())
+    if "--json" in sys.argv:
+        os.write(1, b'{"state": "stopped", "error": "stopped by Ctrl-C"}\n')
+    os._exit(130)
+
+
+def main() -> None:
+    """Run the command; while workers train, signals are theirs (`pipeline.launch.stop`)."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end)
+    from pipeline import cli
+
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -39,7 +39,8 @@ class Metric:
     tasks: tuple[Task, ...]
     sums: Callable[[Tensor, Tensor], Tensor]
     value: Callable[[Tensor], float]
-    lower_is_better: bool = False
+    lower_is_better: bool | None = None
+    """Which way is better; `training.best_by` asks for it."""
     reads: Reads | Mapping[Task, Reads] | None = None
     """What it takes, for all its tasks or by task; only a metric of `values` may leave it out."""
     centered: bool = False
@@ -67,7 +68,13 @@ def accuracy() -> Metric:
         right = (prediction == truth).sum()
         return torch.stack([right, torch.tensor(truth.numel(), device=right.device)]).double()
 
-    return Metric(("classes", "binary"), sums, lambda s: _ratio(s[0], s[1]), reads="labels")
+    return Metric(
+        ("classes", "binary"),
+        sums,
+        lambda s: _ratio(s[0], s[1]),
+        lower_is_better=False,
+        reads="labels",
+    )
 
 
 @register("f1")
@@ -80,7 +87,7 @@ def f1() -> Metric:
         scores = torch.where(both > 0, 2 * right / both.clamp(min=1), 0.0)
         return _mean(scores[both > 0])
 
-    return Metric(("classes", "binary"), _confusion, value, reads=CONFUSION)
+    return Metric(("classes", "binary"), _confusion, value, lower_is_better=False, reads=CONFUSION)
 
 
 @register("precision")
@@ -91,7 +98,7 @@ def precision() -> Metric:
         right, predicted, actual = counts.reshape(3, -1)
         return _mean((right / predicted.clamp(min=1))[predicted + actual > 0])
 
-    return Metric(("classes", "binary"), _confusion, value, reads=CONFUSION)
+    return Metric(("classes", "binary"), _confusion, value, lower_is_better=False, reads=CONFUSION)
 
 
 @register("recall")
@@ -102,7 +109,7 @@ def recall() -> Metric:
         right, predicted, actual = counts.reshape(3, -1)
         return _mean((right / actual.clamp(min=1))[predicted + actual > 0])
 
-    return Metric(("classes", "binary"), _confusion, value, reads=CONFUSION)
+    return Metric(("classes", "binary"), _confusion, value, lower_is_better=False, reads=CONFUSION)
 
 
 @register("r2")
@@ -120,7 +127,7 @@ def r2() -> Metric:
         known = (number > 1) & (spread > 0)
         return _mean(1 - errors / spread) if bool(known.all()) else math.nan
 
-    return Metric(("values",), sums, value, centered=True)
+    return Metric(("values",), sums, value, lower_is_better=False, centered=True)
 
 
 @register("rmse")

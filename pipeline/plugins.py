@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import importlib.metadata
@@ -107,32 +108,78 @@ def carry(modules: list[str], folder: Path) -> None:
             shutil.copy2(place, folder / place.name)
 
 
+def origins(modules: list[str], folder: Path) -> dict[str, str]:
+    """The files and packages that `carry` puts into `folder`, and where the user has them."""
+    return {str(folder / place.name): str(place) for place in _places(modules)}
+
+
 def sources_sha256(modules: list[str]) -> str:
     """SHA-256 over what `carry` copies: own losses and models are part of what is trained."""
     digest = hashlib.sha256()
     for place in _places(modules):
-        files = sorted(place.rglob("*.py")) if place.is_dir() else [place]
-        for path in files:
+        for path in _files(place):
             digest.update(str(path.relative_to(place.parent)).encode() + path.read_bytes())
     return digest.hexdigest() if modules else ""
+
+
+def changed(modules: list[str], folder: Path) -> list[str]:
+    """Files that `carry` copied to `folder` and that are other ones now, new, or gone."""
+    now = {
+        str(path.relative_to(place.parent)): path.read_bytes()
+        for place in _places(modules)
+        for path in _files(place)
+    }
+    before = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.py")}
+    return sorted(name for name in {*now, *before} if now.get(name) != before.get(name))
 
 
 def _places(modules: list[str]) -> list[Path]:
     """Files and packages of the modules, and of what they import from their own folder."""
     places = {_source(sys.modules[name.partition(".")[0]]) for name in modules}
-    folders = {place.parent for place in places if "site-packages" not in place.parts}
-    for name, module in list(sys.modules.items()):
-        if "." not in name and name not in NOT_OWN and getattr(module, "__file__", None):
-            place = _source(module)
-            if place.parent in folders:
-                places.add(place)
+    left = [place for place in places if "site-packages" not in place.parts]
+    while left:
+        place = left.pop()
+        beside = {_beside(place.parent, name) for name in _imported(place)} - {None, *places}
+        places |= beside  # type: ignore[arg-type]
+        left += beside  # type: ignore[arg-type]
     return sorted(places)
+
+
+def _files(place: Path) -> list[Path]:
+    return sorted(place.rglob("*.py")) if place.is_dir() else [place]
+
+
+def _imported(place: Path) -> set[str]:
+    """First parts of all names that a module's source imports, anywhere in it."""
+    names = set()
+    for path in _files(place):
+        try:
+            tree = ast.parse(path.read_bytes())
+        except (SyntaxError, ValueError):  # nobody can have imported it
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names.add(node.module.partition(".")[0])
+    return names - NOT_OWN
+
+
+def _beside(folder: Path, name: str) -> Path | None:
+    """The module or package of that name in the folder, if Python would import it from there."""
+    if (folder / name / "__init__.py").is_file():
+        return folder / name
+    if (folder / f"{name}.py").is_file():
+        return folder / f"{name}.py"
+    loaded = sys.modules.get(name)
+    is_there = loaded is not None and _source(loaded) == folder / name  # without an __init__
+    return folder / name if is_there else None
 
 
 def _source(module: ModuleType) -> Path:
     if getattr(module, "__path__", None):
         return Path(next(iter(module.__path__)))
-    return Path(module.__file__ or "")
+    return Path(getattr(module, "__file__", None) or "")
 
 
 def receive(modules: list[str], folder: Path) -> None:

@@ -119,7 +119,8 @@ class Registry(Generic[E]):
 
     def __getitem__(self, name: str) -> Entry:
         if name not in self.entries:
-            raise UsageError(f"no {self.kind} {name!r}{nearest(name, self.entries)}")
+            near = nearest(name, self.entries) or "; one of your own needs --import FILE"
+            raise UsageError(f"no {self.kind} {name!r}{near}")
         return self._entries[name]
 
 

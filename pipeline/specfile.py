@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -105,7 +106,8 @@ def _parse(text: str, source: str) -> tuple[Any, Lines, list[Fault]]:
         return (build(node, ()) if node else None), lines, faults
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        problem = f"not YAML that can be read: {error.problem or error.context}"
+        at = f" at column {mark.column + 1}" if mark else ""
+        problem = f"not YAML that can be read{at}: {error.problem or error.context}"
         raise SpecError(source, [Fault("YAML", problem, mark.line + 1 if mark else None)]) from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise SpecError(source, [Fault("YAML", f"cannot be read: {error}")]) from None
@@ -153,6 +155,9 @@ def _faults(
             known = _keys_beside(path, tree)
             problem = f"unknown key{nearest(path[-1], known)}"
             advice = f"allowed: {', '.join(known)}"
+            if home := _positional(path, tree):
+                problem = "unknown key"
+                advice = f"{home} takes it by position: options stand after `*,` in its parameters"
         elif item["type"] == "missing":
             problem, advice = "missing", ""
         elif item["type"] in ("model_type", "model_attributes_type", "dict_type"):
@@ -160,8 +165,8 @@ def _faults(
             known = _keys_beside((*path, ""), tree)
             advice = f"with keys such as {', '.join(known)}" if known else ""
         else:
-            message = item["msg"]
             own = item["type"] in _OWN_ERRORS
+            message = item["msg"] if own else _in_plain_words(item["msg"])
             problem = message if own else f"{message}, found {_short(item['input'])}"
             advice = ""
         dotted = _dotted(path)
@@ -178,6 +183,19 @@ def _faults(
         if problem not in seen:  # a union reports once for each of its branches
             seen.append(problem)
             yield fault
+
+
+def _in_plain_words(message: str) -> str:
+    """One of pydantic's messages as a reader of YAML would say it."""
+    kind = message.partition(", unable to parse")[0].replace("Input should be", "must be")
+    kind = re.sub("^[A-Z][a-z]+ should", "must", kind)
+    for theirs, ours in {
+        "a valid integer": "a whole number", "a valid number": "a number",
+        "a valid string": "text", "a valid boolean": "true or false", "a valid list": "a list",
+        "a valid tuple": "a list", "a valid dictionary": "a mapping",
+    }.items():  # fmt: skip
+        kind = kind.replace(theirs, ours)
+    return kind
 
 
 _OWN_ERRORS = {
@@ -243,6 +261,20 @@ def _keys_beside(path: tuple[Any, ...], tree: Any) -> list[str]:
             own += list(choice.registry[name].options.model_fields)
         return own
     return []
+
+
+def _positional(path: tuple[Any, ...], tree: Any) -> str | None:
+    """Name and place of the component that has such a parameter, but not as an option."""
+    choices: dict[str, type[Choice]] = {
+        "loss": Term, "model": Model, "optimizer": Optimizer, "schedule": Schedule
+    }  # fmt: skip
+    here = _at(tree, path[:-1])
+    name = here.get("name") if isinstance(here, dict) else None
+    if path[0] not in choices or name not in choices[path[0]].registry.entries:
+        return None
+    entry = choices[path[0]].registry[name]
+    parameters = inspect.signature(entry.build).parameters
+    return f"{name} ({entry.place})" if path[-1] in parameters else None
 
 
 def _line(path: tuple[Any, ...], lines: Lines) -> int | None:

@@ -10,6 +10,8 @@ from pathlib import Path
 PACKAGE = str(Path(__file__).parent)
 NOT_OWN = ("site-packages", "dist-packages", PACKAGE, sysconfig.get_paths()["stdlib"])
 MOST_FRAMES = 3
+copied_from: dict[str, str] = {}
+"""Copies of the user's files and packages in this process, and where the user has them."""
 
 
 def own_frames(error: BaseException) -> list[traceback.FrameSummary]:
@@ -31,10 +33,19 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
     yield from reversed(chain)
 
 
+def _place(frame: traceback.FrameSummary) -> str:
+    """File and line, as the user has them."""
+    known = [copy for copy in copied_from if Path(frame.filename).is_relative_to(copy)]
+    if not known:
+        return f"{frame.filename}:{frame.lineno}"
+    inside = Path(frame.filename).relative_to(known[0])
+    return f"{Path(copied_from[known[0]], inside)}:{frame.lineno}"
+
+
 def described(error: BaseException) -> str:
     """Type and text of an error in one line, with the user's line that it comes from."""
     own = own_frames(error)
-    at = f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
+    at = f" ({_place(own[-1])})" if own else ""
     text = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {text}{at}" if text else f"{type(error).__name__}{at}"
 
@@ -44,7 +55,7 @@ def in_full(error: BaseException) -> str:
     text = str(error).strip()
     lines = [f"{type(error).__name__}: {text}" if text else type(error).__name__]
     for frame in reversed(own_frames(error)[-MOST_FRAMES:]):
-        lines.append(f"  {frame.filename}:{frame.lineno}, in {frame.name}: {frame.line}")
+        lines.append(f"  {_place(frame)}, in {frame.name}: {frame.line}")
     return "\n".join([*lines, *(f"  {note}" for note in getattr(error, "__notes__", []))])
 
 

@@ -45,6 +45,18 @@ SPECS: dict[str, tuple[Changes, list[str]]] = {
     "a learning rate that is not a number": ({"optimizer.lr": float("nan")}, ["optimizer.lr"]),
     "no epochs": ({"training.epochs": 0}, ["training.epochs", "0"]),
     "half an epoch": ({"training.epochs": 0.5}, ["training.epochs", "0.5"]),
+    "epochs in words": ({"training.epochs": "six"}, ["must be a whole number, found 'six'"]),
+    "two columns that are not there": (
+        {"data.target": "price", "data.scale": {"areas": "log"}},
+        ["data.target: no column 'price'", "data.scale: 'areas' is not an input column"],
+    ),
+    "a folder that SQLite's address cannot have": (
+        {"storage": "/tmp/100%25"}, ["storage: /tmp/100%25", "MLFLOW_TRACKING_URI"],
+    ),
+    "weights of a class that is none": (
+        {"data.target": "color", "loss": {"name": "cross_entropy", "class_weight":
+         {"rad": 1, "green": 1, "blue": 1}}}, ["class_weight names rad", "did you mean 'red'"],
+    ),
     "an empty batch": ({"training.batch_size": 0}, ["training.batch_size"]),
     "a micro-batch larger than the batch": (
         {"training.microbatch_size": 9}, ["training.microbatch_size", "9", "8"],

@@ -15,11 +15,14 @@ import pipeline
 from pipeline import registry
 from pipeline.data.order import Rows
 from pipeline.errors import UsageError
+from pipeline.losses.terms import bind
 from pipeline.metrics import Metric
 from pipeline.specfile import load
+from pipeline.train.best import Best
+from pipeline.train.check import check
 from pipeline.train.evaluate import chosen, evaluate
 from pipeline.train.job import objective, prepared, trial_batch
-from tests.conftest import JOBS
+from tests.conftest import JOBS, built_in
 from tests.processes import on_workers
 
 RNG = np.random.default_rng(0)
@@ -57,6 +60,61 @@ def test_a_metric_is_scikit_learns_in_any_number_of_parts(
         parts = zip(np.split(said, cuts), np.split(true, cuts), strict=True)
         sums = [metric.sums(as_tensor(p), as_tensor(t)) for p, t in parts]
         assert metric.value(torch.stack(sums).sum(0)) == pytest.approx(expected, rel=1e-12)
+
+
+WRONG: dict[str, tuple[Any, Any, str]] = {
+    "a mean": (lambda p, t: (p - t).abs().mean()[None], float, "sums that do not add up: "),
+    "one number": (lambda p, t: (p - t).abs().sum(), float, "gives sums of shape []: return a v"),
+    "no tensor": (lambda p, t: float((p - t).sum()), float, "gives sums of float"),
+    "as many as rows": (lambda p, t: (p - t)[:, 0], float, "items and 0 for none"),
+    "fails": (lambda p, t: (p - t).sum(0).nothing, float, "AttributeError"),
+    "its value": (lambda p, t: torch.ones(2).double() * len(p), float, "fails on the first rows: "),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_metric_that_cannot_be_is_refused_before_training(case: str) -> None:
+    sums, value, expected = WRONG[case]
+    name = f"t wrong: {case}"
+    pipeline.metrics.register(name)(lambda: Metric(("values",), sums, value))
+    spec = load(JOBS / "diabetes.yaml", {"metrics": [name]})
+    with pytest.raises(UsageError) as raised:
+        check(prepared(spec, JOBS))
+    assert expected in str(raised.value)
+    assert f"{name} ({__file__}:" in str(raised.value)
+
+
+def test_best_by_asks_an_own_metric_which_way_is_better() -> None:
+    def own(lower: bool | None) -> Metric:
+        return Metric(("values",), registry.metrics["mae"].build().sums, float, lower)
+
+    for lower in (None, True, False):
+        pipeline.metrics.register(f"t_way_{lower}")(lambda lower=lower: own(lower))
+    terms = bind(load(JOBS / "diabetes.yaml"), prepared(load(JOBS / "diabetes.yaml"), JOBS).fields)
+    for lower in (True, False):
+        named = chosen(terms, [f"t_way_{lower}"])
+        assert Best(f"t_way_{lower}", terms, named).lower_is_better is lower
+    with pytest.raises(UsageError, match="which way is better: Metric"):
+        Best("t_way_None", terms, chosen(terms, ["t_way_None"]))
+    for name in built_in("metrics"):
+        assert registry.metrics[name].build().lower_is_better == (name in ("rmse", "mae"))
+
+
+def test_a_metric_that_divides_by_nothing_has_no_value() -> None:
+    def sums(prediction: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(2)
+
+    pipeline.metrics.register("t_nothing")(
+        lambda: Metric(("values",), sums, lambda s: float(s[0]) / float(s[1]))
+    )
+    job = prepared(load(JOBS / "diabetes.yaml", {"metrics": ["t_nothing", "rmse"]}), JOBS)
+    check(job)
+    bound = objective(job.spec, job.fields, trial_batch(job))
+    assert job.validation is not None
+    named = chosen(bound.terms, job.spec.metrics)
+    found = evaluate(bound, job.validation, np.arange(9), 4, named, torch.device("cpu"))
+    assert found["t_nothing"] is not None
+    assert np.isnan(found["t_nothing"])
 
 
 def test_a_model_that_draws_in_evaluation_draws_the_same_whoever_evaluates() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import pipeline
-from pipeline import registry
+from pipeline import plugins, registry
 from pipeline.errors import ContractError, UsageError
 from tests.conftest import Command, Write
 
@@ -222,6 +224,112 @@ def test_what_a_loss_returns_must_be_a_loss(tmp_path: Path, job: Write) -> None:
     """)  # fmt: skip
     with pytest.raises(ContractError, match="returned int"):
         pipeline.check(job({"loss": "factory"}), imports=[own])
+
+
+def test_an_own_module_is_what_it_imports_and_not_what_lies_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "t_helper.py").write_text("import itertools, json, sys\nFACTOR = 2.0\n")
+    (tmp_path / "t_bystander.py").write_text("ONE = 1\n")
+    own = module(tmp_path, "t_with_helper", """
+        def later():
+            from t_helper import FACTOR
+            return FACTOR
+    """)  # fmt: skip
+    modules = plugins.load([own])
+    before = plugins.sources_sha256(modules)
+    importlib.import_module("t_bystander")  # as the script that calls `pipeline.run` may
+    (tmp_path / "t_bystander.py").write_text("ONE = 2\n")
+    assert plugins.sources_sha256(modules) == before
+    plugins.carry(modules, tmp_path / "copy")
+    names = sorted(path.name for path in (tmp_path / "copy").iterdir())
+    assert names == ["t_helper.py", "t_with_helper.py"]
+    assert plugins.changed(modules, tmp_path / "copy") == []
+    (tmp_path / "t_helper.py").write_text("FACTOR = 3.0\n")
+    assert plugins.sources_sha256(modules) != before
+    assert plugins.changed(modules, tmp_path / "copy") == ["t_helper.py"]
+
+
+def test_a_loss_like_none_that_there_is_names_its_own_line(
+    job: Write, tmp_path: Path, command: Command
+) -> None:
+    own = module(tmp_path, "own_like", """
+        @pipeline.losses.register("alike", like="mze")
+        def alike(prediction, target):
+            return (prediction - target) ** 2
+    """)  # fmt: skip
+    code, _, err = command("check", job({"loss": "alike"}), "--import", own)
+    assert code == 2
+    assert re.search(r"loss alike \(.*own_like.py:\d+\): like='mze' is no loss.*'mse'", err)
+
+
+ODD = {
+    "exchanged": ("def {name}(target, prediction):", "return (prediction - target).clamp(min=0)",
+                  "its arguments are (target, prediction)"),
+    "returns nothing": ("def {name}(prediction, target):", "(prediction - target) ** 2",
+                        "gives nothing, not a tensor"),
+    "numpy": ("def {name}(prediction, target):", "return (prediction - target).detach().numpy()",
+              "gives ndarray, not a tensor"),
+    "into the prediction": ("def {name}(prediction, target):",
+                            "return prediction.sub_(target) ** 2",
+                            "writes into 'prediction'"),
+    "into the target": ("def {name}(prediction, target):",
+                        "target.mul_(0.5); return (target - prediction) ** 2", "writes into 'y'"),
+    "a bug": ("def {name}(prediction, target):", "return missing", "fix: mend the loss"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_an_odd_loss_is_named_with_what_is_odd(
+    case: str, job: Write, tmp_path: Path, command: Command
+) -> None:
+    head, body, expected = ODD[case]
+    name = f"odd_{case.replace(' ', '_')}"
+    own = module(tmp_path, f"own_{name}", f"""
+        @pipeline.losses.register("{name}")
+        {head.format(name=name)}
+            {body}
+    """)  # fmt: skip
+    code, _, err = command("check", job({"loss": name}), "--import", own)
+    assert code == 2, err
+    assert f"loss {name}" in err
+    assert expected in err
+
+
+def test_an_option_that_is_none_says_how_it_becomes_one(
+    job: Write, tmp_path: Path, command: Command
+) -> None:
+    own = module(tmp_path, "own_positional", """
+        @pipeline.losses.register("positional")
+        def positional(prediction, target, level=0.5):
+            return level * (prediction - target) ** 2
+    """)  # fmt: skip
+    changes = {"loss": {"name": "positional", "level": 0.3}}
+    code, _, err = command("check", job(changes), "--import", own)
+    assert code == 2
+    assert "loss.level: unknown key" in err
+    assert "takes it by position: options stand after `*,`" in err
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("None", "its forward gives nothing: return a tensor"),
+        ("(x, x)", "its forward gives tuple: return a tensor"),
+        ("batch['a'].mul_(2) * x.squeeze(1)", "writes into the column 'a' of its batch"),
+        ("torch.zeros(len(x), 16) + x", "from outputs of [[8, 16]] and targets of [[8]]"),
+        ("batch['rooms']", "KeyError: 'rooms'"),
+        ("batch['rooms']", "`batch` holds a, b"),
+    ],
+)
+def test_what_does_not_fit_an_own_model_is_shown(
+    value: str, expected: str, job: Write, tmp_path: Path, command: Command,
+    request: pytest.FixtureRequest,
+) -> None:  # fmt: skip
+    name = f"own{abs(hash(request.node.name))}"
+    code = MODEL.format(name=name, width=1, value=value)
+    body = CODE.format(name=f"{name}_loss", body="return (prediction - target) ** 2")
+    own = module(tmp_path, name, code + body)
+    _, _, err = command("check", job({"model": name, "loss": f"{name}_loss"}), "--import", own)
+    assert expected in err
 
 
 def test_an_installed_package_offers_its_entries(

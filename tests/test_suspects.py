@@ -99,14 +99,14 @@ HONEST: dict[str, nn.Module] = {
 }
 FAULTY: dict[str, tuple[nn.Module, str]] = {
     "batch norm": (nn.BatchNorm1d(WIDTH), "middle (BatchNorm1d): normalises by the statistics"),
-    "centred": (Call(lambda h: h - h.mean(0)), "middle (Call): gives a row other numbers"),
+    "centred": (Call(lambda h: h - h.mean(0)), "middle (Call): gives a row different numbers"),
     "centred, behind dropout": (
         Call(lambda h, drop: drop(h) - h.mean(0), nn.Dropout(0.3)),
-        "middle (Call): gives a row other numbers",
+        "middle (Call): gives a row different numbers",
     ),
     "a generator of its own": (
         Call(lambda h: h * torch.rand(h.shape, generator=OWN)),
-        "middle (Call): gives other numbers for the same rows and the same seed",
+        "middle (Call): gives different numbers for the same rows and seed",
     ),
 }
 
@@ -172,11 +172,11 @@ def with_hook(hidden: Tensor) -> Tensor:
 DEEP: dict[str, tuple[nn.Module, list[str]]] = {
     "rows coupled by 2e-4": (
         Call(lambda h: h * (1 + 2e-4 * h.mean())),
-        ["middle (Call)", "gives a row other numbers when other rows are beside it"],
+        ["middle (Call)", "gives a row different numbers when other rows are beside it"],
     ),
     "a number of rows": (
         Call(lambda h: h * (1 + 1e-3 * len(h))),
-        ["middle (Call)", "gives a row other numbers when other rows are beside it"],
+        ["middle (Call)", "gives a row different numbers when other rows are beside it"],
     ),
     "a counter": (Counter(), ["middle (Counter)", "after many calls", "keeps `calls`"]),
     "Python's random numbers": (
@@ -214,6 +214,52 @@ def test_hooks_that_act_on_any_part_alike_are_left_in_peace() -> None:
         assert asked(Hooked(hook)) == []
 
 
+class Bag(nn.Module):
+    """As many ids as rows, one each: no length tells them from rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bag = nn.EmbeddingBag(5, WIDTH)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        ids = (rows[:, 0].abs() * 2).long().clamp(max=4)
+        made: Tensor = self.bag(ids, torch.arange(len(ids)))
+        return rows + made
+
+
+class RowClip(nn.Module):
+    """What acts on the gradient of each row's own numbers acts alike in any cut."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        made = rows * 1.0
+        if made.requires_grad:
+            made.register_hook(lambda gradient: gradient.clamp(-0.1, 0.1))  # type: ignore[no-untyped-call]
+        return made
+
+
+class First(nn.Module):
+    def forward(self, rows: Tensor) -> Tensor:
+        return rows - 0.01 * rows[:1]
+
+
+class Larger(nn.Module):
+    """Acts on batches of the job's own size only."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return rows if len(rows) > 8 else rows * 1.5
+
+
+@pytest.mark.parametrize("middle", [Bag(), RowClip()], ids=lambda m: type(m).__name__)
+def test_what_gives_and_learns_each_row_by_itself_is_left_in_peace(middle: nn.Module) -> None:
+    assert asked(middle) == []
+
+
+@pytest.mark.parametrize(("middle", "who"), [(First(), "middle (First)"), (Larger(), "model")])
+def test_what_couples_rows_in_some_cuts_only_is_named(middle: nn.Module, who: str) -> None:
+    fault = "gives a row different numbers when other rows are beside it"
+    assert asked(middle) == [f"{who}: {fault}"]
+
+
 class Momentum(torch.optim.SGD):
     """Keeps its momenta beside its state."""
 
@@ -239,8 +285,8 @@ class Noisy(torch.optim.SGD):
 @pytest.mark.parametrize(
     ("build", "expected"),
     [
-        (Momentum, ["goes on otherwise from its state_dict", "`momenta`"]),
-        (Noisy, ["moves weights otherwise for the same gradients", "elsewhere than torch"]),
+        (Momentum, ["goes on differently from its state_dict", "`momenta`"]),
+        (Noisy, ["moves weights differently for the same gradients", "elsewhere than torch"]),
     ],
 )
 def test_an_optimizer_is_named_with_its_cause(build: Any, expected: list[str]) -> None:

@@ -136,7 +136,7 @@ class Full(Net):
 COUNT = itertools.count()
 COLUMNS = {"age": [31.0, 47.5, 52.0, 28.0, 60.0], "city": ["A", "B", "A", "C", "B"]}
 BROKEN_MODELS = {
-    "gives other numbers for the same rows": Noisy,
+    "gives different numbers for the same rows": Noisy,
     "when other rows are beside it": Centred,
     r"no output depends on unused|depends on .*unused": Idle,
     "more than its state_dict": Hidden,

@@ -132,9 +132,9 @@ class Numbers:
                 self.width = lengths.pop() or None
             elif lengths - {self.width}:
                 self.width = None
-        if self.width is None or not len(known):
+        if self.width is None or len(known) < len(numbers) or not len(known):
             self.by_position = None if self.width is None else self.by_position
-            return
+            return  # a list with a gap is refused, when all have been counted
         if self.by_position is None:
             self.by_position = Moments(self.width), Moments(self.width)
         for moments, part in zip(self.by_position, (known, logs), strict=True):

@@ -316,14 +316,22 @@ def _used(data: Data, key: str, dataset: ds.Dataset, shown: str, has_files: bool
     if any(not name.strip() for name in (*inputs, *data.targets)):
         raise DataError(f"data.inputs: a column of {shown} has no name: give it one in its file")
     wanted = _wanted(data, inputs, columns, shown)
+    if faults := list(_misnamed(data, inputs, columns, wanted, shown)):
+        known = f"\n  columns: {', '.join(c or repr(c) for c in columns[:50])}{_delimiter(columns)}"
+        raise DataError("\n".join(faults) + known)
+    return Source(key, shown, dataset, wanted, inputs, has_files, passed)
+
+
+def _misnamed(
+    data: Data, inputs: list[str], columns: list[str], wanted: dict[str, str], shown: str
+) -> Iterator[str]:
+    """What the spec says of columns that are not there, or have no such part."""
+    absent = {column for column in wanted if column not in columns}
     for column, at in wanted.items():
-        if column not in columns:
-            raise DataError(
-                f"{at}: no column {column!r} in {shown}{nearest(column, columns)}; "
-                f"columns: {', '.join(columns[:50])}{_delimiter(columns)}"
-            )
+        if column in absent:
+            yield f"{at}: no column {column!r} in {shown}{nearest(column, columns)}"
         if columns.count(column) > 1:
-            raise DataError(f"{at}: column {column!r} stands twice in {shown}")
+            yield f"{at}: column {column!r} stands twice in {shown}"
     about: dict[str, Any] = {
         "categorical": data.categorical, "dates": data.dates, "images": data.images,
         "tokenizers": data.tokenizers, "scale": data.scale,
@@ -331,20 +339,13 @@ def _used(data: Data, key: str, dataset: ds.Dataset, shown: str, has_files: bool
     for name, listed in about.items():
         for column in listed if not isinstance(listed, str) else ():
             if column not in inputs:
-                raise DataError(
-                    f"data.{name}: {column!r} is not an input column{nearest(column, inputs)}"
-                )
+                yield f"data.{name}: {column!r} is not an input column{nearest(column, inputs)}"
     for column in data.target_scale if isinstance(data.target_scale, dict) else ():
         if column not in data.targets:
-            raise DataError(
-                f"data.target_scale: {column!r} is not a target{nearest(column, data.targets)}"
-            )
+            yield f"data.target_scale: {column!r} is not a target{nearest(column, data.targets)}"
     for column in data.missing if isinstance(data.missing, dict) else ():
         if column not in wanted:
-            raise DataError(
-                f"data.missing: {column!r} is no column that is used{nearest(column, wanted)}"
-            )
-    return Source(key, shown, dataset, wanted, inputs, has_files, passed)
+            yield f"data.missing: {column!r} is no column that is used{nearest(column, wanted)}"
 
 
 def _default_inputs(data: Data, columns: list[str]) -> list[str]:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 PROCESSES = 3
 """So many that all are unlikely to sum even a small `set` in the same order."""
 CAUSE = (
-    "in another process, as each worker is one: it follows the order of a set, an address in "
-    "memory, or random numbers from elsewhere than torch"
+    "in another process, and each worker is one: it depends on the order of a set, an address in "
+    "memory, or random numbers that are not torch's"
 )
 
 
@@ -82,20 +82,22 @@ def numbers(config: dict[str, Any]) -> dict[str, Hashes]:
     def alone(named: Iterable[tuple[str, Tensor]]) -> Hashes:
         return {name.removeprefix("model."): ("", _sha256([tensor])) for name, tensor in named}
 
-    found = {"starts otherwise": alone([*bound.named_parameters(), *bound.named_buffers()])}
-    found["gives other numbers for the same rows"] = {
+    found = {
+        "starts with different values": alone([*bound.named_parameters(), *bound.named_buffers()])
+    }
+    found["gives different numbers for the same rows"] = {
         call.title: (_sha256(call.given), _sha256(made))
         for call, made in passed(bound, batch).values()
     }
     torch.manual_seed(0)
     predictions = bound.predict(batch)
-    found["gives other losses for the same rows"] = alone(
+    found["gives different losses for the same rows"] = alone(
         (f"loss {term.label}", bound.items_of(number, predictions, batch))
         for number, term in enumerate(bound.terms)
     )
     torch.manual_seed(0)
     total(bound, batch).backward()  # type: ignore[no-untyped-call]
-    found["has another gradient"] = alone(
+    found["has a different gradient"] = alone(
         (name, p.grad) for name, p in bound.named_parameters() if p.grad is not None
     )
     optimizer = build_optimizer(spec, bound.parameters())
@@ -103,7 +105,7 @@ def numbers(config: dict[str, Any]) -> dict[str, Hashes]:
         torch.manual_seed(0)
         optimizer.step()
     moved = "", _sha256(list(bound.parameters()))
-    found["moves the weights otherwise"] = {f"optimizer {spec.optimizer.name}": moved}
+    found["moves the weights differently"] = {f"optimizer {spec.optimizer.name}": moved}
     return found
 
 

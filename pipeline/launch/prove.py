@@ -181,13 +181,18 @@ def conclusion(proof: Proof) -> list[str]:
     """What the table comes to."""
     compared = [o for o in proof.outcomes if o.verdict not in ("not promised", "reference")]
     kept = [o for o in compared if o.verdict == "held"]
-    bits = ", ".join(f"{key} {value}" for key, value in proof.bits.items())
-    return [
-        f"{'held' if proof.is_kept else 'broken'}: {len(kept)} of {len(compared)} other ways to "
-        f"run the first {proof.steps} of {proof.all_steps} steps of {proof.name} are the same",
-        *(f"suspect  {suspect}" for suspect in proof.suspects),
-        f"on    {bits}",
-    ]
+    ways = (
+        f"{len(kept)} of {len(compared)} other ways to run the first {proof.steps} of "
+        f"{proof.all_steps} steps of {proof.name} are the same"
+    )
+    blamed = "a component breaks the promise" if proof.suspects else ""
+    lines = [f"held: {ways}" if proof.is_kept else f"broken: {blamed and f'{blamed}; '}{ways}"]
+    if not any(o.promise == "bits" for o in compared):
+        lines.append(
+            "note  bits were not compared: that takes more than one worker (--workers 1,2)"
+        )
+    lines += [f"suspect  {suspect}" for suspect in proof.suspects]
+    return [*lines, "on    " + ", ".join(f"{key} {value}" for key, value in proof.bits.items())]
 
 
 def _batch_size(job: Job) -> int:

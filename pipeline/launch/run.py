@@ -94,19 +94,12 @@ def check(
     refuse_too_many(spec)
     _refuse_copy(spec)
     delivery.tracking_uri(storage_of(spec))
-    from pipeline.losses.terms import bind
+    from pipeline.train import check as checks
     from pipeline.train import job as jobs
-    from pipeline.train.best import Best
-    from pipeline.train.evaluate import chosen
 
     with _threads(1):  # faster for a small batch
         made = jobs.prepared(spec, base_of(path), live)
-        notices = jobs.check(made)
-        terms = bind(spec, made.fields)
-        metrics = chosen(terms, spec.metrics)
-        if spec.training.best_by:
-            Best(spec.training.best_by, terms, metrics)
-    return spec, made, notices
+        return spec, made, checks.check(made)
 
 
 def refuse_too_many(spec: JobSpec) -> None:
@@ -162,9 +155,9 @@ def run(
 
     A run of the same job that is not finished goes on where it was, and one that is finished is
     returned; `fresh` starts anew. What is trained may not have changed in between.
-    `imports` are modules or files with own losses, models or metrics. `say` gets lines for the
-    user, `live` lines of which each replaces the last. Raises the errors of `check`, RunError, or
-    RecordError when only the record is missing.
+    `imports` are modules or files with own losses, models, metrics, optimizers or schedules. `say`
+    gets lines for the user, `live` lines of which each replaces the last. Raises the errors of
+    `check`, RunError, or RecordError when only the record is missing.
     """
     started = time.time() if started is None else started
 
@@ -174,8 +167,6 @@ def run(
                 say(line)
 
     spec, job, notices = check(path, overrides, imports, live=live)
-    for notice in notices:
-        tell(f"note  {notice}")
     modules = plugins.homes(components(spec), plugins.load(list(imports)))
     with contextlib.ExitStack() as held:
         if "RAY_ADDRESS" in os.environ:  # what it cannot hold is refused before there is a run
@@ -195,6 +186,8 @@ def run(
             if is_finished:
                 tell(f"run   {folder.name} is finished already; --fresh starts it anew")
             else:
+                for notice in notices:
+                    tell(f"note  {notice}")
                 plugins.carry(modules, folder / "imports")
                 delivery.prepare(spec, job, folder, modules)
                 _copy_record(job, folder)
@@ -213,7 +206,7 @@ def _folder(job: Job, modules: list[str], fresh: bool, tell: Callable[[str], Non
     mirror = runs.copies_of(job.spec)
     last = None if fresh else runs.latest(storage, name, mirror)
     if last is not None:
-        changed = runs.changes(last, job, plugins.sources_sha256(modules))
+        changed = runs.changes(last, job, modules)
         if not changed:
             return last
         if not (last / files.DONE).exists():
@@ -331,6 +324,7 @@ def work_config(job: Job, folder: Path, modules: list[str], base: Path) -> dict[
         "folder": str(folder),
         "storage": str(folder.parent / ".ray"),
         "imports": modules,
+        "origins": plugins.origins(modules, folder / "imports"),
         "fingerprint": job.fingerprint,
     }
     if in_process(job.spec):

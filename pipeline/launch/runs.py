@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline import plugins
 from pipeline.errors import UsageError
 from pipeline.spec import FIRST_HALF, OUTSIDE_DIGEST, JobSpec
 from pipeline.track import delivery
@@ -89,7 +90,7 @@ def recovered(folder: Path, job: Job) -> list[str]:
     return passed
 
 
-def changes(folder: Path, job: Job, imports_sha256: str) -> list[str]:
+def changes(folder: Path, job: Job, modules: list[str]) -> list[str]:
     """What is trained now and was not when the run in `folder` began: one line each."""
     from pipeline.train import bits, checkpoint
 
@@ -111,8 +112,9 @@ def changes(folder: Path, job: Job, imports_sha256: str) -> list[str]:
         found.append("the spec's first half")
     if tags["pipeline.data_fingerprint"] != job.fingerprint:
         found.append("the rows themselves (other fingerprint)")
-    if tags.get("pipeline.imports", "") != imports_sha256:
-        found.append("the code of own modules")
+    if tags.get("pipeline.imports", "") != plugins.sources_sha256(modules):
+        names = ", ".join(plugins.changed(modules, folder / "imports"))
+        found.append(f"the code of own modules{f': {names}' if names else ''}")
     return found
 
 
@@ -137,8 +139,8 @@ def refuse_changed(folder: Path, changed: list[str], mirror: Mirror | None) -> N
         lines = "\n  ".join([*shown, *more])
         raise UsageError(
             f"{folder.name} is not finished, and what it trains has changed:\n  {lines}\n"
-            "  undo the change to go on with it; another name (--set name=...) keeps both, --fresh "
-            "gives it up for a new run"
+            "  undo the change to go on with it; another `name` keeps both; --fresh (fresh=True in "
+            "Python) gives it up for a new run"
         )
 
 

@@ -16,13 +16,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline import registry
-from pipeline.registry import Entry, lazy
+from pipeline.errors import UsageError
+from pipeline.registry import Entry, lazy, nearest
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 else:
     torch, nn = lazy("torch"), lazy("torch.nn")
+
+TRUTHS = ("target", "targets", "truth", "label", "labels", "y", "y_true", "true")
 
 PredictionKind = Literal[
     "values",  # any real number, in the target's unit
@@ -172,11 +175,30 @@ def build(entry: Entry, options: dict[str, Any]) -> Loss:
     return made
 
 
+def _refuse_exchanged(entry: Entry) -> None:
+    """Raise UsageError for a loss that calls its first argument the target."""
+    import inspect
+
+    call = getattr(entry.build, "forward", entry.build)  # of a module
+    names = [name for name in inspect.signature(call).parameters if name != "self"]
+    if names[:1] and names[0] in TRUTHS and len(names) > 1:
+        raise UsageError(
+            f"loss {entry.name} ({entry.place}): its arguments are ({', '.join(names[:2])}): they "
+            "are given by position, the prediction first and the target second"
+        )
+
+
 def _own(entry: Entry, function: Callable[..., Tensor]) -> Loss:
     """A user's loss, which reads anything unless it is registered as `like` another."""
+    _refuse_exchanged(entry)
     made = per_item(function, per=entry.per)
     if entry.like is None:
         return made
+    if entry.like not in registry.losses.entries:
+        raise UsageError(
+            f"loss {entry.name} ({entry.place}): like={entry.like!r} is no loss"
+            f"{nearest(entry.like, registry.losses.entries)}"
+        )
     model = build(registry.losses[entry.like], {})
     return replace(
         model, items=function, denominator=made.denominator, head=None, per_batch=made.per_batch

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.data.batch import Batch, Ragged, num_rows, select
-from pipeline.errors import ContractError
+from pipeline.errors import ContractError, UsageError
 from pipeline.losses.objective import Objective
 from pipeline.losses.terms import Predictions, Term
 from pipeline.suspects import modules
@@ -91,7 +93,13 @@ def check_batch(objective: Objective, batch: Batch) -> list[Notice]:
     """
     was_training = objective.training
     objective.eval()
+    columns = {name: column for name, column in batch.items() if isinstance(column, Tensor)}
     with torch.no_grad():
+        if written := _written(columns, lambda: objective.predict(batch)):
+            raise UsageError(
+                f"model {type(objective.model).__name__}: writes into the column {written!r} of "
+                "its batch, which losses and metrics read after it: compute a new tensor"
+            )
         predictions = objective.predict(batch)
     notices = []
     for number, term in enumerate(objective.terms):
@@ -99,6 +107,7 @@ def check_batch(objective: Objective, batch: Batch) -> list[Notice]:
         _check_shape(term, arguments, num_rows(batch))
         notices += _check_kinds(term, arguments, objective.model)
         _check_width(term, arguments[0], objective.sizes[term.outputs[0]])
+        _check_left_alone(objective, number, arguments)
         _check_items(objective, number, predictions, batch)
     notices += _check_rows(objective, predictions, batch)
     for term in objective.terms:
@@ -107,6 +116,32 @@ def check_batch(objective: Objective, batch: Batch) -> list[Notice]:
             notices.append(Notice(f"loss {term.label}", text))
     objective.train(was_training)
     return notices + _check_parameters(objective, batch) + _check_model(objective)
+
+
+def _check_left_alone(objective: Objective, number: int, arguments: list[object]) -> None:
+    term = objective.terms[number]
+    names = [*term.outputs, *(field.name for field in term.targets)]
+    given = {n: a for n, a in zip(names, arguments, strict=False) if isinstance(a, Tensor)}
+    with torch.no_grad():
+        written = _written(given, partial(objective.computed, number, arguments))
+    if written:
+        raise ContractError(
+            term.label,
+            f"writes into {written!r}, which other losses and metrics read after it",
+            "compute a new tensor: a - b, not a.sub_(b)",
+        )
+
+
+def _written(tensors: dict[str, Tensor], call: Callable[[], object]) -> str | None:
+    """The name of a tensor that is not the same after the call; it is put right again."""
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    call()
+    found = None
+    for name, tensor in tensors.items():
+        if not torch.allclose(tensor, before[name], rtol=0, atol=0, equal_nan=True):
+            found = found or name
+            tensor.copy_(before[name])
+    return found
 
 
 def _check_width(term: Term, prediction: Tensor, size: int | None) -> None:
@@ -134,7 +169,9 @@ def _check_rows(objective: Objective, predictions: dict[str, Tensor], batch: Bat
         same = objective.predict(batch)
         again = objective.predict(select(batch, half))
     if any(not torch.equal(value, same[name]) for name, value in predictions.items()):
-        text = "gives other numbers for the same rows each time: `pipeline prove` names the module"
+        text = (
+            "gives different numbers for the same rows each time: `pipeline prove` names the module"
+        )
         return [Notice("model", text)]
     for name, prediction in predictions.items():
         if name in again and not _close(again[name], prediction[half]):
@@ -279,10 +316,6 @@ def _check_items(
     with torch.no_grad():
         everything = torch.arange(rows)
         whole = items(predictions, everything)
-        if not isinstance(whole, Tensor):
-            raise ContractError(
-                term.label, f"gives {type(whole).__name__}, not a tensor", "leave out .item()"
-            )
         if term.loss.per_batch and whole.dim() != 0:
             raise ContractError(
                 term.label,
@@ -309,8 +342,8 @@ def _check_items(
             if len(whole) == rows and not _close(items(predictions, chosen), whole[chosen]):
                 raise ContractError(
                     term.label,
-                    "gives other numbers for the same rows in another batch: it couples the rows "
-                    "of a batch, so no split over workers or micro-batches can be exact",
+                    "gives different numbers for the same rows in another batch: it couples the "
+                    "rows of a batch, so no split over workers or micro-batches can be exact",
                     "give each row a number that depends on that row alone; or one number for the "
                     'batch, and register it with per="batch"',
                 )

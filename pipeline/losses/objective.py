@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.data.batch import Batch, in_double, num_rows, only
 from pipeline.dataspec import SampleWeight
-from pipeline.errors import ContractError
+from pipeline.errors import ContractError, UsageError
 from pipeline.losses.contract import elements, rows
 from pipeline.losses.terms import Predictions, Term, num_classes
 from pipeline.tracebacks import described
@@ -51,6 +52,8 @@ class Objective(nn.Module):
         self.model, self.inputs, self.terms, self.sizes = model, list(inputs), terms, dict(sizes)
         self.precision = torch.float32
         self.sample_weight: SampleWeight | None = None
+        self.adding_up: frozenset[str] = frozenset()
+        """Names of buffers that add up over rows, as a count of them does."""
         heads: dict[str, nn.Module] = {}
         for number, term in enumerate(terms):
             if term.loss.head is not None:
@@ -81,7 +84,15 @@ class Objective(nn.Module):
         """The model's outputs by name, from the input columns alone."""
         with self.autocast():
             made = self.model(self._inputs(batch))
-        return {"prediction": made} if isinstance(made, Tensor) else dict(made)
+        if isinstance(made, Tensor):
+            return {"prediction": made}
+        if not isinstance(made, Mapping):
+            raise UsageError(
+                f"model {type(self.model).__name__}: its forward gives "
+                f"{'nothing' if made is None else type(made).__name__}: return a tensor, or a "
+                f"mapping from outputs' names ({', '.join(self.sizes)}) to tensors"
+            )
+        return dict(made)
 
     @property
     def is_coupled(self) -> bool:
@@ -130,13 +141,25 @@ class Objective(nn.Module):
         """What the loss of term `number` makes of its predictions and targets."""
         term, head = self.terms[number], self.head(number)
         try:
-            return term.loss.items(*([head] if head is not None else []), *arguments)
+            made: object = term.loss.items(*([head] if head is not None else []), *arguments)
         except Exception as error:  # a user's loss can fail in any way: say which, keep the cause
+            shapes = [list(a.shape) for a in arguments if isinstance(a, Tensor)]
+            outputs, targets = shapes[: len(term.outputs)], shapes[len(term.outputs) :]
+            given = f"outputs of {outputs} and targets of {targets}" if shapes else "its arguments"
             raise ContractError(
                 term.label,
-                f"cannot be computed: {described(error)}",
-                "compare shapes and types of output and target with `pipeline list losses`",
+                f"cannot be computed from {given}: {described(error)}",
+                "the model gives the first, data.target the second: do they fit each other?"
+                if re.search(r"size|shape|dim|type", str(error), re.IGNORECASE)
+                else "mend the loss",
             ) from error
+        if not isinstance(made, Tensor):
+            raise ContractError(
+                term.label,
+                f"gives {'nothing' if made is None else type(made).__name__}, not a tensor",
+                "return one number per row or per target element; leave out .item() and .numpy()",
+            )
+        return made
 
     def denominators(self, batch: Batch) -> Tensor:
         """What each term divides by, from targets and weights alone: float64 [K]."""

@@ -229,7 +229,8 @@ def _weighted(label: str, options: dict[str, Any], fields: tuple[Field, ...]) ->
         if isinstance(value, dict) and set(value) != set(vocabulary):
             raise ContractError(
                 label,
-                f"{option} names {', '.join(value)}; the classes are {', '.join(vocabulary)}",
+                f"{option} names {', '.join(value)}; the classes are {', '.join(vocabulary)}"
+                + next((nearest(one, vocabulary) for one in value if one not in vocabulary), ""),
                 "give each class its weight",
             )
         by_label = isinstance(value, dict)

@@ -40,7 +40,7 @@ def suspects(
     found = modules.unsteady(objective, few, 3) or modules.unsteady(objective, fewest, times)
     if not found:  # what is unsteady would look as if its rows were coupled
         wide = in_float64(objective, few)
-        found = modules.coupled(wide, few)
+        found = modules.coupled(wide, few, microbatch_size)
         found += losses.coupled(wide, batch, microbatch_size)
     if optimizer is not None:
         found += optimizers.unfaithful(*optimizer, list(objective.parameters()))

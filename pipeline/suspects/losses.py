@@ -41,7 +41,7 @@ def coupled(objective: Objective, batch: Batch, size: int) -> Found:
         for ask, what in ((counts, "the denominator"), (items, "the loss")):
             whole = ask(rows)
             if any(not equal([whole], [ask(rows)]) for _ in range(TIMES)):
-                fault = f"{what} of a row is another one each time"
+                fault = f"{what} of a row is different each time"
             elif not equal([whole], [ask(rows, 2)]):
                 continue  # it draws random numbers, which follow the micro-batch
             elif not close(torch.cat([ask(piece) for piece in pieces]), whole, rtol):

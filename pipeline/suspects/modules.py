@@ -34,9 +34,13 @@ GRADIENT_RTOL = 0.1
 """Of sums of gradients in another order: parts of a model may compute in bfloat16."""
 CONTENT_RTOL = {torch.float64: 1e-11, torch.float32: 1e-5, torch.bfloat16: 0.02}
 """What other contents of as many rows may leave, which is nothing unless they change a shape."""
+EXACT_RTOL = 1e-6
+"""Of the same, where all parts compute in float64; other differences are looked into."""
 MULTIPLE_RTOL = 1e-5
 """Of multiples of gradients by a power of 2, which rounds nothing."""
-UNSTEADY = "gives other numbers for the same rows and the same seed"
+UNSTEADY = "gives different numbers for the same rows and seed"
+OTHER_NUMBERS = "gives a row different numbers when other rows are beside it"
+OTHER_GRADIENT = "gives a row a different gradient when other rows are beside it"
 MANY = 4
 """Calls from which on a fault is called late."""
 LARGE = 2.0**14
@@ -56,7 +60,7 @@ def unsteady(objective: Objective, batch: Batch, times: int) -> Found:
     with mode(objective, training=True):
         names = dict(objective.model.named_modules())
         kept = {name: _attributes(module) for name, module in names.items()}
-        if changed := _rewritten(objective, batch):
+        if changed := rewritten(objective, batch):
             fault = f"writes its parameter `{changed}` in the forward pass, which no worker shares"
             return [("model", f"{fault}: keep it in a buffer")]
         first, gradients = passed(objective, batch, 1), _gradients(objective, batch)
@@ -70,18 +74,18 @@ def unsteady(objective: Objective, batch: Batch, times: int) -> Found:
                 cause = _cause(objective, batch, odd, kept[odd.name])
                 return [(odd.title, f"{UNSTEADY}{_from(number)}: {cause}")]
             if other:
-                about = f"the gradient of {other[-1]} is another one for the same rows and seed"
+                about = f"the gradient of {other[-1]} is different for the same rows and seed"
                 return [("model", f"{about}{_from(number)}")]
     return []
 
 
-def _rewritten(objective: Objective, batch: Batch) -> str | None:
-    """The parameter that a forward pass changes; afterwards it is as before."""
-    before = [parameter.detach().clone() for parameter in objective.model.parameters()]
+def rewritten(objective: Objective, batch: Batch) -> str | None:
+    """The parameter that a forward pass writes into; afterwards it is as before."""
+    before = [(p.detach().clone(), p._version) for p in objective.model.parameters()]
     passed(objective, batch, 1)
-    found = None
-    for (name, parameter), value in zip(objective.model.named_parameters(), before, strict=True):
-        if not equal([parameter.detach()], [value]):
+    found, named = None, objective.model.named_parameters()
+    for (name, parameter), (value, version) in zip(named, before, strict=True):
+        if parameter._version != version or not equal([parameter.detach()], [value]):
             found = found or name
             parameter.data.copy_(value)
     return found
@@ -161,8 +165,91 @@ def _gradients(objective: Objective, batch: Batch) -> dict[str, Tensor]:
     return {name.removeprefix("model."): gradient for name, gradient in found.items()}
 
 
-def coupled(objective: Objective, batch: Batch) -> Found:
-    """Modules whose numbers or gradients for a row depend on the rows beside it."""
+def coupled(objective: Objective, batch: Batch, size: int) -> Found:
+    """Modules whose numbers or gradients for a row depend on the rows beside it.
+
+    They are asked one by one where the model as a whole does so, as in micro-batches of `size`: a
+    module may be given other things than rows, and its parts may make up for each other.
+    """
+    with mode(objective, training=True), _without_dropout(objective.model):
+        whole = _Whole(objective, batch, size)
+        fault, is_sure = whole.numbers() or whole.gradients() or ("", False)
+    found = _innermost(objective, batch) if fault else []
+    return found or ([("model", fault)] if is_sure else [])
+
+
+class _Whole:
+    """How the numbers and gradients of a whole model depend on the other rows of a batch.
+
+    Each answer is a fault, and whether the model has it if none of its modules has: one that draws
+    random numbers can only be asked part by part.
+    """
+
+    def __init__(self, objective: Objective, batch: Batch, size: int) -> None:
+        self.objective, self.batch, self.size = objective, batch, size
+        self.rows = num_rows(batch)
+        everything = torch.arange(self.rows)
+        self.all, self.left, self.right = everything, *everything.tensor_split(2)
+
+    def numbers(self) -> tuple[str, bool] | None:
+        """Of rows in other batches: smaller ones, and as large with other rows beside them."""
+        whole = self._predicted(self.all)
+        if not equal(whole, self._predicted(self.all, seed=2)):
+            return OTHER_NUMBERS, False
+        parts = self.left, self.right, self.all[: self.size], self.all[-self.size :]
+        alone = [self._predicted(part) for part in parts]
+        shapes = [[tensor.shape[1:] for tensor in made] for made in (whole, *alone)]
+        if any(shape != shapes[0] for shape in shapes) or any(len(t) != self.rows for t in whole):
+            return None  # as of rows that are filled up to the longest: their losses are asked
+        left, right = self.left, self.right
+        others = (torch.cat([left, left, left])[: self.rows], torch.cat([right, right, right]))
+        exchanged = [self._predicted(others[0]), self._predicted(others[1][-self.rows :])]
+        precision = self.objective.precision
+        pairs = [
+            *(
+                (made, whole, part, SHAPE_RTOL[precision])
+                for made, part in zip(alone, parts, strict=True)
+            ),
+            ([t[: len(left)] for t in exchanged[0]], whole, left, CONTENT_RTOL[precision]),
+            ([t[-len(right) :] for t in exchanged[1]], whole, right, CONTENT_RTOL[precision]),
+        ]
+        for made, known, part, rtol in pairs:
+            if not all(close(a, b[part], rtol) for a, b in zip(made, known, strict=True)):
+                return OTHER_NUMBERS, True
+        return None
+
+    def gradients(self) -> tuple[str, bool] | None:
+        """Whether those of all rows are the sums of two parts, also when they are large."""
+        if self.objective.is_coupled:  # its losses do not add up, and are not to
+            return OTHER_GRADIENT, False
+        for scale in (1.0, LARGE):
+            both = zip(
+                self._gradient(self.left, scale), self._gradient(self.right, scale), strict=True
+            )
+            summed, whole = [a + b for a, b in both], self._gradient(self.all, scale)
+            if not _near(summed, whole, EXACT_RTOL, EXACT_RTOL):
+                return OTHER_GRADIENT, not _near(summed, whole)
+        return None
+
+    def _predicted(self, chosen: Tensor, seed: int = 1) -> list[Tensor]:
+        with kept_buffers(self.objective), torch.no_grad():
+            torch.manual_seed(seed)
+            return list(self.objective.predict(select(self.batch, chosen)).values())
+
+    def _gradient(self, chosen: Tensor, scale: float) -> list[Tensor]:
+        parameters = list(self.objective.parameters())
+        self.objective.zero_grad(set_to_none=True)
+        with kept_buffers(self.objective), torch.enable_grad():
+            torch.manual_seed(1)
+            loss = total(self.objective, select(self.batch, chosen)) * scale
+            if loss.requires_grad:
+                loss.backward()  # type: ignore[no-untyped-call]
+        made = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        self.objective.zero_grad(set_to_none=True)
+        return made
+
+
+def _innermost(objective: Objective, batch: Batch) -> Found:
     found, blamed, rows = [], list[str](), num_rows(batch)
     names = dict(objective.model.named_modules())
     kept = {name: _attributes(module) for name, module in names.items()}
@@ -201,9 +288,7 @@ def _fault(call: Call, fewer: Call | None, rows: int) -> str | None:
         flags = _by_row(call, fewer, rows)
         if flags and _is_coupled(call, flags, rows):
             is_norm = isinstance(call.module, nn.modules.batchnorm._BatchNorm)
-            return "normalises by the statistics of one micro-batch" if is_norm else (
-                "gives a row other numbers when other rows are beside it"
-            )  # fmt: skip
+            return "normalises by the statistics of one micro-batch" if is_norm else OTHER_NUMBERS
         if not _is_linear(call):
             acts = "acts on each micro-batch's part of the gradient, not on their sum"
             for name, parameter in call.module.named_parameters():
@@ -211,7 +296,7 @@ def _fault(call: Call, fewer: Call | None, rows: int) -> str | None:
                     return f"the gradient hook on `{name}` {acts}"
             return f"a hook, or its own backward pass, {acts}"
         if flags and not _adds_up(call, flags, rows):
-            return "gives a row another gradient when other rows are beside it"
+            return OTHER_GRADIENT
     return None
 
 
@@ -237,10 +322,14 @@ def _is_coupled(call: Call, flags: list[bool], rows: int) -> bool:
         exchanged = call.again(1, flags, others)
         if not _same_rows(exchanged, whole, half, CONTENT_RTOL[call.precision]):
             return True
-        alone = call.again(1, flags, everything[:half])
+        alone, last = (
+            call.again(1, flags, part) for part in (everything[:half], everything[half:])
+        )
     except Exception:  # a module that takes no other rows cannot be asked
         return False
-    return not _same_rows(alone, whole, half, SHAPE_RTOL[call.precision])
+    ends = [tensor[half:] for tensor in whole]
+    rtol = SHAPE_RTOL[call.precision]
+    return not (_same_rows(alone, whole, half, rtol) and _same_rows(last, ends, rows - half, rtol))
 
 
 def _same_rows(one: list[Tensor], other: list[Tensor], num: int, rtol: float) -> bool:
@@ -272,14 +361,17 @@ def _numbers(like: Tensor, place: int, rows: int | None = None) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(like.dtype)
 
 
-def _near(ones: list[Tensor], others: list[Tensor], rtol: float = GRADIENT_RTOL) -> bool:
+def _near(
+    ones: list[Tensor], others: list[Tensor], rtol: float = GRADIENT_RTOL, least: float = 0.1
+) -> bool:
     """Sums of the same parts in another order; what is not finite, as of a mask, is not asked.
 
-    A gradient that is nothing but rounding, as of an attention's key bias, has the scale of others.
+    A gradient that is nothing but rounding, as of an attention's key bias, has `least` of the scale
+    of others.
     """
     pairs = [(a, b) for a, b in zip(ones, others, strict=True) if b.numel() and b.isfinite().all()]
     scales = [float(b.abs().max()) for _, b in pairs]
-    floor = max(scales, default=0.0) / 10
+    floor = max(scales, default=0.0) * least
     return all(
         float((a - b).abs().max()) <= rtol * max(scale, floor)
         for (a, b), scale in zip(pairs, scales, strict=True)

@@ -10,7 +10,7 @@ from torch import nn
 
 from pipeline.suspects.modules import Found
 
-STEPS = 12
+STEPS = 40
 SAVED_AFTER = 4
 STANDARD = {"defaults", "state", "param_groups"}
 
@@ -30,15 +30,15 @@ def unfaithful(
         one.step(step)
         other.step(step)
         if not one.equals(other):
-            fault = "moves weights otherwise for the same gradients and the same seed"
+            fault = "moves weights differently for the same gradients and seed"
             return [(f"optimizer {name}", f"{fault}: it draws random numbers from elsewhere than "
-                     "torch, or shares state with another one of its kind")]  # fmt: skip
+                     "torch, or shares state with another instance")]  # fmt: skip
         if step < SAVED_AFTER:
             continue
         resumed.step(step)
         if not one.equals(resumed):
             own = [f"`{key}`" for key in vars(one.optimizer) if _is_own(key, one.optimizer)]
-            fault = "goes on otherwise from its state_dict, as after a crash: it keeps state"
+            fault = "goes on differently from its state_dict, as after a crash: it keeps state"
             where = f" ({', '.join(own)})" if own else ""
             return [(f"optimizer {name}", f"{fault}{where} outside of self.state")]
     return []

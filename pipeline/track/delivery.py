@@ -153,6 +153,11 @@ def tracking_uri(storage: Path) -> str:
         if scheme not in added:
             known = ", ".join(sorted({*SCHEMES, *added}))
             raise UsageError(f"MLFLOW_TRACKING_URI: MLflow knows no {scheme}:// (but {known})")
+    if not given and set("?%") & set(str(storage)):
+        raise UsageError(
+            f"storage: {storage} has a '?' or '%', which MLflow cannot have in the address of a "
+            "SQLite file: take another folder, or set MLFLOW_TRACKING_URI"
+        )
     return given or f"sqlite:///{storage / 'mlflow.db'}"
 
 

@@ -82,7 +82,7 @@ def _signature(frame: Any, predicted: Any, fields: list[Field]) -> Any:
     from mlflow.types.schema import AnyType
 
     inputs = {field.name: field for field in fields if field.is_input}
-    others = [name for name in frame.columns if inputs[name].kind not in SINGLE]
+    others = [name for name in frame.columns if inputs[name].kind not in (*SINGLE, "date")]
     known = {}
     if others:
         known = {one.name: one.type for one in infer_signature(frame[others]).inputs.inputs}

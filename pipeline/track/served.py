@@ -22,7 +22,7 @@ from pipeline.losses.terms import Term
 from pipeline.registry import nearest
 from pipeline.train.evaluate import unscaled
 from pipeline.train.job import objective
-from pipeline.train.weights import load_weights
+from pipeline.train.weights import load_weights, take_weights
 
 MOST_PROBABILITIES = 1000
 """With more classes than this, only the best class and its probability are served."""
@@ -49,7 +49,7 @@ class Served(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         fields = [Field.from_json(f) for f in json.loads(Path(artifacts["fields"]).read_text())]
         self.inputs = [field for field in fields if field.is_input]
         self.objective: Objective = objective(job, fields)
-        self.objective.load_state_dict(load_weights(Path(artifacts["weights"])))
+        take_weights(self.objective, load_weights(Path(artifacts["weights"])))
         self.objective.eval()
 
     def _column(self, rows: pd.DataFrame, field: Field) -> Any:
@@ -79,7 +79,7 @@ class Served(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
                 served = term.served(self.objective.head(number), predictions)
                 for name, values in _served(term, served).items():
                     found[f"{name}_{term.label}" if name in found else name] = values
-        return pd.DataFrame(found)
+        return pd.DataFrame(found, index=model_input.index)
 
 
 def _arrow(cells: pd.Series[Any], field: Field) -> Any:
@@ -100,6 +100,11 @@ def _arrow(cells: pd.Series[Any], field: Field) -> Any:
         found = found.dictionary_decode()
     if pa.types.is_large_string(found.type):
         found = found.cast(pa.string())
+    if field.kind == "date" and (_is_text(found.type) or getattr(found.type, "tz", None)):
+        try:
+            return found.cast(pa.timestamp("us"), safe=False)  # of a time zone, the time in UTC
+        except pa.ArrowException as error:
+            raise DataError(f"{where} holds text that is no date: {error}") from None
     if not pa.types.is_null(found.type):
         if field.kind == "number" and _is_text(found.type):
             raise DataError(f"{where} is {found.type}, expected numbers, as {field.arrow_type}")

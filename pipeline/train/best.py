@@ -27,8 +27,13 @@ class Best:
                 f"training.best_by: no metric {name!r} of the validation rows"
                 f"{nearest(name, known)} (known: {', '.join(known)})"
             )
+        if name not in losses and metrics[name][1].lower_is_better is None:
+            raise UsageError(
+                f"training.best_by: metric {name!r} does not say which way is better: "
+                "Metric(..., lower_is_better=True), or False"
+            )
         self.name = name
-        self.lower_is_better = name in losses or metrics[name][1].lower_is_better
+        self.lower_is_better = name in losses or bool(metrics[name][1].lower_is_better)
         self.kept: dict[str, Any] | None = None
         """`step`, `value`, all `metrics`, and `weights` on the CPU; None before the first value."""
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from pipeline.errors import RunError
 from pipeline.spec import Checkpoint
 from pipeline.train import files
+from pipeline.train.weights import take_weights
 
 FORMAT = 2
 MANIFEST, STATE, REPLACED = "manifest.json", "state.pt", "replaced"
@@ -196,16 +197,7 @@ def state_of(
 
 def restore(state: dict[str, Any], objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Take what `state_of` gave."""
-    objective.load_state_dict(state["weights"])
-    for name, value in state["buffers"].items():
-        path, _, own = name.rpartition(".")
-        module = objective.get_submodule(path)
-        made = dict(module.named_buffers(recurse=False)).get(own)
-        if made is not None and made.shape == value.shape and made.layout == torch.strided:
-            made.copy_(value)
-        else:  # made, or made larger, in a forward pass
-            device = next(objective.parameters()).device
-            module.register_buffer(own, value.to(device), persistent=False)
+    take_weights(objective, state["weights"], state["buffers"])
     optimizer.load_state_dict(state["optimizer"])
     _exactly(optimizer, state["optimizer"]["state"])
 

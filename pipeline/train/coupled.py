@@ -20,7 +20,8 @@ from pipeline.errors import ContractError
 from pipeline.losses.objective import Objective, Share
 from pipeline.losses.terms import Term
 from pipeline.train import reduce
-from pipeline.train.reduce import Buffers, Microbatch
+from pipeline.train.buffers import Buffers
+from pipeline.train.reduce import Microbatch
 
 
 def shares(

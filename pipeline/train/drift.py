@@ -16,19 +16,24 @@ from torch import Tensor, nn
 
 from pipeline.errors import RunError
 from pipeline.train import reduce
+from pipeline.train.buffers import Buffers
 
 MOST_NAMES = 3
 
 
 def refuse(
-    objective: nn.Module, optimizer: torch.optim.Optimizer, buffers: reduce.Buffers, step: int
+    objective: nn.Module, optimizer: torch.optim.Optimizer, buffers: Buffers, step: int
 ) -> None:
     """Raise RunError on every worker, with names, when their states after `step` steps differ."""
     if reduce.num_workers() == 1:
         return
-    state = dict(_state(objective, optimizer, buffers))
+    shared = list(buffers.kept)
+    grown = reduce.total(torch.tensor([not kept for *_, kept in shared], dtype=torch.float64))
+    caches = {name for (name, *_), number in zip(shared, grown.tolist(), strict=True) if number}
+    known = [(name, value) for name, value, _ in shared if name not in caches]
+    state = dict([*known, *_state(objective, optimizer)])
     if not reduce.agree(zlib.crc32("\n".join(state).encode())):
-        raise _drifted(step, ["the names in the optimizer's state"])
+        raise _drifted(step, ["names in the optimizer's state"])
     sums = torch.stack([_checksum(value) for value in state.values()])
     both = torch.cat([sums, ~sums])  # ~x falls where x rises: the largest of each tells both ends
     both = both.to(reduce.meeting_device())
@@ -49,16 +54,10 @@ def _drifted(step: int, names: list[str]) -> RunError:
     )
 
 
-def _state(
-    objective: nn.Module, optimizer: torch.optim.Optimizer, buffers: reduce.Buffers
-) -> Iterator[tuple[str, Tensor]]:
-    """What every worker must hold alike, by name: not caches, which grow with its own rows."""
+def _state(objective: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+    """What every worker must hold alike besides buffers, by name."""
     names = {id(parameter): name for name, parameter in objective.named_parameters()}
     yield from objective.named_parameters()
-    for name, buffer in objective.named_buffers():
-        module, _, own = name.rpartition(".")
-        if not buffers.has_grown(objective.get_submodule(module), own):
-            yield name, buffer
     for parameter, values in optimizer.state.items():
         for key, value in values.items():
             yield from _numbers(f"{key} of {names.get(id(parameter), 'a parameter')}", value)
@@ -73,19 +72,17 @@ def _numbers(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
         yield name, value
     elif isinstance(value, bool | int | float):
         yield name, torch.tensor(value, dtype=torch.float64)
+    elif isinstance(value, list | tuple):
+        for place, item in enumerate(value):
+            yield from _numbers(f"{name}[{place}]", item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _numbers(f"{name}[{key!r}]", item)
 
 
 def _checksum(tensor: Tensor) -> Tensor:
-    """The sum of a tensor's bytes, eight at a time, as one int64 that may wrap around."""
-    tensor = tensor.detach()
-    if tensor.is_sparse or not tensor.numel():
-        return torch.zeros((), dtype=torch.int64)
-    is_dense = torch.empty_like(tensor).stride() == tensor.stride()  # in whatever order
-    flat = tensor.as_strided((tensor.numel(),), (1,)) if is_dense else tensor.reshape(-1)
-    octets = flat.contiguous().view(torch.uint8)
-    end = len(octets) // 8 * 8
-    words = octets[:end]
-    if words.storage_offset() % 8:
-        words = words.clone()
-    total: Tensor = words.view(torch.int64).sum() + octets[end:].sum(dtype=torch.int64)
-    return total.cpu()
+    """CRC-32 of a tensor's bytes, in the order of its places: int64."""
+    here = tensor.detach().cpu()
+    dense = here if here.layout == torch.strided else here.to_dense()
+    octets = dense.contiguous().reshape(-1).view(torch.uint8)
+    return torch.tensor(zlib.crc32(octets.numpy().data if octets.numel() else b""))

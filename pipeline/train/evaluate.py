@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,14 @@ from pipeline.errors import UsageError
 from pipeline.losses.objective import Objective
 from pipeline.losses.terms import Term
 from pipeline.metrics import CONFUSION, DEFAULTS, Metric, Task
+from pipeline.tracebacks import described
 from pipeline.train import reduce
 from pipeline.train.step import seed_device, seed_for
 
 MOST_CLASSES = 1000
 """Of a target, up to which predictions of each are counted."""
+FEW_ROWS = 64
+"""On which metrics are tried before training."""
 NO_TASK = '\n  give a loss of your own a task: register it with like="mse" or another'
 Named = dict[str, tuple[int, Metric]]
 """Metrics by their name in the record, each with the number of its term."""
@@ -65,6 +69,11 @@ def _built(name: str) -> Metric:
             f"metrics: {name} ({entry.place}) must be a function without arguments that returns a "
             "Metric: sums that add up over rows, and their value"
         )
+    if odd := [task for task in made.tasks if task not in DEFAULTS]:
+        raise UsageError(
+            f"metrics: {name} ({entry.place}) is for {odd[0]!r}; tasks are {', '.join(DEFAULTS)}, "
+            'given as a tuple: Metric(("values",), ...)'
+        )
     silent = [t for t in made.tasks if t != "values" and made.reading(t) is None]
     if silent:
         raise UsageError(
@@ -72,6 +81,89 @@ def _built(name: str) -> Metric:
             'Metric(..., reads="labels"), or reads="probabilities"'
         )
     return made
+
+
+@torch.no_grad()
+def try_metrics(objective: Objective, store: Store, metrics: Named) -> None:
+    """Ask each metric about the first validation rows, whole and in two parts.
+
+    Raises UsageError for one that fails, or whose sums do not add up: it would have another value
+    on another number of workers.
+    """
+    was_training = objective.training
+    objective.eval()
+    batch = store.gather(np.arange(min(len(store), FEW_ROWS)))
+    predictions = objective.predict(batch)
+    objective.train(was_training)
+    for name, (number, metric) in metrics.items():
+        try:
+            prediction, truth = _comparable(objective, number, metric, predictions, batch)
+            size, half = _num_sums(objective, number, name, metric), len(truth) // 2
+            whole = _added_up(name, metric, prediction, truth, size)
+            parts = [
+                _added_up(name, metric, prediction[part], truth[part], size)
+                for part in (slice(half), slice(half, None))
+                if len(truth[part])
+            ]
+            _value(name, metric, whole)
+        except UsageError:
+            raise
+        except Exception as error:  # a user's metric can fail in any way
+            problem = f"fails on the first rows: {described(error)}"
+            raise UsageError(f"metrics: {_placed(name)} {problem}") from error
+        if parts and not torch.allclose(sum(parts, torch.zeros_like(whole)), whole, equal_nan=True):
+            raise UsageError(
+                f"metrics: {_placed(name)} gives sums that do not add up: {_shown(whole)} for "
+                f"{len(truth)} items, {' and '.join(map(_shown, parts))} for two parts of them; "
+                "return sums over the items and their number, and divide in `value`"
+            )
+
+
+def _shown(sums: Tensor) -> str:
+    values = [f"{value:.6g}" for value in sums[:4].tolist()]
+    return f"[{', '.join(values)}{', ...' if len(sums) > 4 else ''}]"
+
+
+def _placed(name: str) -> str:
+    """A metric's name, with file and line."""
+    entry = registry.metrics.entries.get(name) or registry.metrics.entries.get(name.split("/")[-1])
+    return f"{name} ({entry.place})" if entry else name
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """An error is noted to come from this metric."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"in metric {name}")
+        raise
+
+
+def _added_up(
+    name: str, metric: Metric, prediction: Tensor, truth: Tensor, size: int | None = None
+) -> Tensor:
+    """A metric's sums over some items: float64 [size]. Raises UsageError for anything else."""
+    with _naming(name):
+        made = metric.sums(prediction, truth)
+    if not isinstance(made, Tensor) or made.dim() != 1:
+        found = f"shape {list(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
+        advice = "return a vector, as torch.stack([...]) makes of sums"
+        raise UsageError(f"metrics: {_placed(name)} gives sums of {found}: {advice}")
+    if size is not None and made.numel() != size:
+        advice = "as many are wanted for any items (bincount needs minlength)"
+        problem = f"gives {made.numel()} sums for {len(truth)} items and {size} for none"
+        raise UsageError(f"metrics: {_placed(name)} {problem}: {advice}")
+    return made.double()
+
+
+def _value(name: str, metric: Metric, sums: Tensor) -> float:
+    """A metric's value, NaN where it divides by nothing."""
+    with _naming(name):
+        try:
+            return float(metric.value(sums))
+        except ZeroDivisionError:
+            return math.nan
 
 
 def _task(term: Term) -> Task | None:
@@ -103,7 +195,7 @@ def evaluate(
     was_training = objective.training
     objective.eval()
     asked, metrics = metrics, metrics | (_tallies(objective.terms) if said is not None else {})
-    sizes = [_num_sums(objective, *metrics[name]) for name in metrics]
+    sizes = [_num_sums(objective, i, name, metric) for name, (i, metric) in metrics.items()]
     num_terms, starts = len(objective.terms), range(0, len(rows), batch_size)
     parts: dict[int, Tensor] = {}
     buffer = Buffer(store.layout, min(batch_size, len(rows)), device.type == "cuda")
@@ -111,7 +203,7 @@ def evaluate(
         start = starts[number]
         seed_device(seed_for(0, 0, number), device)  # for a model that draws even here
         batch = store.gather(rows[start : start + batch_size], buffer)
-        parts[number] = _sums(objective, batch, metrics, device)
+        parts[number] = _sums(objective, batch, metrics, sizes, device)
     objective.train(was_training)
     whole = reduce.summed(parts, len(starts), 2 * num_terms + sum(sizes))
     pieces = np.split(whole.numpy(), np.cumsum([num_terms, num_terms, *sizes])[:-1])
@@ -130,7 +222,7 @@ def evaluate(
         found["loss"] = sum(weighted)
     for (name, (number, metric)), part in zip(metrics.items(), counted, strict=True):
         if name in asked:
-            found[name] = metric.value(torch.from_numpy(part))
+            found[name] = _value(name, metric, torch.from_numpy(part))
         elif said is not None and (text := _collapsed(objective.terms[number], part)):
             said.append(text)
     return found
@@ -168,16 +260,18 @@ def _collapsed(term: Term, counts: NDArray[np.float64]) -> str:
     return f"{term.label} predicts only {label!r}; {share:.1%} of the validation rows are {label!r}"
 
 
-def _sums(objective: Objective, batch: Batch, metrics: Named, device: torch.device) -> Tensor:
+def _sums(
+    objective: Objective, batch: Batch, metrics: Named, sizes: list[int], device: torch.device
+) -> Tensor:
     """Numerators, denominators and sums of the metrics of one batch: float64 vector."""
     denominators = objective.denominators(batch)
     batch = moved(batch, device)
     predictions = objective.predict(batch)
     items = objective.items(predictions, batch)
     parts = [torch.stack([item.double().sum() for item in items]).cpu(), denominators]
-    for number, metric in metrics.values():
+    for (name, (number, metric)), size in zip(metrics.items(), sizes, strict=True):
         both = _comparable(objective, number, metric, predictions, batch)
-        parts.append(metric.sums(*both).cpu())
+        parts.append(_added_up(name, metric, *both, size).cpu())
     return torch.cat(parts)
 
 
@@ -216,7 +310,7 @@ def unscaled(term: Term, values: Tensor, centered: bool = False) -> Tensor:
     return values.double() * stacked([field.deviation for field in term.targets]) + mean
 
 
-def _num_sums(objective: Objective, number: int, metric: Metric) -> int:
+def _num_sums(objective: Objective, number: int, name: str, metric: Metric) -> int:
     """How many sums the metric has for this term: a worker without rows must send as many."""
     term = objective.terms[number]
     if term.loss.target == "classes":
@@ -232,4 +326,4 @@ def _num_sums(objective: Objective, number: int, metric: Metric) -> int:
     else:
         shape = term.targets[0].shape if len(term.targets) == 1 else (len(term.targets),)
         like = torch.zeros(0, math.prod(shape)), torch.zeros(0, math.prod(shape))
-    return metric.sums(*like).numel()
+    return _added_up(name, metric, *like).numel()

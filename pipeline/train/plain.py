@@ -47,7 +47,7 @@ def steps(job: Job, num_steps: int) -> tuple[list[dict[str, Any]], Objective]:
             pieces = cut(order.rows(step), size, 1)
             divisors = bound.denominators(store.gather(order.rows(step)))
             sums = torch.zeros_like(divisors)
-            optimizer.zero_grad(set_to_none=True)
+            bound.zero_grad(set_to_none=True)  # also what the optimizer does not hold
             with _MeanOfBuffers(bound, len(pieces)) as buffers:
                 for number, rows in enumerate(pieces):
                     buffers.restart()
@@ -80,10 +80,11 @@ def _backward(bound: Objective, batch: Batch, divisors: Tensor) -> Tensor:
 class _MeanOfBuffers:
     """Each micro-batch starts from the step's buffers, and the mean of what it makes of them stays.
 
-    This is what micro-batches mean here, whoever computes them; without them it changes nothing.
+    Of those that add up over rows the sum of the changes does. This is what micro-batches mean
+    here, whoever computes them; without them it changes nothing.
     """
 
-    def __init__(self, bound: nn.Module, num_microbatches: int) -> None:
+    def __init__(self, bound: Objective, num_microbatches: int) -> None:
         self._bound, self._num = bound, num_microbatches
 
     def __enter__(self) -> _MeanOfBuffers:
@@ -112,8 +113,12 @@ class _MeanOfBuffers:
         made = [*self._made[1:], self._now()]  # the first is from before any forward pass
         means = {}
         for name, before in self._before.items():
-            values = [one[name] for one in made if one[name].shape == before.shape]
-            if len(values) == len(made):
+            values = [one[name] for one in made if name in one and one[name].shape == before.shape]
+            if len(values) < len(made):
+                continue
+            if name in self._bound.adding_up:
+                means[name] = before + sum(value - before for value in values)
+            else:
                 is_mean = before.is_floating_point() or before.is_complex()
                 means[name] = torch.stack(values).mean(0) if is_mean else values[-1]
         self._take(means)

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.data.batch import Batch
 from pipeline.losses.objective import Objective, Shares
+from pipeline.train.buffers import Buffers
 
 Microbatch = tuple[int, Batch]
 """Number of the micro-batch within the global batch, and its rows on the host."""
@@ -148,7 +149,7 @@ class Gradients(Protocol):
 
     trained: list[nn.Parameter]
     """What gets a gradient."""
-    buffers: "Buffers"
+    buffers: Buffers
     """What forward passes change besides."""
 
     def norm(self) -> Tensor:
@@ -181,9 +182,9 @@ def room(parameter: Tensor) -> int:
     return 2 * parameter.numel() if parameter.is_complex() else -(-parameter.numel() // 2) * 2
 
 
-def kinds(trained: Sequence[Tensor], buffers: "Buffers") -> set[torch.dtype]:
+def kinds(trained: Sequence[Tensor], buffers: Buffers) -> set[torch.dtype]:
     """Types of the real numbers that a step has to sum."""
-    return {parameter.dtype.to_real() for parameter in trained} | {b.dtype for b in buffers.floats}
+    return {parameter.dtype.to_real() for parameter in trained} | buffers.dtypes
 
 
 def with_reached(riders: Tensor, own: Sequence[bool]) -> Tensor:
@@ -207,100 +208,6 @@ def keep_reached(trained: Sequence[Tensor], told: Tensor, own: Sequence[bool]) -
         if not is_reached:
             parameter.grad = None
     return told
-
-
-LEAST = torch.iinfo(torch.int64).min
-
-
-class Buffers:
-    """What forward passes change besides gradients: running statistics and their counts.
-
-    A module may change a buffer in place or put another tensor in its place. One whose shape it
-    changes, as a cache that grows with what it is asked for, is left as it is; and so are sparse
-    ones.
-    """
-
-    def __init__(self, objective: nn.Module) -> None:
-        places = []
-        for path, buffer in objective.named_buffers():
-            if buffer.layout != torch.strided:
-                continue
-            module, _, name = path.rpartition(".")
-            places.append((objective.get_submodule(module), name, buffer))
-        is_float = [b.is_floating_point() or b.is_complex() for *_, b in places]
-        both = list(zip(places, is_float, strict=True))
-        self._floats = [(m, n) for (m, n, _), is_one in both if is_one]
-        self._counts = [(m, n) for (m, n, _), is_one in both if not is_one]
-        self._shapes = {(id(m), n): b.shape for m, n, b in places}
-        self.size = sum(buffer.numel() for buffer in self.floats)
-
-    @property
-    def floats(self) -> list[Tensor]:
-        """The floating-point buffers as they are now, complex ones as pairs of numbers.
-
-        Zeros stand for those of another shape than at first.
-        """
-        return [_real(self._as_at_first(*place).detach()) for place in self._floats]
-
-    @property
-    def counts(self) -> list[Tensor]:
-        """The buffers of whole numbers, and of yes and no, as they are now."""
-        return [self._as_at_first(*place) for place in self._counts]
-
-    def has_grown(self, module: nn.Module, name: str) -> bool:
-        """Whether a buffer has another shape than at first, or is none of these."""
-        shape: torch.Size = getattr(module, name).shape
-        return shape != self._shapes.get((id(module), name))
-
-    def _as_at_first(self, module: nn.Module, name: str) -> Tensor:
-        now: Tensor = getattr(module, name)
-        if self.has_grown(module, name):
-            return now.new_zeros(self._shapes[id(module), name])
-        return now
-
-    def __bool__(self) -> bool:
-        return bool(self._floats or self._counts)
-
-    def copy(self) -> list[Tensor]:
-        """Their values now."""
-        return [buffer.clone() for buffer in (*self.floats, *self.counts)]
-
-    def restore(self, values: list[Tensor]) -> None:
-        """Take the values of an earlier `copy`."""
-        for (module, name), value in zip((*self._floats, *self._counts), values, strict=True):
-            if self.has_grown(module, name):
-                continue
-            if getattr(module, name).requires_grad:  # put there by a forward pass, with its graph
-                setattr(module, name, getattr(module, name).detach().clone())
-            _real(getattr(module, name)).copy_(value)
-
-    def changes(self, before: list[Tensor]) -> Tensor:
-        """How far the floating-point buffers are from an earlier `copy`, in one vector.
-
-        Exactly 0 for those that no forward pass has touched, whatever their value.
-        """
-        parts = [
-            torch.where((now == then) | self.has_grown(*place), torch.zeros_like(now), now - then)
-            for place, now, then in zip(self._floats, self.floats, before, strict=False)
-        ]
-        return torch.cat([part.reshape(-1) for part in parts]) if parts else torch.empty(0)
-
-    def change(self, before: list[Tensor], changes: Tensor, has_rows: bool) -> None:
-        """An earlier `copy` and changes from it; counts are those of workers that had rows."""
-        pieces = torch.split(changes, [value.numel() for value in before[: len(self._floats)]])
-        for (module, name), then, piece in zip(self._floats, before, pieces, strict=False):
-            if self.has_grown(module, name):
-                continue
-            setattr(module, name, getattr(module, name).detach())
-            _real(getattr(module, name)).copy_(then + piece.view_as(then).to(then.dtype))
-        for count in self.counts if num_workers() > 1 else ():
-            told = count.long() if has_rows else torch.full_like(count, LEAST, dtype=torch.int64)
-            dist.all_reduce(told, dist.ReduceOp.MAX)
-            count.copy_(told)
-
-
-def _real(tensor: Tensor) -> Tensor:
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
 class _Reporting(torch.autograd.Function):
@@ -334,7 +241,7 @@ class _Shared(nn.Module):
         """Numerators [K] with their gradient, and in float64 for the record [K]."""
         if batch is None:
             num_terms, like = len(self.objective.terms), self.trained[0]
-            numerators = torch.zeros(num_terms, dtype=like.dtype, device=like.device)
+            numerators = torch.zeros(num_terms, dtype=like.dtype.to_real(), device=like.device)
             recorded = torch.zeros(num_terms, dtype=torch.float64, device=like.device)
         else:
             numerators, recorded = self.objective(batch, shares, counted)
@@ -397,7 +304,7 @@ class Overlapped:
         summed = total(
             torch.cat([mine.cpu(), torch.tensor([float(has_rows)], dtype=torch.float64)])
         )
-        self.buffers.change(before, (summed[:-1] / summed[-1]).to(mine.device), has_rows)
+        self.buffers.change(before, summed[:-1].to(mine.device), float(summed[-1]), has_rows)
 
     def _kept_apart(self) -> AbstractContextManager[None]:
         """Backward passes inside only add to this worker's own gradients."""

@@ -12,11 +12,13 @@ from itertools import accumulate
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.data.order import middle, subtrees
 from pipeline.errors import UsageError
+from pipeline.losses.objective import Objective
 from pipeline.train import reduce
+from pipeline.train.buffers import Buffers
 from pipeline.train.reduce import ForwardBackward, Microbatch
 
 # renamed in torch 2.13
@@ -28,10 +30,10 @@ ALIGNED = 8
 """Numbers, of any type, of which so many are whole float64s."""
 
 
-def is_small(objective: nn.Module) -> bool:
+def is_small(objective: Objective) -> bool:
     """Whether the gradient is one message, so that DDP could not overlap its sum with anything."""
     trained = [p for p in objective.parameters() if p.requires_grad]
-    kinds = reduce.kinds(trained, reduce.Buffers(objective))
+    kinds = reduce.kinds(trained, Buffers(objective))
     return len(kinds) == 1 and sum(map(reduce.room, trained)) <= SMALL
 
 
@@ -39,19 +41,19 @@ class Ordered:
     """Gradients and buffers, summed over micro-batches and workers in the tree's order.
 
     Gradients live in one flat tensor, behind them the changes that forward passes make to buffers,
-    such as BatchNorm's running statistics: each micro-batch starts from the step's buffers, and
-    the mean of its changes makes the next step's.
+    such as BatchNorm's running statistics (see `Buffers`).
     """
 
-    def __init__(self, objective: nn.Module) -> None:
+    def __init__(self, objective: Objective) -> None:
         self.objective = objective
         self.trained = [p for p in objective.parameters() if p.requires_grad]
-        self.buffers = reduce.Buffers(objective)
+        self.buffers = Buffers(objective)
         kinds = reduce.kinds(self.trained, self.buffers)
         if len(kinds) > 1:
             names = ", ".join(sorted(map(str, kinds)))
             raise UsageError(
-                f"training.microbatch_size: the model's parameters have several types ({names}); "
+                f"training.microbatch_size: the model's weights and buffers have several types "
+                f"({names}); "
                 "the fixed order of sums needs one"
             )
         self.num_workers = reduce.num_workers()
@@ -74,6 +76,7 @@ class Ordered:
     ) -> Tensor:  # fmt: skip
         """Leave in each parameter's `grad` the sum over the whole batch; returns that of riders."""
         batches = dict(own)
+        self._make_room(self.flat.numel())  # an optimizer may keep the gradients of the step before
         for parameter, view in self.views:  # an optimizer may have put None in its place
             parameter.grad = view
         versions = [view._version for _, view in self.views]
@@ -100,8 +103,8 @@ class Ordered:
         if self.num_workers > 1:
             told = self._exchange(num_microbatches, told)
         if self.buffers:
-            changes = self.flat[self.num_gradients : self.size]
-            self.buffers.change(before, changes / num_microbatches, bool(batches))
+            sums = self.flat[self.num_gradients : self.size]
+            self.buffers.change(before, sums, num_microbatches, bool(batches))
         return reduce.keep_reached(self.trained, told.cpu(), reached)
 
     def norm(self) -> Tensor:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.train.files import replacing
 
@@ -24,6 +24,29 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     """The state dict that `save_weights` wrote."""
     loaded: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     return loaded
+
+
+def take_weights(
+    module: nn.Module, weights: Mapping[str, Tensor], buffers: Mapping[str, Tensor] | None = None
+) -> None:
+    """Load a state dict into a new module, and `buffers` that are not part of one.
+
+    A buffer that a forward pass has made, or made larger, is put in its place first.
+    """
+    device = next(module.parameters()).device
+    others = buffers or {}
+    for name, value in {**weights, **others}.items():
+        path, _, own = name.rpartition(".")
+        try:
+            home = module.get_submodule(path)
+        except AttributeError:  # a key of a module's own, which it reads itself
+            continue
+        made = home._buffers.get(own)
+        if made is not None and made.shape == value.shape and made.layout == torch.strided:
+            made.copy_(value)
+        elif isinstance(value, Tensor) and (own in home._buffers or not hasattr(home, own)):
+            home.register_buffer(own, value.to(device, copy=True), persistent=name in weights)
+    module.load_state_dict(weights)
 
 
 def weights_sha256(weights: dict[str, Tensor]) -> str:

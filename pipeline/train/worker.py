@@ -46,6 +46,7 @@ def work(config: dict[str, Any]) -> None:
     """
     folder = Path(config["folder"])
     plugins.receive(config["imports"], folder / "imports")
+    tracebacks.copied_from.update(config["origins"])
     spec = JobSpec.model_validate(config["spec"])
     if not (folder / "spec.yaml").exists():
         raise RunError(
@@ -122,7 +123,11 @@ def train(
             held_out = np.arange(job.num_validation_rows)
             size = size or settings.batch_size
             said: list[str] = []
-            values = evaluate(bound, job.validation, held_out, size, metrics, device, said)
+            try:
+                values = evaluate(bound, job.validation, held_out, size, metrics, device, said)
+            except Exception as error:
+                error.add_note(f"in the evaluation after step {step}")
+                raise
             if record:
                 record.write_evaluation(step, step / per_epoch, values, bound, said)
 
@@ -168,7 +173,12 @@ def train(
                     following=(following.counts, len(following.pieces)) if following else None,
                 )
             except NonFiniteError as error:
-                raise _with_rows(error, share.pieces, folder) from None
+                fault = _with_rows(error, share.pieces, folder)
+                if settings.skip_nonfinite:
+                    fault.add_note(
+                        f"{num_skipped} of {settings.skip_nonfinite} are left out already"
+                    )
+                raise fault from None
             except Exception as error:
                 error.add_note(f"in step {step + 1}")
                 raise
@@ -177,8 +187,8 @@ def train(
             if record:
                 point = point_of(step + 1, per_epoch, [t.label for t in bound.terms], losses, rate)
                 if losses.fault is not None:
-                    fault = _with_rows(losses.fault, share.pieces, folder)
-                    point |= {"skipped": list(fault.rows[:MOST_ROWS])}
+                    rows_of = _with_rows(losses.fault, share.pieces, folder).rows
+                    point |= {"skipped": list(rows_of[:MOST_ROWS])}
                 record.write(point, share.num_rows, is_last=step + 1 == last_step)
             if is_evaluated(step + 1):
                 validate(step + 1)

@@ -19,7 +19,7 @@ from pipeline.data.batch import Ragged
 from pipeline.data.columns import encode
 from pipeline.errors import DataError
 from pipeline.specfile import load
-from pipeline.train import job as jobs
+from pipeline.train.check import check
 from pipeline.train.job import Job, prepared
 from tests.conftest import Command, Write
 
@@ -44,7 +44,7 @@ def inputs(made: Job) -> list[str]:
 
 
 def notices(made: Job) -> str:
-    return "\n".join(map(str, jobs.check(made)))
+    return "\n".join(map(str, check(made)))
 
 
 FRAME = pd.DataFrame({"a": RNG.normal(size=40), "y": RNG.normal(size=40)})

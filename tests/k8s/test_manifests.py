@@ -599,6 +599,23 @@ def test_a_policy_that_is_taken_away_opens_the_network(renders: dict[Path, Docum
     assert checks.may_connect(found, ELSEWHERE, RAY, 8265)
 
 
+def test_every_ray_container_gives_a_stopped_job_time_to_save(found: Documents) -> None:
+    """Ray kills a job 3 s after `ray job stop`, unless told otherwise."""
+    templates = [
+        group["template"]
+        for document in found
+        if document["kind"] in ("RayJob", "RayCluster")
+        for cluster in [document["spec"].get("rayClusterSpec", document["spec"])]
+        for group in [cluster["headGroupSpec"], *cluster.get("workerGroupSpecs", [])]
+    ]
+    for template in templates:
+        for container in template["spec"]["containers"]:
+            known = {one["name"]: one.get("value") for one in container.get("env", [])}
+            waits = int(known["RAY_JOB_STOP_WAIT_TIME_S"])
+            assert waits == int(known["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]) >= 60
+            assert template["spec"]["terminationGracePeriodSeconds"] > waits
+
+
 def test_a_kustomization_that_names_a_missing_file_is_refused(kubectl: str, tmp_path: Path) -> None:
     shutil.copytree(K8S / "base", tmp_path / "base")
     assert checks.render(kubectl, tmp_path / "base")

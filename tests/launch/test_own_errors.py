@@ -31,7 +31,7 @@ class Failing(nn.Module):
     def forward(self, batch):
         self.calls += self.training
         rows = torch.stack([batch["a"], batch["b"]], 1)
-        if self.calls > 4:
+        if self.calls > 5:
             self.deeper(rows)
         return self.layer(rows).squeeze(1)
 
@@ -61,7 +61,8 @@ class FailingOptimizer(torch.optim.SGD):
 @pipeline.metrics.register("t_failing_metric")
 def t_failing_metric():
     def sums(prediction, truth):
-        if prediction.shape[0]:
+        CALLS.extend([1] if len(prediction) else [])
+        if len(CALLS) > 4:
             raise IndexError("the metric has had enough")
         return torch.zeros(1, dtype=torch.float64)
 
@@ -74,7 +75,7 @@ CASES: dict[str, Case] = {
     "loss": ([("loss", "t_failing_loss")], "KeyError: 'the loss has had enough'", "t_failing_loss"),
     "optimizer": ([("optimizer", {"name": "t_failing_optimizer"})],
                   "ZeroDivisionError: the optimizer has had enough", "step"),
-    "metric": ([("metrics", ["t_failing_metric"])],
+    "metric": ([("metrics", ["t_failing_metric"]), ("training.epochs", 5)],
                "IndexError: the metric has had enough", "sums"),
 }  # fmt: skip
 
@@ -97,6 +98,8 @@ def test_the_users_own_line_is_named_and_the_traceback_is_kept(
     assert expected in err
     assert re.search(rf"own_{name}\.py:\d+", err), err
     assert "whole traceback" in err
+    assert what != "metric" or re.search(rf"in metric {name}_metric\n.*evaluation after step", err)
+    assert f"runs/small-1/imports/own_{name}.py" not in err, "the copy is not what one edits"
     (run,) = (tmp_path / "runs").glob("small-*")
     first, *_ = sorted(run.glob("traceback-*.txt"))
     assert f"in {function}" in first.read_text().replace(name, "t_failing")

@@ -250,6 +250,15 @@ def test_dropout_that_stays_on_in_evaluation_is_called_that_and_drawn_alike(
     assert code == 0, out + err
 
 
+def test_a_component_that_breaks_the_promise_is_why_it_is_broken(
+    job: Write, command: Command, faulty: Path
+) -> None:
+    path = job({"model": "t_counted", "training.microbatch_size": 2})
+    code, out, _ = command("prove", path, "--import", faulty, "--workers", "1", "--steps", "2")
+    assert code == 1
+    assert "broken: a component breaks the promise; 3 of 3 other ways to run the first 2" in out
+
+
 def test_a_denominator_that_lies_is_named(job: Write, command: Command, faulty: Path) -> None:
     from tests.conftest import rows
 
@@ -275,7 +284,7 @@ def test_a_dropout_that_ignores_the_seed_is_named(
     found = json.loads(out.splitlines()[-1])
     assert code == 1
     assert found["suspects"] == [
-        "middle (OwnDropout): gives other numbers for the same rows and the same seed: "
+        "middle (OwnDropout): gives different numbers for the same rows and seed: "
         "it keeps `generator` from call to call, outside its parameters and buffers"
     ]
     legs = found["outcomes"]
@@ -315,6 +324,7 @@ def test_a_loss_of_the_whole_batch_holds(command: Command, tmp_path: Path) -> No
     )
     assert code == 0, out
     assert "held: 3 of 3 other ways" in out
+    assert "note  bits were not compared, for which it takes --workers 1,2 or more" in out
 
 
 def test_more_workers_than_the_machine_can_hold_are_refused(job: Write, command: Command) -> None:

@@ -59,4 +59,9 @@ def test_a_million_points_are_not_read_again_when_the_model_is_logged(
                 for number in range(NUM_POINTS)
             ),
         )
+        database.executemany(
+            "INSERT OR REPLACE INTO latest_metrics (key, value, timestamp, run_uuid, step, is_nan) "
+            "VALUES (?, 0.5, ?, ?, ?, 0)",
+            ((f"train/{key}", NUM_POINTS, result.run_id, NUM_POINTS // 4) for key in range(4)),
+        )
     assert seconds() < 2 * usual + 5  # reading 10^6 points takes minutes

@@ -103,6 +103,25 @@ def test_values_of_another_kind_are_refused_by_column(
         model.predict(FRAME.assign(**changes))
 
 
+def test_dates_are_read_as_text_and_in_any_time_zone(tmp_path: Path) -> None:
+    days = pd.date_range("2020-01-01", periods=60, freq="17h")
+    rows = pd.DataFrame({"joined": days.strftime("%Y-%m-%d %H:%M:%S"), "y": np.arange(60.0)})
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    model = pipeline.run(
+        {
+            "name": "dates", "model": "linear", "loss": "mse", "storage": str(tmp_path / "runs"),
+            "data": {"train": str(tmp_path / "rows.csv"), "target": "y", "dates": ["joined"]},
+            "training": {"epochs": 1},
+        }
+    ).model  # fmt: skip
+    expected = model.predict(rows)["y"]
+    assert expected.nunique() > 50
+    for given in (days, days.tz_localize("UTC").tz_convert("Asia/Tokyo")):
+        assert model.predict(pd.DataFrame({"joined": given}))["y"].tolist() == expected.tolist()
+    with pytest.raises(Exception, match="column 'joined' holds text that is no date"):
+        model.predict(pd.DataFrame({"joined": ["soon"]}))
+
+
 def test_its_requirements_can_be_installed_from_an_index(
     place: str,
 ) -> None:
