@@ -324,7 +324,7 @@ def test_a_loss_of_the_whole_batch_holds(command: Command, tmp_path: Path) -> No
     )
     assert code == 0, out
     assert "held: 3 of 3 other ways" in out
-    assert "note  bits were not compared, for which it takes --workers 1,2 or more" in out
+    assert "note  bits were not compared: that takes more than one worker (--workers 1,2)" in out
 
 
 def test_more_workers_than_the_machine_can_hold_are_refused(job: Write, command: Command) -> None:
