@@ -11,10 +11,12 @@ from types import FrameType
 def _end(number: int, frame: FrameType | None) -> None:
     """Ctrl-C while there is nothing to save: libraries swallow what is raised in their imports."""
     line = "\r\x1b[2K" if sys.stderr.isatty() else ""
-    os.write(2, f"{line}stopped by Ctrl-C\n".encode())
-    if "--json" in sys.argv:
-        os.write(1, b'{"state": "stopped", "error": "stopped by Ctrl-C"}\n')
-    os._exit(130)
+    try:
+        os.write(2, f"{line}stopped by Ctrl-C\n".encode())
+        if "--json" in sys.argv:
+            os.write(1, b'{"state": "stopped", "error": "stopped by Ctrl-C"}\n')
+    finally:  # nobody may read it any more
+        os._exit(130)
 
 
 def main() -> None:

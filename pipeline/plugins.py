@@ -146,7 +146,11 @@ def _places(modules: list[str]) -> list[Path]:
 
 
 def _files(place: Path) -> list[Path]:
-    return sorted(place.rglob("*.py")) if place.is_dir() else [place]
+    """Python's files of a module or package, without hidden folders, as a notebook's copies."""
+    if not place.is_dir():
+        return [place]
+    found = sorted(place.rglob("*.py"))
+    return [p for p in found if not any(q.startswith(".") for q in p.relative_to(place).parts)]
 
 
 def _imported(place: Path) -> set[str]:
@@ -162,18 +166,24 @@ def _imported(place: Path) -> set[str]:
                 names |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 names.add(node.module.partition(".")[0])
-    return names - NOT_OWN
+            elif isinstance(node, ast.Call) and node.args:  # importlib.import_module("name")
+                called, first = ast.unparse(node.func), node.args[0]
+                is_import = called.rpartition(".")[2] in ("import_module", "__import__")
+                if is_import and isinstance(first, ast.Constant) and isinstance(first.value, str):
+                    names.add(first.value.partition(".")[0])
+    return names - NOT_OWN - {""}
 
 
 def _beside(folder: Path, name: str) -> Path | None:
     """The module or package of that name in the folder, if Python would import it from there."""
+    if name in sys.modules:
+        place = _source(sys.modules[name])
+        return place if place.parent == folder else None
+    if name in sys.stdlib_module_names:
+        return None
     if (folder / name / "__init__.py").is_file():
         return folder / name
-    if (folder / f"{name}.py").is_file():
-        return folder / f"{name}.py"
-    loaded = sys.modules.get(name)
-    is_there = loaded is not None and _source(loaded) == folder / name  # without an __init__
-    return folder / name if is_there else None
+    return folder / f"{name}.py" if (folder / f"{name}.py").is_file() else None
 
 
 def _source(module: ModuleType) -> Path:

@@ -273,8 +273,9 @@ def _positional(path: tuple[Any, ...], tree: Any) -> str | None:
     if path[0] not in choices or name not in choices[path[0]].registry.entries:
         return None
     entry = choices[path[0]].registry[name]
-    parameters = inspect.signature(entry.build).parameters
-    return f"{name} ({entry.place})" if path[-1] in parameters else None
+    found = inspect.signature(entry.build).parameters.get(path[-1])
+    is_option = found is not None and found.default is not found.empty
+    return f"{name} ({entry.place})" if is_option else None
 
 
 def _line(path: tuple[Any, ...], lines: Lines) -> int | None:

@@ -11,6 +11,7 @@ and it gives one number for the whole global batch.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 else:
     torch, nn = lazy("torch"), lazy("torch.nn")
 
-TRUTHS = ("target", "targets", "truth", "label", "labels", "y", "y_true", "true")
+TRUTHS = re.compile("targets?|truth|labels?|y|y_true|true")
+PREDICTIONS = re.compile("pred.*|outputs?|logits?|scores?|inputs?|y_pred|y_hat")
 
 PredictionKind = Literal[
     "values",  # any real number, in the target's unit
@@ -180,8 +182,9 @@ def _refuse_exchanged(entry: Entry) -> None:
     import inspect
 
     call = getattr(entry.build, "forward", entry.build)  # of a module
-    names = [name for name in inspect.signature(call).parameters if name != "self"]
-    if names[:1] and names[0] in TRUTHS and len(names) > 1:
+    parameters = inspect.signature(call).parameters.values()
+    names = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY and p.name != "self"]
+    if len(names) > 1 and TRUTHS.fullmatch(names[0]) and PREDICTIONS.fullmatch(names[1]):
         raise UsageError(
             f"loss {entry.name} ({entry.place}): its arguments are ({', '.join(names[:2])}): they "
             "are given by position, the prediction first and the target second"

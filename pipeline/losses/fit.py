@@ -98,7 +98,7 @@ def check_batch(objective: Objective, batch: Batch) -> list[Notice]:
         if written := _written(columns, lambda: objective.predict(batch)):
             raise UsageError(
                 f"model {type(objective.model).__name__}: writes into the column {written!r} of "
-                "its batch, which losses and metrics read after it: compute a new tensor"
+                "its batch, which is read again: compute a new tensor"
             )
         predictions = objective.predict(batch)
     notices = []
@@ -133,14 +133,14 @@ def _check_left_alone(objective: Objective, number: int, arguments: list[object]
 
 
 def _written(tensors: dict[str, Tensor], call: Callable[[], object]) -> str | None:
-    """The name of a tensor that is not the same after the call; it is put right again."""
-    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    """The name of a tensor that the call writes into; it is put right again."""
+    before = {name: (tensor.clone(), tensor._version) for name, tensor in tensors.items()}
     call()
     found = None
-    for name, tensor in tensors.items():
-        if not torch.allclose(tensor, before[name], rtol=0, atol=0, equal_nan=True):
+    for name, (value, version) in before.items():
+        if tensors[name]._version != version:
             found = found or name
-            tensor.copy_(before[name])
+            tensors[name].copy_(value)
     return found
 
 

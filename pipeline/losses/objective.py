@@ -52,8 +52,8 @@ class Objective(nn.Module):
         self.model, self.inputs, self.terms, self.sizes = model, list(inputs), terms, dict(sizes)
         self.precision = torch.float32
         self.sample_weight: SampleWeight | None = None
-        self.adding_up: frozenset[str] = frozenset()
-        """Names of buffers that add up over rows, as a count of them does."""
+        self.changing: dict[str, bool] = {}
+        """Buffers that forward passes change, and whether they add up over rows."""
         heads: dict[str, nn.Module] = {}
         for number, term in enumerate(terms):
             if term.loss.head is not None:

@@ -171,7 +171,7 @@ def coupled(objective: Objective, batch: Batch, size: int) -> Found:
     They are asked one by one where the model as a whole does so, as in micro-batches of `size`: a
     module may be given other things than rows, and its parts may make up for each other.
     """
-    with mode(objective, training=True), _without_dropout(objective.model):
+    with mode(objective, training=True), without_dropout(objective.model):
         whole = _Whole(objective, batch, size)
         fault, is_sure = whole.numbers() or whole.gradients() or ("", False)
     found = _innermost(objective, batch) if fault else []
@@ -234,7 +234,9 @@ class _Whole:
     def _predicted(self, chosen: Tensor, seed: int = 1) -> list[Tensor]:
         with kept_buffers(self.objective), torch.no_grad():
             torch.manual_seed(seed)
-            return list(self.objective.predict(select(self.batch, chosen)).values())
+            made = self.objective.predict(select(self.batch, chosen))
+        names = [name for term in self.objective.terms for name in term.outputs]
+        return [made[name] for name in names or made]
 
     def _gradient(self, chosen: Tensor, scale: float) -> list[Tensor]:
         parameters = list(self.objective.parameters())
@@ -273,7 +275,7 @@ def _asked(call: Call, fewer: Call | None, rows: int) -> str | None:
     """The fault of a module, none if it cannot be called apart from the model it is in."""
     try:
         first = call.again(1)
-        with _without_dropout(call.module):
+        with without_dropout(call.module):
             draws_itself = not equal(call.again(1), call.again(2))
         with mode(call.module, False) if draws_itself else nullcontext():  # to draw nothing
             fault = _fault(call, fewer, rows)
@@ -284,7 +286,7 @@ def _asked(call: Call, fewer: Call | None, rows: int) -> str | None:
 
 def _fault(call: Call, fewer: Call | None, rows: int) -> str | None:
     """How rows depend on each other in one module; `fewer` is its call with one row less."""
-    with _without_dropout(call.module):
+    with without_dropout(call.module):
         flags = _by_row(call, fewer, rows)
         if flags and _is_coupled(call, flags, rows):
             is_norm = isinstance(call.module, nn.modules.batchnorm._BatchNorm)
@@ -396,7 +398,7 @@ def _is_linear(call: Call) -> bool:
 
 
 @contextmanager
-def _without_dropout(module: nn.Module) -> Iterator[None]:
+def without_dropout(module: nn.Module) -> Iterator[None]:
     """The module with its dropouts off: they would hide how rows depend on each other."""
     off = [m for m in module.modules() if isinstance(m, nn.modules.dropout._DropoutNd)]
     modes = [m.training for m in off]

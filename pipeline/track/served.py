@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -101,10 +102,10 @@ def _arrow(cells: pd.Series[Any], field: Field) -> Any:
     if pa.types.is_large_string(found.type):
         found = found.cast(pa.string())
     if field.kind == "date" and (_is_text(found.type) or getattr(found.type, "tz", None)):
-        try:
-            return found.cast(pa.timestamp("us"), safe=False)  # of a time zone, the time in UTC
-        except pa.ArrowException as error:
-            raise DataError(f"{where} holds text that is no date: {error}") from None
+        for kind in (pa.timestamp("us"), pa.timestamp("us", "UTC")):  # text with a zone or without
+            with contextlib.suppress(pa.ArrowException):
+                return found.cast(kind, safe=False).cast(pa.timestamp("us"))  # in UTC
+        raise DataError(f"{where} holds text that is no date, such as {found.drop_null()[0]}")
     if not pa.types.is_null(found.type):
         if field.kind == "number" and _is_text(found.type):
             raise DataError(f"{where} is {found.type}, expected numbers, as {field.arrow_type}")

@@ -12,9 +12,12 @@ from torch import Tensor, nn
 
 from pipeline.data.batch import Batch, num_rows, select
 from pipeline.losses.objective import Objective
+from pipeline.suspects.calls import kept_buffers
+from pipeline.suspects.modules import without_dropout
 
 LEAST = torch.iinfo(torch.int64).min
-ADDS_RTOL = 1e-4
+MOST_ROWS = 16
+ADDS_RTOL = 1e-5
 """What rounding may leave between the change by all rows and those by two parts of them."""
 
 
@@ -52,7 +55,7 @@ class Buffers:
     count of them, the changes are summed, as all rows at once would change it; of another, such as
     a running mean, their mean is taken; of whole numbers, and of yes and no, the largest value. One
     whose shape is changed, as a cache that grows with what it is asked for, is left as it is; and
-    so are sparse ones, which `added_up` lets no forward pass change.
+    so are sparse ones, which `changing` lets no forward pass change.
     """
 
     def __init__(self, objective: Objective) -> None:
@@ -61,7 +64,7 @@ class Buffers:
             if buffer.layout != torch.strided:
                 continue
             module, _, own = path.rpartition(".")
-            home, adds_up = objective.get_submodule(module), path in objective.adding_up
+            home, adds_up = objective.get_submodule(module), objective.changing.get(path, False)
             places.append(Place(path, home, own, torch.empty_like(buffer), adds_up))
         self._summed = [place for place in places if place.is_summed]
         self._largest = [place for place in places if not place.is_summed]
@@ -109,7 +112,7 @@ class Buffers:
         """
         parts = [
             torch.zeros_like(then) if place.now is None
-            else torch.where(now == then, torch.zeros_like(now), now - then)
+            else torch.where(now == then, torch.zeros_like(now), now - _finite(then))
             for place, now, then in zip(self._summed, self.values, before, strict=False)
         ]  # fmt: skip
         return torch.cat([part.reshape(-1) for part in parts]) if parts else torch.empty(0)
@@ -125,7 +128,9 @@ class Buffers:
                 continue
             setattr(place.module, place.own, place.now.detach())
             changed = piece if place.adds_up else piece / number
-            _real(place.value()).copy_(then + changed.view_as(then).to(then.dtype))
+            was_changed = changed.view_as(then) != 0
+            made = _finite(then) + changed.view_as(then).to(then.dtype)
+            _real(place.value()).copy_(torch.where(was_changed, made, then))
         if not (dist.is_initialized() and dist.get_world_size() > 1):
             return
         for place in self._largest:
@@ -136,54 +141,97 @@ class Buffers:
                 place.now.copy_(told)
 
 
+def _finite(tensor: Tensor) -> Tensor:
+    """0 where a buffer starts as infinite, as one for the least value so far."""
+    return torch.where(tensor.isfinite(), tensor, torch.zeros_like(tensor))
+
+
 def _real(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
-def adding_up(objective: Objective, batch: Batch) -> frozenset[str]:
-    """Names of the buffers that add up over rows: tried on a copy, with all rows and two parts.
+def changing(objective: Objective, batch: Batch) -> dict[str, bool]:
+    """Names of the buffers that a forward pass changes, and whether they add up over rows.
 
-    Raises ValueError with the name of a sparse buffer that a forward pass changes: workers could
-    not share it.
+    Tried on a copy: one that does so changes by all rows as by two parts of them together, at first
+    and later too; a moving average does so from zeros only. BatchNorm's are known to be means.
+    Raises ValueError with the name of a sparse buffer that changes: workers could not share it.
     """
     norms = [m for m in objective.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
     known = {id(buffer) for norm in norms for buffer in norm.buffers(recurse=False)}
     names = [name for name, buffer in objective.named_buffers() if id(buffer) not in known]
-    rows = num_rows(batch)
-    if not names or rows < 3:
-        return frozenset()
-    everything = torch.arange(rows)
-    whole, one, other = (
-        _changed(objective, select(batch, part), names)
-        for part in (everything, everything[: rows // 3], everything[rows // 3 :])
-    )
-    return frozenset(
-        name
-        for name, change in whole.items()
-        if name in one and name in other and bool(change.any())
-        and torch.allclose(one[name] + other[name], change, rtol=ADDS_RTOL, atol=0)
-    )  # fmt: skip
-
-
-def _changed(objective: Objective, batch: Batch, names: list[str]) -> dict[str, Tensor]:
-    """By how much a forward pass changes each buffer that keeps its shape; none if it fails."""
-    try:
-        tried = copy.deepcopy(objective).train()
-        before = {name: tried.get_buffer(name).clone() for name in names}
-        torch.manual_seed(0)
-        with torch.no_grad():
-            tried.predict(batch)
-    except Exception:  # what cannot be copied, or takes no such part of a batch
+    if not names:
         return {}
-    found = {}
-    for name, then in before.items():
-        now = dict(tried.named_buffers()).get(name)
-        if now is None or now.shape != then.shape:
+    rows = torch.arange(min(num_rows(batch), MOST_ROWS))
+    parts = [rows, *rows.tensor_split(2)] if len(rows) > 1 else [rows]
+    for in_float64 in (True, False):
+        try:
+            tried = _copied(objective, in_float64)
+            with without_dropout(tried):
+                found = _changes(tried, batch, names, rows)
+                is_sum = {name: len(parts) > 1 for name in found}
+                for is_later in (False, True) if found else ():
+                    if is_later:
+                        _forward(tried, batch, rows)
+                    made = [_changes(tried, batch, names, part) for part in parts]
+                    for name in found:
+                        is_sum[name] &= all(name in one for one in made) and _is_sum(
+                            *(one[name] for one in made)
+                        )
+        except _SparseError as error:
+            raise ValueError(str(error)) from None
+        except Exception:  # it takes no float64, or no such part of a batch
             continue
-        if then.layout != torch.strided:
-            if not torch.equal(now.to_dense(), then.to_dense()):
-                raise ValueError(name)
-        elif then.dtype != torch.bool:
-            wide = torch.complex128 if then.is_complex() else torch.float64
-            found[name] = now.detach().to(wide) - then.to(wide)
+        return is_sum
+    return {}
+
+
+class _SparseError(Exception):
+    """A sparse buffer was changed."""
+
+
+def _copied(objective: Objective, in_float64: bool) -> Objective:
+    """The objective in training; itself where it cannot be copied."""
+    try:
+        tried = copy.deepcopy(objective)
+    except Exception:  # as of a weight that is made before each call
+        return objective
+    if in_float64:
+        tried.widen()
+    elif tried.precision == torch.bfloat16:
+        tried.precision = torch.float32
+    return tried.train()
+
+
+def _forward(objective: Objective, batch: Batch, rows: Tensor) -> None:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        objective.predict(select(batch, rows))
+
+
+def _changes(
+    objective: Objective, batch: Batch, names: list[str], rows: Tensor
+) -> dict[str, Tensor]:
+    """By how much a forward pass changes each buffer that keeps its shape; they stay as before."""
+    before = {name: objective.get_buffer(name).detach().clone() for name in names}
+    with kept_buffers(objective):
+        _forward(objective, batch, rows)
+        now = dict(objective.named_buffers())
+        found = {}
+        for name, then in before.items():
+            if name not in now or now[name].shape != then.shape:
+                continue
+            if then.layout != torch.strided:
+                if not torch.equal(now[name].to_dense(), then.to_dense()):
+                    raise _SparseError(name)
+            elif not torch.equal(now[name], then):
+                wide = torch.complex128 if then.is_complex() else torch.float64
+                found[name] = now[name].detach().to(wide) - then.to(wide)
     return found
+
+
+def _is_sum(whole: Tensor, one: Tensor, other: Tensor) -> bool:
+    """Whether the change by all rows is the sum of those by two parts."""
+    if not bool(whole.isfinite().all()):
+        return False
+    return bool(((one + other - whole).abs() <= ADDS_RTOL * whole.abs().max()).all())

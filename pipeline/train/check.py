@@ -37,23 +37,34 @@ def check(job: Job) -> list[fitting.Notice]:
     for rows in (job.train, job.validation):
         for batch in rows.parts(targets) if rows is not None and targets else ():
             fitting.check_targets(bound.terms, batch)
+    metrics = chosen(bound.terms, job.spec.metrics)
     try:
         notices = fitting.check_batch(bound, trial_batch(job))
+        if job.validation:
+            try_metrics(bound, job.validation, metrics, job.spec.training.batch_size)
     except InputError:
         raise
     except Exception as error:  # as above: a user's model can fail in any way
         raise of_model(
             job.spec.model.name, error, bound.inputs, "fails on the first rows: "
         ) from error
-    metrics = chosen(bound.terms, job.spec.metrics)
-    if job.validation:
-        try_metrics(bound, job.validation, metrics)
     if job.spec.training.best_by:
         Best(job.spec.training.best_by, bound.terms, metrics)
     notices += _rewriting(job, bound)
+    notices += [_averaged(bound, name) for name, adds_up in bound.changing.items() if not adds_up]
     _try_smallest(job, bound)
     _try_step(job, bound)
     return notices + _oddities(job, bound.terms)
+
+
+def _averaged(bound: Objective, name: str) -> fitting.Notice:
+    is_mean = bound.get_buffer(name).is_floating_point() or bound.get_buffer(name).is_complex()
+    taken = "the mean" if is_mean else "the largest"
+    text = (
+        f"buffer {name!r} changes in forward passes, and not by a sum over rows: of what "
+        f"micro-batches make of it {taken} is taken, so it depends on training.microbatch_size"
+    )
+    return fitting.Notice("model", text)
 
 
 def _rewriting(job: Job, bound: Objective) -> list[fitting.Notice]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -84,15 +84,15 @@ def _built(name: str) -> Metric:
 
 
 @torch.no_grad()
-def try_metrics(objective: Objective, store: Store, metrics: Named) -> None:
-    """Ask each metric about the first validation rows, whole and in two parts.
+def try_metrics(objective: Objective, store: Store, metrics: Named, most: int) -> None:
+    """Ask each metric about the first validation rows, `most` of them, whole and in two parts.
 
     Raises UsageError for one that fails, or whose sums do not add up: it would have another value
     on another number of workers.
     """
     was_training = objective.training
     objective.eval()
-    batch = store.gather(np.arange(min(len(store), FEW_ROWS)))
+    batch = store.gather(np.arange(min(len(store), FEW_ROWS, most)))
     predictions = objective.predict(batch)
     objective.train(was_training)
     for name, (number, metric) in metrics.items():
@@ -105,7 +105,8 @@ def try_metrics(objective: Objective, store: Store, metrics: Named) -> None:
                 for part in (slice(half), slice(half, None))
                 if len(truth[part])
             ]
-            _value(name, metric, whole)
+            with suppress(ValueError):  # as of few rows of one class
+                _value(name, metric, whole)
         except UsageError:
             raise
         except Exception as error:  # a user's metric can fail in any way
@@ -161,9 +162,13 @@ def _value(name: str, metric: Metric, sums: Tensor) -> float:
     """A metric's value, NaN where it divides by nothing."""
     with _naming(name):
         try:
-            return float(metric.value(sums))
+            made: object = metric.value(sums)
         except ZeroDivisionError:
             return math.nan
+    if isinstance(made, Tensor) and made.numel() != 1:
+        problem = f"gives a value of shape {list(made.shape)}, where one number is wanted"
+        raise UsageError(f"metrics: {_placed(name)} {problem}")
+    return float(made)  # type: ignore[arg-type]
 
 
 def _task(term: Term) -> Task | None:

@@ -24,7 +24,7 @@ from pipeline.losses.objective import Objective, tried
 from pipeline.losses.terms import Output, bind, outputs, readings
 from pipeline.spec import JobSpec
 from pipeline.tracebacks import described
-from pipeline.train.buffers import adding_up
+from pipeline.train.buffers import changing
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -116,7 +116,7 @@ def objective(spec: JobSpec, fields: list[Field], trial: Batch | None = None) ->
         _with_dense_gradients(bound)
         if trial is not None:
             bound.terms = tried(terms, bound, trial)
-            bound.adding_up = _adding_up(bound, trial)
+            bound.changing = _changing(bound, trial)
     except InputError:
         raise
     except Exception as error:  # a user's model can fail in any way: say where, keep the cause
@@ -124,9 +124,9 @@ def objective(spec: JobSpec, fields: list[Field], trial: Batch | None = None) ->
     return bound
 
 
-def _adding_up(bound: Objective, trial: Batch) -> frozenset[str]:
+def _changing(bound: Objective, trial: Batch) -> dict[str, bool]:
     try:
-        return adding_up(bound, trial)
+        return changing(bound, trial)
     except ValueError as error:
         raise UsageError(
             f"model: buffer {error} is sparse, and the forward pass changes it, which workers "

@@ -116,7 +116,7 @@ class _MeanOfBuffers:
             values = [one[name] for one in made if name in one and one[name].shape == before.shape]
             if len(values) < len(made):
                 continue
-            if name in self._bound.adding_up:
+            if self._bound.changing.get(name):
                 means[name] = before + sum(value - before for value in values)
             else:
                 is_mean = before.is_floating_point() or before.is_complex()

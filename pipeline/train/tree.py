@@ -12,7 +12,7 @@ from itertools import accumulate
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.data.order import middle, subtrees
 from pipeline.errors import UsageError
@@ -62,8 +62,13 @@ class Ordered:
         self._make_room(self.size)
 
     def _make_room(self, size: int) -> None:
-        first = self.trained[0]
-        self.flat = first.new_zeros(size, dtype=first.dtype.to_real())
+        kind = self.trained[0].dtype.to_real()
+        self.views: list[tuple[nn.Parameter, Tensor]] = []
+        self.flat = self.trained[0].new_empty(0, dtype=kind)
+        for parameter in self.trained:  # nothing holds the old room while the new one is made
+            parameter.grad = None
+        self.flat = self.flat.new_empty(size)
+        self.flat[self.size :] = 0
         ends = accumulate(map(reduce.room, self.trained))
         self.views = [
             (parameter, _laid_out(self.flat[end - reduce.room(parameter) : end], parameter))

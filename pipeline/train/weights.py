@@ -34,19 +34,29 @@ def take_weights(
     A buffer that a forward pass has made, or made larger, is put in its place first.
     """
     device = next(module.parameters()).device
-    others = buffers or {}
-    for name, value in {**weights, **others}.items():
-        path, _, own = name.rpartition(".")
-        try:
-            home = module.get_submodule(path)
-        except AttributeError:  # a key of a module's own, which it reads itself
-            continue
-        made = home._buffers.get(own)
-        if made is not None and made.shape == value.shape and made.layout == torch.strided:
-            made.copy_(value)
-        elif isinstance(value, Tensor) and (own in home._buffers or not hasattr(home, own)):
-            home.register_buffer(own, value.to(device, copy=True), persistent=name in weights)
+    for kept, is_persistent in ((weights, True), (buffers or {}, False)):
+        for name, value in kept.items():
+            path, _, own = name.rpartition(".")
+            try:
+                home = module.get_submodule(path)
+            except AttributeError:  # a key that a module reads itself
+                continue
+            made = home._buffers.get(own)
+            if made is not None and made.shape == value.shape and made.layout == torch.strided:
+                made.detach().copy_(value)
+            elif own in home._buffers or (not hasattr(home, own) and not _reads_itself(home)):
+                home.register_buffer(own, value.to(device, copy=True), persistent=is_persistent)
     module.load_state_dict(weights)
+
+
+def _reads_itself(module: nn.Module) -> bool:
+    """Whether keys of a state dict may be other names than those of its tensors."""
+    kind = type(module)
+    return bool(
+        kind._load_from_state_dict is not nn.Module._load_from_state_dict
+        or kind.set_extra_state is not nn.Module.set_extra_state
+        or module._load_state_dict_pre_hooks
+    )
 
 
 def weights_sha256(weights: dict[str, Tensor]) -> str:

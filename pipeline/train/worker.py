@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,8 @@ def train(
     device = _device(spec)
     bound = objective(spec, job.fields, trial_batch(job)).to(device)
     several = reduce.num_workers() > 1
-    if several and not reduce.agree(int(weights_sha256(bound.state_dict())[:12], 16)):
+    start = f"{weights_sha256(bound.state_dict())} {sorted(bound.changing.items())}"
+    if several and not reduce.agree(zlib.crc32(start.encode())):
         raise UsageError(
             f"model {spec.model.name}: its weights start differently on each worker; take random "
             "numbers from torch only, which the pipeline seeds"

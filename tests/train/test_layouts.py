@@ -22,6 +22,7 @@ from pipeline.data.batch import Batch
 from pipeline.errors import RunError, UsageError
 from pipeline.specfile import load
 from pipeline.train import checkpoint, plain, reduce, worker
+from pipeline.train.buffers import changing
 from pipeline.train.check import check
 from pipeline.train.curve import Reader
 from pipeline.train.job import Job, build_optimizer, objective, prepared, trial_batch
@@ -206,6 +207,52 @@ class Counts(Small):
             self.total += rows.sum(0).to(self.total)
             self.steps += 1
         return scaled.to(hidden)
+
+
+@model
+class Averages(Small):
+    """Buffers that do not add up: an average from zeros, the least value from infinity, flags."""
+
+    average: Tensor
+    least: Tensor
+    seen: Tensor
+
+    def more(self) -> None:
+        self.register_buffer("average", torch.zeros(4))
+        self.register_buffer("least", torch.full((4,), torch.inf))
+        self.register_buffer("seen", torch.zeros(16))
+
+    def middle(self, hidden: Tensor, batch: Batch) -> Any:
+        known = torch.where(self.least.isfinite(), self.least, 0.0)
+        made = hidden + 0.1 * (self.average + known + self.seen[:4])
+        if self.training and len(hidden):
+            self.average.mul_(0.9).add_(hidden.detach().sum(0), alpha=0.1)
+            self.least.copy_(torch.minimum(self.least, hidden.detach().amin(0)))
+            self.seen[(read(batch)[:, 0].abs() * 4).long().clamp(max=15)] = 1.0
+        return made
+
+
+@model
+class Packed(Small):
+    """A part that keeps its weight under another name in its state dict."""
+
+    def more(self) -> None:
+        self.packed = Packing()
+
+    def middle(self, hidden: Tensor, batch: Batch) -> Any:
+        return hidden * self.packed.weight
+
+
+class Packing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4))
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        destination[f"{prefix}kept"] = self.weight.detach()
+
+    def _load_from_state_dict(self, state: Any, prefix: str, *others: Any) -> None:
+        self.weight.data.copy_(state.pop(f"{prefix}kept"))
 
 
 @model
@@ -447,7 +494,7 @@ def test_it_trains_as_in_a_plain_torch_loop(
     case: Any, overlapped: bool, num: int, tmp_path: Path
 ) -> None:
     name, _, size, precision = case
-    if name in ("ChannelsLast", "Complex") and size is None and num > 1:
+    if name in ("Averages", "ChannelsLast", "Complex") and size is None and num > 1:
         return  # running statistics are the mean over the workers' shares of a whole batch
     got = on(num)[title(case) + str(overlapped)]
     assert not isinstance(got, str), got
@@ -457,6 +504,26 @@ def test_it_trains_as_in_a_plain_torch_loop(
     assert got[0] == pytest.approx(losses, rel=rtol)
     for key, value in bound.state_dict().items():
         torch.testing.assert_close(got[1][key], value, rtol=rtol, atol=rtol, check_layout=False)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("Counts", {"seen": True, "shares": True, "total": True, "steps": False}),
+        ("Averages", {"average": False, "least": False, "seen": False}),
+        ("Grows", {}),
+        ("ChannelsLast", {}),
+    ],
+)
+def test_which_buffers_add_up_is_told_from_more_than_the_start(
+    name: str, expected: dict[str, bool], precision: str, tmp_path: Path
+) -> None:
+    made = job(tmp_path, name, SGD, 3, precision)
+    bound = objective(made.spec, made.fields)
+    bound.model.first = nn.Sequential(bound.model.first, nn.Dropout(0.1))  # type: ignore[arg-type]
+    found = changing(bound, trial_batch(made))
+    assert found == {f"model.{key}": value for key, value in expected.items()}
 
 
 @pytest.mark.parametrize("name", HELD)
