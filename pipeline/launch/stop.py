@@ -113,6 +113,7 @@ def raised() -> Iterator[None]:
         _raised.append(number)
         raise KeyboardInterrupt  # which is not caught with every Exception
 
+    told, sys.unraisablehook = sys.unraisablehook, _quietly(sys.unraisablehook)
     try:
         with _handled(end):
             yield
@@ -123,7 +124,13 @@ def raised() -> Iterator[None]:
             raise StoppedError(_raised[0]) from error
         raise
     finally:
+        sys.unraisablehook = told
         _raised.clear()
+
+
+def _quietly(otherwise: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Nothing is said of a KeyboardInterrupt that came where Python drops it, as while forking."""
+    return lambda seen: None if seen.exc_type is KeyboardInterrupt else otherwise(seen)
 
 
 @contextmanager
