@@ -139,9 +139,11 @@ def _places(modules: list[str]) -> list[Path]:
     left = [place for place in places if "site-packages" not in place.parts]
     while left:
         place = left.pop()
-        beside = {_beside(place.parent, name) for name in _imported(place)} - {None, *places}
-        places |= beside  # type: ignore[arg-type]
-        left += beside  # type: ignore[arg-type]
+        for name in _imported(place):
+            found = _beside(place.parent, name)
+            if found is not None and found not in places:
+                places.add(found)
+                left.append(found)
     return sorted(places)
 
 

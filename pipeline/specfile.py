@@ -32,6 +32,10 @@ from pipeline.spec import (
 
 LARGEST_SPEC_BYTES = 1_000_000
 MOST_DEPTH = 50
+CHOICES: dict[str, type[Choice]] = {
+    "loss": Term, "model": Model, "optimizer": Optimizer, "schedule": Schedule
+}  # fmt: skip
+"""What a spec names, with options."""
 YAML_TAG = "tag:yaml.org,2002:"
 PLAIN_TAGS = {YAML_TAG + kind for kind in ("map", "seq", "str", "int", "float", "bool", "null")}
 
@@ -187,8 +191,7 @@ def _faults(
 
 def _in_plain_words(message: str) -> str:
     """One of pydantic's messages as a reader of YAML would say it."""
-    kind = message.partition(", unable to parse")[0].replace("Input should be", "must be")
-    kind = re.sub("^[A-Z][a-z]+ should", "must", kind)
+    kind = re.sub("^[A-Z][a-z]+ should", "must", message.partition(", unable to parse")[0])
     for theirs, ours in {
         "a valid integer": "a whole number", "a valid number": "a number",
         "a valid string": "text", "a valid boolean": "true or false", "a valid list": "a list",
@@ -240,9 +243,6 @@ def _keys_beside(path: tuple[Any, ...], tree: Any) -> list[str]:
         "data": Data, "training": Training, "workers": Workers, "checkpoint": Checkpoint,
         "cache": Cache, "tracking": Tracking,
     }  # fmt: skip
-    choices: dict[str, type[Choice]] = {
-        "loss": Term, "model": Model, "optimizer": Optimizer, "schedule": Schedule
-    }  # fmt: skip
     if len(path) == 1:
         return list(JobSpec.model_fields)
     if path[:2] == ("data", "sample_weight") and len(path) == 3:
@@ -253,8 +253,8 @@ def _keys_beside(path: tuple[Any, ...], tree: Any) -> list[str]:
         return list(Split.model_fields)
     if path[0] in sections and len(path) == 2:
         return list(sections[path[0]].model_fields)
-    if path[0] in choices and len(path) <= 3:
-        choice, here = choices[path[0]], _at(tree, path[:-1])
+    if path[0] in CHOICES and len(path) <= 3:
+        choice, here = CHOICES[path[0]], _at(tree, path[:-1])
         own = [key for key in choice.model_fields if key != "options"]
         name = here.get("name") if isinstance(here, dict) else None
         if name in choice.registry.entries:
@@ -265,14 +265,11 @@ def _keys_beside(path: tuple[Any, ...], tree: Any) -> list[str]:
 
 def _positional(path: tuple[Any, ...], tree: Any) -> str | None:
     """Name and place of the component that has such a parameter, but not as an option."""
-    choices: dict[str, type[Choice]] = {
-        "loss": Term, "model": Model, "optimizer": Optimizer, "schedule": Schedule
-    }  # fmt: skip
     here = _at(tree, path[:-1])
     name = here.get("name") if isinstance(here, dict) else None
-    if path[0] not in choices or name not in choices[path[0]].registry.entries:
+    if path[0] not in CHOICES or name not in CHOICES[path[0]].registry.entries:
         return None
-    entry = choices[path[0]].registry[name]
+    entry = CHOICES[path[0]].registry[name]
     found = inspect.signature(entry.build).parameters.get(path[-1])
     is_option = found is not None and found.default is not found.empty
     return f"{name} ({entry.place})" if is_option else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sysconfig
 import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 PACKAGE = str(Path(__file__).parent)
@@ -57,6 +58,16 @@ def in_full(error: BaseException) -> str:
     for frame in reversed(own_frames(error)[-MOST_FRAMES:]):
         lines.append(f"  {_place(frame)}, in {frame.name}: {frame.line}")
     return "\n".join([*lines, *(f"  {note}" for note in getattr(error, "__notes__", []))])
+
+
+@contextmanager
+def noting(text: str) -> Iterator[None]:
+    """An error that comes from inside carries this note on its way."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(text)
+        raise
 
 
 def write(error: BaseException, path: Path) -> None:

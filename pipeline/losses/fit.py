@@ -133,15 +133,10 @@ def _check_left_alone(objective: Objective, number: int, arguments: list[object]
 
 
 def _written(tensors: dict[str, Tensor], call: Callable[[], object]) -> str | None:
-    """The name of a tensor that the call writes into; it is put right again."""
-    before = {name: (tensor.clone(), tensor._version) for name, tensor in tensors.items()}
+    """The name of a tensor that the call writes into."""
+    before = {name: tensor._version for name, tensor in tensors.items()}
     call()
-    found = None
-    for name, (value, version) in before.items():
-        if tensors[name]._version != version:
-            found = found or name
-            tensors[name].copy_(value)
-    return found
+    return next((n for n, version in before.items() if tensors[n]._version != version), None)
 
 
 def _check_width(term: Term, prediction: Tensor, size: int | None) -> None:

@@ -152,12 +152,12 @@ def _changed(before: dict[str, Any], module: nn.Module) -> list[str]:
     return [key for key, value in before.items() if not same(value, after.get(key))]
 
 
-def _gradients(objective: Objective, batch: Batch) -> dict[str, Tensor]:
-    """By parameter, in the order of the model."""
+def _gradients(objective: Objective, batch: Batch, scale: float = 1.0) -> dict[str, Tensor]:
+    """Of `scale` times the loss, by parameter, in the order of the model."""
     objective.zero_grad(set_to_none=True)
     with kept_buffers(objective):
         torch.manual_seed(1)
-        loss = total(objective, batch)
+        loss = total(objective, batch) * scale
         if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]
     found = {n: p.grad.clone() for n, p in objective.named_parameters() if p.grad is not None}
@@ -239,16 +239,9 @@ class _Whole:
         return [made[name] for name in names or made]
 
     def _gradient(self, chosen: Tensor, scale: float) -> list[Tensor]:
-        parameters = list(self.objective.parameters())
-        self.objective.zero_grad(set_to_none=True)
-        with kept_buffers(self.objective), torch.enable_grad():
-            torch.manual_seed(1)
-            loss = total(self.objective, select(self.batch, chosen)) * scale
-            if loss.requires_grad:
-                loss.backward()  # type: ignore[no-untyped-call]
-        made = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        self.objective.zero_grad(set_to_none=True)
-        return made
+        found = _gradients(self.objective, select(self.batch, chosen), scale)
+        named = self.objective.named_parameters()
+        return [found.get(name.removeprefix("model."), torch.zeros_like(p)) for name, p in named]
 
 
 def _innermost(objective: Objective, batch: Batch) -> Found:

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipeline.data.batch import Batch, num_rows, select
+from pipeline.errors import UsageError
 from pipeline.losses.objective import Objective
 from pipeline.suspects.calls import kept_buffers
 from pipeline.suspects.modules import without_dropout
@@ -29,7 +30,7 @@ class Place:
     module: nn.Module
     own: str
     first: Tensor
-    """Its type, shape and device; not its values."""
+    """Its type, shape and device, in the memory of one number."""
     adds_up: bool
 
     @property
@@ -65,7 +66,8 @@ class Buffers:
                 continue
             module, _, own = path.rpartition(".")
             home, adds_up = objective.get_submodule(module), objective.changing.get(path, False)
-            places.append(Place(path, home, own, torch.empty_like(buffer), adds_up))
+            first = buffer.new_empty(()).expand(buffer.shape)
+            places.append(Place(path, home, own, first, adds_up))
         self._summed = [place for place in places if place.is_summed]
         self._largest = [place for place in places if not place.is_summed]
         self.size = sum(value.numel() for value in self.values)
@@ -153,41 +155,43 @@ def _real(tensor: Tensor) -> Tensor:
 def changing(objective: Objective, batch: Batch) -> dict[str, bool]:
     """Names of the buffers that a forward pass changes, and whether they add up over rows.
 
-    Tried on a copy: one that does so changes by all rows as by two parts of them together, at first
-    and later too; a moving average does so from zeros only. BatchNorm's are known to be means.
-    Raises ValueError with the name of a sparse buffer that changes: workers could not share it.
+    Tried on a copy, in float64 if it can be. BatchNorm's are known to be means.
+    Raises UsageError with the name of a sparse buffer that changes: workers could not share it.
     """
     norms = [m for m in objective.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
     known = {id(buffer) for norm in norms for buffer in norm.buffers(recurse=False)}
     names = [name for name, buffer in objective.named_buffers() if id(buffer) not in known]
-    if not names:
-        return {}
-    rows = torch.arange(min(num_rows(batch), MOST_ROWS))
-    parts = [rows, *rows.tensor_split(2)] if len(rows) > 1 else [rows]
-    for in_float64 in (True, False):
+    for in_float64 in (True, False) if names else ():
         try:
             tried = _copied(objective, in_float64)
             with without_dropout(tried):
-                found = _changes(tried, batch, names, rows)
-                is_sum = {name: len(parts) > 1 for name in found}
-                for is_later in (False, True) if found else ():
-                    if is_later:
-                        _forward(tried, batch, rows)
-                    made = [_changes(tried, batch, names, part) for part in parts]
-                    for name in found:
-                        is_sum[name] &= all(name in one for one in made) and _is_sum(
-                            *(one[name] for one in made)
-                        )
-        except _SparseError as error:
-            raise ValueError(str(error)) from None
+                return _tried(tried, batch, names)
+        except UsageError:
+            raise
         except Exception:  # it takes no float64, or no such part of a batch
             continue
-        return is_sum
     return {}
 
 
-class _SparseError(Exception):
-    """A sparse buffer was changed."""
+def _tried(objective: Objective, batch: Batch, names: list[str]) -> dict[str, bool]:
+    """As `changing` says, of the buffers that are named.
+
+    One that adds up changes by all rows as by two parts of them together, at first and later too: a
+    moving average does so from zeros only.
+    """
+    rows = torch.arange(min(num_rows(batch), MOST_ROWS))
+    is_sum = dict.fromkeys(_changes(objective, batch, names, rows), len(rows) > 1)
+    if not any(is_sum.values()):
+        return is_sum
+    for is_later in (False, True):
+        if is_later:
+            _forward(objective, batch, rows)
+        parts = rows, *rows.tensor_split(2)
+        whole, one, other = (_changes(objective, batch, names, part) for part in parts)
+        for name in is_sum:
+            is_known = name in whole and name in one and name in other
+            is_sum[name] &= is_known and _is_sum(whole[name], one[name], other[name])
+    return is_sum
 
 
 def _copied(objective: Objective, in_float64: bool) -> Objective:
@@ -223,7 +227,10 @@ def _changes(
                 continue
             if then.layout != torch.strided:
                 if not torch.equal(now[name].to_dense(), then.to_dense()):
-                    raise _SparseError(name)
+                    raise UsageError(
+                        f"model: buffer {name} is sparse, and the forward pass changes it, which "
+                        "workers cannot share: register it dense"
+                    )
             elif not torch.equal(now[name], then):
                 wide = torch.complex128 if then.is_complex() else torch.float64
                 found[name] = now[name].detach().to(wide) - then.to(wide)

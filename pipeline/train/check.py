@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pipeline import registry
-from pipeline.data.batch import num_rows, select
+from pipeline.data.batch import Batch, num_rows, select
 from pipeline.data.columns import Field
 from pipeline.data.order import cut
 from pipeline.data.stream import Plan, Streamed
@@ -33,13 +33,14 @@ LEAST_BATCHES = 4
 def check(job: Job) -> list[fitting.Notice]:
     """Everything that can be known before training. Raises ContractError with the fix."""
     targets = [field.name for field in job.fields if field.is_target]
-    bound = objective(job.spec, job.fields, trial_batch(job))
+    trial = trial_batch(job)
+    bound = objective(job.spec, job.fields, trial)
     for rows in (job.train, job.validation):
         for batch in rows.parts(targets) if rows is not None and targets else ():
             fitting.check_targets(bound.terms, batch)
     metrics = chosen(bound.terms, job.spec.metrics)
     try:
-        notices = fitting.check_batch(bound, trial_batch(job))
+        notices = fitting.check_batch(bound, trial)
         if job.validation:
             try_metrics(bound, job.validation, metrics, job.spec.training.batch_size)
     except InputError:
@@ -50,11 +51,11 @@ def check(job: Job) -> list[fitting.Notice]:
         ) from error
     if job.spec.training.best_by:
         Best(job.spec.training.best_by, bound.terms, metrics)
-    notices += _rewriting(job, bound)
+    notices += _rewriting(job, bound, trial)
     notices += [_averaged(bound, name) for name, adds_up in bound.changing.items() if not adds_up]
-    _try_smallest(job, bound)
-    _try_step(job, bound)
-    return notices + _oddities(job, bound.terms)
+    _try_smallest(job, bound, trial)
+    _try_step(job, bound, trial)
+    return notices + _oddities(job, bound.terms, trial)
 
 
 def _averaged(bound: Objective, name: str) -> fitting.Notice:
@@ -67,13 +68,13 @@ def _averaged(bound: Objective, name: str) -> fitting.Notice:
     return fitting.Notice("model", text)
 
 
-def _rewriting(job: Job, bound: Objective) -> list[fitting.Notice]:
+def _rewriting(job: Job, bound: Objective, trial: Batch) -> list[fitting.Notice]:
     """Whether a forward pass writes into weights: workers see other rows, and would part.
 
     Raises UsageError where there are several.
     """
     bound.train()
-    name = rewritten(bound, trial_batch(job))
+    name = rewritten(bound, trial)
     if name is None:
         return []
     text = (
@@ -86,17 +87,17 @@ def _rewriting(job: Job, bound: Objective) -> list[fitting.Notice]:
     return [fitting.Notice("model", f"{text}; it cannot train on several workers")]
 
 
-def _try_smallest(job: Job, bound: Objective) -> None:
+def _try_smallest(job: Job, bound: Objective, trial: Batch) -> None:
     """The smallest micro-batch of an epoch through the model, as BatchNorm refuses one row."""
     settings, most = job.spec.training, job.spec.workers.most
     last = job.num_rows % settings.batch_size or settings.batch_size
     sizes = (min(settings.batch_size, job.num_rows), last)
     parts = [part for n in sizes for part in cut(np.arange(n), settings.microbatch_size, most)]
-    size, batch = min(map(len, parts)), trial_batch(job)
+    size = min(map(len, parts))
     try:
         bound.train()
         with torch.no_grad():
-            bound.predict(select(batch, torch.arange(min(size, num_rows(batch)))))
+            bound.predict(select(trial, torch.arange(min(size, num_rows(trial)))))
     except Exception as error:
         raise UsageError(
             f"model {job.spec.model.name}: fails on {size} row{'s' if size > 1 else ''}, which the "
@@ -107,10 +108,10 @@ def _try_smallest(job: Job, bound: Objective) -> None:
         ) from error
 
 
-def _try_step(job: Job, bound: Objective) -> None:
+def _try_step(job: Job, bound: Objective, trial: Batch) -> None:
     """One step of the optimizer on the first rows, and what several workers could not sum."""
     name = job.spec.optimizer.name
-    numerators = bound(trial_batch(job))[0].sum()
+    numerators = bound(trial)[0].sum()
     by_ddp = job.spec.workers.most > 1 and job.spec.training.microbatch_size is None
     if by_ddp and not is_small(bound) and _is_reentrant(numerators):
         raise UsageError(
@@ -150,7 +151,7 @@ def _is_reentrant(result: torch.Tensor) -> bool:
     return False
 
 
-def _oddities(job: Job, terms: list[Term]) -> list[fitting.Notice]:
+def _oddities(job: Job, terms: list[Term], trial: Batch) -> list[fitting.Notice]:
     """What is allowed, and rarely meant."""
     spec, found = job.spec, []
     size, warmup = spec.training.batch_size, spec.schedule.warmup_steps
@@ -187,7 +188,7 @@ def _oddities(job: Job, terms: list[Term]) -> list[fitting.Notice]:
         elif field.is_input and len(values) > max(20, job.num_rows // 2):
             text = f"{len(values)} categories in {job.num_rows} rows: an id? it cannot generalise"
             found.append(fitting.Notice(about, text))
-        elif field.is_input and field.kind == "number" and _counts_rows(job, field, profile):
+        elif field.is_input and field.kind == "number" and _counts_rows(job, field, profile, trial):
             text = "counts the rows, as an index does: the order of rows says nothing of new ones"
             found.append(fitting.Notice(about, text))
         elif profile.get("distinct") == 1 or (
@@ -211,7 +212,7 @@ def _oddities(job: Job, terms: list[Term]) -> list[fitting.Notice]:
     return found
 
 
-def _counts_rows(job: Job, field: Field, profile: dict[str, Any]) -> bool:
+def _counts_rows(job: Job, field: Field, profile: dict[str, Any], trial: Batch) -> bool:
     """Whether a column of whole numbers has one for each row, without gaps."""
     if "int" not in field.arrow_type or profile.get("missing") or profile.get("count", 0) < 20:
         return False
@@ -219,7 +220,7 @@ def _counts_rows(job: Job, field: Field, profile: dict[str, Any]) -> bool:
     total = job.num_rows + job.num_validation_rows + job.facts["dropped"]
     if not 0.9 * total < span <= total:
         return False
-    some = trial_batch(job)[field.name]
+    some = trial[field.name]
     return isinstance(some, torch.Tensor) and len(some.unique()) == len(some)  # type: ignore[no-untyped-call]
 
 

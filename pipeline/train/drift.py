@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pipeline.errors import RunError
 from pipeline.train import reduce
 from pipeline.train.buffers import Buffers
+from pipeline.train.weights import octets
 
 MOST_NAMES = 3
 
@@ -81,8 +82,5 @@ def _numbers(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def _checksum(tensor: Tensor) -> Tensor:
-    """CRC-32 of a tensor's bytes, in the order of its places: int64."""
-    here = tensor.detach().cpu()
-    dense = here if here.layout == torch.strided else here.to_dense()
-    octets = dense.contiguous().reshape(-1).view(torch.uint8)
-    return torch.tensor(zlib.crc32(octets.numpy().data if octets.numel() else b""))
+    """CRC-32 of a tensor's bytes: int64."""
+    return torch.tensor(zlib.crc32(octets(tensor)))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from pipeline.errors import UsageError
 from pipeline.losses.objective import Objective
 from pipeline.losses.terms import Term
 from pipeline.metrics import CONFUSION, DEFAULTS, Metric, Task
-from pipeline.tracebacks import described
+from pipeline.tracebacks import described, noting
 from pipeline.train import reduce
 from pipeline.train.step import seed_device, seed_for
 
@@ -131,21 +131,11 @@ def _placed(name: str) -> str:
     return f"{name} ({entry.place})" if entry else name
 
 
-@contextmanager
-def _naming(name: str) -> Iterator[None]:
-    """An error is noted to come from this metric."""
-    try:
-        yield
-    except Exception as error:
-        error.add_note(f"in metric {name}")
-        raise
-
-
 def _added_up(
     name: str, metric: Metric, prediction: Tensor, truth: Tensor, size: int | None = None
 ) -> Tensor:
     """A metric's sums over some items: float64 [size]. Raises UsageError for anything else."""
-    with _naming(name):
+    with noting(f"in metric {name}"):
         made = metric.sums(prediction, truth)
     if not isinstance(made, Tensor) or made.dim() != 1:
         found = f"shape {list(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
@@ -160,15 +150,15 @@ def _added_up(
 
 def _value(name: str, metric: Metric, sums: Tensor) -> float:
     """A metric's value, NaN where it divides by nothing."""
-    with _naming(name):
+    with noting(f"in metric {name}"):
         try:
-            made: object = metric.value(sums)
+            made: Any = metric.value(sums)
         except ZeroDivisionError:
             return math.nan
     if isinstance(made, Tensor) and made.numel() != 1:
         problem = f"gives a value of shape {list(made.shape)}, where one number is wanted"
         raise UsageError(f"metrics: {_placed(name)} {problem}")
-    return float(made)  # type: ignore[arg-type]
+    return float(made)
 
 
 def _task(term: Term) -> Task | None:

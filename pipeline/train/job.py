@@ -116,22 +116,12 @@ def objective(spec: JobSpec, fields: list[Field], trial: Batch | None = None) ->
         _with_dense_gradients(bound)
         if trial is not None:
             bound.terms = tried(terms, bound, trial)
-            bound.changing = _changing(bound, trial)
+            bound.changing = changing(bound, trial)
     except InputError:
         raise
     except Exception as error:  # a user's model can fail in any way: say where, keep the cause
         raise of_model(spec.model.name, error, inputs) from error
     return bound
-
-
-def _changing(bound: Objective, trial: Batch) -> dict[str, bool]:
-    try:
-        return changing(bound, trial)
-    except ValueError as error:
-        raise UsageError(
-            f"model: buffer {error} is sparse, and the forward pass changes it, which workers "
-            "cannot share: register it dense"
-        ) from None
 
 
 def of_model(name: str, error: Exception, inputs: Iterable[str], doing: str = "") -> UsageError:

@@ -48,7 +48,7 @@ def steps(job: Job, num_steps: int) -> tuple[list[dict[str, Any]], Objective]:
             divisors = bound.denominators(store.gather(order.rows(step)))
             sums = torch.zeros_like(divisors)
             bound.zero_grad(set_to_none=True)  # also what the optimizer does not hold
-            with _MeanOfBuffers(bound, len(pieces)) as buffers:
+            with _StepBuffers(bound) as buffers:
                 for number, rows in enumerate(pieces):
                     buffers.restart()
                     torch.manual_seed(seed_for(settings.seed, step, number))
@@ -77,17 +77,17 @@ def _backward(bound: Objective, batch: Batch, divisors: Tensor) -> Tensor:
     return recorded
 
 
-class _MeanOfBuffers:
+class _StepBuffers:
     """Each micro-batch starts from the step's buffers, and the mean of what it makes of them stays.
 
     Of those that add up over rows the sum of the changes does. This is what micro-batches mean
     here, whoever computes them; without them it changes nothing.
     """
 
-    def __init__(self, bound: Objective, num_microbatches: int) -> None:
-        self._bound, self._num = bound, num_microbatches
+    def __init__(self, bound: Objective) -> None:
+        self._bound = bound
 
-    def __enter__(self) -> _MeanOfBuffers:
+    def __enter__(self) -> _StepBuffers:
         self._before = self._now()
         self._made: list[dict[str, Tensor]] = []
         return self
@@ -111,14 +111,14 @@ class _MeanOfBuffers:
         if kind is not None:
             return
         made = [*self._made[1:], self._now()]  # the first is from before any forward pass
-        means = {}
+        after = {}
         for name, before in self._before.items():
             values = [one[name] for one in made if name in one and one[name].shape == before.shape]
             if len(values) < len(made):
                 continue
             if self._bound.changing.get(name):
-                means[name] = before + sum(value - before for value in values)
+                after[name] = before + sum(value - before for value in values)
             else:
                 is_mean = before.is_floating_point() or before.is_complex()
-                means[name] = torch.stack(values).mean(0) if is_mean else values[-1]
-        self._take(means)
+                after[name] = torch.stack(values).mean(0) if is_mean else values[-1]
+        self._take(after)

@@ -63,9 +63,14 @@ def weights_sha256(weights: dict[str, Tensor]) -> str:
     """SHA-256 over names, types, shapes and bytes of all tensors, in the order of their names."""
     digest = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
-        here = tensor.detach().cpu()
-        dense = here if here.layout == torch.strided else here.to_dense()
-        flat = dense.contiguous().reshape(-1)
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
+        digest.update(octets(tensor))
     return digest.hexdigest()
+
+
+def octets(tensor: Tensor) -> memoryview | bytes:
+    """The bytes of a tensor's numbers, in the order of their places."""
+    here = tensor.detach().cpu()
+    dense = here if here.layout == torch.strided else here.to_dense()
+    flat = dense.contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data if flat.numel() else b""

@@ -125,11 +125,8 @@ def train(
             held_out = np.arange(job.num_validation_rows)
             size = size or settings.batch_size
             said: list[str] = []
-            try:
+            with tracebacks.noting(f"in the evaluation after step {step}"):
                 values = evaluate(bound, job.validation, held_out, size, metrics, device, said)
-            except Exception as error:
-                error.add_note(f"in the evaluation after step {step}")
-                raise
             if record:
                 record.write_evaluation(step, step / per_epoch, values, bound, said)
 
