@@ -47,7 +47,7 @@ def copied(whole: Case, server: s3.Server, name: str, kill: int) -> tuple[dict[s
     base, tree, _ = whole
     tree = copying(tree, server.uri("rows/copies"))
     place = harness.fresh(base / name)
-    harness.attempt({**tree, "pause": 0.15}, place, 3, None, [(2, kill)])
+    harness.attempt({**tree, "pause": 0.3}, place, 3, None, [(2, kill)])
     shutil.rmtree(place)
     return tree, harness.fresh(place)
 
