@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.fs as pafs
+import pytest
 
-from tests.processes import free_port
+from tests.processes import free_ports
 
-PORTS = ("master", "volume", "filer", "s3")
+PARTS = ("master", "volume", "filer", "s3")
+PORTS = [f"{part}.port{kind}" for part in PARTS for kind in ("", ".grpc")]
+PORTS += ["s3.port.iceberg", "s3.port.lance"]
 KEY, SECRET = "test-key", "test-secret-8d1f"
 
 
@@ -45,10 +48,23 @@ def running(folder: Path, secret: str = SECRET) -> Iterator[Server]:
     rights = {"accessKey": KEY, "secretKey": secret}
     config = {"identities": [{"name": "t", "credentials": [rights], "actions": ["Admin"]}]}
     (folder / "s3.json").write_text(json.dumps(config))
-    ports = {
-        f"{name}.port{kind}": free_port() for name in PORTS for kind in ("", ".grpc")
-    } | {f"s3.port.{name}": free_port() for name in ("iceberg", "lance")}  # fmt: skip
-    server = subprocess.Popen(
+    for left in reversed(range(3)):  # another process may take one of its ports before it does
+        ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
+        server = _started(folder, ports)
+        try:
+            found = Server(f"127.0.0.1:{ports['s3.port']}", secret)
+            if _is_ready(found, server):
+                yield found
+                return
+        finally:
+            server.kill()  # asked to end, it takes 25 s to say good-bye to itself
+            server.wait()
+        if not left:
+            pytest.fail("SeaweedFS did not start:\n" + (folder / "log").read_text()[-3000:])
+
+
+def _started(folder: Path, ports: dict[str, int]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
         [
             Path(sysconfig.get_path("scripts")) / "weed", "-logtostderr=true", "server", "-s3",
             "-dir", folder, "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-volume.max=20",
@@ -57,17 +73,15 @@ def running(folder: Path, secret: str = SECRET) -> Iterator[Server]:
         ],
         stdout=(folder / "log").open("w"), stderr=subprocess.STDOUT,
     )  # fmt: skip
-    try:
-        found = Server(f"127.0.0.1:{ports['s3.port']}", secret)
-        for left in reversed(range(60)):
-            try:
-                found.filesystem.create_dir("rows")
-                break
-            except OSError:
-                if not left or server.poll() is not None:
-                    raise
-                time.sleep(0.5)
-        yield found
-    finally:
-        server.kill()  # asked to end, it takes 25 s to say good-bye to itself
-        server.wait()
+
+
+def _is_ready(found: Server, server: subprocess.Popen[bytes]) -> bool:
+    """Whether its bucket could be made before the server ended, or two minutes had passed."""
+    until = time.monotonic() + 120
+    while server.poll() is None and time.monotonic() < until:
+        try:
+            found.filesystem.create_dir("rows")
+            return True
+        except OSError:
+            time.sleep(0.5)
+    return False
