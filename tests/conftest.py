@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,12 +62,28 @@ def _runs_are_recorded_beside_themselves(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
+@pytest.fixture(scope="session")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's tables in a file of SQLite, still empty: to make them takes over a second."""
+    from pipeline.track.deliver import _make_database
+
+    path = tmp_path_factory.mktemp("database") / "mlflow.db"
+    _make_database(path)
+    return path
+
+
 @pytest.fixture
-def job(tmp_path: Path) -> Write:
-    """Writes `job.yaml` with changes to a small valid spec, and its data beside it."""
+def job(tmp_path: Path, database: Path) -> Write:
+    """Writes `job.yaml` with changes to a small valid spec, and its data beside it.
+
+    Runs are recorded in a database that is there already.
+    """
 
     def write(changes: dict[str, Any] | None = None, data: str | None = None) -> Path:
         (tmp_path / "data.csv").write_text(data if data is not None else rows())
+        if not (tmp_path / "runs").exists():
+            (tmp_path / "runs").mkdir()
+            shutil.copy(database, tmp_path / "runs")
         tree: dict[str, Any] = {
             "name": "small",
             "data": {"train": "data.csv", "validation": 0.25, "inputs": ["a", "b"], "target": "y"},

@@ -72,13 +72,23 @@ def test_the_copy_is_gone_on_from_with_the_same_bits(whole: Case, server: s3.Ser
     assert [p["step"] for p in points if "train" in p] == whole[2]["steps"]
 
 
+@pytest.fixture(scope="module")
+def intact(whole: Case, server: s3.Server) -> dict[str, Any]:
+    """The spec of a run that was killed and whose copy is `intact-1`."""
+    return copied(whole, server, "intact-1", 20)[0]
+
+
 @pytest.mark.parametrize("what", ["state.pt", "manifest.json", "curve"])
 @pytest.mark.parametrize("how", ["flipped", "cut", "gone"])
-def test_a_damaged_copy_is_passed_over(whole: Case, server: s3.Server, what: str, how: str) -> None:
-    tree, place = copied(whole, server, f"damaged-{what}-{how}-1", 20)
-    newest = pulled(tree, place)
-    files = server.filesystem
+def test_a_damaged_copy_is_passed_over(
+    whole: Case, server: s3.Server, intact: dict[str, Any], what: str, how: str
+) -> None:
+    tree, files, place = intact, server.filesystem, whole[0] / f"damaged-{what}-{how}-1"
     root = f"rows/copies/{place.name}"
+    pafs.copy_files(
+        "rows/copies/intact-1", root, source_filesystem=files, destination_filesystem=files
+    )
+    newest = pulled(tree, harness.fresh(place))
     name = f"step-{newest:010}/{what}"
     if what == "curve":
         selector = pafs.FileSelector(root)

@@ -80,8 +80,14 @@ CASES: dict[str, Case] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("num", [1, pytest.param(2, marks=pytest.mark.ray)])
-@pytest.mark.parametrize("what", CASES)
+@pytest.mark.parametrize(
+    ("what", "num"),
+    [
+        *((what, 1) for what in CASES),
+        *(pytest.param(what, 2, marks=pytest.mark.ray) for what in ("model", "metric")),
+        *(pytest.param(what, 2, marks=pytest.mark.chaos) for what in ("loss", "optimizer")),
+    ],
+)
 def test_the_users_own_line_is_named_and_the_traceback_is_kept(
     what: str, num: int, job: Write, command: Command, tmp_path: Path
 ) -> None:

@@ -98,8 +98,14 @@ def test_two_labels_at_once_are_learned_with_balanced_weights(tmp_path: Path) ->
     assert metric(result, "rare/f1") > 0.8
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("schedule", ["cosine", "inverse_sqrt", {"name": "step", "every_steps": 5}])
+@pytest.mark.parametrize(
+    ("precision", "schedule"),
+    [
+        ("float32", "cosine"),
+        ("bfloat16", "inverse_sqrt"),
+        ("float32", {"name": "step", "every_steps": 5}),
+    ],
+)
 def test_precision_and_schedules_train(precision: str, schedule: Any, tmp_path: Path) -> None:
     x = np.linspace(-1, 1, 100)
     spec = {
