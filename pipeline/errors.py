@@ -19,7 +19,7 @@ pickling between processes.
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -109,6 +109,11 @@ class NonFiniteError(RunError):
         super().__init__(step, gradient_norm, terms, tuple(microbatches), tuple(rows))
         self.step, self.gradient_norm, self.terms = step, gradient_norm, terms
         self.microbatches, self.rows = tuple(microbatches), tuple(rows)
+
+    def with_rows(self, microbatches: Sequence[Iterable[int]]) -> NonFiniteError:
+        """The error with the rows of its micro-batches, out of those of all."""
+        rows = [int(row) for index in self.microbatches for row in microbatches[index]]
+        return NonFiniteError(self.step, self.gradient_norm, self.terms, self.microbatches, rows)
 
     def __str__(self) -> str:
         terms = ", ".join(f"{name} = {value:g}" for name, value in self.terms.items())

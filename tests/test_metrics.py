@@ -13,7 +13,7 @@ from torch import nn
 
 import pipeline
 from pipeline import registry
-from pipeline.data.order import Rows
+from pipeline.data.sampler import Rows
 from pipeline.errors import UsageError
 from pipeline.losses.terms import bind
 from pipeline.metrics import Metric

@@ -23,12 +23,13 @@ LAYERS = [
     ["dataspec"],
     ["spec"],
     ["specfile", "plugins"],
-    ["data.arrow", "data.batch", "data.csv", "data.order", "data.samples", "data.places"],
+    ["data.arrow", "data.batch", "data.csv", "data.sampler", "data.samples", "data.places"],
     ["data.formats"],
     ["data.source"],
     ["data.columns", "data.split", "data.fingerprint", "losses.contract"],
     ["data.fits", "data.store"],
-    ["data.policy", "data.feed"],
+    ["data.policy", "data.partition"],
+    ["data.loader"],
     ["data.fitting", "data.sides"],
     ["data.stream"],
     ["data.convert"],
@@ -43,14 +44,19 @@ LAYERS = [
     ["suspects"],
     ["losses.fit", "models", "models.parts", "models.mlp", "models.cnn", "models.transformer",
      "optimizers", "schedules", "metrics"],
-    ["train.files", "train.buffers", "train.reduce", "train.weights", "train.curve"],
+    ["distributed", "distributed.comm", "distributed.seeds"],
+    ["distributed.buffers"],
+    ["distributed.gradients"],
+    ["distributed.ordered", "distributed.ddp"],
+    ["train.files", "train.weights", "train.curve"],
     ["train.checkpoint", "train.lease"],
     ["train.mirror"],
-    ["train.coupled"],
-    ["train.tree", "train.step", "train.evaluate", "train.job"],
-    ["train.best", "train.bits", "train.faults", "train.drift", "train.plain"],
-    ["train.check"],
-    ["train.record"],
+    ["train.gradcache"],
+    ["train.step", "train.evaluate", "train.job"],
+    ["train.best", "train.determinism", "train.faults", "train.drift", "train.plain"],
+    ["train.check", "train.state"],
+    ["train.recorder"],
+    ["train.loop"],
     ["testing"],
     ["train.worker"],
     ["track.delivery", "track.served", "track.model", "track.deliver", "track.evidence"],
@@ -61,7 +67,7 @@ LAYERS = [
 ]  # fmt: skip
 DEPTH = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}
 EMPTY = {"data", "train", "track", "launch"}
-RAY = {"launch.cluster", "launch.restart", "train.worker"}
+RAY = {"launch.cluster", "launch.restart", "train.state"}
 MLFLOW = {"track.deliver", "track.evidence", "track.model", "track.served"}
 
 

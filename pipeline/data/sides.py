@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipeline.data import policy
 from pipeline.data.columns import Field, Named
-from pipeline.data.order import Rows
+from pipeline.data.sampler import Rows
 from pipeline.data.source import Block, Source
 from pipeline.data.split import Chooser, chooser, first_held_out
 from pipeline.dataspec import Data

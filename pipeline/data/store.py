@@ -24,7 +24,7 @@ from torch import Tensor
 
 from pipeline.data.batch import Blocks, Column, Ragged, Slot, Slots
 from pipeline.data.columns import Encoded, Field, Pieces, decoded, stored_type
-from pipeline.data.order import Rows
+from pipeline.data.sampler import Rows
 from pipeline.errors import DataError
 
 Fraction = type[np.floating[Any]]

@@ -27,8 +27,8 @@ from pipeline.data import store
 from pipeline.data.batch import Blocks, Column, Ragged
 from pipeline.data.columns import Field, encode
 from pipeline.data.fingerprint import digest_rows
-from pipeline.data.order import Rows
 from pipeline.data.places import Located
+from pipeline.data.sampler import Rows
 from pipeline.data.sides import Side, Sides
 from pipeline.data.source import Block, Group, Groups, Source, opened
 from pipeline.data.store import Buffer, Fraction, Store

@@ -127,7 +127,7 @@ def prove(
     plugins.carry(modules, folder / "imports")
 
     from pipeline.launch import apart, cluster, stop
-    from pipeline.train import bits
+    from pipeline.train import determinism
 
     steps = min(steps, job.num_steps)
     size = spec.training.microbatch_size or -(-_batch_size(job) // max(workers))
@@ -157,7 +157,7 @@ def prove(
         if len(outcomes) < len(legs):
             text = f"; {len(outcomes)} of {len(legs)} ways have run: no verdict"
             raise StoppedError(error.number, text) from error
-    fingerprint = bits.fingerprint(_changed(job, Leg("", "bits", size, (1,))).spec)
+    fingerprint = determinism.fingerprint(_changed(job, Leg("", "bits", size, (1,))).spec)
     return Proof(
         spec.name, steps, job.num_steps, size, fingerprint, spec.digest, job.fingerprint, outcomes,
         found_suspects, spec.tracking.experiment or spec.name, str(folder),
@@ -209,7 +209,7 @@ def _asked(job: Job, size: int, steps: int) -> tuple[set[int | None], list[str]]
     from pipeline.train.job import build_optimizer, objective, trial_batch
 
     with job.train.opened("prove") as rows:
-        batch = rows.gather(job.order().rows(0))
+        batch = rows.gather(job.sampler().rows(0))
     bound = objective(job.spec, job.fields, trial_batch(job))
     optimizer = job.spec.optimizer.name, partial(build_optimizer, job.spec)
     times = min(max(steps * -(-_batch_size(job) // size), LEAST_TIMES), MOST_TIMES)

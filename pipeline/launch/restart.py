@@ -8,11 +8,11 @@ from typing import Any
 
 from ray.train import UserCallback
 
+from pipeline.distributed.comm import is_echo
 from pipeline.errors import PipelineError, RunError
 from pipeline.redact import redacted
 from pipeline.train import files
 from pipeline.train.curve import Reader
-from pipeline.train.reduce import is_echo
 
 FRUITLESS = 3
 """Deaths of workers, one after the other without getting further, that end the run."""

@@ -78,12 +78,12 @@ def _slug(name: str) -> str:
 
 def recovered(folder: Path, job: Job) -> list[str]:
     """Take from the run's copy what is newer than this folder; what is to be said of it."""
-    from pipeline.train import bits, checkpoint
+    from pipeline.train import checkpoint, determinism
 
     mirror = copies_of(job.spec)
     if mirror is None:
         return []
-    here, _ = checkpoint.newest(folder, bits.identity(job))
+    here, _ = checkpoint.newest(folder, determinism.identity(job))
     there, passed = mirror.of(folder.name).pull(folder, here)
     if there or (files.is_done(folder) and not here):
         return [*passed, f"{folder.name} comes back from its copy in {mirror.shown}"]
@@ -92,12 +92,12 @@ def recovered(folder: Path, job: Job) -> list[str]:
 
 def changes(folder: Path, job: Job, modules: list[str]) -> list[str]:
     """What is trained now and was not when the run in `folder` began: one line each."""
-    from pipeline.train import bits, checkpoint
+    from pipeline.train import checkpoint, determinism
 
     try:
         record = files.read_json(folder / files.RECORD)
     except ValueError:  # a checkpoint tells as well that this is the same job
-        step, _ = checkpoint.newest(folder, bits.identity(job))
+        step, _ = checkpoint.newest(folder, determinism.identity(job))
         return [] if step else [f"{files.RECORD} is damaged: what it trained is not known"]
     before, now = record["params"], delivery.params(job.spec)
     found = [

@@ -169,6 +169,12 @@ class Objective(nn.Module):
             counts = [count * weights for count in counts]
         return torch.stack([count.sum() for count in counts])
 
+    def scales(self, denominators: Tensor) -> Tensor:
+        """Weight of each term over what it is divided by, 0 if that is nothing: float64 [K]."""
+        both = zip(self.terms, denominators.tolist(), strict=True)
+        weights = [term.weight / divisor if divisor > 0 else 0.0 for term, divisor in both]
+        return torch.tensor(weights, dtype=torch.float64)
+
     def forward(
         self, batch: Batch, shares: Shares | None = None, counted: Sequence[bool] | None = None
     ) -> tuple[Tensor, Tensor]:

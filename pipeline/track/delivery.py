@@ -45,7 +45,7 @@ SCHEMES = ("databricks", "file", "http", "https", "mssql", "mysql", "postgresql"
 
 def prepare(spec: JobSpec, job: Job, folder: Path, modules: list[str]) -> None:
     """Write what MLflow is told besides the curve: spec, tags, fields and example rows."""
-    from pipeline.train import bits
+    from pipeline.train import determinism
 
     launcher = {"id": uuid.uuid4().hex, "pid": os.getpid(), "host": socket.gethostname()}
     tags = {
@@ -55,8 +55,8 @@ def prepare(spec: JobSpec, job: Job, folder: Path, modules: list[str]) -> None:
         "pipeline.data_fingerprint": job.fingerprint,
         "pipeline.storage": str(folder),
         "pipeline.versions": _versions(),
-        "pipeline.bits": json.dumps(bits.fingerprint(spec)),
-        "pipeline.bits_sha256": bits.fingerprint_sha256(spec),
+        "pipeline.bits": json.dumps(determinism.fingerprint(spec)),
+        "pipeline.bits_sha256": determinism.fingerprint_sha256(spec),
         **_git(),
     }
     if modules:

@@ -10,9 +10,9 @@ from torch import nn
 from pipeline.errors import UsageError
 from pipeline.losses.terms import Term
 from pipeline.registry import nearest
-from pipeline.train.checkpoint import copied
 from pipeline.train.curve import finite
 from pipeline.train.evaluate import Named
+from pipeline.train.weights import to_cpu
 
 
 class Best:
@@ -44,7 +44,7 @@ class Best:
             return
         sign = -1.0 if self.lower_is_better else 1.0
         if self.kept is None or sign * value > sign * self.kept["value"]:
-            weights = copied(objective.state_dict())
+            weights = to_cpu(objective.state_dict())
             metrics = finite(values)
             self.kept = {"step": step, "value": value, "metrics": metrics, "weights": weights}
 

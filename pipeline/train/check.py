@@ -12,8 +12,9 @@ import torch
 from pipeline import registry
 from pipeline.data.batch import Batch, num_rows, select
 from pipeline.data.columns import Field
-from pipeline.data.order import cut
+from pipeline.data.partition import split_batch
 from pipeline.data.stream import Plan, Streamed
+from pipeline.distributed.ordered import is_small
 from pipeline.errors import InputError, UsageError
 from pipeline.losses import fit as fitting
 from pipeline.losses.objective import Objective
@@ -23,7 +24,6 @@ from pipeline.tracebacks import described
 from pipeline.train.best import Best
 from pipeline.train.evaluate import chosen, try_metrics
 from pipeline.train.job import Job, build_optimizer, objective, of_model, trial_batch
-from pipeline.train.tree import is_small
 
 MOST_READS = 1.2
 """Of each streamed row in an epoch, above which `check` says so."""
@@ -92,7 +92,9 @@ def _try_smallest(job: Job, bound: Objective, trial: Batch) -> None:
     settings, most = job.spec.training, job.spec.workers.most
     last = job.num_rows % settings.batch_size or settings.batch_size
     sizes = (min(settings.batch_size, job.num_rows), last)
-    parts = [part for n in sizes for part in cut(np.arange(n), settings.microbatch_size, most)]
+    parts = [
+        part for n in sizes for part in split_batch(np.arange(n), settings.microbatch_size, most)
+    ]
     size = min(map(len, parts))
     try:
         bound.train()

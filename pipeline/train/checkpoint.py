@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.errors import RunError
 from pipeline.spec import Checkpoint
 from pipeline.train import files
-from pipeline.train.weights import take_weights
 
 FORMAT = 2
 MANIFEST, STATE, REPLACED = "manifest.json", "state.pt", "replaced"
@@ -53,22 +52,16 @@ class Checkpoints:
             return step % self.settings.every_steps == 0
         return time.monotonic() - self._last >= self.settings.every_seconds
 
-    def save(
-        self, step: int, state: dict[str, Any], before: Callable[[], None],
-        best: dict[str, Any] | None = None,
-    ) -> None:  # fmt: skip
-        """Save `state`, copied before this returns; `before` runs before it can be found.
-
-        And with it the weights of the best evaluation, which are a copy already.
+    def save(self, step: int, snapshot: dict[str, Any], before: Callable[[], None]) -> None:
+        """Save a state that nothing changes any more; `before` runs before it can be found.
 
         Waits for an earlier checkpoint that is still being written. Raises RunError when that
         could not be.
         """
         self.wait()
         self._last = time.monotonic()
-        whole = {**copied(state), "best": best}
-        self._num_bytes = num_bytes(whole)
-        arguments = (step, whole, before)
+        self._num_bytes = num_bytes(snapshot)
+        arguments = (step, snapshot, before)
         writing = threading.Thread(target=self._write, args=arguments, daemon=True)
         writing.start()
         self._writing = writing  # which the copy's thread waits for
@@ -179,39 +172,6 @@ def load(folder: Path, step: int) -> Any:
     return torch.load(place / STATE, map_location="cpu", weights_only=True)
 
 
-def state_of(
-    objective: nn.Module, optimizer: torch.optim.Optimizer, num_skipped: int = 0
-) -> dict[str, Any]:
-    """Everything that steps change: weights, buffers (saved with the model or not), optimizer.
-
-    And how many of them were left out so far.
-    """
-    weights = objective.state_dict()
-    return {
-        "weights": weights,
-        "buffers": {n: buffer for n, buffer in objective.named_buffers() if n not in weights},
-        "optimizer": optimizer.state_dict(),
-        "num_skipped": num_skipped,
-    }
-
-
-def restore(state: dict[str, Any], objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Take what `state_of` gave."""
-    take_weights(objective, state["weights"], state["buffers"])
-    optimizer.load_state_dict(state["optimizer"])
-    _exactly(optimizer, state["optimizer"]["state"])
-
-
-def _exactly(optimizer: torch.optim.Optimizer, saved: dict[int, dict[str, Any]]) -> None:
-    """Torch loads an optimizer's tensors in the type of their parameter: take them as saved."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for number, values in saved.items():
-        state = optimizer.state[parameters[number]]
-        for key, value in values.items():
-            if isinstance(value, Tensor) and state[key].dtype != value.dtype:
-                state[key] = value.to(state[key].device)
-
-
 def _place(folder: Path, step: int) -> Path:
     return folder / f"step-{step:010}"
 
@@ -222,14 +182,3 @@ def num_bytes(value: Any) -> int:
         return value.numel() * value.element_size()
     inside = value.values() if isinstance(value, Mapping) else value
     return sum(map(num_bytes, inside)) if isinstance(value, Mapping | list | tuple) else 0
-
-
-def copied(value: Any) -> Any:
-    """The same structure with tensors copied to the CPU: later steps do not change it."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, Mapping):
-        return {key: copied(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(copied(item) for item in value)
-    return value

@@ -151,7 +151,7 @@ def read(line: bytes) -> dict[str, Any]:
     return point
 
 
-def mended(
+def repair(
     path: Path, is_evaluated: Callable[[int], bool] = lambda _: False,
     may_write: Callable[[], None] = lambda: None,
 ) -> tuple[int, str]:  # fmt: skip

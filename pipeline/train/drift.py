@@ -11,12 +11,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
+from pipeline.distributed import comm
+from pipeline.distributed.buffers import Buffers
 from pipeline.errors import RunError
-from pipeline.train import reduce
-from pipeline.train.buffers import Buffers
 from pipeline.train.weights import octets
 
 MOST_NAMES = 3
@@ -26,21 +25,18 @@ def refuse(
     objective: nn.Module, optimizer: torch.optim.Optimizer, buffers: Buffers, step: int
 ) -> None:
     """Raise RunError on every worker, with names, when their states after `step` steps differ."""
-    if reduce.num_workers() == 1:
+    if comm.num_workers() == 1:
         return
     shared = list(buffers.kept)
-    grown = reduce.total(torch.tensor([not kept for *_, kept in shared], dtype=torch.float64))
+    grown = comm.all_reduce(torch.tensor([not kept for *_, kept in shared], dtype=torch.float64))
     caches = {name for (name, *_), number in zip(shared, grown.tolist(), strict=True) if number}
     known = [(name, value) for name, value, _ in shared if name not in caches]
     state = dict([*known, *_state(objective, optimizer)])
-    if not reduce.agree(zlib.crc32("\n".join(state).encode())):
+    if not comm.all_agree(torch.tensor([zlib.crc32("\n".join(state).encode())])).all():
         raise _drifted(step, ["names in the optimizer's state"])
-    sums = torch.stack([_checksum(value) for value in state.values()])
-    both = torch.cat([sums, ~sums])  # ~x falls where x rises: the largest of each tells both ends
-    both = both.to(reduce.meeting_device())
-    dist.all_reduce(both, dist.ReduceOp.MAX)
-    most, least = both[: len(sums)], ~both[len(sums) :]
-    odd = [name for name, same in zip(state, (most == least).tolist(), strict=True) if not same]
+    checksums = torch.stack([_checksum(value) for value in state.values()])
+    is_same = comm.all_agree(checksums).tolist()
+    odd = [name for name, same in zip(state, is_same, strict=True) if not same]
     if odd:
         raise _drifted(step, odd)
 

@@ -15,15 +15,16 @@ from torch import Tensor
 from pipeline import registry
 from pipeline.data.batch import Batch, Ragged, moved
 from pipeline.data.columns import IGNORED
-from pipeline.data.order import Rows, owned
+from pipeline.data.partition import worker_range
+from pipeline.data.sampler import Rows
 from pipeline.data.store import Buffer, Store
+from pipeline.distributed import comm
+from pipeline.distributed.seeds import Seeds
 from pipeline.errors import UsageError
 from pipeline.losses.objective import Objective
 from pipeline.losses.terms import Term
 from pipeline.metrics import CONFUSION, DEFAULTS, Metric, Task
 from pipeline.tracebacks import described, noting
-from pipeline.train import reduce
-from pipeline.train.step import seed_device, seed_for
 
 MOST_CLASSES = 1000
 """Of a target, up to which predictions of each are counted."""
@@ -194,13 +195,14 @@ def evaluate(
     num_terms, starts = len(objective.terms), range(0, len(rows), batch_size)
     parts: dict[int, Tensor] = {}
     buffer = Buffer(store.layout, min(batch_size, len(rows)), device.type == "cuda")
-    for number in owned(len(starts), reduce.rank(), reduce.num_workers()):
-        start = starts[number]
-        seed_device(seed_for(0, 0, number), device)  # for a model that draws even here
+    seeds = Seeds(0, device)
+    for index in worker_range(len(starts), comm.rank(), comm.num_workers()):
+        start = starts[index]
+        seeds.set(0, index)  # for a model that draws even here
         batch = store.gather(rows[start : start + batch_size], buffer)
-        parts[number] = _sums(objective, batch, metrics, sizes, device)
+        parts[index] = _sums(objective, batch, metrics, sizes, device)
     objective.train(was_training)
-    whole = reduce.summed(parts, len(starts), 2 * num_terms + sum(sizes))
+    whole = comm.sum_by_index(parts, len(starts), 2 * num_terms + sum(sizes))
     pieces = np.split(whole.numpy(), np.cumsum([num_terms, num_terms, *sizes])[:-1])
     numerators, denominators, *counted = pieces
     found: dict[str, float | None] = {}

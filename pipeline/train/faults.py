@@ -11,14 +11,12 @@ Fault = tuple[int, int]
 """Rank and step: this worker is killed before this step (from 0), once."""
 
 
-def planned(faults: Sequence[Fault], folder: Path, rank: int) -> Callable[[int], None] | None:
-    """What the worker calls before each step; None when it has no fault to come.
+def planned(faults: Sequence[Fault], folder: Path, rank: int) -> Callable[[int], None]:
+    """What the worker calls before each step.
 
     A fault that has struck leaves a file in `folder`, and does not strike again.
     """
     own = {step: folder / f".fault-{rank}-{step}" for r, step in faults if r == rank}
-    if not own:
-        return None
 
     def strike(step: int) -> None:
         mark = own.get(step)

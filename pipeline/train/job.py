@@ -17,14 +17,14 @@ from pipeline.data import cache
 from pipeline.data.batch import Batch
 from pipeline.data.columns import Field
 from pipeline.data.convert import Say
-from pipeline.data.order import Order, WindowOrder, steps_per_epoch
+from pipeline.data.sampler import Sampler, WindowSampler, steps_per_epoch
 from pipeline.data.stream import Streamed
+from pipeline.distributed.buffers import changing
 from pipeline.errors import ContractError, DataError, InputError, UsageError
 from pipeline.losses.objective import Objective, tried
 from pipeline.losses.terms import Output, bind, outputs, readings
 from pipeline.spec import JobSpec
 from pipeline.tracebacks import described
-from pipeline.train.buffers import changing
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -40,17 +40,19 @@ class Job(cache.Converted):
         """Training rows."""
         return len(self.train)
 
-    def order(self) -> Order | WindowOrder:
+    def sampler(self) -> Sampler | WindowSampler:
         """Which rows each step uses."""
         settings = self.spec.training
         seed = settings.seed if settings.shuffle else None
         if isinstance(self.train, Streamed):
             plan = self.train.plan
-            return WindowOrder(plan.bounds, settings.batch_size, seed, plan.window, settings.epochs)
+            return WindowSampler(
+                plan.bounds, settings.batch_size, seed, plan.window, settings.epochs
+            )
         lengths = None
         if settings.bucket_by is not None:
             lengths = np.diff(self.train.lists[settings.bucket_by].offsets)
-        return Order(self.num_rows, settings.batch_size, seed, lengths)
+        return Sampler(self.num_rows, settings.batch_size, seed, lengths)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -61,6 +63,11 @@ class Job(cache.Converted):
     def num_steps(self) -> int:
         """Optimizer steps of the whole run."""
         return self.spec.training.epochs * self.steps_per_epoch
+
+    def is_evaluated(self, step: int, last_step: int) -> bool:
+        """Whether the validation rows are looked at after `step` steps."""
+        is_due = step % self.steps_per_epoch == 0 or step == last_step
+        return self.validation is not None and is_due
 
     @property
     def num_validation_rows(self) -> int:

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.data.batch import Batch
-from pipeline.data.order import cut
+from pipeline.data.partition import split_batch
+from pipeline.distributed.seeds import seed_for
 from pipeline.losses.objective import Objective
 from pipeline.schedules import learning_rate_factor
 from pipeline.train.job import Job, build_optimizer, objective, trial_batch
-from pipeline.train.step import seed_for
 
 
 def steps(job: Job, num_steps: int) -> tuple[list[dict[str, Any]], Objective]:
@@ -26,7 +26,7 @@ def steps(job: Job, num_steps: int) -> tuple[list[dict[str, Any]], Objective]:
     Micro-batches are those of the spec, with their seeds; a loss of the whole batch gets all rows
     at once.
     """
-    spec, settings, order = job.spec, job.spec.training, job.order()
+    spec, settings, order = job.spec, job.spec.training, job.sampler()
     bound = objective(spec, job.fields, trial_batch(job))
     trained = [p for p in bound.parameters() if p.requires_grad]
     optimizer = build_optimizer(spec, trained)
@@ -44,7 +44,7 @@ def steps(job: Job, num_steps: int) -> tuple[list[dict[str, Any]], Objective]:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
             size = None if bound.is_coupled else settings.microbatch_size
-            pieces = cut(order.rows(step), size, 1)
+            pieces = split_batch(order.rows(step), size, 1)
             divisors = bound.denominators(store.gather(order.rows(step)))
             sums = torch.zeros_like(divisors)
             bound.zero_grad(set_to_none=True)  # also what the optimizer does not hold

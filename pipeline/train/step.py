@@ -1,29 +1,41 @@
-"""One optimizer step over one global batch: forward, loss, backward, step."""
+"""One optimizer step over one global batch: forward, loss, backward, step.
+
+Losses are sums over the items of the global batch, divided by how many there are in it: what to
+divide by is known before the forward pass. The losses travel with the gradients in one message, and
+so do the counts of the next batch, whose denominators are then known.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pipeline.data.batch import Batch, moved
+from pipeline.data.loader import StepBatch
+from pipeline.distributed import comm
+from pipeline.distributed.gradients import Gradients
 from pipeline.errors import NonFiniteError
 from pipeline.losses.objective import Objective
-from pipeline.train import coupled, reduce
-from pipeline.train.reduce import Gradients, Microbatch
+from pipeline.train import gradcache
 
-Counts = tuple[Mapping[int, Tensor], int]
-"""What each of this worker's micro-batches adds to the denominators [K], and how many there are."""
 
-OPTIMIZER = -1
-"""In the place of a micro-batch's number: random numbers that the optimizer draws."""
+class Requests(NamedTuple):
+    """What a worker asks of all workers, which know it after the same step."""
+
+    stop: bool = False
+    """End the run after this step."""
+    save: bool = False
+    """Save the state after this step."""
+
+
+NO_REQUESTS = Requests()
 
 
 @dataclass(frozen=True)
-class Losses:
+class StepLosses:
     """The global batch's losses, exact over all workers and micro-batches.
 
     A term without any item (all ignored) is None and not part of the sum.
@@ -32,132 +44,111 @@ class Losses:
     terms: tuple[float | None, ...]
     total: float | None
     gradient_norm: float
-    is_last: bool = False
-    """Whether some worker was told to stop: all know it after the same step."""
-    is_saved: bool = False
-    """Whether the state is to be saved after this step, as one worker asked."""
-    following: Tensor | None = None
-    """Denominators of the next step's global batch, if its counts were given."""
+    requests: Requests = NO_REQUESTS
+    """What any of the workers asked for."""
     fault: NonFiniteError | None = None
-    """What was not finite, in a step that was left out for it."""
+    """What was not finite, in a step that was skipped for it."""
 
 
 def train_step(
-    objective: Objective,
-    gradients: Gradients,
-    optimizer: torch.optim.Optimizer,
-    own: Sequence[Microbatch],
-    num_microbatches: int,
-    *,
-    step: int,
-    seed: int,
-    clip_norm: float | None,
-    device: torch.device,
-    stop: bool = False,
-    save: bool = False,
-    may_skip: bool = False,
-    denominators: Tensor | None = None,
-    following: Counts | None = None,
-) -> Losses:
+    objective: Objective, optimizer: torch.optim.Optimizer, gradients: Gradients, batch: StepBatch,
+    *, clip_norm: float | None = None, requests: Requests = NO_REQUESTS, may_skip: bool = False,
+) -> StepLosses:  # fmt: skip
     """Move the weights by the gradient of the global batch's mean loss, and return the loss.
 
-    `own` are this worker's of the batch's `num_microbatches`; there may be none. `stop` says that
-    this worker was told to stop, `save` that it is to save the state after this step. The losses
-    travel with the gradients, and so do the counts of the `following` step, whose `denominators`
-    are then known. Where the loss or gradient is not finite, raises NonFiniteError on every worker
-    before any weight has moved; or, if it `may_skip` the step, leaves weights, optimizer and
-    buffers as they were.
+    Where the loss or gradient is not finite, raises NonFiniteError on every worker, or skips the
+    step if it `may_skip`: weights, optimizer and buffers are as before then.
     """
-    weights = [term.weight for term in objective.terms]
-    if denominators is None:
-        counts = {number: objective.denominators(batch) for number, batch in own}
-        denominators = reduce.summed(counts, num_microbatches, len(weights))
-    divisors: list[float] = denominators.tolist()
-    both = zip(weights, divisors, strict=True)
-    scales = torch.tensor([w / d if d > 0 else 0.0 for w, d in both], dtype=torch.float64)
-    scales, counted = scales.to(device), [d > 0 for d in divisors]
-    numerators: dict[int, Tensor] = {}
-
-    def draw(number: int) -> None:
-        seed_device(seed_for(seed, step, number), device)
-
-    num_terms, width = len(weights), len(weights) + 2
-    num_losses = num_microbatches * width
-
-    def riders() -> Tensor:
-        counts, num_following = following or ({}, 0)
-        told = reduce.zeros(num_losses + num_following * num_terms, device)
-        table = told[:num_losses].view(num_microbatches, width)
-        for number, _ in own:
-            table[number, :num_terms] = numerators[number]
-        if own and (stop or save):
-            table[own[0][0], num_terms:] = told.new_tensor([stop, save])
-        for number, count in counts.items():
-            told[num_losses + number * num_terms :][:num_terms] = count
-        return told
-
-    shares = coupled.shares(objective, own, num_microbatches, draw, device)
-
-    def forward_backward(model: nn.Module, number: int, batch: Batch | None) -> None:
-        draw(number)  # dropout follows the rows, not the worker
-        rows = batch and moved(batch, device)
-        losses, numerators[number] = model(rows, shares.get(number), counted)
-        loss = (losses * scales.to(losses.dtype)).sum()
+    denominators = _denominators(objective, batch)
+    scales = objective.scales(denominators).to(gradients.seeds.device)  # weight / denominator
+    counted = (denominators > 0).tolist()
+    shares = gradcache.shares(objective, gradients, batch)  # of losses that need all rows at once
+    message = Message(batch, len(counted), gradients.seeds.device, requests)
+    for index, rows in gradients.accumulate(batch):  # in a fixed order, each with its own seed
+        numerators, message.losses[index] = gradients.model(rows, shares.get(index), counted)
+        loss = (numerators * scales.to(numerators.dtype)).sum()
         if loss.requires_grad:  # else nothing counts in this step
             loss.backward()
-
-    before = gradients.buffers.copy() if may_skip else []
-    sums = gradients.reduce(own, num_microbatches, forward_backward, riders)
-    norm = _clipped(gradients, clip_norm)
-    table = sums[:num_losses].view(num_microbatches, -1)
-    whole = table.sum(0)
-    known = sums[num_losses:].view(-1, num_terms).sum(0) if following else None
-    *sums_of_terms, num_stopping, num_saving = whole.tolist()
-    result = replace(
-        _losses(sums_of_terms, divisors, weights, norm),
-        is_last=num_stopping > 0, is_saved=num_saving > 0, following=known,
-    )  # fmt: skip
-    if not math.isfinite(norm) or not math.isfinite(result.total or 0.0):
-        labels = [term.label for term in objective.terms]
-        named = {k: v for k, v in zip(labels, result.terms, strict=True) if v is not None}
-        odd = (~torch.isfinite(table).all(1)).nonzero().flatten().tolist()
-        fault = NonFiniteError(step + 1, norm, named, odd)
+    message.vector = gradients.all_reduce(message.vector)  # and the gradients themselves
+    if batch.next:
+        batch.next.denominators = message.next_counts.sum(0)
+    norm = gradients.clip(clip_norm)
+    losses = _losses(objective, message, denominators, norm)
+    if fault := _fault(objective, batch, message, losses):
         if not may_skip:
             raise fault
-        gradients.buffers.restore(before)
-        return replace(result, fault=fault)
-    draw(OPTIMIZER)
+        gradients.restore_buffers()
+        return replace(losses, fault=fault)
+    gradients.seeds.set(batch.step)
     optimizer.step()
-    return result
+    return losses
 
 
-def _clipped(gradients: Gradients, clip_norm: float | None) -> float:
-    """Norm of the whole gradient, which is then scaled down to `clip_norm` if above it."""
-    norm = gradients.norm()
-    if clip_norm is not None:
-        nn.utils.clip_grads_with_norm_(gradients.trained, clip_norm, norm)
-    return float(norm)
+class Message:
+    """Numbers that are summed over workers together with the gradients, in `vector`: float64.
+
+    A row for each of the batch's micro-batches, with its losses and its worker's requests; behind
+    them a row for each of the next batch's, with what its losses count. Each row is given by the
+    worker that computes the micro-batch, and 0 on all others.
+    """
+
+    def __init__(
+        self, batch: StepBatch, num_terms: int, device: torch.device, requests: Requests
+    ) -> None:
+        self._num_terms, self._width = num_terms, num_terms + len(requests)
+        self._num_losses = batch.num_microbatches * self._width
+        num_next = batch.next.num_microbatches if batch.next else 0
+        self.vector = comm.zeros(self._num_losses + num_next * num_terms, device)
+        if batch.microbatches and any(requests):
+            first, _ = batch.microbatches[0]
+            self.table[first, num_terms:] = self.vector.new_tensor(requests)
+        for index, count in batch.next.counts.items() if batch.next else ():
+            self.next_counts[index] = count
+
+    @property
+    def table(self) -> Tensor:
+        """Losses and requests [M, K + 2]."""
+        return self.vector[: self._num_losses].view(-1, self._width)
+
+    @property
+    def losses(self) -> Tensor:
+        """The sum of each term's loss over each micro-batch's items [M, K]."""
+        return self.table[:, : self._num_terms]
+
+    @property
+    def next_counts(self) -> Tensor:
+        """What each micro-batch of the next batch adds to its denominators [M', K]."""
+        return self.vector[self._num_losses :].view(-1, self._num_terms)
 
 
-def seed_device(seed: int, device: torch.device) -> None:
-    """Seed what `device` draws from; `torch.manual_seed` tells all that there are, in 1 ms."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
+def _denominators(objective: Objective, batch: StepBatch) -> Tensor:
+    """What each term is divided by: float64 [K], of the global batch."""
+    if batch.denominators is None:  # there was no step before, with which they would have come
+        num_terms = len(objective.terms)
+        batch.denominators = comm.sum_by_index(batch.counts, batch.num_microbatches, num_terms)
+    return batch.denominators
 
 
 def _losses(
-    numerators: list[float], denominators: list[float], weights: list[float], norm: float
-) -> Losses:
-    both = zip(numerators, denominators, strict=True)
+    objective: Objective, message: Message, denominators: Tensor, norm: float
+) -> StepLosses:
+    """The sums of all workers as losses."""
+    *numerators, num_stopping, num_saving = message.table.sum(0).tolist()
+    both = zip(numerators, denominators.tolist(), strict=True)
     terms = tuple(n / d if d > 0 else None for n, d in both)
-    present = [w * t for w, t in zip(weights, terms, strict=True) if t is not None]
-    return Losses(terms, sum(present) if present else None, norm)
+    weights = [term.weight for term in objective.terms]
+    weighted = [w * t for w, t in zip(weights, terms, strict=True) if t is not None]
+    requests = Requests(num_stopping > 0, num_saving > 0)
+    return StepLosses(terms, sum(weighted) if weighted else None, norm, requests)
 
 
-def seed_for(seed: int, step: int, number: int = OPTIMIZER) -> int:
-    """The seed of one micro-batch of a step, or of the optimizer (the finaliser of splitmix64)."""
-    value = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + number + 1) % 2**64
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) % 2**64
-    return (value ^ (value >> 31)) % 2**63
+def _fault(
+    objective: Objective, batch: StepBatch, message: Message, losses: StepLosses
+) -> NonFiniteError | None:
+    """What is not finite in this step, and in which micro-batches."""
+    if math.isfinite(losses.gradient_norm) and math.isfinite(losses.total or 0.0):
+        return None
+    labels = [term.label for term in objective.terms]
+    terms = {k: v for k, v in zip(labels, losses.terms, strict=True) if v is not None}
+    indices = (~torch.isfinite(message.table).all(1)).nonzero().flatten().tolist()
+    return NonFiniteError(batch.step + 1, losses.gradient_norm, terms, indices)

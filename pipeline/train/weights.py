@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +58,17 @@ def _reads_itself(module: nn.Module) -> bool:
         or kind.set_extra_state is not nn.Module.set_extra_state
         or module._load_state_dict_pre_hooks
     )
+
+
+def to_cpu(value: Any) -> Any:
+    """The same structure with its tensors copied to the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: to_cpu(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(to_cpu(item) for item in value)
+    return value
 
 
 def weights_sha256(weights: dict[str, Tensor]) -> str:

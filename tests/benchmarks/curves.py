@@ -19,7 +19,7 @@ from pipeline import plugins
 from pipeline.specfile import load
 from pipeline.train.curve import Reader
 from pipeline.train.job import prepared
-from pipeline.train.worker import train
+from pipeline.train.loop import train
 from tests.conftest import JOBS
 from tests.processes import on_workers
 from tests.train.test_same_bits import JOB_NAMES, TRANSFORMER, transformer

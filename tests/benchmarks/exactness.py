@@ -23,11 +23,13 @@ from pipeline import registry
 from pipeline.data.batch import Batch
 from pipeline.data.columns import Field
 from pipeline.dataspec import SampleWeight
+from pipeline.distributed.ddp import OverlappedGradients
+from pipeline.distributed.seeds import Seeds
 from pipeline.losses.contract import build
 from pipeline.losses.objective import Objective
 from pipeline.losses.terms import Term
-from pipeline.train import reduce
 from pipeline.train.step import train_step
+from tests.batches import step_batch
 from tests.processes import on_workers
 
 CPU = torch.device("cpu")
@@ -192,10 +194,9 @@ def ours(case: Case, rank: int, num: int) -> Found:
     if case.weighted:
         objective.sample_weight = SampleWeight(column="importance")
     own: Any = parts(case, rank)
-    losses = train_step(
-        objective, reduce.Overlapped(objective, CPU), Still(model.parameters()), own,
-        sum(map(len, case.split)), step=0, seed=0, clip_norm=None, device=CPU,
-    )  # fmt: skip
+    batch = step_batch(objective, own, sum(map(len, case.split)))
+    gradients = OverlappedGradients(objective, Seeds(0, CPU))
+    losses = train_step(objective, Still(model.parameters()), gradients, batch)
     return flat(model), losses.total or 0.0
 
 

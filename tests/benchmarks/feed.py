@@ -26,8 +26,8 @@ import torch
 
 from pipeline.data import cache
 from pipeline.data.batch import Batch
-from pipeline.data.feed import Feed
-from pipeline.data.order import Order, cut, steps_per_epoch
+from pipeline.data.loader import Loader, Partition
+from pipeline.data.sampler import Sampler, steps_per_epoch
 from pipeline.data.store import Store
 from pipeline.dataspec import Data
 from pipeline.spec import Cache
@@ -58,21 +58,13 @@ def tokens() -> tuple[pa.Table, int]:
 def of_feed(rows: Store, batch: int) -> int:
     """One epoch of the feed; how many rows came."""
     steps = steps_per_epoch(len(rows), batch)
-    order = Order(len(rows), batch, 0)
-    feed = Feed(
-        rows,
-        lambda step: cut(order.rows(step), None, 1),
-        range,
-        lambda batch: torch.zeros(1),
-        0,
-        steps,
-    )
+    sampler = Sampler(len(rows), batch, 0)
     found = 0
-    with feed:
-        for share, _ in feed:
-            for _, columns in share.own:
+    with Loader(rows, sampler, lambda batch: torch.zeros(1), range(steps), Partition()) as loader:
+        for one in loader:
+            for _, columns in one.microbatches:
                 next(iter(columns.values()))
-                found += share.num_rows
+                found += one.num_rows
     return found
 
 

@@ -59,19 +59,19 @@ def convert(folder: Path) -> str:
 def train(folder: Path) -> str:
     """The first steps, and resuming late in the epoch beside resuming early."""
     from pipeline.data import cache
-    from pipeline.train import worker
+    from pipeline.train import loop
     from pipeline.train.job import prepared
 
     made = prepared(job(folder), Path(), trusted_seconds=cache.TRUSTED_SECONDS)
     place = folder / "run"
     place.mkdir()
     started = time.perf_counter()
-    worker.train(made, place, num_steps=STEPS)
+    loop.train(made, place, num_steps=STEPS)
     seconds = time.perf_counter() - started
     found = []
     for share in (0.01, 0.99):
         begun = time.perf_counter()
-        rows = made.order().rows(int(share * made.steps_per_epoch))
+        rows = made.sampler().rows(int(share * made.steps_per_epoch))
         made.train.gather(rows)
         found.append(f"{time.perf_counter() - begun:.2f} s at {share:.0%}")
     return (

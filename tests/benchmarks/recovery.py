@@ -34,6 +34,7 @@ import pipeline
 from pipeline.launch import cluster
 from pipeline.spec import Checkpoint
 from pipeline.train import checkpoint
+from pipeline.train.state import TrainState
 from tests.conftest import JOBS
 from tests.processes import ray_workers
 
@@ -49,6 +50,7 @@ def stall(width: int, batch_size: int) -> tuple[float, float, float]:
         nn.Linear(32, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1)
     )
     optimizer = torch.optim.AdamW(model.parameters())
+    state = TrainState(model, optimizer, None)  # type: ignore[arg-type]
     steps, waits, writes = [], [], []
     with tempfile.TemporaryDirectory() as place:
         identity = {"spec": "", "data": "", "bits": {}}
@@ -59,8 +61,7 @@ def stall(width: int, batch_size: int) -> tuple[float, float, float]:
             model(torch.randn(batch_size, 32)).square().mean().backward()
             optimizer.step()
             done = time.perf_counter()
-            state = checkpoint.state_of(model, optimizer)
-            checkpoints.save(step, state, lambda: None)
+            checkpoints.save(step, state.snapshot(), lambda: None)
             copied = time.perf_counter()
             checkpoints.wait()
             steps.append(done - started)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 import time
 from statistics import median
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +18,16 @@ from torch import Tensor, nn
 from pipeline import registry
 from pipeline.data.batch import Batch
 from pipeline.data.columns import Field
-from pipeline.data.order import owned
+from pipeline.data.partition import worker_range
+from pipeline.distributed.ddp import OverlappedGradients
+from pipeline.distributed.ordered import OrderedGradients
+from pipeline.distributed.seeds import Seeds
 from pipeline.losses.contract import build
 from pipeline.losses.objective import Objective
 from pipeline.losses.terms import Term
-from pipeline.train import reduce
-from pipeline.train.bits import deterministic
+from pipeline.train.determinism import deterministic
 from pipeline.train.step import train_step
-from pipeline.train.tree import Ordered
+from tests.batches import step_batch
 from tests.processes import on_workers
 
 CPU = torch.device("cpu")
@@ -57,22 +58,21 @@ def seconds(width: int, batch_size: int, ordered: bool, rank: int, num: int) -> 
     field = Field("y", "number", "double", True)
     term = Term("mse", 1.0, build(registry.losses["mse"], {}), ("prediction",), (field,))
     objective = Objective(MLP(width), ["features"], [term], {"prediction": None})
-    gradients: Any = Ordered(objective) if ordered else reduce.Overlapped(objective, CPU)
+    way = OrderedGradients if ordered else OverlappedGradients
+    gradients = way(objective, Seeds(0, CPU))
     optimizer = torch.optim.AdamW(objective.parameters())
     rows = batch_size // num
     own: list[tuple[int, Batch]] = [
         (i, {"features": torch.randn(rows, 32), "y": torch.randn(rows)})
-        for i in owned(num, rank, num)
+        for i in worker_range(num, rank, num)
     ]
     found = []
     for _ in range(ROUNDS):
         started = time.perf_counter()
         with deterministic(ordered):
             for step in range(STEPS):
-                train_step(
-                    objective, gradients, optimizer, own, num,
-                    step=step, seed=0, clip_norm=None, device=CPU,
-                )  # fmt: skip
+                batch = step_batch(objective, own, num, step)
+                train_step(objective, optimizer, gradients, batch)
         found.append(time.perf_counter() - started)
     return found[1:]
 

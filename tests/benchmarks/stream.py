@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 import torch
 
 from pipeline.data import cache
-from pipeline.data.feed import Feed
-from pipeline.data.order import Order, WindowOrder, cut, steps_per_epoch
+from pipeline.data.loader import Loader, Partition
+from pipeline.data.sampler import Sampler, WindowSampler, steps_per_epoch
 from pipeline.data.stream import Streamed
 from pipeline.dataspec import Data
 from pipeline.spec import Cache
@@ -55,30 +55,26 @@ def measured(train: str, folder: Path, more: dict[str, Any]) -> str:
     data = Data(train=train, target="y", **more)
     found = cache.rows(data, folder, {}, np.float32, Cache(folder=str(folder)))
     first, rows = time.perf_counter() - begun, found.train
-    order: Any = Order(len(rows), BATCH, 0)
+    sampler: Any = Sampler(len(rows), BATCH, 0)
     if isinstance(rows, Streamed):
-        order = WindowOrder(rows.bounds, BATCH, 0, rows.plan.window)
+        sampler = WindowSampler(rows.bounds, BATCH, 0, rows.plan.window)
     steps, disk = steps_per_epoch(len(rows), BATCH), 0
-
-    def pieces(step: int) -> list[Any]:
-        rows.expect(order.blocks(step))
-        return cut(order.rows(step), None, 1)
 
     begun = time.perf_counter()
     with (
         rows.opened("epoch"),
-        Feed(rows, pieces, range, lambda _: torch.zeros(1), 0, steps) as feed,
+        Loader(rows, sampler, lambda _: torch.zeros(1), range(steps), Partition()) as loader,
     ):
-        for share, _ in feed:
-            if share.step % 100 == 0:
+        for batch in loader:
+            if batch.step % 100 == 0:
                 disk = max(disk, size_of(folder))
     speed = len(rows) / (time.perf_counter() - begun)
     late = []
     for share_done in (0.01, 0.99):
         with rows.opened("resumed"):
             begun = time.perf_counter()
-            pieces(int(steps * share_done))
-            rows.gather(order.rows(int(steps * share_done)))
+            rows.expect(sampler.blocks(int(steps * share_done)))
+            rows.gather(sampler.rows(int(steps * share_done)))
             late.append(f"{time.perf_counter() - begun:.2f} s at {share_done:.0%}")
     reads = ""
     if isinstance(rows, Streamed):

@@ -106,9 +106,9 @@ def alone(tree: dict[str, Any], folder: Path) -> None:
     """The run, or the rest of it, by one worker in this process; the same bits are promised."""
     from pipeline.specfile import load
     from pipeline.train.job import prepared as rows
-    from pipeline.train.worker import train
+    from pipeline.train.loop import train
 
-    train(rows(load(tree), Path(), trusted_seconds=600), folder, None, STEPS)
+    train(rows(load(tree), Path(), trusted_seconds=600), folder, num_steps=STEPS)
 
 
 def left(folder: Path) -> dict[str, Any]:
@@ -153,11 +153,11 @@ def _run_one(
     import torch.distributed as dist
 
     now = time.time
+    from pipeline.distributed import ordered
     from pipeline.specfile import load
     from pipeline.train import faults
-    from pipeline.train import tree as sums
     from pipeline.train.job import prepared as rows
-    from pipeline.train.worker import train
+    from pipeline.train.loop import train
 
     torch.set_num_threads(1)
     tree = dict(tree)
@@ -169,7 +169,7 @@ def _run_one(
     if not folder:
         return
     if by_ddp:
-        sums.SMALL = 0
+        ordered.SMALL = 0
     place = Path(folder)
     watched: Any = contextlib.nullcontext()
     if fault is not None:
@@ -183,8 +183,7 @@ def _run_one(
 
         def before(step: int) -> None:
             time.sleep(pause)  # for what happens beside training
-            if strike:
-                strike(step)
+            strike(step)
 
         with watched, clock:
             train(job, place, before, num_steps, is_own_process=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import shutil
@@ -21,10 +20,11 @@ import pytest
 
 import pipeline
 from pipeline.errors import StoppedError, UsageError
-from pipeline.train import bits, checkpoint
+from pipeline.train import checkpoint, determinism, loop
 from pipeline.train.curve import Reader
 from pipeline.train.job import prepared
 from pipeline.train.mirror import Mirror
+from pipeline.train.step import train_step
 from tests import s3
 from tests.chaos import harness
 from tests.chaos.harness import Case
@@ -61,7 +61,7 @@ def test_the_copy_is_gone_on_from_with_the_same_bits(whole: Case, server: s3.Ser
     step = pulled(tree, place)
     assert 4 <= step <= 16
     job = prepared(pipeline.load(tree), Path())
-    assert checkpoint.newest(place, bits.identity(job)) == (step, [])
+    assert checkpoint.newest(place, determinism.identity(job)) == (step, [])
     harness.completed(tree, place)
     assert harness.left(place) == whole[2]
     shutil.rmtree(place)  # and of a finished run the result
@@ -135,7 +135,7 @@ def test_the_copy_follows_a_run_that_passed_checkpoints_over(
     job = prepared(pipeline.load(tree), Path())
     points = Reader(place / "curve.jsonl").new()
     reached = max(point["step"] for point in points if "train" in point)
-    assert checkpoint.newest(place, bits.identity(job), reached)[0] >= 4
+    assert checkpoint.newest(place, determinism.identity(job), reached)[0] >= 4
     harness.completed(tree, place)
     assert harness.left(place) == reference
 
@@ -169,21 +169,20 @@ def test_the_same_command_on_another_machine(
     command: Command,
 ) -> None:  # fmt: skip
     """Its storage is empty; MLflow's run, curve and all, is the same one."""
-    worker: Any = importlib.import_module("pipeline.train.worker")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     where = server.uri("rows/jobs")
     path = job({"training.epochs": 20, "checkpoint": {"every_steps": 5, "copy_to": where}})
-    step = worker.train_step
+    step = train_step
 
     def stopped(*given: Any, **more: Any) -> Any:
-        if more["step"] == 33:
+        if given[3].step == 33:
             raise StoppedError(15)
         return step(*given, **more)
 
-    monkeypatch.setattr(worker, "train_step", stopped)
+    monkeypatch.setattr(loop, "train_step", stopped)
     with pytest.raises(StoppedError):
         pipeline.run(path)
-    monkeypatch.setattr(worker, "train_step", step)
+    monkeypatch.setattr(loop, "train_step", step)
     shutil.rmtree(path.parent / "runs")
     code, _, err = command("run", path, "--set", "optimizer.lr=0.5")
     assert code == 2

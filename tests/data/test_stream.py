@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pipeline.data import cache, stream
 from pipeline.data.batch import Ragged
-from pipeline.data.order import WindowOrder, steps_per_epoch
+from pipeline.data.sampler import WindowSampler, steps_per_epoch
 from pipeline.data.store import Store
 from pipeline.data.stream import Streamed
 from pipeline.dataspec import Data
@@ -86,14 +86,14 @@ def test_every_row_once_per_epoch_and_no_state(
     counts: list[int], batch_size: int, window: int, seed: int | None
 ) -> None:
     bounds = np.concatenate([[0], np.cumsum(counts)])
-    order = WindowOrder(bounds, batch_size, seed, window)
+    order = WindowSampler(bounds, batch_size, seed, window)
     per_epoch = steps_per_epoch(order.num_rows, batch_size)
     steps = [order.rows(step) for step in range(2 * per_epoch)]
     for epoch in (0, 1):
         rows = np.concatenate(steps[epoch * per_epoch : (epoch + 1) * per_epoch])
         assert sorted(rows) == list(range(order.num_rows))
     for step in reversed(range(2 * per_epoch)):
-        alone = WindowOrder(bounds, batch_size, seed, window)
+        alone = WindowSampler(bounds, batch_size, seed, window)
         assert (alone.rows(step) == steps[step]).all()
         blocks = set((np.searchsorted(bounds, steps[step], "right") - 1).tolist())
         assert blocks <= set(alone.blocks(step))
@@ -102,7 +102,7 @@ def test_every_row_once_per_epoch_and_no_state(
 
 
 def test_blocks_are_drawn_and_mixed_anew_each_epoch() -> None:
-    order = WindowOrder(np.arange(0, 1001, 10), 50, 0, 4)
+    order = WindowSampler(np.arange(0, 1001, 10), 50, 0, 4)
     first, second = (np.concatenate([order.rows(e * 20 + s) for s in range(20)]) for e in (0, 1))
     assert (first != second).mean() > 0.9
     windows = [np.unique(first[start : start + 40] // 10) for start in range(0, 1000, 40)]
@@ -156,7 +156,7 @@ def test_files_cut_otherwise_give_the_same_rows(
 
 def test_what_is_on_the_disk_is_bounded_and_goes(tmp_path: Path) -> None:
     found = streamed(read(written(tmp_path / "rows"), tmp_path))
-    order = WindowOrder(found.bounds, 50, 0, 3)
+    order = WindowSampler(found.bounds, 50, 0, 3)
     seen = 0
     with found.opened("run") as opened:
         for step in range(40):

@@ -364,8 +364,8 @@ def test_a_fault_that_is_the_same_on_any_number_of_workers_is_seen(
 
     import pipeline
     from pipeline import registry
+    from pipeline.distributed import ordered
     from pipeline.launch.prove import prove
-    from pipeline.train import tree
 
     @pipeline.models.register("t_columns_first")
     def columns_first(inputs: Any, outputs: Any) -> nn.Module:
@@ -380,7 +380,7 @@ def test_a_fault_that_is_the_same_on_any_number_of_workers_is_seen(
         return {outcome.title: outcome.verdict for outcome in proof.outcomes}
 
     assert set(found().values()) == {"reference", "held"}
-    monkeypatch.setattr(tree, "_laid_out", lambda room, like: room[: like.numel()].view_as(like))
+    monkeypatch.setattr(ordered, "_view_as", lambda room, like: room[: like.numel()].view_as(like))
     planted = found()
     assert planted["float64, plain torch"] == "reference"
     assert planted["float64, 1 worker"] == "broken"

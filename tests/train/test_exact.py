@@ -15,16 +15,20 @@ from torch import Tensor, nn
 from pipeline import registry
 from pipeline.data.batch import Batch
 from pipeline.data.columns import Field
-from pipeline.data.order import cut, owned
+from pipeline.data.partition import split_batch, worker_range
 from pipeline.dataspec import SampleWeight
+from pipeline.distributed import ordered as fixed_order
+from pipeline.distributed.ddp import OverlappedGradients
+from pipeline.distributed.gradients import Gradients
+from pipeline.distributed.ordered import OrderedGradients
+from pipeline.distributed.seeds import Seeds
 from pipeline.errors import NonFiniteError
 from pipeline.losses.contract import build
 from pipeline.losses.objective import Objective
 from pipeline.losses.terms import Term
-from pipeline.train import reduce, tree
-from pipeline.train.step import Losses, train_step
-from pipeline.train.tree import Ordered
+from pipeline.train.step import StepLosses, train_step
 from pipeline.train.weights import weights_sha256
+from tests.batches import step_batch
 from tests.conftest import built_in
 from tests.losses.cases import case
 from tests.processes import on_workers
@@ -32,7 +36,7 @@ from tests.processes import on_workers
 EXACT = 1e-12  # float64; sums of a few dozen numbers in another order
 BUILT_IN = built_in("losses")
 NUM_ROWS = 11
-CPU = torch.device("cpu")
+SEEDS = Seeds(0, torch.device("cpu"))
 
 # Per worker, the rows of its micro-batches. The first two rows hold nothing that counts for losses
 # with ignored items; with three workers one has only those, and with five one has no rows at all.
@@ -52,9 +56,14 @@ class Recorder(torch.optim.SGD):
         self.seen = [None if gradient is None else gradient.clone() for gradient in gradients]
 
 
+def gradients_of(objective: Objective, ordered: bool) -> Gradients:
+    way = OrderedGradients if ordered else OverlappedGradients
+    return way(objective, SEEDS)
+
+
 @dataclass
 class Outcome:
-    losses: Losses
+    losses: StepLosses
     gradients: list[Tensor | None]
 
     def assert_torchs_own(self, objective: nn.Module) -> None:
@@ -79,12 +88,11 @@ def one_step(
     clip_norm: float | None = None,
 ) -> Outcome:
     recorder = Recorder(objective.parameters(), lr=1.0)
-    number = sum(len(parts) for parts in SPLITS[num][:rank])
-    own = [(number + i, rows(part)) for i, part in enumerate(SPLITS[num][rank])]
-    losses = train_step(
-        objective, reduce.Overlapped(objective, CPU), recorder, own, sum(map(len, SPLITS[num])),
-        step=0, seed=0, clip_norm=clip_norm, device=CPU,
-    )  # fmt: skip
+    first = sum(len(parts) for parts in SPLITS[num][:rank])
+    own = [(first + i, rows(part)) for i, part in enumerate(SPLITS[num][rank])]
+    gradients = OverlappedGradients(objective, SEEDS)
+    batch = step_batch(objective, own, sum(map(len, SPLITS[num])))
+    losses = train_step(objective, recorder, gradients, batch, clip_norm=clip_norm)
     return Outcome(losses, recorder.seen)
 
 
@@ -93,11 +101,9 @@ def one_ordered_step(
 ) -> Outcome:
     recorder = Recorder(objective.parameters(), lr=1.0)
     pieces = SPLITS[1][0]
-    own = [(i, rows(pieces[i])) for i in owned(len(pieces), rank, num)]
-    losses = train_step(
-        objective, Ordered(objective), recorder, own, len(pieces),
-        step=0, seed=0, clip_norm=None, device=CPU,
-    )  # fmt: skip
+    own = [(i, rows(pieces[i])) for i in worker_range(len(pieces), rank, num)]
+    gradients, batch = OrderedGradients(objective, SEEDS), step_batch(objective, own, len(pieces))
+    losses = train_step(objective, recorder, gradients, batch)
     return Outcome(losses, recorder.seen)
 
 
@@ -383,7 +389,7 @@ def twenty_steps(
     loss = build(registry.losses["cross_entropy"], {"class_weight": weight})
     term = Term("classes", 1.0, loss, ("prediction",), (label,))
     objective = Objective(Sensitive(), ["features"], [term], {"prediction": 4})
-    gradients = Ordered(objective) if ordered else reduce.Overlapped(objective, CPU)
+    gradients = gradients_of(objective, ordered)
     optimizer = torch.optim.Adam(objective.parameters(), lr=0.01)
     generator = torch.Generator().manual_seed(3)
     num_rows = 8 * num_microbatches - 3
@@ -391,23 +397,19 @@ def twenty_steps(
     for step in range(20):
         features = torch.randn(num_rows, 6, generator=generator)
         labels = torch.randint(0, 4, (num_rows,), generator=generator)
-        pieces = cut(np.arange(num_rows), 8 if ordered else None, num)
+        pieces = split_batch(np.arange(num_rows), 8 if ordered else None, num)
         own: list[Any] = [
             (i, {"features": features[pieces[i]], "label": labels[pieces[i]]})
-            for i in owned(len(pieces), rank, num)
+            for i in worker_range(len(pieces), rank, num)
         ]
-        losses.append(
-            train_step(
-                objective, gradients, optimizer, own, len(pieces),
-                step=step, seed=0, clip_norm=1.0, device=CPU,
-            )
-        )  # fmt: skip
+        batch = step_batch(objective, own, len(pieces), step)
+        losses.append(train_step(objective, optimizer, gradients, batch, clip_norm=1.0))
     return weights_sha256(objective.state_dict()), losses
 
 
 def all_runs(rank: int, num: int) -> list[tuple[str, list[Any]]]:
     in_order = [twenty_steps(m, True, rank, num) for m in (2, 5, 8, 11)]
-    tree.SMALL = 0  # segments, as large models have them
+    fixed_order.SMALL = 0  # segments, as large models have them
     in_order += [twenty_steps(m, True, rank, num) for m in (5, 11)]
     return [*in_order, twenty_steps(8, False, rank, num)]
 
@@ -429,15 +431,12 @@ def test_a_buffer_that_no_forward_pass_changes_keeps_its_bits(ordered: bool) -> 
     label = Field("label", "category", "int64", True, vocabulary=(0, 1, 2, 3))
     term = Term("c", 1.0, build(registry.losses["cross_entropy"], {}), ("prediction",), (label,))
     objective = Objective(Sensitive(), ["features"], [term], {"prediction": 4})
-    gradients = Ordered(objective) if ordered else reduce.Overlapped(objective, CPU)
+    gradients = gradients_of(objective, ordered)
     batch: Any = {"features": torch.randn(9, 6), "label": torch.arange(9) % 4}
     own: Any = [(i, {k: v[i * 3 : i * 3 + 3] for k, v in batch.items()}) for i in range(3)]
     optimizer = torch.optim.SGD(objective.parameters(), lr=0.1)
     for step in range(3):
-        train_step(
-            objective, gradients, optimizer, own, 3,
-            step=step, seed=0, clip_norm=None, device=CPU,
-        )  # fmt: skip
+        train_step(objective, optimizer, gradients, step_batch(objective, own, 3, step))
     model: Any = objective.model
     assert bool((model.least == torch.finfo(torch.float32).min).all())
     assert bool(model.average.any())
@@ -455,16 +454,14 @@ def test_a_step_that_is_left_out_leaves_no_trace(ordered: bool) -> None:
     label = Field("label", "category", "int64", True, vocabulary=(0, 1, 2, 3))
     term = Term("c", 1.0, build(registry.losses["cross_entropy"], {}), ("prediction",), (label,))
     objective = Objective(Sensitive(), ["features"], [term], {"prediction": 4})
-    gradients = Ordered(objective) if ordered else reduce.Overlapped(objective, CPU)
+    gradients = gradients_of(objective, ordered)
     optimizer = torch.optim.Adam(objective.parameters(), lr=0.1)
     batch: Any = {"features": torch.randn(9, 6), "label": torch.arange(9) % 4}
     own: Any = [(i, {k: v[i * 3 : i * 3 + 3] for k, v in batch.items()}) for i in range(3)]
 
     def stepped(step: int, may_skip: bool) -> Any:
-        return train_step(
-            objective, gradients, optimizer, own, 3,
-            step=step, seed=0, clip_norm=1.0, device=CPU, may_skip=may_skip,
-        )  # fmt: skip
+        batch = step_batch(objective, own, 3, step)
+        return train_step(objective, optimizer, gradients, batch, clip_norm=1.0, may_skip=may_skip)
 
     assert stepped(0, True).fault is None
     before = weights_sha256(objective.state_dict()), str(optimizer.state_dict())

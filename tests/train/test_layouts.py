@@ -19,10 +19,13 @@ from torch import Tensor, nn
 
 import pipeline
 from pipeline.data.batch import Batch
+from pipeline.distributed import comm
+from pipeline.distributed.buffers import changing
+from pipeline.distributed.ordered import OrderedGradients
+from pipeline.distributed.seeds import Seeds
 from pipeline.errors import RunError, UsageError
 from pipeline.specfile import load
-from pipeline.train import checkpoint, plain, reduce, worker
-from pipeline.train.buffers import changing
+from pipeline.train import loop, plain, state
 from pipeline.train.check import check
 from pipeline.train.curve import Reader
 from pipeline.train.job import Job, build_optimizer, objective, prepared, trial_batch
@@ -410,7 +413,7 @@ class Swaps(Noisy):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         torch.optim.SGD.step(self)
-        if reduce.rank():
+        if comm.rank():
             self.param_groups[0]["params"][0].copy_(self.param_groups[0]["params"][0].flip(0))
 
 
@@ -465,13 +468,13 @@ def trained(case: Any, overlapped: bool) -> Trained | str:
     """Losses and weights of the workers' own code; by DDP, if that can be."""
     with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
         if overlapped:
-            patch.setattr(worker, "is_small", lambda objective: False)
+            patch.setattr(state, "is_small", lambda objective: False)
         folder = Path(place)
         try:
-            worker.train(job(folder, *case), folder, num_steps=STEPS)
+            loop.train(job(folder, *case), folder, num_steps=STEPS)
         except UsageError as error:
             return str(error)
-        if reduce.rank():
+        if comm.rank():
             return "of the first worker"
         points = list(Reader(folder / "curve.jsonl").new())
         losses = [point["train"]["loss"] for point in points if "train" in point]
@@ -532,12 +535,15 @@ def test_a_new_process_takes_every_weight_and_buffer(name: str, tmp_path: Path) 
     made = job(tmp_path, name, SGD, 3, "float32")
     _, bound = plain.steps(made, 2)
     optimizer = build_optimizer(made.spec, bound.parameters())
-    state = checkpoint.copied(checkpoint.state_of(bound, optimizer))
+    gradients = OrderedGradients(bound, Seeds(0, torch.device("cpu")))
+    saved = state.TrainState(bound, optimizer, gradients).snapshot()
     batch = trial_batch(made)
     expected = bound.eval().predict(batch)["prediction"]
     resumed, served = (objective(made.spec, made.fields) for _ in range(2))
-    checkpoint.restore(state, resumed, build_optimizer(made.spec, resumed.parameters()))
-    take_weights(served, state["weights"])
+    optimizer = build_optimizer(made.spec, resumed.parameters())
+    gradients = OrderedGradients(resumed, Seeds(0, torch.device("cpu")))
+    state.TrainState(resumed, optimizer, gradients).restore(saved, 2)
+    take_weights(served, saved["weights"])
     for other in (resumed, served):
         torch.testing.assert_close(
             other.eval().predict(batch)["prediction"], expected, rtol=0, atol=0
@@ -553,7 +559,7 @@ def drifting(rank: int, num: int) -> list[str]:
             folder = Path(place)
             made = job(folder, "Tied", {"name": name}, 3, "float32")
             try:
-                worker.train(made, folder)
+                loop.train(made, folder)
             except RunError as error:
                 found.append(str(error))
     return found
@@ -623,4 +629,4 @@ def test_a_parameter_that_repeats_a_number_in_memory_is_refused(tmp_path: Path) 
     with pytest.raises(
         UsageError, match=r"parameter 'model.repeated' repeats .* append .clone\(\)"
     ):
-        worker.train(made, tmp_path)
+        loop.train(made, tmp_path)

@@ -20,7 +20,7 @@ from pipeline.specfile import load
 from pipeline.train import plain
 from pipeline.train.curve import Reader
 from pipeline.train.job import Job, objective, prepared, trial_batch
-from pipeline.train.worker import train
+from pipeline.train.loop import train
 from tests.conftest import JOBS
 from tests.processes import on_workers
 from tests.train.test_same_bits import JOB_NAMES, TRANSFORMER, transformer
@@ -121,7 +121,7 @@ def test_a_job_trains_as_a_plain_torch_loop_does(case: Any, num: int) -> None:
 def by_hand(name: str, build: Any, criterion: Any) -> list[float]:
     """The losses of a job's first steps with nothing but torch, from its rows and its model."""
     made = prepared(load(JOBS / f"{name}.yaml"), JOBS)
-    spec, order = made.spec, made.order()
+    spec, order = made.spec, made.sampler()
     model = objective(spec, made.fields, trial_batch(made)).model
     optimizer = build(model.parameters())
     (target,) = spec.data.targets

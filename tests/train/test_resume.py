@@ -22,14 +22,15 @@ import torch
 from torch.multiprocessing.spawn import ProcessException
 
 from pipeline import registry
+from pipeline.distributed import ordered
 from pipeline.errors import RunError, UsageError
 from pipeline.specfile import load
-from pipeline.train import bits, checkpoint, faults, files
-from pipeline.train import tree as sums
-from pipeline.train.curve import Journal, Reader, curve_sha256, mended, read
+from pipeline.train import checkpoint, determinism, faults, files
+from pipeline.train.curve import Journal, Reader, curve_sha256, read, repair
 from pipeline.train.job import prepared
 from pipeline.train.lease import Lease
-from pipeline.train.worker import train
+from pipeline.train.loop import train
+from pipeline.train.state import TrainState
 from tests.conftest import built_in
 from tests.processes import on_workers
 from tests.train.test_same_bits import transformer
@@ -50,7 +51,7 @@ def worked(
 ) -> None:
     job = prepared(load(tree), folder)
     if by_ddp:
-        sums.SMALL = 0
+        ordered.SMALL = 0
     train(job, folder, faults.planned(kills, folder, rank), STEPS)
 
 
@@ -257,7 +258,7 @@ def test_a_torn_line_is_cut_and_known_points_are_not_written_twice(tmp_path: Pat
     with path.open("ab") as file:
         file.write(b'{"step": 4, "tr')
     before = list(Reader(path).new())
-    assert mended(path) == (3, "")
+    assert repair(path) == (3, "")
     again = Journal(path, 1)
     for step in (2, 3, 4):
         again.write(point(step, 0.5 / step))
@@ -291,15 +292,15 @@ def whole_journal(path: Path, steps: int = 6) -> list[bytes]:
 def test_a_journal_is_whole_up_to_its_first_gap(tmp_path: Path) -> None:
     path = tmp_path / "curve.jsonl"
     lines = whole_journal(path)
-    assert mended(path, evaluated) == (6, "")
+    assert repair(path, evaluated) == (6, "")
     journal = Journal(path, 4)
     journal.event(4, "start", workers=3, bits={})  # of an attempt that was killed at once
     journal.close()
-    assert mended(path, evaluated) == (6, ""), "what was done before counts"
+    assert repair(path, evaluated) == (6, ""), "what was done before counts"
     steps = [curve_line["step"] for curve_line in map(read, lines)]
     for number, step in enumerate(steps[1:], start=1):
         path.write_bytes(b"".join(lines[:number] + lines[number + 1 :]))
-        found, said = mended(path, evaluated)
+        found, said = repair(path, evaluated)
         assert found == step - 1, f"line {number} is lost"
         assert bool(said) == (number < len(lines) - 1)
 
@@ -314,7 +315,7 @@ def test_an_attempt_that_was_replaced_cannot_touch_the_journal(tmp_path: Path) -
     whole_journal(path)
     written = path.read_bytes()
     with pytest.raises(RunError, match="has taken over"):
-        mended(path, evaluated, old.check)
+        repair(path, evaluated, old.check)
     with pytest.raises(RunError, match="was replaced"):
         asleep.flush()
     new.check()
@@ -411,10 +412,11 @@ def test_every_optimizer_goes_on_with_the_same_bits(
     first, optimizer = made()
     stepped(first, optimizer, range(3))
     checkpoints = saved(tmp_path, [])
-    checkpoints.save(3, checkpoint.state_of(first, optimizer), lambda: None)
+    state: Any = TrainState
+    checkpoints.save(3, state(first, optimizer, None).snapshot(), lambda: None)
     checkpoints.wait()
     second, optimizer = made()
-    checkpoint.restore(checkpoint.load(tmp_path, 3), second, optimizer)
+    state(second, optimizer, None).restore(checkpoint.load(tmp_path, 3), 3)
     stepped(second, optimizer, range(3, 6))
     for one, other in zip(second.parameters(), whole.parameters(), strict=True):
         assert torch.equal(one, other)
@@ -446,8 +448,8 @@ def test_other_software_than_at_the_start_is_said(
     train(job, folder, num_steps=20)
     shutil.rmtree(folder / "checkpoints" / "step-0000000020")
     (folder / "done.json").unlink()
-    real = bits.fingerprint
-    monkeypatch.setattr(bits, "fingerprint", lambda spec: real(spec) | {"torch": "2.99"})
+    real = determinism.fingerprint
+    monkeypatch.setattr(determinism, "fingerprint", lambda spec: real(spec) | {"torch": "2.99"})
     train(job, folder, num_steps=STEPS)
     said = [p for p in Reader(folder / "curve.jsonl").new() if p.get("event") == "bits"]
     (text,) = [p["text"] for p in said]
@@ -470,7 +472,7 @@ def started_apart(tree: dict[str, Any], folder: Path, rank: int, num: int) -> st
             return batch["a"] * self.weight.float()
 
     try:
-        train(prepared(load(tree), folder), folder, None, 1)
+        train(prepared(load(tree), folder), folder, num_steps=1)
     except UsageError as error:
         return str(error)
     return ""

@@ -17,7 +17,7 @@ from pipeline import plugins
 from pipeline.specfile import load
 from pipeline.train.curve import Reader, curve_sha256
 from pipeline.train.job import prepared
-from pipeline.train.worker import train
+from pipeline.train.loop import train
 from tests.conftest import JOBS
 from tests.processes import on_workers
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipeline.data.batch import Batch, num_rows, select
+from pipeline.distributed import comm
 from pipeline.errors import UsageError
 from pipeline.losses.objective import Objective
 from pipeline.suspects.calls import kept_buffers
@@ -133,14 +133,14 @@ class Buffers:
             was_changed = changed.view_as(then) != 0
             made = _finite(then) + changed.view_as(then).to(then.dtype)
             _real(place.value()).copy_(torch.where(was_changed, made, then))
-        if not (dist.is_initialized() and dist.get_world_size() > 1):
+        if comm.num_workers() == 1:
             return
         for place in self._largest:
             value = place.value()
-            told = value.long() if has_rows else torch.full_like(value, LEAST, dtype=torch.int64)
-            dist.all_reduce(told, dist.ReduceOp.MAX)
+            own = value.long() if has_rows else torch.full_like(value, LEAST, dtype=torch.int64)
+            largest = comm.largest(own)
             if place.now is not None:
-                place.now.copy_(told)
+                place.now.copy_(largest)
 
 
 def _finite(tensor: Tensor) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,7 +17,7 @@ WINDOW = 64
 """Batches among which rows are exchanged to bring those of one length together."""
 
 
-class Order:
+class Sampler:
     """The rows of each step, the same for any number of workers.
 
     A new permutation each epoch, drawn from `seed`; without one, rows as they stand. With `lengths`
@@ -41,7 +39,7 @@ class Order:
         return np.arange(start, end) if self.seed is None else self._epoch(epoch)[start:end]
 
     def blocks(self, step: int) -> list[int]:
-        """Blocks to have at hand from `step` on: rows of this order are never in blocks."""
+        """Blocks to have at hand from `step` on: rows of this sampler are never in blocks."""
         return []
 
     def _epoch(self, epoch: int) -> Rows:
@@ -66,8 +64,8 @@ class Order:
         return found
 
 
-class WindowOrder:
-    """As Order, for rows that come in blocks of which few are at hand.
+class WindowSampler:
+    """As Sampler, for rows that come in blocks of which few are at hand.
 
     Each epoch draws the blocks in a new order; so many of them in turn are a window, whose rows are
     mixed. A step's rows follow from its number: no more than its windows is computed.
@@ -146,39 +144,3 @@ class WindowOrder:
         assert self.seed is not None
         counter = np.array([0, 0, 0, number], np.uint64)  # its last word is never counted up to
         return np.random.Generator(np.random.Philox(key=[self.seed, epoch], counter=counter))
-
-
-def cut(rows: Rows, microbatch_size: int | None, num_workers: int) -> list[Rows]:
-    """The micro-batches of a global batch, in order; none is empty.
-
-    With `microbatch_size` the cuts are the same for any number of workers; without it each worker
-    has one micro-batch, its even share.
-    """
-    if microbatch_size is None:
-        return [part for part in np.array_split(rows, num_workers) if len(part)]
-    return [rows[start : start + microbatch_size] for start in range(0, len(rows), microbatch_size)]
-
-
-def middle(start: int, end: int) -> int:
-    """Where the tree of micro-batches halves a range."""
-    return (start + end) // 2
-
-
-@lru_cache(maxsize=8)
-def subtrees(num_microbatches: int, num_workers: int) -> tuple[tuple[int, int], ...]:
-    """The range of micro-batches of each worker that has any: subtrees of one binary tree.
-
-    The largest subtree is halved until there is one for each worker, or only leaves are left.
-    """
-    found = [(0, num_microbatches)] if num_microbatches else []
-    while len(found) < min(num_workers, num_microbatches):
-        largest = max(range(len(found)), key=lambda i: (found[i][1] - found[i][0], -i))
-        start, end = found[largest]
-        found[largest : largest + 1] = [(start, middle(start, end)), (middle(start, end), end)]
-    return tuple(found)
-
-
-def owned(num_microbatches: int, worker: int, num_workers: int) -> range:
-    """Numbers of the micro-batches that this worker computes; none where there are too few."""
-    ranges = subtrees(num_microbatches, num_workers)
-    return range(*ranges[worker]) if worker < len(ranges) else range(0)

@@ -1,8 +1,7 @@
-"""The feed: every row once an epoch, in the order's own order, whoever asks."""
+"""The loader: every row once an epoch, in the sampler's order, whoever asks."""
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data.columns import encode
-from pipeline.data.feed import Feed
 from pipeline.data.fitting import fitted
-from pipeline.data.order import Order, cut, owned, steps_per_epoch
+from pipeline.data.loader import Loader, Partition
+from pipeline.data.sampler import Sampler, steps_per_epoch
 from pipeline.data.store import Store, in_memory
 from pipeline.dataspec import Data
 
@@ -34,16 +33,12 @@ def store() -> Store:
 ROWS = store()
 
 
-def feed(batch: int, micro: int | None, rank: int, num: int, first: int, last: int) -> Feed:
-    order = Order(NUM_ROWS, batch, 3)
-
-    def pieces(step: int) -> list[Any]:
-        return cut(order.rows(step), micro, num)
-
+def loader(batch: int, micro: int | None, rank: int, num: int, first: int, last: int) -> Loader:
     def count(batch: Any) -> torch.Tensor:
         return torch.tensor([float(len(batch["y"]))])
 
-    return Feed(ROWS, pieces, partial(owned, worker=rank, num_workers=num), count, first, last)
+    sampler = Sampler(NUM_ROWS, batch, 3)
+    return Loader(ROWS, sampler, count, range(first, last), Partition(micro, rank, num))
 
 
 @settings(max_examples=60, deadline=None)
@@ -54,51 +49,51 @@ def test_every_row_comes_once_an_epoch(batch: int, micro: int | None, num: int) 
     steps = steps_per_epoch(NUM_ROWS, batch)
     found: list[int] = []
     for rank in range(num):
-        with feed(batch, micro and min(micro, batch), rank, num, 0, steps) as shares:
-            for share, following in shares:
-                for _, rows in share.own:
+        with loader(batch, micro and min(micro, batch), rank, num, 0, steps) as batches:
+            for one in batches:
+                for _, rows in one.microbatches:
                     found += [int(y) for y in rows["y"]]  # type: ignore[union-attr]
                     assert torch.equal(rows["y"], rows["x"])  # type: ignore[arg-type]
                     tokens: Any = rows["tokens"]
                     assert tokens.lengths.tolist() == [int(y) % 5 for y in rows["y"]]  # type: ignore[union-attr]
                     codes = [int(y) % 7 + 1 for y in rows["y"]]  # type: ignore[union-attr]
                     assert rows["k"].tolist() == codes  # type: ignore[union-attr]
-                assert (following is None) == (share.step == steps - 1)
-                assert sum(map(len, share.counts.values())) == len(share.own)
+                assert (one.next is None) == (one.step == steps - 1)
+                assert sum(map(len, one.counts.values())) == len(one.microbatches)
     assert sorted(found) == list(range(NUM_ROWS))
 
 
-def test_going_on_at_a_step_gives_what_would_have_come() -> None:
-    with feed(16, 4, 0, 2, 0, 20) as shares:
-        wanted = {s.step: [rows["y"].clone() for _, rows in s.own] for s, _ in shares}  # type: ignore[union-attr]
-    with feed(16, 4, 0, 2, 13, 20) as shares:
-        for share, _ in shares:
-            for (_, rows), y in zip(share.own, wanted[share.step], strict=True):
+def test_resuming_at_a_step_gives_the_batches_that_would_have_come() -> None:
+    with loader(16, 4, 0, 2, 0, 20) as batches:
+        wanted = {b.step: [rows["y"].clone() for _, rows in b.microbatches] for b in batches}  # type: ignore[union-attr]
+    with loader(16, 4, 0, 2, 13, 20) as batches:
+        for one in batches:
+            for (_, rows), y in zip(one.microbatches, wanted[one.step], strict=True):
                 assert torch.equal(rows["y"], y)  # type: ignore[arg-type]
 
 
-def test_an_error_comes_where_its_share_would_have() -> None:
+def test_an_error_is_raised_where_its_batch_is_needed() -> None:
     def count(batch: Any) -> torch.Tensor:
         if 50.0 in batch["y"]:
             raise ValueError("row 50")
         return torch.zeros(1)
 
-    broken = Feed(ROWS, lambda step: [np.arange(step * 10, step * 10 + 10)], range, count, 0, 9)
+    broken = Loader(ROWS, Sampler(NUM_ROWS, 10, None), count, range(9), Partition())
     done = []
 
-    def all_shares() -> None:
-        with broken as shares:
-            for share, _ in shares:
-                done.append(share.step)
+    def load_all() -> None:
+        with broken as batches:
+            for one in batches:
+                done.append(one.step)
 
     with pytest.raises(ValueError, match="row 50"):
-        all_shares()
+        load_all()
     assert done == [0, 1, 2, 3], "step 4 waits for the counts of the fifth"
 
 
-def test_a_feed_can_be_left_early() -> None:
-    with feed(16, 4, 0, 2, 0, 1000) as shares:
-        for share, _ in shares:
-            if share.step == 3:
+def test_a_loader_can_be_left_early() -> None:
+    with loader(16, 4, 0, 2, 0, 1000) as batches:
+        for one in batches:
+            if one.step == 3:
                 break
-    assert not shares._thread.is_alive()
+    assert not batches._thread.is_alive()

@@ -1,4 +1,4 @@
-"""What the first worker writes of a run: its journal, checkpoints, their copy, and the result."""
+"""What the first worker records of a run: its curve, checkpoints, their copy, and the result."""
 
 from __future__ import annotations
 
@@ -9,43 +9,78 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from pipeline.errors import RunError
-from pipeline.train import bits, checkpoint, files, reduce
-from pipeline.train.best import Best
+from pipeline.data.loader import StepBatch
+from pipeline.distributed import comm
+from pipeline.errors import NonFiniteError, RunError
+from pipeline.train import determinism, files
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.curve import Journal
 from pipeline.train.job import Job
 from pipeline.train.lease import Lease
 from pipeline.train.mirror import FAULTS, Mirror, reason
-from pipeline.train.step import Losses
+from pipeline.train.state import TrainState
+from pipeline.train.step import Requests, StepLosses
 from pipeline.train.weights import save_weights, weights_sha256
 
 ASK_SECONDS = 0.2
 SPEED_SECONDS = 1.0
 LONGEST_COPY_SECONDS = 60.0
 """That the end of a run waits for its copy."""
+MOST_ROWS = 100
+"""Rows of a skipped step that are named in the journal."""
 
 
-class Record:
-    """What the first worker writes: the journal, checkpoints, and the end of the run."""
+class Follower:
+    """Records nothing: what all workers do but the first, whose `Recorder` does."""
+
+    def __enter__(self) -> Follower:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        pass
+
+    def requests(self, step: int) -> Requests:
+        """What to ask of all workers in the step with which `step` steps are done."""
+        return Requests()
+
+    def log_step(self, state: TrainState, batch: StepBatch, losses: StepLosses) -> None:
+        """One step's losses."""
+
+    def log_evaluation(
+        self, state: TrainState, values: dict[str, float | None], notes: list[str]
+    ) -> None:
+        """Loss and metrics of the validation rows, and notes on what they do not show."""
+
+    def log_nonfinite(self, error: NonFiniteError) -> None:
+        """A step that is not finite, with all rows that it comes from."""
+
+    def save(self, state: TrainState, is_last: bool) -> None:
+        """A checkpoint; `is_last` if the run ends with it."""
+
+    def finish(self, state: TrainState) -> None:
+        """The end of the run."""
+
+
+class Recorder(Follower):
+    """Records the journal, checkpoints, and the end of the run."""
 
     def __init__(
-        self, job: Job, folder: Path, first_step: int, lease: Lease, best: Best | None = None
+        self, job: Job, folder: Path, first_step: int, last_step: int, lease: Lease
     ) -> None:
-        self.job, self.folder, self.lease, self.best = job, folder, lease, best
+        self.job, self.folder, self.last_step, self.lease = job, folder, last_step, lease
         self._asked, self._stopping = 0.0, False
         self._num_rows, self._since = 0, time.perf_counter()
         exact = job.spec.training.microbatch_size is not None
         self.journal = Journal(folder / files.CURVE, first_step, exact, lease.check)
-        self.checkpoints = Checkpoints(folder, job.spec.checkpoint, bits.identity(job), first_step)
+        self.checkpoints = Checkpoints(
+            folder, job.spec.checkpoint, determinism.identity(job), first_step
+        )
         self.copies = Copies(folder, self.checkpoints, lease.check)
         files.folder_to_disk(folder)  # the names of both
         failure = folder / files.FAILURE
         after = {"after": failure.read_text()} if failure.exists() else {}
         failure.unlink(missing_ok=True)
-        now = bits.fingerprint(job.spec)
+        now = determinism.fingerprint(job.spec)
         before = self.journal.bits or now
         changed = [f"{k} {old} -> {now.get(k)}" for k, old in before.items() if now.get(k) != old]
         if first_step and changed:
@@ -54,14 +89,11 @@ class Record:
                 "undisturbed run to rounding only"
             )
             self.journal.event(first_step, "bits", text=text)
-        self.journal.starts.append(reduce.num_workers())
+        self.journal.starts.append(comm.num_workers())
         self.journal.event(
             first_step, "start", attempt=len(self.journal.starts),
-            workers=reduce.num_workers(), reached=self.journal.reached, bits=now, **after,
+            workers=comm.num_workers(), reached=self.journal.reached, bits=now, **after,
         )  # fmt: skip
-
-    def __enter__(self) -> Record:
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """What led up to an error is in the journal: it is looked at most of all."""
@@ -69,75 +101,82 @@ class Record:
             with contextlib.suppress(OSError, RunError):  # the error itself is to be heard of
                 self.journal.flush()
 
-    def write(self, point: dict[str, Any], num_rows: int, is_last: bool) -> None:
-        """One step's point, with the speed in it once a second and at the end."""
-        self._num_rows += num_rows
-        seconds = time.perf_counter() - self._since
-        if seconds >= SPEED_SECONDS or is_last:
-            point["train"]["rows_per_second"] = self._num_rows / seconds
-            self._num_rows, self._since = 0, time.perf_counter()
-        self.journal.write(point)
-
-    def write_evaluation(
-        self, step: int, epoch: float, values: dict[str, float | None], bound: torch.nn.Module,
-        said: list[str],
-    ) -> None:  # fmt: skip
-        """Loss and metrics of the validation rows after `step` steps, and who is best so far.
-
-        And what is `said` of them, where their values do not show it.
-        """
-        point = {"step": step, "epoch": epoch, "validation": values}
-        self.journal.write(point | ({"said": said} if said else {}))
-        if self.best:
-            self.best.look(step, values, bound)
-
-    def is_stopping(self) -> bool:
-        """Whether the run is to end after this step; asked of the disk now and then."""
+    def requests(self, step: int) -> Requests:
+        """Whether to stop is asked of the disk now and then; to save, when a checkpoint is due."""
         now = time.monotonic()
         if now - self._asked > ASK_SECONDS:
             self._asked, self._stopping = now, (self.folder / files.STOP).exists()
-        return self._stopping
+        return Requests(stop=self._stopping, save=self.checkpoints.is_due(step))
 
-    def is_due(self, step: int) -> bool:
-        """Whether it is time for a checkpoint after `step` steps."""
-        return self.checkpoints.is_due(step)
+    def log_step(self, state: TrainState, batch: StepBatch, losses: StepLosses) -> None:
+        """One step's point, with the speed in it once a second and at the end."""
+        labels = [term.label for term in state.objective.terms]
+        train = {
+            "loss": losses.total, "learning_rate": state.learning_rate,
+            "gradient_norm": losses.gradient_norm,
+        }  # fmt: skip
+        self._num_rows += batch.num_rows
+        seconds = time.perf_counter() - self._since
+        if seconds >= SPEED_SECONDS or state.step == self.last_step:
+            train["rows_per_second"] = self._num_rows / seconds
+            self._num_rows, self._since = 0, time.perf_counter()
+        point: dict[str, Any] = {
+            "step": state.step, "epoch": state.step / self.job.steps_per_epoch,
+            "terms": dict(zip(labels, losses.terms, strict=True)), "train": train,
+        }  # fmt: skip
+        if losses.fault is not None:
+            fault = losses.fault.with_rows(batch.rows)
+            self.log_nonfinite(fault)
+            point["skipped"] = list(fault.rows[:MOST_ROWS])
+        self.journal.write(point)
 
-    def save(
-        self, step: int, bound: torch.nn.Module, optimizer: torch.optim.Optimizer,
-        num_skipped: int, is_last: bool,
-    ) -> None:  # fmt: skip
+    def log_evaluation(
+        self, state: TrainState, values: dict[str, float | None], notes: list[str]
+    ) -> None:
+        """One evaluation's point."""
+        epoch = state.step / self.job.steps_per_epoch
+        point = {"step": state.step, "epoch": epoch, "validation": values}
+        self.journal.write(point | ({"said": notes} if notes else {}))
+
+    def log_nonfinite(self, error: NonFiniteError) -> None:
+        """Keep it, with all of its rows, in a file of the run's folder."""
+        facts = {
+            "step": error.step, "gradient_norm": str(error.gradient_norm),
+            "losses": {name: str(value) for name, value in error.terms.items()},
+            "microbatches": error.microbatches, "rows": error.rows,
+        }  # fmt: skip
+        files.write_json(self.folder / files.NONFINITE, facts)
+
+    def save(self, state: TrainState, is_last: bool) -> None:
         """Save a checkpoint; what leads up to it is in the journal before."""
         self.journal.flush()
-        state = checkpoint.state_of(bound, optimizer, num_skipped)
-        best = self.best.kept if self.best else None
-        self.checkpoints.save(step, state, self._before_checkpoint, best)
+        self.checkpoints.save(state.step, state.snapshot(), self._before_checkpoint)
         if said := self.copies.update():
-            self.journal.event(step, "copy", text=said)
+            self.journal.event(state.step, "copy", text=said)
         if is_last:
             self.checkpoints.wait()
             if said := self.copies.update(wait=True):
-                self.journal.event(step, "copy", text=said)
-            self.journal.event(step, "stop")
+                self.journal.event(state.step, "copy", text=said)
+            self.journal.event(state.step, "stop")
 
     def _before_checkpoint(self) -> None:
         """The curve up to a checkpoint is on the disk before it counts."""
         self.journal.to_disk()
         self.lease.check()
 
-    def finish(self, bound: torch.nn.Module, num_steps: int) -> None:
+    def finish(self, state: TrainState) -> None:
         """Weights, then the marker that says the run is complete."""
         self.checkpoints.wait()
         self.journal.close()
         self.copies.before_result()
-        kept = self.best.kept if self.best else None
-        weights = kept["weights"] if kept else bound.state_dict()
+        weights = state.best_weights
         save_weights(weights, self.folder / files.WEIGHTS, self.lease.check)
         done = {
-            "steps": num_steps,
+            "steps": state.step,
             "time": int(1000 * time.time()),
             "weights_sha256": weights_sha256(weights),
             "files": {n: files.sha256(self.folder / n) for n in (files.CURVE, files.WEIGHTS)},
-            "best": self.best.said if self.best else None,
+            "best": state.best.said if state.best else None,
             "workers": self.journal.starts,
             "first_difference": self.journal.first_difference,
         }
@@ -231,19 +270,3 @@ def _launcher(folder: Path) -> Any:
         return files.read_json(folder / files.RECORD).get("launcher")
     except FileNotFoundError:  # workers without a command
         return None
-
-
-def point_of(
-    step: int, per_epoch: int, labels: list[str], losses: Losses, rate: float
-) -> dict[str, Any]:
-    """One step's line of the journal."""
-    return {
-        "step": step,
-        "epoch": step / per_epoch,
-        "terms": dict(zip(labels, losses.terms, strict=True)),
-        "train": {
-            "loss": losses.total,
-            "learning_rate": rate,
-            "gradient_norm": losses.gradient_norm,
-        },
-    }

@@ -9,62 +9,58 @@ backward starts from its rows of that gradient. Both passes draw the same random
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from pipeline.data.batch import moved
+from pipeline.data.loader import StepBatch
+from pipeline.distributed import comm
+from pipeline.distributed.gradients import Gradients
 from pipeline.errors import ContractError
 from pipeline.losses.objective import Objective, Share
 from pipeline.losses.terms import Term
-from pipeline.train import reduce
-from pipeline.train.buffers import Buffers
-from pipeline.train.reduce import Microbatch
 
 
 def shares(
-    objective: Objective,
-    own: Sequence[Microbatch],
-    num_microbatches: int,
-    draw: Callable[[int], None],
-    device: torch.device,
+    objective: Objective, gradients: Gradients, batch: StepBatch
 ) -> dict[int, dict[int, Share]]:
     """For each of this worker's micro-batches, its share in each term that couples rows.
 
-    `draw` sets the random numbers of a micro-batch. Empty where no term couples rows.
+    Empty where no term does.
     """
     if not objective.is_coupled:
         return {}
+    seeds = gradients.seeds
     coupled = {k: term for k, term in enumerate(objective.terms) if term.loss.per_batch}
-    buffers = Buffers(objective)
-    before = buffers.copy()
-    inputs: dict[int, dict[int, list[Tensor]]] = {k: {} for k in coupled}
-    for number, batch in own:
-        draw(number)
-        batch = moved(batch, device)
+    before = gradients.buffers.copy()
+    arguments: dict[int, dict[int, list[Tensor]]] = {k: {} for k in coupled}
+    for index, rows in batch.microbatches:
+        seeds.set(batch.step, index)
+        rows = moved(rows, seeds.device)
         with torch.no_grad():
-            predictions = objective.predict(batch)
+            predictions = objective.predict(rows)
             for k, term in coupled.items():
-                inputs[k][number] = _tensors(term, term.arguments(predictions, batch))
-        buffers.restore(before)
-    found: dict[int, dict[int, Share]] = {number: {} for number, _ in own}
+                arguments[k][index] = _tensors(term, term.arguments(predictions, rows))
+        gradients.buffers.restore(before)
+    by_microbatch: dict[int, dict[int, Share]] = {index: {} for index, _ in batch.microbatches}
     for k, term in coupled.items():
         try:
-            parts = reduce.gathered(inputs[k], num_microbatches, device)
+            parts = comm.gather_parts(arguments[k], batch.num_microbatches, seeds.device)
         except ValueError as error:
             raise _unsuitable(term, str(error)) from None
-        draw(num_microbatches + k)  # the same on every worker
-        for number, share in _shares_of(objective, k, parts).items():
-            if number in found:
-                found[number][k] = share
-    return found
+        seeds.set(batch.step, batch.num_microbatches + k)  # the same on every worker
+        for index, share in enumerate(_shares_of(objective, k, parts)):
+            if index in by_microbatch:
+                by_microbatch[index][k] = share
+    return by_microbatch
 
 
-def _shares_of(objective: Objective, k: int, parts: list[list[Tensor]]) -> dict[int, Share]:
-    """The shares of all micro-batches in term `k`, from each of its inputs' parts."""
-    term, own = objective.terms[k], objective.owned(k)
+def _shares_of(objective: Objective, k: int, parts: list[list[Tensor]]) -> list[Share]:
+    """The share of each micro-batch in term `k`, from the parts of each of its arguments."""
+    term, own_parameters = objective.terms[k], objective.owned(k)
     sizes = [len(part) for part in parts[0]]
     whole = [torch.cat(pieces) for pieces in parts]
     num_predictions = len(term.outputs)
@@ -72,7 +68,7 @@ def _shares_of(objective: Objective, k: int, parts: list[list[Tensor]]) -> dict[
     loss = objective.computed(k, [*leaves, *whole[num_predictions:]])
     if loss.dim() != 0:
         raise _unsuitable(term, f"gives shape {list(loss.shape)} for the whole batch")
-    wanted = [*leaves, *own]
+    wanted = [*leaves, *own_parameters]
     made: Sequence[Tensor | None] = [None] * len(wanted)
     if loss.requires_grad:  # else nothing of this batch counts, and the gradient is 0
         made = torch.autograd.grad(loss * len(whole[0]), wanted, allow_unused=True)
@@ -81,16 +77,15 @@ def _shares_of(objective: Objective, k: int, parts: list[list[Tensor]]) -> dict[
         for one, gradient in zip(wanted, made, strict=True)
     ]
     pieces = [torch.split(gradient, sizes) for gradient in gradients[:num_predictions]]
-    ends = list(accumulate(sizes))
-    carrier = next(number for number, end in enumerate(ends) if end)  # the first with rows
-    return {
-        number: Share(
+    carrier = next(i for i, end in enumerate(accumulate(sizes)) if end)  # the first with rows
+    return [
+        Share(
             float(loss.detach()),
-            tuple(piece[number] for piece in pieces),
-            tuple(gradients[num_predictions:]) if number == carrier else (),
+            tuple(piece[index] for piece in pieces),
+            tuple(gradients[num_predictions:]) if index == carrier else (),
         )
-        for number in range(len(sizes))
-    }
+        for index in range(len(sizes))
+    ]
 
 
 def _tensors(term: Term, arguments: list[object]) -> list[Tensor]:

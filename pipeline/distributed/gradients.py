@@ -1,0 +1,97 @@
+"""What the two ways to sum gradients have in common; `ordered` and `ddp` are the ways."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.data.batch import Batch, moved
+from pipeline.data.loader import StepBatch
+from pipeline.distributed import comm
+from pipeline.distributed.buffers import Buffers
+from pipeline.distributed.seeds import Seeds
+from pipeline.losses.objective import Objective
+
+
+class Gradients(ABC):
+    """Gradients of a global batch, summed over its micro-batches and over workers.
+
+    A step calls `accumulate`, `all_reduce`, and `clip`, in this order.
+    """
+
+    def __init__(self, objective: Objective, seeds: Seeds) -> None:
+        self.model: nn.Module = objective
+        """Model and losses, to be called with rows, shares and which terms count."""
+        self.trained = [p for p in objective.parameters() if p.requires_grad]
+        self.buffers = Buffers(objective)
+        self.seeds = seeds
+
+    @abstractmethod
+    def accumulate(self, batch: StepBatch) -> Iterator[tuple[int, Batch | None]]:
+        """This worker's micro-batches, one after the other: their index and rows on the device.
+
+        Whoever iterates calls `model` with the rows, and `backward`, before asking for the next
+        one. Random numbers and buffers are set for each. None stands for the rows of a worker that
+        has none.
+        """
+
+    @abstractmethod
+    def all_reduce(self, message: Tensor) -> Tensor:
+        """Leave in each parameter's `grad` the sum over all micro-batches of all workers.
+
+        A parameter that none of them depends on gets None, as from `backward` on the whole batch.
+        `message` are float64 numbers [R] to be summed as well, each given by one worker and 0 on
+        all others; their sums are returned, on the CPU.
+        """
+
+    @abstractmethod
+    def norm(self) -> Tensor:
+        """Norm of the global gradient."""
+
+    def clip(self, clip_norm: float | None) -> float:
+        """Norm of the global gradient, which is then scaled down to `clip_norm` if above it."""
+        norm = self.norm()
+        if clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(self.trained, clip_norm, norm)
+        return float(norm)
+
+    def restore_buffers(self) -> None:
+        """Buffers as they were before the step."""
+        self.buffers.restore(self._before)
+
+    def _begin(self, batch: StepBatch) -> None:
+        self._step, self._num_microbatches = batch.step, batch.num_microbatches
+        self._has_rows = bool(batch.microbatches)
+        self._before = self.buffers.copy()
+
+    def _prepare(self, index: int, rows: Batch | None) -> tuple[int, Batch | None]:
+        self.seeds.set(self._step, index)  # dropout follows the rows, not the worker
+        return index, rows and moved(rows, self.seeds.device)
+
+
+def with_reached(message: Tensor, reached: Sequence[bool]) -> Tensor:
+    """The message, and behind it which parameters this worker's micro-batches have reached."""
+    if comm.num_workers() == 1:
+        return message
+    return torch.cat([message, message.new_tensor(reached)])
+
+
+def drop_unreached(trained: Sequence[Tensor], message: Tensor, reached: Sequence[bool]) -> Tensor:
+    """Take away the gradients of what no worker has reached; returns the rest of the message.
+
+    Autograd tells for each micro-batch which parameters its loss depends on: those have a gradient,
+    be it 0. What is true of the global batch must not depend on how it is cut, so a parameter has
+    one if any micro-batch of any worker reaches it. Optimizers skip the others, which neither decay
+    nor momentum then moves: as after `backward` on the whole batch.
+    """
+    is_reached: Sequence[float] = reached
+    if comm.num_workers() > 1:
+        message, flags = message[: -len(reached)], message[-len(reached) :]
+        is_reached = flags.tolist()
+    for parameter, any_reached in zip(trained, is_reached, strict=True):
+        if not any_reached:
+            parameter.grad = None
+    return message

@@ -1,0 +1,154 @@
+"""The loop over a job's batches, the same on one worker and on many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline import tracebacks
+from pipeline.data.batch import Batch
+from pipeline.data.loader import Loader, Partition, StepBatch
+from pipeline.data.stream import Streamed
+from pipeline.distributed import comm
+from pipeline.errors import NonFiniteError
+from pipeline.losses.fit import check_targets
+from pipeline.losses.objective import Objective
+from pipeline.train import checkpoint, determinism, drift, files
+from pipeline.train.curve import Journal, repair
+from pipeline.train.evaluate import chosen, evaluate
+from pipeline.train.job import Job
+from pipeline.train.lease import Lease
+from pipeline.train.recorder import Follower, Recorder
+from pipeline.train.state import TrainState
+from pipeline.train.step import train_step
+
+
+def train(
+    job: Job, folder: Path, before_step: Callable[[int], None] = lambda step: None,
+    num_steps: int | None = None, is_own_process: bool = False,
+) -> None:  # fmt: skip
+    """Train the job from the newest checkpoint in `folder`, or the start; ends with the weights.
+
+    With `num_steps` it ends after these, and an evaluation of them. `before_step` is told of each,
+    counted from 0. `is_own_process` says that this process does nothing else, and may be killed by
+    its successor.
+    """
+    if files.is_done(folder):
+        return
+    last_step = min(num_steps or job.num_steps, job.num_steps)
+    settings, state = job.spec.training, TrainState.create(job)
+    lease = Lease(folder, is_own_process) if comm.rank() == 0 else None
+    _resume(job, folder, state, lease, last_step)
+    recorder = Recorder(job, folder, state.step, last_step, lease) if lease else Follower()
+    partition = Partition(settings.microbatch_size, comm.rank(), comm.num_workers())
+    steps, pinned = range(state.step, last_step), state.gradients.seeds.device.type == "cuda"
+    loader = Loader(job.train, job.sampler(), _counter(job, state), steps, partition, pinned)
+    is_exact = settings.microbatch_size is not None
+    rows = job.train.opened(str(folder.resolve()))
+    with determinism.deterministic(is_exact), rows, loader, recorder:
+        _train_steps(job, state, _announced(loader, before_step), recorder, last_step)
+    if state.step == last_step:
+        recorder.finish(state)
+        comm.barrier()
+
+
+def _train_steps(
+    job: Job, state: TrainState, batches: Iterable[StepBatch], recorder: Follower, last_step: int
+) -> None:
+    """One step a batch, with evaluations and checkpoints where they are due; or until a stop."""
+    settings = job.spec.training
+    if state.step == 0 and job.is_evaluated(0, last_step):
+        _evaluate(job, state, recorder)
+    for batch in batches:
+        state.set_learning_rate(batch.step)
+        with _explained(job, state, batch, recorder):
+            losses = train_step(
+                state.objective, state.optimizer, state.gradients, batch,
+                clip_norm=settings.clip_norm, requests=recorder.requests(batch.step + 1),
+                may_skip=state.num_skipped < settings.skip_nonfinite,
+            )  # fmt: skip
+        state.advance(losses)
+        recorder.log_step(state, batch, losses)
+        if job.is_evaluated(state.step, last_step):
+            _evaluate(job, state, recorder)
+        if any(losses.requests) or state.step == last_step:
+            drift.refuse(state.objective, state.optimizer, state.gradients.buffers, state.step)
+        if any(losses.requests):
+            recorder.save(state, is_last=losses.requests.stop)
+        if losses.requests.stop:
+            return
+
+
+def _evaluate(job: Job, state: TrainState, recorder: Follower) -> None:
+    """Loss and metrics of the validation rows, and whether the weights are the best so far."""
+    assert job.validation is not None
+    settings, objective = job.spec.training, state.objective
+    size = settings.batch_size if objective.is_coupled else settings.microbatch_size
+    notes: list[str] = []
+    with tracebacks.noting(f"in the evaluation after step {state.step}"):
+        values = evaluate(
+            objective, job.validation, np.arange(job.num_validation_rows),
+            size or settings.batch_size, chosen(objective.terms, job.spec.metrics),
+            state.gradients.seeds.device, notes,
+        )  # fmt: skip
+    recorder.log_evaluation(state, values, notes)
+    if state.best:
+        state.best.look(state.step, values, objective)
+
+
+def _resume(job: Job, folder: Path, state: TrainState, lease: Lease | None, last_step: int) -> None:
+    """Bring every worker's state to the newest checkpoint that is intact, if there is one."""
+    step = 0
+    if lease is not None:
+        (folder / files.DONE).unlink(missing_ok=True)  # it is not, or this would not be asked
+        is_evaluated = partial(job.is_evaluated, last_step=last_step)
+        num_steps, damage = repair(folder / files.CURVE, is_evaluated, lease.check)
+        step, skipped = checkpoint.newest(folder, determinism.identity(job), num_steps)
+        for text in filter(None, [damage, *skipped]):
+            journal = Journal(folder / files.CURVE, job.num_steps, may_write=lease.check)
+            journal.event(step, "damage", text=text)
+            journal.close()
+    step = int(comm.all_reduce(torch.tensor([step])))
+    if step:
+        state.restore(checkpoint.load(folder, step), step)
+
+
+def _announced(
+    batches: Iterable[StepBatch], before_step: Callable[[int], None]
+) -> Iterator[StepBatch]:
+    for batch in batches:
+        before_step(batch.step)
+        yield batch
+
+
+def _counter(job: Job, state: TrainState) -> Callable[[Batch], Tensor]:
+    """What the losses count in a batch; of rows that nobody has looked at, they are checked."""
+    objective: Objective = state.objective
+
+    def checked(batch: Batch) -> Tensor:
+        check_targets(objective.terms, batch)
+        return objective.denominators(batch)
+
+    return checked if isinstance(job.train, Streamed) else objective.denominators
+
+
+@contextmanager
+def _explained(job: Job, state: TrainState, batch: StepBatch, recorder: Follower) -> Iterator[None]:
+    """Errors of a step name it, and one of a number that is not finite the rows it comes from."""
+    try:
+        yield
+    except NonFiniteError as error:
+        fault, allowed = error.with_rows(batch.rows), job.spec.training.skip_nonfinite
+        recorder.log_nonfinite(fault)
+        if allowed:
+            fault.add_note(f"{state.num_skipped} of {allowed} are left out already")
+        raise fault from None
+    except Exception as error:
+        error.add_note(f"in step {batch.step + 1}")
+        raise

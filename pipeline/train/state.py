@@ -1,0 +1,138 @@
+"""Everything that steps change: what a checkpoint holds is what this object holds."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import ray.train.torch
+import torch
+from torch import Tensor
+
+from pipeline.distributed import comm
+from pipeline.distributed.ddp import OverlappedGradients
+from pipeline.distributed.gradients import Gradients
+from pipeline.distributed.ordered import OrderedGradients, is_small
+from pipeline.distributed.seeds import Seeds
+from pipeline.errors import UsageError
+from pipeline.losses.objective import Objective
+from pipeline.schedules import learning_rate_factor
+from pipeline.spec import JobSpec
+from pipeline.train.best import Best
+from pipeline.train.evaluate import chosen
+from pipeline.train.job import Job, build_optimizer, objective, trial_batch
+from pipeline.train.step import StepLosses
+from pipeline.train.weights import take_weights, to_cpu, weights_sha256
+
+
+class TrainState:
+    """Model and losses, optimizer, how many steps are done, and the best weights so far."""
+
+    def __init__(
+        self, objective: Objective, optimizer: torch.optim.Optimizer, gradients: Gradients,
+        schedule: Callable[[int], float] = lambda step: 1.0, best: Best | None = None,
+    ) -> None:  # fmt: skip
+        self.objective, self.optimizer, self.gradients = objective, optimizer, gradients
+        self.schedule = schedule
+        """Factor of the learning rate in a step, from 0."""
+        self.best = best
+        """Kept by the first worker of a job with `training.best_by`."""
+        self.step = 0
+        """Steps that are done."""
+        self.num_skipped = 0
+        """Those of them that were not finite."""
+        self.learning_rate = 0.0
+        """Of the first group of parameters."""
+
+    @classmethod
+    def create(cls, job: Job) -> TrainState:
+        """The state before the first step, the same on every worker. Raises UsageError if not."""
+        spec, device = job.spec, _device(job.spec)
+        bound = objective(spec, job.fields, trial_batch(job)).to(device)
+        _refuse_different(bound, spec.model.name)
+        in_order = spec.training.microbatch_size is not None or is_small(bound)
+        way = OrderedGradients if in_order else OverlappedGradients
+        gradients = way(bound, Seeds(spec.training.seed, device))
+        optimizer = build_optimizer(spec, bound.parameters())
+        options, num_steps = spec.schedule.options, job.num_steps
+        schedule = partial(
+            learning_rate_factor, spec.schedule.name, options, spec.schedule.warmup_steps,
+            num_steps=num_steps,
+        )  # fmt: skip
+        best = None
+        if spec.training.best_by and comm.rank() == 0:
+            best = Best(spec.training.best_by, bound.terms, chosen(bound.terms, spec.metrics))
+        return cls(bound, optimizer, gradients, schedule, best)
+
+    def set_learning_rate(self, step: int) -> None:
+        """Each group's rate in the step, a factor of the one it was built with."""
+        factor = self.schedule(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+        self.learning_rate = float(self.optimizer.param_groups[0]["lr"])
+
+    def advance(self, losses: StepLosses) -> None:
+        """One more step is done."""
+        self.step += 1
+        self.num_skipped += losses.fault is not None
+
+    def snapshot(self) -> dict[str, Any]:
+        """The state as a checkpoint saves it, on the CPU: later steps do not change it."""
+        weights = self.objective.state_dict()
+        others = {n: b for n, b in self.objective.named_buffers() if n not in weights}
+        return {
+            "weights": to_cpu(weights),
+            "buffers": to_cpu(others),  # which are no part of a state dict
+            "optimizer": to_cpu(self.optimizer.state_dict()),
+            "num_skipped": self.num_skipped,
+            "best": self.best.kept if self.best else None,  # a copy already
+        }
+
+    def restore(self, snapshot: Mapping[str, Any], step: int) -> None:
+        """Take the state that was saved after `step` steps."""
+        take_weights(self.objective, snapshot["weights"], snapshot["buffers"])
+        self.optimizer.load_state_dict(snapshot["optimizer"])
+        _keep_dtypes(self.optimizer, snapshot["optimizer"]["state"])
+        self.step, self.num_skipped = step, snapshot["num_skipped"]
+        if self.best is not None:
+            self.best.kept = snapshot["best"]
+
+    @property
+    def best_weights(self) -> dict[str, Tensor]:
+        """Those of the best evaluation, or else the last ones: what the trained model has."""
+        kept = self.best.kept if self.best else None
+        return kept["weights"] if kept else self.objective.state_dict()
+
+
+def _device(spec: JobSpec) -> torch.device:
+    """This worker's GPU if the spec asks for one, never the CPU in its place."""
+    if not spec.workers.gpu:
+        return torch.device("cpu")
+    device: torch.device = ray.train.torch.get_device()
+    if device.type != "cuda":
+        raise UsageError("workers.gpu: this worker has no GPU that torch can use")
+    return device
+
+
+def _refuse_different(objective: Objective, model: str) -> None:
+    """Raise UsageError on every worker when they start with different weights."""
+    if comm.num_workers() == 1:
+        return
+    start = f"{weights_sha256(objective.state_dict())} {sorted(objective.changing.items())}"
+    if not comm.all_agree(torch.tensor([zlib.crc32(start.encode())])).all():
+        raise UsageError(
+            f"model {model}: its weights start differently on each worker; take random numbers "
+            "from torch only, which the pipeline seeds"
+        )
+
+
+def _keep_dtypes(optimizer: torch.optim.Optimizer, saved: Mapping[int, Mapping[str, Any]]) -> None:
+    """Torch loads an optimizer's tensors in the type of their parameter: take them as saved."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, values in saved.items():
+        state = optimizer.state[parameters[index]]
+        for key, value in values.items():
+            if isinstance(value, Tensor) and state[key].dtype != value.dtype:
+                state[key] = value.to(state[key].device)
