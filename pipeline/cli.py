@@ -255,10 +255,13 @@ def list_(kind: str, imports: tuple[str, ...]) -> None:
 
 @cli.command()
 @click.option("--import", "imports", multiple=True, metavar="MODULE", help="As for `run`.")
-def schema(imports: tuple[str, ...]) -> None:
+@click.option("--markdown", is_flag=True, help="Print a table of all keys, to be read.")
+def schema(imports: tuple[str, ...], markdown: bool) -> None:
     """Print the JSON schema of job specs, for completion in editors."""
+    from pipeline import reference
+
     plugins.load(imports)
-    click.echo(json.dumps(spec.schema(), indent=2))
+    click.echo(reference.table() if markdown else json.dumps(spec.schema(), indent=2))
 
 
 @cli.command()

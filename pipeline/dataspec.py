@@ -82,9 +82,10 @@ class Split(Section):
     """Validation rows taken out of the training files by what a column holds."""
 
     fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Share of the rows to hold out: of groups about, of time as near as equal times allow."""
+    """Fraction of the rows to hold out: about so many with `group`, as near as equal times allow
+    with `time`."""
     group: str | None = None
-    """Column whose rows of one value stay together, as all visits of a patient."""
+    """Column whose rows with the same value stay together, such as all visits of a patient."""
     time: str | None = None
     """Column of dates, times or numbers: the latest rows are held out."""
     since: float | str | None = None
@@ -108,7 +109,7 @@ class Split(Section):
 
 
 class Image(Section):
-    """What an encoded image is made: float numbers from -1 to 1."""
+    """What an encoded image becomes: floats from -1 to 1."""
 
     size: Annotated[list[Positive], Field(min_length=2, max_length=2)]
     """Height and width in pixels; images of another size are resized."""
@@ -117,13 +118,13 @@ class Image(Section):
 
 
 class Stream(Section):
-    """How training rows are fetched that stay where they are."""
+    """How training rows are fetched that are not converted in advance."""
 
     block_rows: Positive | None = None
-    """Rows that are read at one time. Best a multiple of the files' row groups. Unless given, up to
-    1,048,576 (what pyarrow makes a row group), and less where these are more than 512 MiB."""
+    """Rows that are read at a time, best a multiple of the files' row groups, which are read whole.
+    Unless given 1,048,576, pyarrow's own row group, or fewer where these exceed 512 MiB."""
     window: Positive = 8
-    """Blocks, drawn anew each epoch, whose rows are mixed. Up to three windows are on the disk."""
+    """Blocks, drawn anew each epoch, whose rows are mixed. Up to three windows are on disk."""
 
 
 class Data(Section):
@@ -138,37 +139,40 @@ class Data(Section):
     split_seed: int = 0
     """Chooses which rows a validation fraction holds out; independent of training.seed."""
     inputs: list[str] | None = None
-    """Input columns; every column that is no target unless given."""
+    """Input columns; unless given, every column that has no other role, except for an index that
+    pandas wrote."""
     target: str | list[str] | None = None
-    """Target column or columns; none for losses that compare predictions only."""
+    """Target column or columns; none for losses that only compare predictions."""
     stream: Stream | None = None
-    """For files that are larger than this machine's disk: rows are fetched while training, shuffled
-    in two levels, which is another curve than that of rows from the cache. `true`, or
-    `{block_rows, window}`."""
+    """For files larger than this machine's disk: rows are fetched while training, shuffled in two
+    levels, which gives another curve than without it. `true`, or `{block_rows, window}`."""
     shift: dict[str, str] = {}
-    """Targets made from list columns, new name: column. Each position's target is the next item."""
+    """Targets made from list columns, as `{next: tokens}`: at each position, the item after it."""
     categorical: list[str] = []
-    """Input columns of whole numbers that are names, not amounts: read through a vocabulary."""
+    """Input columns of integers that are names, not amounts: read through a vocabulary."""
     dates: list[str] | dict[str, list[DatePart]] = []
-    """Input columns of dates or times to read, each with the parts to take: `elapsed` (days gone
-    by), and `year`, `week`, `day` (where in it, as sine and cosine); a list takes them all."""
+    """Input columns of dates or times, each with the parts to read: `elapsed` (days since 1970),
+    and `year`, `week`, `day` (the position in it, as sine and cosine; `day` is the time of day). A
+    list of columns reads all parts."""
     images: dict[str, Image] = {}
-    """Input columns of encoded images (PNG, JPEG, ...), and what each is made."""
+    """Input columns of encoded images (PNG, JPEG, ...), as `{photo: {size: [64, 64]}}`."""
     tokenizers: dict[str, str] = {}
-    """Input columns of text, and the file (`tokenizer.json`) that makes tokens of each."""
+    """Input columns of text, each with the `tokenizer.json` that turns it into tokens (needs
+    `pip install tokenizers`)."""
     missing: Missing | dict[str, Missing] = "error"
-    """What happens to missing values and NaN, for all columns or by column: `error`, `drop` (the
-    row), `mean` (of the training rows), `category` (its own code, categories only), or by column
-    `{constant: value}`. Of `mean`, targets are filled in only where it names their column."""
+    """What to do with missing values and NaN, for all columns or by column: `error`, `drop` (the
+    row), `mean` (of the training rows), `category` (a category of its own), or by column
+    `{constant: value}`. A target is only filled in if its column is named, since what is filled in
+    counts as truth."""
     scale: Scale | dict[str, Scale] = "standard"
     """Numeric inputs, all or by column: `standard` (mean 0 and deviation 1 over the training rows),
     `min_max` (0 to 1), `log` (log(1 + x), then standard) or `none`. Each position of a vector has
-    its own mean and deviation; `shared` is standard with one of each for all positions."""
+    its own statistics; `shared` is `standard` with one mean and deviation for all positions."""
     sample_weight: SampleWeight | None = None
     """Column that weights each row in every loss, or `{column, mean_over}`. Not in metrics."""
     target_scale: TargetScale | dict[str, TargetScale] = "none"
-    """The same for numeric targets; metrics and served predictions stay in the column's unit, a
-    loss and its options are in the scaled one."""
+    """The same for numeric targets. Losses and their options are in the scaled unit, metrics and
+    served predictions in the column's own."""
 
     @field_validator("train", "validation", "inputs", "target", "categorical", "dates")
     @classmethod

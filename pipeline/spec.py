@@ -124,7 +124,7 @@ class Term(Choice):
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Factor of this term in the sum."""
     label: Name | None = None
-    """Name of this term's curve; the loss's name unless two terms share it."""
+    """Name of this term's curve; the name of the loss unless two terms share it."""
     prediction: str | list[str] | None = None
     """Model output (or outputs, in the loss's order) that the loss reads."""
     target: str | list[str] | None = None
@@ -151,7 +151,7 @@ class Model(Choice):
     registry = registry.models
 
     outputs: dict[str, Output] = Field(default={})
-    """Named outputs, where their size or activation should not follow from the loss."""
+    """Named outputs, where size or activation should not follow from the loss."""
 
 
 class Optimizer(Choice):
@@ -177,43 +177,44 @@ class Training(Section):
     batch_size: Positive = 32
     """Rows per optimizer step over all workers: the global batch."""
     microbatch_size: Positive | None = None
-    """Rows per forward pass; every batch is cut into these. One per worker unless given."""
+    """Rows per forward pass, into which every batch is cut: with it the bits do not depend on the
+    workers. Unless given, each worker has one micro-batch."""
     shuffle: bool = True
     """A new row order each epoch, drawn from the seed."""
     bucket_by: str | None = None
-    """Column of lists: batches take rows of similar length, which pads less."""
+    """Column of lists: batches hold rows of similar length, which need less padding."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Initial weights, row order and dropout follow from it."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
-    """Largest norm of the whole gradient; a larger one is scaled down to it."""
+    """Largest norm of the global gradient; a larger one is scaled down to it."""
     skip_nonfinite: Annotated[int, Field(ge=0)] = 0
-    """Steps in all whose loss or gradient is NaN or infinite that are left out, and recorded as
-    such; the one after them stops the run, as the first one does unless given."""
+    """How many steps with a NaN or infinite loss or gradient may be skipped in the whole run. Each
+    is recorded; the next one after them stops the run."""
     best_by: str | None = None
-    """`loss` or a metric of the validation rows: the weights of its best evaluation are the model,
-    those of the last step unless given."""
+    """`loss` or a validation metric: the weights of its best evaluation become the model. Unless
+    given, those of the last step do."""
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
-    """bfloat16: autocast of the forward pass; weights, loss and reduction stay float32. float64:
-    everything, to tell rounding from faults."""
+    """`bfloat16` is autocast of the forward pass, with weights, loss and reduction in float32;
+    `float64` computes everything in it, to tell rounding from faults."""
 
 
 class Workers(Section):
     """On what it is trained: `num` workers, or as many from `min` to `max` as the cluster has."""
 
     num: Positive | None = 1
-    """Worker processes; one worker runs inside the command's own process."""
+    """Worker processes. One worker runs inside the command's own process."""
     min: Positive | None = None
-    """Fewest workers to go on with when the cluster shrinks."""
+    """Fewest workers to continue with when the cluster shrinks."""
     max: Positive | None = None
-    """Most workers to use when the cluster grows. A resize goes on from the last checkpoint."""
+    """Most workers to use when the cluster grows. A resize resumes from the last checkpoint."""
     gpu: bool = False
     """One GPU per worker."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
-    """CPUs per worker, a part of one too; rounded up, the threads of one operation."""
+    """CPUs per worker, fractions allowed. Rounded up, the threads of one operation."""
 
     timeout_seconds: Annotated[float, Field(gt=0)] = 300.0
-    """How long workers wait for one that does not answer, before all are started again; longer than
-    the longest difference between workers in one step."""
+    """How long workers wait for one that does not answer before all are restarted. Must exceed the
+    longest difference between workers within one step."""
 
     @model_validator(mode="before")
     @classmethod
@@ -264,19 +265,19 @@ class Checkpoint(Section):
     every_seconds: Annotated[float, Field(gt=0)] = 60.0
     """Seconds between checkpoints, without `every_steps`."""
     keep: Annotated[int, Field(ge=2)] = 3
-    """Newest checkpoints to keep: at least two, so that a damaged one leaves another."""
+    """How many of the newest checkpoints to keep: at least two, in case one is damaged."""
     copy_to: str | None = None
-    """Folder, or URI of an object store, for a copy of the run: its checkpoints and its curve. On a
-    machine that has nothing of the run, the same command goes on from there."""
+    """Folder or object store URI for a backup of the run: its checkpoints and its curve. On a new
+    machine, the same command resumes from there."""
 
 
 class Cache(Section):
     """Where rows are kept as the steps read them, once they have been converted."""
 
     folder: str | None = None
-    """On each node's own disk; PIPELINE_CACHE, or ~/.cache/pipeline, unless given."""
+    """Folder on each node's own disk; `PIPELINE_CACHE` or `~/.cache/pipeline` unless given."""
     most_gib: Annotated[float, Field(gt=0)] = 100.0
-    """Room for all jobs together: beyond it the data sets not used for longest are deleted."""
+    """GiB for all jobs together: beyond it, the least recently used data sets are deleted."""
 
 
 class Tracking(Section):
@@ -298,19 +299,19 @@ class JobSpec(Section):
     loss: list[Term] = Field(min_length=1)
     """A loss by name, one with options, or a list of weighted terms."""
     optimizer: Optimizer = Field(default="adamw", validate_default=True)
-    """`adamw` unless given."""
+    """An optimizer by name, or one with options (`pipeline list optimizers`)."""
     schedule: Schedule = Field(default="constant", validate_default=True)
-    """`constant` unless given."""
+    """The learning rate over the steps, by name or with options (`pipeline list schedules`)."""
     training: Training = Training()
     metrics: list[str] | None = None
-    """Metrics of the validation rows; chosen by the loss unless given."""
+    """Validation metrics (`pipeline list metrics`); chosen by the loss unless given."""
     workers: Workers = Workers()
     checkpoint: Checkpoint = Checkpoint()
     cache: Cache = Cache()
     tracking: Tracking = Tracking()
     storage: str = "runs"
-    """Folder of the runs, which every worker must see; relative ones start where the command
-    does, in a Ray job at the home folder."""
+    """Folder of the runs, which every worker must see. A relative one starts where the command is
+    run, in a Ray job at the home folder."""
 
     @field_validator("storage")
     @classmethod

@@ -1,7 +1,9 @@
-"""What the README shows works as it stands there."""
+"""What the documents show works as it stands there, and is not stale."""
 
 from __future__ import annotations
 
+import ast
+import re
 import shlex
 from pathlib import Path
 
@@ -9,16 +11,19 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from pipeline import cli
+from pipeline import cli, reference
 from pipeline.specfile import load
 from tests.conftest import JOBS, Command, Write
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README, JOB_SPECS, CODE, TESTS = (
+    (ROOT / folder / "README.md").read_text() for folder in (".", "jobs", "pipeline", "tests")
+)
 
 
-def blocks(language: str) -> list[str]:
+def blocks(language: str, text: str = README) -> list[str]:
     """The fenced blocks in this language, in order."""
-    fenced = README.split("```")[1::2]
+    fenced = text.split("```")[1::2]
     return [b.partition("\n")[2] for b in fenced if b.partition("\n")[0] == language]
 
 
@@ -36,7 +41,8 @@ def test_the_spec_on_the_first_screen_is_the_job_it_runs(tmp_path: Path) -> None
 def test_own_loss_model_and_metric_work_as_printed(
     job: Write, command: Command, tmp_path: Path
 ) -> None:
-    code = "\n".join(block for block in blocks("python") if "register(" in block)
+    shown = [*blocks("python"), *blocks("python", JOB_SPECS)]
+    code = "\n".join(block for block in shown if "register(" in block)
     own = tmp_path / "from_readme.py"
     code = code.replace('"quantile"', '"quantile_of_readme"')  # jobs/custom_loss.py has it too
     own.write_text("import torch\nimport pipeline\n" + code)
@@ -64,6 +70,39 @@ def test_the_two_set_up_commands_are_one_line_each() -> None:
     assert len(setups) == 2
     assert "pipeline run jobs/diabetes.yaml" in setups[0]
     assert setups[1].endswith("pytest")
+
+
+def test_the_key_reference_is_what_the_command_prints() -> None:
+    _, _, rest = JOB_SPECS.partition("<!-- keys -->\n")
+    assert rest.partition("\n<!-- end of keys -->")[0] == reference.table(), (
+        "replace it by the output of `pipeline schema --markdown`"
+    )
+
+
+def test_the_map_has_every_module_with_the_first_line_of_its_docstring() -> None:
+    for path in sorted((ROOT / "pipeline").rglob("*.py")):
+        line = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
+        row = line if path.name == "__init__.py" else f"| `{path.name}` | {line} |"
+        assert row in CODE, f"pipeline/README.md lacks the row of {path}: {row}"
+    names = re.findall(r"^\| `(\w+\.py)` \|", CODE, re.MULTILINE)
+    assert len(names) == len(
+        [p for p in (ROOT / "pipeline").rglob("*.py") if p.name[:6] != "__init"]
+    )
+
+
+@pytest.mark.parametrize(
+    "text", [README, JOB_SPECS, CODE, TESTS], ids=["", "jobs", "code", "tests"]
+)
+def test_commands_beside_claims_name_tests_that_exist(text: str) -> None:
+    for arguments in re.findall(r"`pytest ([^`]*)`", text):
+        for path in re.findall(r"\S+\.py\b|tests/\S+", arguments):
+            assert (ROOT / path).exists(), arguments
+    for name in re.findall(r"python -m tests\.benchmarks\.(\w+)", text):
+        assert (ROOT / "tests" / "benchmarks" / f"{name}.py").exists(), name
+
+
+def test_the_readme_can_be_read_in_a_minute() -> None:
+    assert len(README.splitlines()) <= 180
 
 
 def test_help_teaches_every_command() -> None:

@@ -22,7 +22,7 @@ LAYERS = [
     ["registry", "tracebacks"],
     ["dataspec"],
     ["spec"],
-    ["specfile", "plugins"],
+    ["specfile", "plugins", "reference"],
     ["data.arrow", "data.batch", "data.csv", "data.sampler", "data.samples", "data.places"],
     ["data.formats"],
     ["data.source"],

@@ -1,1 +1,1 @@
-"""Data on its way to the step: files (source), tensors (columns), rows (order), batches (feed)."""
+"""Data on its way to the step: files (source), columns, which rows (sampler), batches (loader)."""

@@ -1,1 +1,1 @@
-"""The training loop: `step` is the four lines, `reduce` the sums over workers, `worker` the run."""
+"""Training: `step` is one step, `loop` the loop over batches, `state` what they change."""
