@@ -36,6 +36,7 @@ LAYERS = [
     ["data.cache"],
     ["losses.regression", "losses.classification", "losses.ranking", "losses.sequence",
      "losses.batch", "losses"],
+    ["losses.targets"],
     ["losses.terms"],
     ["losses.objective"],
     ["suspects.calls"],

@@ -9,9 +9,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from pipeline.data.batch import Batch, Ragged, num_rows, select
+from pipeline.data.batch import Batch, num_rows, select
 from pipeline.errors import ContractError, UsageError
 from pipeline.losses.objective import Objective
+from pipeline.losses.targets import Classes
 from pipeline.losses.terms import Predictions, Term
 from pipeline.suspects import modules
 
@@ -30,60 +31,9 @@ class Notice:
 def check_targets(terms: list[Term], rows: Batch) -> None:
     """Refuse targets that a loss cannot mean; `rows` are the target columns of all rows."""
     for term in terms:
-        truth = term.truth(rows)
-        if not truth or isinstance(truth[0], Ragged):
-            continue
-        target, kind, name = truth[0], term.loss.target, term.targets[0].name
-        low, high = (float(target.min()), float(target.max())) if target.numel() else (0.0, 0.0)
-        found = f"target {name!r} holds values from {low:g} to {high:g}"
-        if kind == "binary" and (low < 0 or high > 1):
-            raise ContractError(
-                term.label,
-                f"{found}, expected 0 to 1",
-                "store yes and no as 0 and 1, true and false, or two texts",
-            )
-        if kind == "signs" and not bool(((target == 1) | (target == -1)).all()):
-            raise ContractError(
-                term.label,
-                f"{found}, expected -1 and 1 only",
-                "map 0 to -1, or store the two classes as booleans or text",
-            )
-        if kind == "counts" and low < 0:
-            raise ContractError(
-                term.label, f"{found}, counts are at least 0", "use mse or huber for other amounts"
-            )
-        if kind == "distribution":
-            sums = target.sum(1)
-            if low < 0 or not torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
-                raise ContractError(
-                    term.label,
-                    f"{found}; each row must be probabilities that sum to 1",
-                    "divide each row by its sum; leave target_scale at none",
-                )
-        if kind == "log_distribution" and high > 1e-6:
-            raise ContractError(
-                term.label,
-                f"{found}, expected logarithms of probabilities (at most 0)",
-                "set log_target to false, or take the logarithm of the target",
-            )
-        if kind == "class_lists":
-            _check_class_lists(term, target, name)
-
-
-def _check_class_lists(term: Term, target: Tensor, name: str) -> None:
-    num_classes = target.shape[1] if target.dim() == 2 else 0
-    if num_classes > 2 and bool(((target == 0) | (target == 1)).all()):
-        raise ContractError(
-            term.label,
-            f"target {name!r} looks one-hot; this loss reads class numbers, then -1",
-            "use multilabel_soft_margin or bce_with_logits for 0/1 targets",
-        )
-    if target.numel() and not bool(((target >= -1) & (target < num_classes)).all()):
-        raise ContractError(
-            term.label,
-            f"target {name!r} holds class {int(target.max())}, rows have {num_classes} places",
-            f"number the classes 0 to {num_classes - 1} and fill up with -1",
-        )
+        for truth in term.truth(rows)[:1]:
+            if isinstance(truth, Tensor) and truth.numel():
+                term.target.check_values(term.label, term.targets[0].name, truth)
 
 
 def check_batch(objective: Objective, batch: Batch) -> list[Notice]:
@@ -275,7 +225,7 @@ def _check_kinds(term: Term, arguments: list[object], model: nn.Module) -> list[
                 f"{where} has negative values ({low:.3g}), expected {role.kind}",
                 "end this output in softplus or exp",
             )
-    if term.loss.target == "classes" and isinstance(target, Tensor):
+    if isinstance(term.target, Classes) and isinstance(target, Tensor):
         prediction = arguments[0]
         kept = target[target != term.loss.ignore_index]
         if (

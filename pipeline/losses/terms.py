@@ -10,17 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import registry
-from pipeline.data.batch import Batch, Column, Ragged, num_rows
+from pipeline.data.batch import Batch, Column, num_rows
 from pipeline.data.columns import IGNORED, Field, Reading
 from pipeline.errors import ContractError
 from pipeline.losses.contract import ACTIVATIONS, Loss, Role, build
+from pipeline.losses.targets import TARGETS, Target
 from pipeline.registry import nearest
 from pipeline.spec import JobSpec
 from pipeline.spec import Term as TermSpec
 
 Predictions = Mapping[str, Tensor]
-CLASSES = ("classes", "groups")
-"""Targets that are read through a vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -62,55 +61,15 @@ class Term:
         low = prediction.dtype in (torch.bfloat16, torch.float16)
         return prediction.float() if low else prediction
 
+    @property
+    def target(self) -> Target:
+        """The kind of target that the loss reads."""
+        return TARGETS[self.loss.target]
+
     def truth(self, batch: Batch, prediction: Tensor | None = None) -> list[Column]:
         """Targets as the loss takes them; class lists padded to the prediction's positions."""
         columns = [batch[field.name] for field in self.targets]
-        kind = self.loss.target
-        if kind == "none":
-            return []
-        if kind == "tokens":
-            first = columns[0]
-            if isinstance(first, Ragged):
-                first = Ragged(_around(first.values, self.loss.blank), first.lengths)
-            return [first, *columns[1:]]
-        made = [
-            self._values(column, field) for column, field in zip(columns, self.targets, strict=True)
-        ]
-        if len(made) > 1:
-            made = [torch.stack(made, dim=1)]
-        if prediction is not None and prediction.dim():
-            missing = prediction.shape[-1] - made[0].shape[-1]
-            if isinstance(columns[0], Ragged) and missing > 0:
-                made = [nn.functional.pad(made[0], (0, missing), value=self._padding)]
-            if made[0].is_floating_point() and prediction.is_floating_point():
-                made = [made[0].to(prediction.dtype)]
-        return list(made)
-
-    @property
-    def _padding(self) -> int:
-        if self.loss.ignore_index is None:
-            raise ContractError(
-                self.label,
-                f"target {self.targets[0].name!r} holds lists of different lengths",
-                "use cross_entropy, nll or ctc, or lists of one fixed size",
-            )
-        return self.loss.ignore_index
-
-    def _values(self, column: Column, field: Field) -> Tensor:
-        kind = self.loss.target
-        if isinstance(column, Ragged):
-            return column.padded(self._padding)
-        if kind in ("classes", "groups", "class_lists"):
-            return column.long()
-        if field.kind != "category":
-            return column
-        if kind == "binary":
-            return column.float()
-        if kind == "signs":
-            return column.float() * 2 - 1
-        if field.vocabulary and isinstance(field.vocabulary[0], int | float):
-            return torch.tensor(field.vocabulary, dtype=torch.float32, device=column.device)[column]
-        return column if kind == "any" else column.float()
+        return self.target.arguments(self, columns, prediction)
 
     def denominator(self, batch: Batch) -> Tensor:
         """What each row adds to the denominator of this term: float64 [N]."""
@@ -133,24 +92,21 @@ class Term:
         return self.loss.link(*([head] if head is not None else []), *read)
 
 
-def _around(values: Tensor, blank: int | None) -> Tensor:
-    """Token numbers with the blank's number left free."""
-    return values if blank is None else values + (values >= blank).to(values.dtype)
-
-
 def readings(spec: JobSpec) -> dict[str, Reading]:
     """How the losses read each target column."""
     found: dict[str, Reading] = {}
     for term in spec.loss:
         options = {k: None if _is_open(k, v) else v for k, v in term.options.items()}
         loss = build(registry.losses[term.name], options)
-        is_class, is_amount = loss.target in CLASSES, loss.target in ("values", "any")
+        kind = TARGETS[loss.target]
         for name in _target_names(term, spec):
             before = found.get(name, Reading())
-            ignored = loss.ignore_index if is_class else before.ignored
-            as_amounts = before.as_amounts and is_amount
-            is_declared = before.is_declared and loss.target != "any"
-            found[name] = Reading(before.as_classes or is_class, as_amounts, ignored, is_declared)
+            found[name] = Reading(
+                as_classes=before.as_classes or kind.is_class,
+                as_amounts=before.as_amounts and kind.is_amount,
+                ignored=loss.ignore_index if kind.is_class else before.ignored,
+                is_declared=before.is_declared and kind.is_declared,
+            )
     return found
 
 
@@ -194,7 +150,7 @@ def bind(spec: JobSpec, fields: list[Field]) -> list[Term]:
                 "give `prediction:` as a list in that order",
             )
         made = Term(label, term.weight, loss, outputs, bound)
-        _check_targets(made)
+        made.target.check_fields(label, bound)
         terms.append(made)
     return terms
 
@@ -255,62 +211,6 @@ def _check_ignored(label: str, ignore_index: int, fields: tuple[Field, ...]) -> 
         )
 
 
-def _check_targets(term: Term) -> None:
-    """What each target column can be said to be before any row is looked at."""
-    kind = term.loss.target
-    if len(term.targets) > 1 and kind != "tokens":
-        odd = [f.name for f in term.targets if f.kind not in ("number", "category")]
-        if odd:
-            raise ContractError(
-                term.label,
-                f"target {odd[0]!r} holds lists; targets that share a loss are single values",
-                "give it a loss of its own",
-            )
-    for field in term.targets:
-        where = f"target {field.name!r}"
-        two = field.kind == "category" and len(field.vocabulary or ()) != 2
-        if kind in ("binary", "signs") and two:
-            raise ContractError(
-                term.label,
-                f"{where} has {len(field.vocabulary or ())} distinct values: {_some(field)}",
-                "two are needed; for more classes use cross_entropy",
-            )
-        if kind in CLASSES and field.kind == "number":
-            raise ContractError(
-                term.label,
-                f"{where} is {field.arrow_type}",
-                "store the classes as text or integers",
-            )
-        if kind in CLASSES and field.kind == "category" and field.num_codes < 2:
-            raise ContractError(
-                term.label,
-                f"{where} has one class only ({_some(field)}): the loss would always be 0",
-                "check data.target and the training rows",
-            )
-        if kind in ("values", "counts") and field.kind == "category" and not _is_numeric(field):
-            raise ContractError(
-                term.label,
-                f"{where} holds {_some(field)}, the loss needs numbers",
-                "for classes use cross_entropy, for two classes bce_with_logits",
-            )
-        if kind == "tokens" and field is term.targets[0] and field.kind != "tokens":
-            raise ContractError(
-                term.label, f"{where} is {field.arrow_type}", "give a column of lists of tokens"
-            )
-
-
-def _is_numeric(field: Field) -> bool:
-    return all(
-        isinstance(value, int | float) and not isinstance(value, bool)
-        for value in field.vocabulary or ()
-    )
-
-
-def _some(field: Field) -> str:
-    values = [repr(value) for value in (field.vocabulary or ())[:4]]
-    return ", ".join(values) + (", ..." if len(field.vocabulary or ()) > 4 else "")
-
-
 def outputs(terms: list[Term], spec: JobSpec) -> dict[str, Output]:
     """The model outputs that the terms read, with size and activation: declared or inferred.
 
@@ -359,8 +259,7 @@ def _size(role: Role, term: Term) -> int | None:
     if role.size == "classes":
         blank = 0 if term.loss.blank is None else 1
         return max(num_classes(term) + blank, 1)
-    if term.loss.target in ("distribution", "log_distribution", "binary", "values", "class_lists",
-                            "counts", "signs", "any") and term.targets:  # fmt: skip
+    if term.target.gives_width and term.targets:
         if len(term.targets) > 1:
             return len(term.targets)
         return int(torch.tensor(term.targets[0].shape).prod()) if term.targets[0].shape else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,9 @@ from pipeline.data.columns import SINGLE, Field, encode
 from pipeline.data.store import in_memory
 from pipeline.errors import DataError
 from pipeline.losses.objective import Objective
-from pipeline.losses.terms import Term
 from pipeline.registry import nearest
-from pipeline.train.evaluate import unscaled
 from pipeline.train.job import objective
 from pipeline.train.weights import load_weights, take_weights
-
-MOST_PROBABILITIES = 1000
-"""With more classes than this, only the best class and its probability are served."""
 
 
 class Served(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
@@ -78,7 +72,7 @@ class Served(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             predictions = self.objective.predict(batch)
             for number, term in enumerate(self.objective.terms):
                 served = term.served(self.objective.head(number), predictions)
-                for name, values in _served(term, served).items():
+                for name, values in term.target.decode(term, served).items():
                     found[f"{name}_{term.label}" if name in found else name] = values
         return pd.DataFrame(found, index=model_input.index)
 
@@ -122,43 +116,6 @@ def _arrow(cells: pd.Series[Any], field: Field) -> Any:
 
 def _is_text(kind: Any) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def _served(term: Term, served: torch.Tensor) -> dict[str, Any]:
-    """Named columns of one term: labels and probabilities, or values in the column's unit."""
-    if not term.targets:
-        return {term.label: served.tolist()}
-    field, name = term.targets[0], term.targets[0].name
-    if term.loss.target == "classes" and served.dim() == 2:
-        labels = _labels(term, served.argmax(1))
-        if served.shape[1] > MOST_PROBABILITIES:
-            return {name: labels, f"{name}_probability": served.max(1).values.tolist()}
-        columns = served.unbind(1)
-        vocabulary = field.vocabulary or range(len(columns))
-        kind = "probability" if term.loss.link is not None else "score"
-        shares = zip(vocabulary, columns, strict=False)
-        return {name: labels} | {f"{name}_{kind}_{v}": c.numpy() for v, c in shares}
-    if len(term.targets) > 1 and served.dim() == 2 and served.shape[1] == len(term.targets):
-        found: dict[str, Any] = {}
-        for one, values in zip(term.targets, served.unbind(1), strict=True):
-            found |= _served(replace(term, targets=(one,)), values)
-        return found
-    if term.loss.target in ("binary", "signs") and served.dim() == 1:
-        threshold = 0.5 if term.loss.target == "binary" else 0.0
-        kind = "probability" if term.loss.target == "binary" else "score"
-        chosen = served > threshold
-        positive = f"_{field.vocabulary[-1]}" if field.vocabulary else ""
-        return {name: _labels(term, chosen.long()), f"{name}_{kind}{positive}": served.numpy()}
-    if term.loss.target in ("values", "counts", "any") and field.kind in ("number", "tensor"):
-        values = unscaled(term, served)
-        return {name: values.numpy() if values.dim() == 1 else values.tolist()}
-    return {name: served.numpy() if served.dim() == 1 else served.tolist()}
-
-
-def _labels(term: Term, codes: torch.Tensor) -> list[Any]:
-    """The target column's own values for class numbers."""
-    vocabulary = term.targets[0].vocabulary
-    return [vocabulary[code] if vocabulary else code for code in codes.tolist()]
 
 
 mlflow.models.set_model(Served())

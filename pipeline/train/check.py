@@ -18,6 +18,7 @@ from pipeline.distributed.ordered import is_small
 from pipeline.errors import InputError, UsageError
 from pipeline.losses import fit as fitting
 from pipeline.losses.objective import Objective
+from pipeline.losses.targets import NoTarget, Signs, Values
 from pipeline.losses.terms import Term
 from pipeline.suspects.modules import rewritten
 from pipeline.tracebacks import described
@@ -199,11 +200,11 @@ def _oddities(job: Job, terms: list[Term], trial: Batch) -> list[fitting.Notice]
             found.append(fitting.Notice(about, "holds one value in all training rows"))
         if field.is_target and field.kind == "number" and field.deviation == 1.0:
             spread = profile.get("deviation", 0.0)
-            if spread > 50 and any(field in t.targets and t.loss.target == "values" for t in terms):
+            if spread > 50 and any(field in t.targets and type(t.target) is Values for t in terms):
                 text = f"has a deviation of {spread:.3g}: data.target_scale: standard trains better"
                 found.append(fitting.Notice(f"target {field.name!r}", text))
     towers = [
-        t.label for t in terms if len(t.loss.roles) > 1 and t.loss.target in ("none", "signs")
+        t.label for t in terms if len(t.loss.roles) > 1 and isinstance(t.target, NoTarget | Signs)
     ]
     if towers and registry.models[spec.model.name].build.__module__ == "pipeline.models":
         text = (

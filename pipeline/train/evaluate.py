@@ -14,7 +14,6 @@ from torch import Tensor
 
 from pipeline import registry
 from pipeline.data.batch import Batch, Ragged, moved
-from pipeline.data.columns import IGNORED
 from pipeline.data.partition import worker_range
 from pipeline.data.sampler import Rows
 from pipeline.data.store import Buffer, Store
@@ -23,7 +22,7 @@ from pipeline.distributed.seeds import Seeds
 from pipeline.errors import UsageError
 from pipeline.losses.objective import Objective
 from pipeline.losses.terms import Term
-from pipeline.metrics import CONFUSION, DEFAULTS, Metric, Task
+from pipeline.metrics import CONFUSION, DEFAULTS, Metric
 from pipeline.tracebacks import described, noting
 
 MOST_CLASSES = 1000
@@ -41,7 +40,7 @@ def chosen(terms: list[Term], names: list[str] | None) -> Named:
     Raises UsageError for a metric that fits none of the terms.
     """
     found: Named = {}
-    tasks = [_task(term) for term in terms]
+    tasks = [term.target.task(term) for term in terms]
     wanted = {n for task in tasks if task for n in DEFAULTS[task]} if names is None else set(names)
     for name in sorted(wanted):
         metric = _built(name)
@@ -162,17 +161,6 @@ def _value(name: str, metric: Metric, sums: Tensor) -> float:
     return float(made)
 
 
-def _task(term: Term) -> Task | None:
-    if term.loss.target == "classes":
-        return "classes"
-    if term.loss.target in ("binary", "signs"):
-        return "binary" if term.loss.shape == "as_target" else None
-    if term.loss.target in ("values", "counts"):
-        return "values"
-    numbers = all(field.kind == "number" for field in term.targets)
-    return "values" if term.loss.target == "any" and term.targets and numbers else None
-
-
 @torch.no_grad()  # not inference_mode: a model may keep what it computed, as RoPE caches
 def evaluate(
     objective: Objective,
@@ -230,7 +218,8 @@ def _tallies(terms: list[Term]) -> Named:
     return {
         f"tally of {term.label}": (number, TALLY)
         for number, term in enumerate(terms)
-        if _task(term) in ("classes", "binary") and term.targets[0].num_codes <= MOST_CLASSES
+        if term.target.task(term) in ("classes", "binary")
+        and term.targets[0].num_codes <= MOST_CLASSES
     }
 
 
@@ -280,47 +269,17 @@ def _comparable(
     served = term.served(objective.head(number), predictions)
     truth = term.truth(batch, predictions[term.outputs[0]])[0]
     assert not isinstance(truth, Ragged)
-    if term.loss.target == "classes":
-        kept = truth != IGNORED
-        served = served.movedim(1, -1)[kept]
-        return served.argmax(1) if metric.reading("classes") == "labels" else served, truth[kept]
-    if term.loss.target in ("binary", "signs"):
-        threshold = 0.5 if term.loss.target == "binary" else 0.0
-        is_labels = metric.reading("binary") == "labels"
-        return served > threshold if is_labels else served, truth > threshold
-    return tuple(  # type: ignore[return-value]
-        unscaled(term, values, metric.centered).reshape(len(values), -1)
-        for values in (served, truth)
-    )
-
-
-def unscaled(term: Term, values: Tensor, centered: bool = False) -> Tensor:
-    """Values in the unit of the target columns; `centered`, less their training mean."""
-
-    def stacked(amounts: list[Any]) -> Tensor:
-        made = values.new_tensor(amounts, dtype=torch.float64)
-        return made[0] if len(amounts) == 1 else made
-
-    mean = stacked([field.mean for field in term.targets])
-    if centered:
-        mean = mean - stacked([field.center for field in term.targets])
-    return values.double() * stacked([field.deviation for field in term.targets]) + mean
+    task = term.target.task(term)
+    assert task is not None, "a metric is chosen for a task"
+    return term.target.compared(term, served, truth, metric.reading(task), metric.centered)
 
 
 def _num_sums(objective: Objective, number: int, name: str, metric: Metric) -> int:
     """How many sums the metric has for this term: a worker without rows must send as many."""
     term = objective.terms[number]
-    if term.loss.target == "classes":
-        width = objective.sizes[term.outputs[0]] or 1
-        if term.loss.head is not None:
-            width = term.targets[0].num_codes
-        is_labels = metric.reading("classes") == "labels"
-        numbers = torch.zeros(0, dtype=torch.int64)
-        like = numbers if is_labels else torch.zeros(0, width), numbers
-    elif term.loss.target in ("binary", "signs"):
-        truth = torch.zeros(0, dtype=torch.bool)
-        like = truth if metric.reading("binary") == "labels" else torch.zeros(0), truth
-    else:
-        shape = term.targets[0].shape if len(term.targets) == 1 else (len(term.targets),)
-        like = torch.zeros(0, math.prod(shape)), torch.zeros(0, math.prod(shape))
-    return _added_up(name, metric, *like).numel()
+    width = objective.sizes[term.outputs[0]] or 1
+    if term.loss.head is not None:
+        width = term.targets[0].num_codes
+    task = term.target.task(term)
+    assert task is not None, "a metric is chosen for a task"
+    return _added_up(name, metric, *term.target.nothing(term, width, metric.reading(task))).numel()

@@ -1,0 +1,458 @@
+"""The kinds of targets: how a loss reads its target columns, and what its predictions mean.
+
+A kind is one class here. `Loss.target` names it; everything that differs between kinds is asked of
+it: how a column is read and checked, which metrics it has, and what a prediction is served as.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.data.batch import Column, Ragged
+from pipeline.data.columns import IGNORED, SINGLE, Field
+from pipeline.errors import ContractError
+
+if TYPE_CHECKING:
+    from pipeline.losses.terms import Term
+    from pipeline.metrics import Reads, Task
+
+MOST_PROBABILITIES = 1000
+"""With more classes than this, only the best class and its probability are served."""
+SUM_ATOL = 1e-3
+"""How far probabilities of a row may sum to something else than 1."""
+
+
+class Target:
+    """Anything that a custom loss may read; the other kinds differ from it."""
+
+    name: ClassVar[str] = "any"
+    is_class: ClassVar[bool] = False
+    """Whether its columns are read through a vocabulary, as classes."""
+    is_amount: ClassVar[bool] = True
+    """Whether its columns may be scaled."""
+    is_declared: ClassVar[bool] = True
+    """Whether the loss says what it reads."""
+    gives_width: ClassVar[bool] = True
+    """Whether a prediction is as wide as its target."""
+
+    def arguments(
+        self, term: Term, columns: list[Column], prediction: Tensor | None
+    ) -> list[Column]:
+        """The columns as the loss takes them; class lists padded to the prediction's positions."""
+        both = zip(columns, term.targets, strict=True)
+        read = [self._padded(term, column, field) for column, field in both]
+        joined = torch.stack(read, dim=1) if len(read) > 1 else read[0]
+        if prediction is not None and prediction.dim():
+            missing = prediction.shape[-1] - joined.shape[-1]
+            if isinstance(columns[0], Ragged) and missing > 0:
+                joined = nn.functional.pad(joined, (0, missing), value=_padding(term))
+            if joined.is_floating_point() and prediction.is_floating_point():
+                joined = joined.to(prediction.dtype)
+        return [joined]
+
+    def _padded(self, term: Term, column: Column, field: Field) -> Tensor:
+        if isinstance(column, Ragged):
+            return column.padded(_padding(term))
+        return self.read(column, field)
+
+    def read(self, column: Tensor, field: Field) -> Tensor:
+        """A column of single values, or of tensors, as the loss takes it."""
+        return _numbers(column, field)
+
+    def check_fields(self, label: str, fields: Sequence[Field]) -> None:
+        """Raise ContractError for columns that cannot be meant, before any row is looked at."""
+        odd = [f.name for f in fields if f.kind not in SINGLE]
+        if len(fields) > 1 and odd:
+            raise ContractError(
+                label,
+                f"target {odd[0]!r} holds lists; targets that share a loss are single values",
+                "give it a loss of its own",
+            )
+        for field in fields:
+            self.check_field(label, field)
+
+    def check_field(self, label: str, field: Field) -> None:
+        """As `check_fields`, for one of them."""
+
+    def check_values(self, label: str, name: str, target: Tensor) -> None:
+        """Raise ContractError for values of column `name` that the loss cannot mean."""
+
+    def task(self, term: Term) -> Task | None:
+        """Which metrics it has; None for none."""
+        numbers = all(field.kind == "number" for field in term.targets)
+        return "values" if term.targets and numbers else None
+
+    def compared(
+        self, term: Term, served: Tensor, truth: Tensor, reads: Reads | None, centered: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Prediction and truth as a metric takes them that `reads` labels or probabilities."""
+        both = (unscaled(term, values, centered) for values in (served, truth))
+        one, other = (values.reshape(len(values), -1) for values in both)
+        return one, other
+
+    def nothing(self, term: Term, width: int, reads: Reads | None) -> tuple[Tensor, Tensor]:
+        """The same for no rows, with `width` numbers of the prediction in each."""
+        shape = term.targets[0].shape if len(term.targets) == 1 else (len(term.targets),)
+        numbers = torch.zeros(0, int(torch.Size(shape).numel()))
+        return numbers, numbers
+
+    def decode(self, term: Term, served: Tensor) -> dict[str, Any]:
+        """Named columns of the served model: labels and probabilities, or values in their unit."""
+        if not term.targets:
+            return {term.label: served.tolist()}
+        if len(term.targets) == 1:
+            return self.decode_one(term, term.targets[0], served)
+        columns: dict[str, Any] = {}
+        if served.dim() == 2 and served.shape[1] == len(term.targets):
+            for field, values in zip(term.targets, served.unbind(1), strict=True):
+                columns |= self.decode_one(term, field, values)
+            return columns
+        return {term.targets[0].name: served.numpy() if served.dim() == 1 else served.tolist()}
+
+    def decode_one(self, term: Term, field: Field, served: Tensor) -> dict[str, Any]:
+        """The columns of one target."""
+        if field.kind in ("number", "tensor"):
+            served = unscaled_by([field], served)
+        return {field.name: served.numpy() if served.dim() == 1 else served.tolist()}
+
+
+class Values(Target):
+    """Numbers: float32."""
+
+    name = "values"
+
+    def read(self, column: Tensor, field: Field) -> Tensor:
+        return _as_float(_numbers(column, field), field)
+
+    def check_field(self, label: str, field: Field) -> None:
+        if field.kind == "category" and not _is_numeric(field):
+            raise ContractError(
+                label,
+                f"target {field.name!r} holds {_some(field)}, the loss needs numbers",
+                "for classes use cross_entropy, for two classes bce_with_logits",
+            )
+
+    def task(self, term: Term) -> Task | None:
+        return "values"
+
+
+class Counts(Values):
+    """Whole numbers from 0: float32."""
+
+    name, is_amount = "counts", False
+
+    def check_values(self, label: str, name: str, target: Tensor) -> None:
+        if float(target.min()) < 0:
+            found = f"{_range(name, target)}, counts are at least 0"
+            raise ContractError(label, found, "use mse or huber for other amounts")
+
+
+class _Unscaled(Target):
+    """Numbers with a meaning of their own."""
+
+    is_amount = False
+
+    def read(self, column: Tensor, field: Field) -> Tensor:
+        return _as_float(_numbers(column, field), field)
+
+    def task(self, term: Term) -> Task | None:
+        return None
+
+    def decode_one(self, term: Term, field: Field, served: Tensor) -> dict[str, Any]:
+        return {field.name: served.numpy() if served.dim() == 1 else served.tolist()}
+
+
+class Classes(_Unscaled):
+    """Class numbers, or `ignore_index`: int64."""
+
+    name, is_class, gives_width = "classes", True, False
+
+    def read(self, column: Tensor, field: Field) -> Tensor:
+        return column.long()
+
+    def check_field(self, label: str, field: Field) -> None:
+        if field.kind == "number":
+            found = f"target {field.name!r} is {field.arrow_type}"
+            raise ContractError(label, found, "store the classes as text or integers")
+        if field.kind == "category" and field.num_codes < 2:
+            raise ContractError(
+                label,
+                f"target {field.name!r} has one class only ({_some(field)}): the loss would always "
+                "be 0",
+                "check data.target and the training rows",
+            )
+
+    def task(self, term: Term) -> Task | None:
+        return "classes"
+
+    def compared(
+        self, term: Term, served: Tensor, truth: Tensor, reads: Reads | None, centered: bool
+    ) -> tuple[Tensor, Tensor]:
+        kept = truth != IGNORED
+        served = served.movedim(1, -1)[kept]
+        return served.argmax(1) if reads == "labels" else served, truth[kept]
+
+    def nothing(self, term: Term, width: int, reads: Reads | None) -> tuple[Tensor, Tensor]:
+        numbers = torch.zeros(0, dtype=torch.int64)
+        return numbers if reads == "labels" else torch.zeros(0, width), numbers
+
+    def decode(self, term: Term, served: Tensor) -> dict[str, Any]:
+        if not term.targets or served.dim() != 2:
+            return super().decode(term, served)
+        field = term.targets[0]
+        labels = _labels(field, served.argmax(1))
+        if served.shape[1] > MOST_PROBABILITIES:
+            best = served.max(1).values.tolist()
+            return {field.name: labels, f"{field.name}_probability": best}
+        columns = served.unbind(1)
+        kind = "probability" if term.loss.link is not None else "score"
+        named = zip(field.vocabulary or range(len(columns)), columns, strict=False)
+        shares = {f"{field.name}_{kind}_{value}": column.numpy() for value, column in named}
+        return {field.name: labels} | shares
+
+
+class Groups(Classes):
+    """Rows of one number belong together: int64."""
+
+    name = "groups"
+
+    def task(self, term: Term) -> Task | None:
+        return None
+
+    def decode(self, term: Term, served: Tensor) -> dict[str, Any]:
+        return Target.decode(self, term, served)
+
+
+class Binary(_Unscaled):
+    """Yes or no, or how much of it: float32 from 0 to 1."""
+
+    name = "binary"
+    threshold: ClassVar[float] = 0.5
+    served_as: ClassVar[str] = "probability"
+
+    def read(self, column: Tensor, field: Field) -> Tensor:
+        return column.float() if field.kind == "category" else column
+
+    def check_field(self, label: str, field: Field) -> None:
+        values = field.vocabulary or ()
+        if field.kind == "category" and len(values) != 2:
+            raise ContractError(
+                label,
+                f"target {field.name!r} has {len(values)} distinct values: {_some(field)}",
+                "two are needed; for more classes use cross_entropy",
+            )
+
+    def check_values(self, label: str, name: str, target: Tensor) -> None:
+        if float(target.min()) < 0 or float(target.max()) > 1:
+            raise ContractError(
+                label,
+                f"{_range(name, target)}, expected 0 to 1",
+                "store yes and no as 0 and 1, true and false, or two texts",
+            )
+
+    def task(self, term: Term) -> Task | None:
+        return "binary" if term.loss.shape == "as_target" else None
+
+    def compared(
+        self, term: Term, served: Tensor, truth: Tensor, reads: Reads | None, centered: bool
+    ) -> tuple[Tensor, Tensor]:
+        return served > self.threshold if reads == "labels" else served, truth > self.threshold
+
+    def nothing(self, term: Term, width: int, reads: Reads | None) -> tuple[Tensor, Tensor]:
+        truth = torch.zeros(0, dtype=torch.bool)
+        return truth if reads == "labels" else torch.zeros(0), truth
+
+    def decode_one(self, term: Term, field: Field, served: Tensor) -> dict[str, Any]:
+        if served.dim() != 1:
+            return super().decode_one(term, field, served)
+        labels = _labels(field, (served > self.threshold).long())
+        positive = f"_{field.vocabulary[-1]}" if field.vocabulary else ""
+        return {field.name: labels, f"{field.name}_{self.served_as}{positive}": served.numpy()}
+
+
+class Signs(Binary):
+    """Two classes: float32, -1 or 1."""
+
+    name, threshold, served_as = "signs", 0.0, "score"
+
+    def read(self, column: Tensor, field: Field) -> Tensor:
+        return column.float() * 2 - 1 if field.kind == "category" else column
+
+    def check_values(self, label: str, name: str, target: Tensor) -> None:
+        if not bool(((target == 1) | (target == -1)).all()):
+            raise ContractError(
+                label,
+                f"{_range(name, target)}, expected -1 and 1 only",
+                "map 0 to -1, or store the two classes as booleans or text",
+            )
+
+
+class Distribution(_Unscaled):
+    """Probabilities over the prediction's classes: float32."""
+
+    name = "distribution"
+
+    def check_values(self, label: str, name: str, target: Tensor) -> None:
+        sums = target.sum(1)
+        is_one = torch.allclose(sums, torch.ones_like(sums), atol=SUM_ATOL)
+        if float(target.min()) < 0 or not is_one:
+            raise ContractError(
+                label,
+                f"{_range(name, target)}; each row must be probabilities that sum to 1",
+                "divide each row by its sum; leave target_scale at none",
+            )
+
+
+class LogDistribution(_Unscaled):
+    """Logarithms of probabilities: float32."""
+
+    name = "log_distribution"
+
+    def check_values(self, label: str, name: str, target: Tensor) -> None:
+        if float(target.max()) > 1e-6:
+            raise ContractError(
+                label,
+                f"{_range(name, target)}, expected logarithms of probabilities (at most 0)",
+                "set log_target to false, or take the logarithm of the target",
+            )
+
+
+class ClassLists(_Unscaled):
+    """Class numbers of each row, then -1: int64 [N, C]."""
+
+    name = "class_lists"
+
+    def read(self, column: Tensor, field: Field) -> Tensor:
+        return column.long()
+
+    def check_values(self, label: str, name: str, target: Tensor) -> None:
+        num_classes = target.shape[1] if target.dim() == 2 else 0
+        if num_classes > 2 and bool(((target == 0) | (target == 1)).all()):
+            raise ContractError(
+                label,
+                f"target {name!r} looks one-hot; this loss reads class numbers, then -1",
+                "use multilabel_soft_margin or bce_with_logits for 0/1 targets",
+            )
+        if not bool(((target >= -1) & (target < num_classes)).all()):
+            raise ContractError(
+                label,
+                f"target {name!r} holds class {int(target.max())}, rows have {num_classes} places",
+                f"number the classes 0 to {num_classes - 1} and fill up with -1",
+            )
+
+
+class Tokens(_Unscaled):
+    """Lists of class numbers without the blank: ragged int64."""
+
+    name, gives_width = "tokens", False
+
+    def arguments(
+        self, term: Term, columns: list[Column], prediction: Tensor | None
+    ) -> list[Column]:
+        first, *others = columns
+        if isinstance(first, Ragged):
+            first = Ragged(_around(first.values, term.loss.blank), first.lengths)
+        return [first, *others]
+
+    def check_fields(self, label: str, fields: Sequence[Field]) -> None:
+        first = fields[0]
+        if first.kind != "tokens":
+            found = f"target {first.name!r} is {first.arrow_type}"
+            raise ContractError(label, found, "give a column of lists of tokens")
+
+
+class NoTarget(_Unscaled):
+    """The loss only compares predictions."""
+
+    name, gives_width = "none", False
+
+    def arguments(
+        self, term: Term, columns: list[Column], prediction: Tensor | None
+    ) -> list[Column]:
+        return []
+
+
+class AnyTarget(Target):
+    """What a custom loss reads that does not say it: the column as it is stored."""
+
+    is_declared = False
+
+
+KINDS: list[Target] = [
+    Values(), Counts(), Classes(), Groups(), Binary(), Signs(), Distribution(), LogDistribution(),
+    ClassLists(), Tokens(), NoTarget(), AnyTarget(),
+]  # fmt: skip
+TARGETS: dict[str, Target] = {kind.name: kind for kind in KINDS}
+"""The kinds by the name that a `Loss` gives."""
+
+
+def unscaled(term: Term, values: Tensor, centered: bool = False) -> Tensor:
+    """Values in the unit of the target columns; `centered`, less their training mean."""
+    return unscaled_by(term.targets, values, centered)
+
+
+def unscaled_by(fields: Sequence[Field], values: Tensor, centered: bool = False) -> Tensor:
+    """As `unscaled`, for values of the given target columns, in float64."""
+
+    def stacked(amounts: list[Any]) -> Tensor:
+        made = values.new_tensor(amounts, dtype=torch.float64)
+        return made[0] if len(amounts) == 1 else made
+
+    mean = stacked([field.mean for field in fields])
+    if centered:
+        mean = mean - stacked([field.center for field in fields])
+    return values.double() * stacked([field.deviation for field in fields]) + mean
+
+
+def _padding(term: Term) -> int:
+    if term.loss.ignore_index is None:
+        raise ContractError(
+            term.label,
+            f"target {term.targets[0].name!r} holds lists of different lengths",
+            "use cross_entropy, nll or ctc, or lists of one fixed size",
+        )
+    return term.loss.ignore_index
+
+
+def _numbers(column: Tensor, field: Field) -> Tensor:
+    """The numbers that a column's categories stand for, where they are numbers."""
+    if field.kind != "category" or not field.vocabulary:
+        return column
+    if not isinstance(field.vocabulary[0], int | float):
+        return column
+    return torch.tensor(field.vocabulary, dtype=torch.float32, device=column.device)[column]
+
+
+def _as_float(column: Tensor, field: Field) -> Tensor:
+    return column.float() if field.kind == "category" else column
+
+
+def _around(values: Tensor, blank: int | None) -> Tensor:
+    """Token numbers with the blank's number left free."""
+    return values if blank is None else values + (values >= blank).to(values.dtype)
+
+
+def _is_numeric(field: Field) -> bool:
+    return all(
+        isinstance(value, int | float) and not isinstance(value, bool)
+        for value in field.vocabulary or ()
+    )
+
+
+def _labels(field: Field, codes: Tensor) -> list[Any]:
+    """The column's own values for class numbers."""
+    vocabulary = field.vocabulary
+    return [vocabulary[code] if vocabulary else code for code in codes.tolist()]
+
+
+def _some(field: Field) -> str:
+    values = [repr(value) for value in (field.vocabulary or ())[:4]]
+    return ", ".join(values) + (", ..." if len(field.vocabulary or ()) > 4 else "")
+
+
+def _range(name: str, target: Tensor) -> str:
+    return f"target {name!r} holds values from {float(target.min()):g} to {float(target.max()):g}"
