@@ -1,7 +1,5 @@
 """How far curves of different numbers of workers are apart without micro-batches.
 
-    python -m tests.benchmarks.curves
-
 For every job in jobs/ and a transformer over ragged lists, without dropout: the largest relative
 difference of a loss over the first 50 steps on two, three and four gloo workers from those on one,
 each worker having one micro-batch and DDP summing. With `training.microbatch_size` it is 0.
@@ -9,8 +7,8 @@ each worker having one micro-batch and DDP summing. With `training.microbatch_si
 
 from __future__ import annotations
 
-import json
 import tempfile
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,11 +18,12 @@ from pipeline.specfile import load
 from pipeline.train.curve import Reader
 from pipeline.train.job import prepared
 from pipeline.train.loop import train
+from tests.benchmarks.harness import Result
 from tests.conftest import JOBS
 from tests.processes import on_workers
 from tests.train.test_same_bits import JOB_NAMES, TRANSFORMER, transformer
 
-STEPS = 50
+ROUNDS, STEPS, WORKERS = 1, 50, (2, 3, 4)
 Losses = dict[str, list[float | None]]
 
 
@@ -55,7 +54,7 @@ def difference(one: list[float | None], other: list[float | None]) -> float:
     return max(abs(a - b) / max(abs(a), abs(b), 1e-300) for a, b in pairs)
 
 
-def table(precision: str, numbers: tuple[int, ...] = (2, 3, 4)) -> dict[str, list[float]]:
+def table(precision: str, numbers: tuple[int, ...]) -> dict[str, list[float]]:
     """The differences of each job, for each number of workers."""
     alone: Losses = on_workers(1, partial(first_losses, precision))[0]
     found: dict[str, list[float]] = {name: [] for name in JOB_NAMES}
@@ -66,17 +65,12 @@ def table(precision: str, numbers: tuple[int, ...] = (2, 3, 4)) -> dict[str, lis
     return found
 
 
-def main() -> None:
-    """Print one row a job."""
-    both = {precision: table(precision) for precision in ("float32", "float64")}
-    print(json.dumps({"steps": STEPS, "workers": [2, 3, 4]}))
+def results(rounds: int, quick: bool) -> Iterator[Result]:
+    """The largest relative difference of a loss, by number of workers."""
+    numbers = (2,) if quick else WORKERS
+    both = {precision: table(precision, numbers) for precision in ("float32", "float64")}
     for name in JOB_NAMES:
-        shown = "   ".join(
-            f"{precision} " + "  ".join(f"{value:.0e}" for value in rows[name])
-            for precision, rows in both.items()
-        )
-        print(f"{name:32} {shown}")
-
-
-if __name__ == "__main__":
-    main()
+        yield {
+            "case": name, "steps": STEPS, "workers": numbers,
+            **{precision: rows[name] for precision, rows in both.items()},
+        }  # fmt: skip

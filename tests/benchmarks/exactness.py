@@ -1,7 +1,5 @@
 """Errors of gradient and reported loss against one float64 process: ours, and plain DDP.
 
-    python -m tests.benchmarks.exactness
-
 Both train the same float32 model on the same rows, spread over gloo workers. "Plain DDP" is what
 its documentation shows: each worker's own `reduction="mean"`, divided by its number of
 micro-batches, gradients averaged by DDP, and the mean of the workers' losses reported.
@@ -9,9 +7,8 @@ micro-batches, gradients averaged by DDP, and the mean of the workers' losses re
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -30,8 +27,10 @@ from pipeline.losses.objective import Objective
 from pipeline.losses.terms import Term
 from pipeline.train.step import train_step
 from tests.batches import step_batch
+from tests.benchmarks.harness import Result
 from tests.processes import on_workers
 
+ROUNDS = 1
 CPU = torch.device("cpu")
 WEIGHT = [0.2, 5.0, 1.0, 0.5]
 IGNORED = -100
@@ -230,23 +229,13 @@ def error(found: Found, wanted: Found) -> tuple[float, float]:
     return gradient, abs(found[1] - wanted[1]) / abs(wanted[1])
 
 
-def shown(value: float) -> str:
-    """A relative error for people."""
-    if value != value:
-        return "NaN"
-    return f"{value:.0e}" if value < 1e-3 else f"{100 * value:.1f} %"
-
-
-def main() -> None:
-    """Print the table."""
-    table: Callable[..., None] = partial(print, sep=" | ")
-    table("| case", "ours: gradient", "loss", "plain DDP: gradient", "loss |")
-    table("|---", "---", "---", "---", "---|")
-    for case, found in zip(CASES, on_workers(2, both)[0], strict=True):
+def results(rounds: int, quick: bool) -> Iterator[Result]:
+    """Relative errors of each case, in both ways."""
+    for case, (mine, theirs) in zip(CASES, on_workers(2, both)[0], strict=True):
         wanted = reference(case)
-        mine, theirs = error(found[0], wanted), error(found[1], wanted)
-        table(f"| {case.name}", *map(shown, mine), *map(shown, theirs[:1]), f"{shown(theirs[1])} |")
-
-
-if __name__ == "__main__":
-    main()
+        gradient, loss = error(mine, wanted)
+        ddp_gradient, ddp_loss = error(theirs, wanted)
+        yield {
+            "case": case.name, "gradient": gradient, "loss": loss,
+            "ddp_gradient": ddp_gradient, "ddp_loss": ddp_loss,
+        }  # fmt: skip

@@ -1,11 +1,10 @@
-"""`jobs/flights.yaml` beside scikit-learn on the same rows, columns and split.
-
-python -m tests.benchmarks.flights
-"""
+"""`jobs/flights.yaml` beside scikit-learn on the same rows, columns and split."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from typing import Any
 
 import pandas as pd
 from sklearn.compose import make_column_transformer
@@ -18,12 +17,15 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 import pipeline
 from pipeline.data.samples import sample
+from tests.benchmarks.harness import Result
 from tests.conftest import JOBS
 
+ROUNDS = 1
 JOB = JOBS / "flights.yaml"
+ALL = ("Ridge", "HistGradientBoosting")
 
 
-def baselines() -> dict[str, tuple[float, float]]:
+def baselines(names_of_models: tuple[str, ...]) -> dict[str, tuple[float, float]]:
     """R2 and mean absolute error in minutes of each of scikit-learn's models."""
     data = pipeline.load(JOB).data
     frame = sample("sample:flights").to_pandas().dropna(subset=["arr_delay", "dep_delay"])
@@ -41,7 +43,9 @@ def baselines() -> dict[str, tuple[float, float]]:
     )
     trees = HistGradientBoostingRegressor(categorical_features="from_dtype", random_state=0)
     found = {}
-    for name, model in {"Ridge": ridge, "HistGradientBoosting": trees}.items():
+    for name, model in zip(ALL, (ridge, trees), strict=True):
+        if name not in names_of_models:
+            continue
         model.fit(inputs[~late], frame["arr_delay"][~late])
         said = pd.Series(model.predict(inputs[late]))
         truth = frame["arr_delay"][late]
@@ -49,15 +53,13 @@ def baselines() -> dict[str, tuple[float, float]]:
     return found
 
 
-def main() -> None:
-    """Print one line for each model."""
+def results(rounds: int, quick: bool) -> Iterator[Result]:
+    """R2 and mean absolute error in minutes of each."""
+    changes: dict[str, Any] = {"metrics": ["r2", "mae"]}
+    if quick:
+        changes["training.epochs"] = 1
     with tempfile.TemporaryDirectory() as folder:
-        changes = {"storage": folder, "metrics": ["r2", "mae"]}
-        metrics = pipeline.run(JOB, changes).metrics
-    print(f"{'jobs/flights.yaml':22} R2 {metrics['r2']:.3f}, off by {metrics['mae']:.2f} minutes")
-    for name, (r2, error) in baselines().items():
-        print(f"{name:22} R2 {r2:.3f}, off by {error:.2f} minutes")
-
-
-if __name__ == "__main__":
-    main()
+        metrics = pipeline.run(JOB, changes | {"storage": folder}).metrics
+    yield {"case": "jobs/flights.yaml", "r2": metrics["r2"], "minutes": metrics["mae"]}
+    for name, (r2, minutes) in baselines(("Ridge",) if quick else ALL).items():
+        yield {"case": name, "r2": float(r2), "minutes": float(minutes)}

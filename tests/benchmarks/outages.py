@@ -1,7 +1,5 @@
 """Rows per second of a job while MLflow's server is well, and while it is not.
 
-    python -m tests.benchmarks.outages [ROUNDS]
-
 500 000 rows x 32 floats, an MLP 64-64, batches of 2048, two Ray workers, the loss of every step
 recorded. A real server stands behind a proxy that lets all requests fail, or wait, or lose their
 answer, from the first to the last step; the record is completed afterwards. In turns; timed after
@@ -11,9 +9,10 @@ the first steps.
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
+from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,10 +24,11 @@ import pyarrow.parquet as pq
 
 import pipeline
 from tests import tracking
+from tests.benchmarks.harness import Result, take_turns
 from tests.chaos import proxy
 
-ROWS, COLUMNS, BATCH, WORKERS, EPOCHS = 500_000, 32, 2048, 2, 16
-STEPS = EPOCHS * -(-ROWS // BATCH)
+ROUNDS = 5
+ROWS, COLUMNS, BATCH, WORKERS = 500_000, 32, 2048, 2
 FIRST = 200
 """Steps that are not timed."""
 MODES = ("well", "down", "slow", "failing", "lost")
@@ -41,13 +41,15 @@ def write(path: Path) -> None:
     pq.write_table(pa.table({**columns, "y": np.tanh(x[:, 0])}), path)
 
 
-def speed(folder: Path, server: tracking.Server, mode: str) -> float:
+def speed(folder: Path, server: tracking.Server, mode: str, quick: bool) -> float:
     """Rows per second of the job."""
+    epochs = 2 if quick else 16
+    steps = epochs * -(-ROWS // BATCH)
     spec: dict[str, Any] = {
         "name": "outages", "data": {"train": str(folder / "rows.parquet"), "target": "y"},
         "model": {"name": "mlp", "hidden": [64, 64]}, "loss": "mse",
         "optimizer": {"name": "adamw", "lr": 1e-3},
-        "training": {"epochs": EPOCHS, "batch_size": BATCH},
+        "training": {"epochs": epochs, "batch_size": BATCH},
         "workers": {"num": WORKERS}, "storage": str(folder / "runs"),
     }  # fmt: skip
 
@@ -60,26 +62,23 @@ def speed(folder: Path, server: tracking.Server, mode: str) -> float:
         held.enter_context(patch.dict(os.environ, {"MLFLOW_TRACKING_URI": address}))
         result = pipeline.run(spec, fresh=True)
     at = {point["step"]: point["time"] / 1000 for point in result.curve if "train" in point}
-    return (STEPS - FIRST) / STEPS * EPOCHS * ROWS / float(at[STEPS] - at[FIRST])
+    return (steps - FIRST) / steps * epochs * ROWS / float(at[steps] - at[FIRST])
 
 
-def main(rounds: int) -> None:
-    """Print each round, and the medians as shares of the speed beside a server that is well."""
-    shares: dict[str, list[float]] = {mode: [] for mode in MODES[1:]}
+def results(rounds: int, quick: bool) -> Iterator[Result]:
+    """Speed in each mode, and its ratio to that beside a server that is well."""
+    modes = MODES[:2] if quick else MODES
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["PIPELINE_CACHE"] = str(folder / "cache")
         write(folder / "rows.parquet")
         (folder / "mlflow").mkdir()
         with tracking.running(folder / "mlflow") as server:
-            for _ in range(rounds):
-                found = {mode: speed(folder, server, mode) for mode in MODES}
-                print(", ".join(f"{mode} {v:,.0f} rows/s" for mode, v in found.items()), flush=True)
-                for mode, values in shares.items():
-                    values.append(found[mode] / found["well"])
-    said = ", ".join(f"{mode} {median(values):.2f}" for mode, values in shares.items())
-    print(f"median share of the speed beside a server that is well: {said}")
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
+            contestants = {mode: partial(speed, folder, server, mode, quick) for mode in modes}
+            speeds = take_turns(contestants, rounds)
+    for mode in modes:
+        ratios = [one / well for one, well in zip(speeds[mode], speeds["well"], strict=True)]
+        yield {
+            "case": mode, "rows_per_second": median(speeds[mode]), "of_well": median(ratios),
+            "rounds": rounds,
+        }  # fmt: skip

@@ -1,7 +1,5 @@
 """What checkpoints cost, and how long a killed worker holds a run up.
 
-    python -m tests.benchmarks.recovery
-
 Checkpoints: for a small model and one of 50 million parameters, the milliseconds for which `save`
 keeps the step waiting (the copy), those that the thread then writes beside it, and the copy as a
 share of a step's time. Recovery: three Ray workers of which one is killed; seconds from the last
@@ -18,6 +16,7 @@ import signal
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -35,6 +34,7 @@ from pipeline.launch import cluster
 from pipeline.spec import Checkpoint
 from pipeline.train import checkpoint
 from pipeline.train.state import TrainState
+from tests.benchmarks.harness import Result
 from tests.conftest import JOBS
 from tests.processes import ray_workers
 
@@ -43,7 +43,7 @@ KILL_SECONDS = 60.0
 SIZES = {"small: 32-64-64-1": (64, 512), "50 M: 32-7000-7000-1": (7000, 512)}
 
 
-def stall(width: int, batch_size: int) -> tuple[float, float, float]:
+def stall(width: int, batch_size: int, rounds: int) -> tuple[float, float, float]:
     """Medians in seconds: of a step, of the wait for a copy, of writing it."""
     torch.manual_seed(0)
     model = nn.Sequential(
@@ -55,7 +55,7 @@ def stall(width: int, batch_size: int) -> tuple[float, float, float]:
     with tempfile.TemporaryDirectory() as place:
         identity = {"spec": "", "data": "", "bits": {}}
         checkpoints = checkpoint.Checkpoints(Path(place), Checkpoint(keep=2), identity)
-        for step in range(ROUNDS):
+        for step in range(rounds):
             started = time.perf_counter()
             optimizer.zero_grad()
             model(torch.randn(batch_size, 32)).square().mean().backward()
@@ -132,22 +132,20 @@ def goodput() -> tuple[float, int, float, float]:
     return typical * (len(times) - 1) / wall, killer.kills, again / max(killer.kills, 1), wall
 
 
-def main() -> None:
-    """Print a line for each."""
-    for name, (width, batch_size) in SIZES.items():
-        step, wait, write = stall(width, batch_size)
-        print(
-            f"{name:22} step {1000 * step:.1f} ms, copy {1000 * wait:.1f} ms "
-            f"({wait / step:.2f} of a step), written beside it in {1000 * write:.0f} ms"
-        )
+def results(rounds: int, quick: bool) -> Iterator[Result]:
+    """Checkpoints by size, the death of one worker, and one every minute."""
+    for name, (width, batch_size) in list(SIZES.items())[: 1 if quick else None]:
+        step, wait, write = stall(width, batch_size, rounds)
+        yield {
+            "case": f"checkpoint, {name}", "step_seconds": step, "copy_seconds": wait,
+            "copy_of_step": wait / step, "write_seconds": write,
+        }  # fmt: skip
     seconds, steps = recovery()
-    print(f"a killed worker of three: {seconds:.1f} s to the next new step, {steps} steps again")
-    share, kills, again, wall = goodput()
-    print(
-        f"one killed every {KILL_SECONDS:.0f} s: goodput {share:.2f} over {wall:.0f} s, "
-        f"{kills} kills, {again:.0f} steps again for each"
-    )
-
-
-if __name__ == "__main__":
-    main()
+    yield {"case": "one of three workers killed", "seconds": seconds, "recomputed_steps": steps}
+    if quick:
+        return
+    ratio, kills, recomputed, wall = goodput()
+    yield {
+        "case": f"one killed every {KILL_SECONDS:.0f} s", "goodput": ratio, "kills": kills,
+        "recomputed_steps": recomputed, "seconds": wall,
+    }  # fmt: skip

@@ -1,15 +1,14 @@
 """What the fixed order of sums costs: steps per second with it, as a share of DDP's own order.
 
-    python -m tests.benchmarks.same_bits [WORKERS]
-
 The same step in both ways on gloo workers, in turns, with as many micro-batches as workers; for a
 small model and for one that computes.
 """
 
 from __future__ import annotations
 
-import sys
 import time
+from collections.abc import Iterator
+from functools import partial
 from statistics import median
 
 import torch
@@ -28,10 +27,11 @@ from pipeline.losses.terms import Term
 from pipeline.train.determinism import deterministic
 from pipeline.train.step import train_step
 from tests.batches import step_batch
+from tests.benchmarks.harness import Result
 from tests.processes import on_workers
 
 CPU = torch.device("cpu")
-ROUNDS, STEPS = 7, 20
+ROUNDS, STEPS, WORKERS = 7, 20, (2, 3)
 SIZES = {
     "small: 32-64-64-1, batch 512": (64, 512),
     "large: 32-1024-1024-1, batch 2048": (1024, 2048),
@@ -53,8 +53,10 @@ class MLP(nn.Module):
         return made
 
 
-def seconds(width: int, batch_size: int, ordered: bool, rank: int, num: int) -> list[float]:
-    """Seconds of each round of steps."""
+def seconds(
+    rounds: int, width: int, batch_size: int, ordered: bool, rank: int, num: int
+) -> list[float]:
+    """Seconds of each round of steps, but for a first one."""
     field = Field("y", "number", "double", True)
     term = Term("mse", 1.0, build(registry.losses["mse"], {}), ("prediction",), (field,))
     objective = Objective(MLP(width), ["features"], [term], {"prediction": None})
@@ -67,7 +69,7 @@ def seconds(width: int, batch_size: int, ordered: bool, rank: int, num: int) -> 
         for i in worker_range(num, rank, num)
     ]
     found = []
-    for _ in range(ROUNDS):
+    for _ in range(rounds + 1):
         started = time.perf_counter()
         with deterministic(ordered):
             for step in range(STEPS):
@@ -77,24 +79,25 @@ def seconds(width: int, batch_size: int, ordered: bool, rank: int, num: int) -> 
     return found[1:]
 
 
-def all_sizes(rank: int, num: int) -> list[tuple[float, float]]:
+def all_sizes(rounds: int, rank: int, num: int) -> list[tuple[float, float]]:
     """Median seconds in DDP's order and in the fixed one, per size, in turns."""
     found = []
     for width, batch_size in SIZES.values():
         turns = [
-            [seconds(width, batch_size, way, rank, num) for way in (False, True)] for _ in "ab"
+            [seconds(rounds, width, batch_size, way, rank, num) for way in (False, True)]
+            for _ in "ab"
         ]
         ddp, fixed = ([s for turn in turns for s in turn[way]] for way in (0, 1))
         found.append((median(ddp), median(fixed)))
     return found
 
 
-def main(num_workers: int) -> None:
-    """Print the ratios."""
-    for name, (ddp, fixed) in zip(SIZES, on_workers(num_workers, all_sizes)[0], strict=True):
-        print(f"{name}: DDP {STEPS / ddp:.0f} steps/s, fixed order {STEPS / fixed:.0f}, "
-              f"{ddp / fixed:.2f} of DDP")  # fmt: skip
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 2)
+def results(rounds: int, quick: bool) -> Iterator[Result]:
+    """Steps per second in DDP's order and in the fixed one."""
+    for num in (2,) if quick else WORKERS:
+        measured = on_workers(num, partial(all_sizes, rounds))[0]
+        for name, (ddp, fixed) in zip(SIZES, measured, strict=True):
+            yield {
+                "case": name, "workers": num, "ddp_steps_per_second": STEPS / ddp,
+                "fixed_order_steps_per_second": STEPS / fixed, "of_ddp": ddp / fixed,
+            }  # fmt: skip

@@ -1,7 +1,5 @@
 """Seconds from command to first step: ours on one and two workers, and a bare `TorchTrainer`.
 
-    python -m tests.benchmarks.startup [ROUNDS]
-
 The bare script is the smallest one with two workers, DDP and Ray's default settings. The three
 take turns, so that whatever else the machine does meets all of them alike.
 """
@@ -14,8 +12,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
+
+from tests.benchmarks.harness import Result, take_turns
 
 BARE = """
 import os, sys, time
@@ -39,6 +41,7 @@ TorchTrainer(
     run_config=RunConfig(storage_path=os.path.dirname(path)),
 ).fit()
 """
+ROUNDS = 3
 JOB = Path(__file__).parents[2] / "jobs" / "linear.yaml"
 
 
@@ -68,21 +71,21 @@ def bare(folder: Path) -> float:
     return float(stamp.read_text()) - started
 
 
-def main(rounds: int) -> None:
-    """Print each round and the medians."""
-    found: dict[str, list[float]] = {"one worker": [], "two workers": [], "bare, two workers": []}
-    for number in range(rounds):
+def results(rounds: int, quick: bool) -> Iterator[Result]:
+    """Median seconds of each, and their ratio to the bare script's."""
+
+    def in_folder(measure: Callable[[Path], float]) -> float:
         with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            found["one worker"].append(ours(1, folder))
-            found["two workers"].append(ours(2, folder))
-            found["bare, two workers"].append(bare(folder))
-        shown = ", ".join(f"{name} {values[-1]:.1f} s" for name, values in found.items())
-        print(f"round {number + 1}: {shown}", flush=True)
-    base = median(found["bare, two workers"])
-    for name, values in found.items():
-        print(f"{name:20} {median(values):5.1f} s  {median(values) / base:.2f} of bare")
+            return measure(Path(name))
 
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 3)
+    seconds = take_turns(
+        {
+            "workers.num=1": partial(in_folder, partial(ours, 1)),
+            "workers.num=2": partial(in_folder, partial(ours, 2)),
+            "bare two-worker TorchTrainer": partial(in_folder, bare),
+        },
+        rounds,
+    )
+    base = median(seconds["bare two-worker TorchTrainer"])
+    for name, values in seconds.items():
+        yield {"case": name, "seconds": median(values), "of_bare": median(values) / base}

@@ -1,7 +1,5 @@
 """Rows per second of streamed rows, beside the same rows from the cache.
 
-    python -m tests.benchmarks.stream [MILLION_ROWS]
-
 32 floats a row, Parquet files of 500 000 rows, on this disk and in an S3-compatible server on this
 machine (SeaweedFS, which needs the cores too). Also: what is on the disk at most, and how long the
 first batch takes when a run goes on early and late in an epoch.
@@ -9,9 +7,9 @@ first batch takes when a run goes on early and late in an epoch.
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +25,12 @@ from pipeline.data.stream import Streamed
 from pipeline.dataspec import Data
 from pipeline.spec import Cache
 from tests import s3
+from tests.benchmarks.harness import Result
 
+ROUNDS, NUM_ROWS = 1, 4_000_000
 BATCH, COLUMNS, FILE_ROWS = 2048, 32, 500_000
 STREAM = {"block_rows": FILE_ROWS // 2, "window": 2}
+STREAMED = {"stream": STREAM}
 
 
 def write(place: str, num_rows: int, filesystem: Any = None) -> None:
@@ -49,8 +50,8 @@ def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def measured(train: str, folder: Path, more: dict[str, Any]) -> str:
-    """One line: the conversion, an epoch, the disk, and batches early and late."""
+def measured(train: str, folder: Path, more: dict[str, Any]) -> Result:
+    """The conversion, an epoch, the disk, and batches early and late."""
     begun = time.perf_counter()
     data = Data(train=train, target="y", **more)
     found = cache.rows(data, folder, {}, np.float32, Cache(folder=str(folder)))
@@ -75,32 +76,27 @@ def measured(train: str, folder: Path, more: dict[str, Any]) -> str:
             begun = time.perf_counter()
             rows.expect(sampler.blocks(int(steps * share_done)))
             rows.gather(sampler.rows(int(steps * share_done)))
-            late.append(f"{time.perf_counter() - begun:.2f} s at {share_done:.0%}")
-    reads = ""
-    if isinstance(rows, Streamed):
-        reads = f", each row read {rows.plan.reads_per_row:.1f} times"
-    return (
-        f"first pass {first:.1f} s, {speed / 1e6:.2f} M rows/s, {disk >> 20} MiB on the disk"
-        f"{reads}; first batch {', '.join(late)}"
-    )
+            late.append(time.perf_counter() - begun)
+    return {
+        "rows": len(rows), "first_pass_seconds": first, "rows_per_second": speed,
+        "disk_mib": disk >> 20, "first_batch_seconds_at_1_and_99_percent": late,
+        "reads_per_row": rows.plan.reads_per_row if isinstance(rows, Streamed) else 1.0,
+    }  # fmt: skip
 
 
-def main(million: float) -> None:
-    """Print three lines."""
-    num_rows = int(million * 1e6)
+def results(rounds: int, quick: bool) -> Iterator[Result]:
+    """Rows from the cache, and streamed from this disk and from a server."""
+    num_rows = 1_000_000 if quick else NUM_ROWS
     with tempfile.TemporaryDirectory() as name:
         base = Path(name)
         (base / "rows").mkdir()
         write(str(base / "rows"), num_rows)
-        print(f"{num_rows:,} rows, {num_rows * (COLUMNS + 1) * 4 >> 20} MiB of float32")
-        print("cached            ", measured(str(base / "rows"), base / "a", {}))
-        print("streamed, disk    ", measured(str(base / "rows"), base / "b", {"stream": STREAM}))
+        yield {"case": "cached", **measured(str(base / "rows"), base / "a", {})}
+        yield {"case": "streamed, disk", **measured(str(base / "rows"), base / "b", STREAMED)}
+        if quick:
+            return
         (base / "s3").mkdir()
         with s3.running(base / "s3") as server:
             write("rows/table", num_rows, server.filesystem)
-            where = server.uri("rows/table")
-            print("streamed, S3      ", measured(where, base / "c", {"stream": STREAM}))
-
-
-if __name__ == "__main__":
-    main(float(sys.argv[1]) if len(sys.argv) > 1 else 4)
+            uri = server.uri("rows/table")
+            yield {"case": "streamed, S3", **measured(uri, base / "c", STREAMED)}

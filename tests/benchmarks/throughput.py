@@ -1,7 +1,5 @@
 """Rows per second of a whole job from Parquet, beside a DDP loop over tensors in memory.
 
-    python -m tests.benchmarks.throughput [PAIRS]
-
 The job: 1 000 000 rows x 32 floats in Parquet, an MLP 64-64, batches of 2048, two Ray workers, the
 global loss of every step recorded, MLflow on. The loop: two processes, each with its half of the
 rows as tensors, plain DDP and nothing recorded. In turns; both are timed after their first steps.
@@ -12,10 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,10 +26,11 @@ import torch
 from torch import nn
 
 import pipeline
+from tests.benchmarks.harness import Result, take_turns
 from tests.processes import on_workers, ray_workers
 
+ROUNDS = 5
 ROWS, COLUMNS, BATCH, WORKERS, EPOCHS = 1_000_000, 32, 2048, 2, 12
-STEPS = EPOCHS * -(-ROWS // BATCH)
 FIRST = 200
 """Steps that are not timed."""
 
@@ -68,27 +68,28 @@ class Watch(threading.Thread):
         return float(np.interp(end, times, used) - np.interp(start, times, used))
 
 
-def ours(folder: Path) -> tuple[float, float]:
+def ours(folder: Path, epochs: int) -> tuple[float, float]:
     """Rows per second, and CPU microseconds per row, of the job."""
+    steps = epochs * -(-ROWS // BATCH)
     spec: dict[str, Any] = {
         "name": "throughput", "data": {"train": str(folder / "rows.parquet"), "target": "y"},
         "model": {"name": "mlp", "hidden": [64, 64]}, "loss": "mse",
         "optimizer": {"name": "adamw", "lr": 1e-3},
-        "training": {"epochs": EPOCHS, "batch_size": BATCH},
+        "training": {"epochs": epochs, "batch_size": BATCH},
         "workers": {"num": WORKERS}, "storage": str(folder / "runs"),
     }  # fmt: skip
     watch = Watch()
     watch.start()
     result = pipeline.run(spec, fresh=True)
     watch.ended.set()
-    assert len(result.losses) == STEPS
+    assert len(result.losses) == steps
     at = {point["step"]: point["time"] / 1000 for point in result.curve if "train" in point}
-    start, end = at[FIRST], at[STEPS]
-    rows = (STEPS - FIRST) / STEPS * EPOCHS * ROWS
+    start, end = at[FIRST], at[steps]
+    rows = (steps - FIRST) / steps * epochs * ROWS
     return rows / (end - start), 1e6 * watch.between(start, end) / rows
 
 
-def by_hand(rank: int, num: int) -> tuple[float, float]:
+def by_hand(epochs: int, rank: int, num: int) -> tuple[float, float]:
     """The same of a plain loop, per process."""
     torch.manual_seed(0)
     half = ROWS // num
@@ -99,7 +100,7 @@ def by_hand(rank: int, num: int) -> tuple[float, float]:
     ddp = nn.parallel.DistributedDataParallel(model)
     optimizer = torch.optim.AdamW(ddp.parameters(), lr=1e-3)
     step, started = 0, (0.0, 0.0)
-    for _ in range(EPOCHS):
+    for _ in range(epochs):
         order = torch.randperm(half)
         for rows in torch.split(order, BATCH // num):
             if step == FIRST:
@@ -110,32 +111,33 @@ def by_hand(rank: int, num: int) -> tuple[float, float]:
             optimizer.step()
             step += 1
     seconds, used = time.perf_counter() - started[0], time.process_time() - started[1]
-    rows_done = (step - FIRST) / step * EPOCHS * ROWS
+    rows_done = (step - FIRST) / step * epochs * ROWS
     return rows_done / seconds, 1e6 * used / (rows_done / num)
 
 
-def main(pairs: int) -> None:
-    """Print each pair and the medians."""
+def results(rounds: int, quick: bool) -> Iterator[Result]:
+    """Medians of the job, of the loop, and of their ratios."""
     os.environ.pop("MLFLOW_TRACKING_URI", None)
-    speeds, costs = [], []
+    epochs = 2 if quick else EPOCHS
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["PIPELINE_CACHE"] = str(folder / "cache")
         write(folder / "rows.parquet")
-        for _ in range(pairs):
-            (speed, cost), loop = ours(folder), on_workers(WORKERS, by_hand)
-            loop_speed = loop[0][0]
-            loop_cost = sum(used for _, used in loop) / WORKERS
-            speeds.append(speed / loop_speed)
-            costs.append(loop_cost / cost)
-            print(
-                f"job {speed:9,.0f} rows/s, {cost:.2f} us of CPU per row; "
-                f"loop {loop_speed:9,.0f}, {loop_cost:.2f}; "
-                f"{speeds[-1]:.2f} of its speed, {costs[-1]:.2f} by CPU",
-                flush=True,
-            )
-    print(f"median: {median(speeds):.2f} of the loop's rows/s, {median(costs):.2f} by CPU time")
 
+        def loop() -> tuple[float, float]:
+            workers = on_workers(WORKERS, partial(by_hand, epochs))
+            return workers[0][0], sum(used for _, used in workers) / WORKERS
 
-if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
+        contestants: dict[str, Callable[[], tuple[float, float]]] = {
+            "job": partial(ours, folder, epochs), "loop": loop
+        }  # fmt: skip
+        pairs = take_turns(contestants, rounds)
+    both = list(zip(pairs["job"], pairs["loop"], strict=True))
+    speeds = [job[0] / other[0] for job, other in both]
+    costs = [other[1] / job[1] for job, other in both]
+    for case, measured in pairs.items():
+        yield {
+            "case": case, "rows_per_second": median(m[0] for m in measured),
+            "cpu_microseconds_per_row": median(m[1] for m in measured),
+        }  # fmt: skip
+    yield {"case": "job of loop", "by_time": speeds, "by_cpu": costs}

@@ -1,6 +1,4 @@
-"""Rows per second of the feed alone, beside tensors in memory and beside Ray Data.
-
-    python -m tests.benchmarks.feed [ROUNDS]
+"""Rows per second of the loader alone, beside tensors in memory and beside Ray Data.
 
 Ours: batches in full shuffle from the mapped cache, through the thread and buffers that training
 has. In memory: the tensors of all rows, indexed by a permutation. Ray Data: the same Parquet file
@@ -10,10 +8,9 @@ through `iter_torch_batches` with a local shuffle of ten batches. In turns, one 
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -31,7 +28,9 @@ from pipeline.data.sampler import Sampler, steps_per_epoch
 from pipeline.data.store import Store
 from pipeline.dataspec import Data
 from pipeline.spec import Cache
+from tests.benchmarks.harness import Result, take_turns
 
+ROUNDS = 3
 RNG = np.random.default_rng(0)
 
 
@@ -55,8 +54,8 @@ def tokens() -> tuple[pa.Table, int]:
     return pa.table({"tokens": pa.ListArray.from_arrays(offsets, values)}), 256
 
 
-def of_feed(rows: Store, batch: int) -> int:
-    """One epoch of the feed; how many rows came."""
+def of_loader(rows: Store, batch: int) -> int:
+    """One epoch of the loader; how many rows came."""
     steps = steps_per_epoch(len(rows), batch)
     sampler = Sampler(len(rows), batch, 0)
     found = 0
@@ -114,8 +113,8 @@ def speed(epoch: Callable[[], int]) -> float:
     return epoch() / (time.perf_counter() - started)
 
 
-def main(rounds: int) -> None:
-    """Print the medians and their ratios."""
+def results(rounds: int, quick: bool) -> Iterator[Result]:
+    """Medians of rows per second, and seconds to convert and to find again."""
     import logging
 
     import ray
@@ -125,7 +124,7 @@ def main(rounds: int) -> None:
     ray.data.DataContext.get_current().enable_progress_bars = False
     with tempfile.TemporaryDirectory() as name:
         os.environ["PIPELINE_CACHE"] = name
-        for make in (floats, images, tokens):
+        for make in (tokens,) if quick else (floats, images, tokens):
             table, batch = make()
             path = Path(name) / f"{make.__name__}.parquet"
             pq.write_table(table, path)
@@ -135,20 +134,13 @@ def main(rounds: int) -> None:
             cold, started = time.perf_counter() - started, time.perf_counter()
             read()
             warm = time.perf_counter() - started
-            memory = whole(rows, batch)
-            ours, theirs, rays = [], [], []
-            for _ in range(rounds):
-                ours.append(speed(partial(of_feed, rows, batch)))
-                theirs.append(speed(memory))
-                rays.append(speed(partial(of_ray_data, path, batch)))
-            us, them, ray_ = median(ours), median(theirs), median(rays)
-            print(
-                f"{make.__name__:7} feed {us:12,.0f} rows/s, in memory {them:12,.0f} "
-                f"({us / them:5.2f}), Ray Data {ray_:10,.0f} ({us / ray_:6.1f}); "
-                f"converted in {cold:.1f} s, found again in {warm:.2f} s",
-                flush=True,
-            )
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 3)
+            epochs: dict[str, Callable[[], int]] = {
+                "loader": partial(of_loader, rows, batch), "in_memory": whole(rows, batch),
+                "ray_data": partial(of_ray_data, path, batch),
+            }  # fmt: skip
+            speeds = take_turns({n: partial(speed, epoch) for n, epoch in epochs.items()}, rounds)
+            yield {
+                "case": make.__doc__, **{n: median(values) for n, values in speeds.items()},
+                "convert_seconds": cold, "found_again_seconds": warm,
+            }  # fmt: skip
+    ray.shutdown()
