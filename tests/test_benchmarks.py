@@ -9,9 +9,13 @@ from click.testing import CliRunner
 
 from tests.benchmarks.__main__ import NAMES, main
 
+SLOW = ("curves", "flights", "memory", "outages", "recovery", "startup", "throughput")
+
 
 @pytest.mark.ray
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.chaos) if n in SLOW else n for n in NAMES]
+)
 def test_a_benchmark_gives_a_line_of_json_for_each_result(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,7 +64,7 @@ def test_the_comparison_can_see_what_plain_ddp_does(whole: Case, runs: int) -> N
 
 
 @pytest.mark.parametrize("action", ACTIONS)
-@part(32, 2)
+@part(32, 1)
 def test_a_fault_at_a_file_operation_loses_nothing(whole: Case, action: str, runs: int) -> None:
     """Any operation of the first worker: journal, checkpoint, lease, weights."""
     base, tree, reference = whole

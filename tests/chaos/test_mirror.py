@@ -155,6 +155,7 @@ def test_what_a_killed_command_left_in_the_copy_is_deleted_in_its_turn(
     assert not any(b'"event": "copy"' in line for line in (place / "curve.jsonl").open("rb"))
 
 
+@pytest.mark.chaos
 def test_a_store_that_is_down_does_not_stop_training(whole: Case) -> None:
     base, tree, reference = whole
     nowhere = "s3://k:s@rows/x?scheme=http&endpoint_override=127.0.0.1:9"
@@ -205,6 +206,7 @@ def test_the_same_command_on_another_machine(
     assert Path(again.storage).name == "small-2"
 
 
+@pytest.mark.chaos
 def test_of_two_machines_with_one_copy_the_later_goes_on(job: Write, tmp_path: Path) -> None:
     """The first was only cut off: it stops at its next copy, and MLflow holds each step once."""
     path = job({

@@ -73,9 +73,8 @@ def test_whoever_tells_it_to_end_loses_no_step(job: Write, tmp_path: Path, times
     [
         (signal.SIGTERM, 4.0),
         (signal.SIGINT, 7.0),
-        (signal.SIGTERM, 10.0),
         *(pytest.param(signal.SIGINT, s, marks=pytest.mark.chaos) for s in (4.0, 10.0)),
-        pytest.param(signal.SIGTERM, 7.0, marks=pytest.mark.chaos),
+        *(pytest.param(signal.SIGTERM, s, marks=pytest.mark.chaos) for s in (7.0, 10.0)),
     ],
 )
 def test_signals_while_ray_starts_end_the_command(

@@ -29,10 +29,8 @@ PHASES = ("start", "middle", "end")
 REQUESTS = {"down": 4, "slow": 3, "failing": 4, "lost": 4, "read-only": 4, "locked": 1,
             "restarted": 1}  # fmt: skip
 SOME = {
-    ("lost", "start", 2),
     ("lost", "middle", 0),
     ("restarted", "end", 0),
-    ("failing", "middle", 1),
 }
 
 

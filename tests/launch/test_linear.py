@@ -36,7 +36,7 @@ def plain_losses() -> tuple[list[float], dict[str, float]]:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("num_workers", [1, 2, 3])
+@pytest.mark.parametrize("num_workers", [1, pytest.param(2, marks=pytest.mark.chaos), 3])
 def test_all_100_losses_are_those_of_a_plain_loop(num_workers: int, tmp_path: Path) -> None:
     overrides = {"workers.num": num_workers, "storage": str(tmp_path)}
     result = pipeline.run(LINEAR, overrides)

@@ -177,7 +177,11 @@ class Narrow(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("told", "workers", "seconds"), [(signal.SIGINT, "1", 8.0), (signal.SIGTERM, "1,2", 8.0)]
+    ("told", "workers", "seconds"),
+    [
+        (signal.SIGINT, "1", 8.0),
+        pytest.param(signal.SIGTERM, "1,2", 8.0, marks=pytest.mark.chaos),
+    ],
 )
 def test_a_signal_ends_it_without_a_verdict(
     job: Write, told: signal.Signals, workers: str, seconds: float

@@ -63,6 +63,7 @@ def test_a_mapping_is_a_spec_too(tmp_path: Path) -> None:
     assert result.metrics == {}
 
 
+@pytest.mark.chaos
 def test_two_runs_of_one_spec_give_the_same_bits(tmp_path: Path) -> None:
     overrides = {"training.epochs": 3, "model.dropout": 0.5, "storage": str(tmp_path)}
     one, two = (pipeline.run(JOBS / "diabetes.yaml", overrides, fresh=True) for _ in range(2))

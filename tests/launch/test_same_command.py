@@ -166,6 +166,7 @@ def read_all(descriptor: int) -> None:
             pass
 
 
+@pytest.mark.chaos
 def test_a_second_command_that_is_stopped_early_names_the_newest_checkpoint(job: Write) -> None:
     """Not the step at which an earlier one was stopped."""
     path = job({**LONG, "training.epochs": 100_000})
@@ -349,6 +350,7 @@ def test_a_second_signal_ends_at_once(job: Write) -> None:
     assert time.monotonic() - before < 20, "a step takes a minute"
 
 
+@pytest.mark.chaos
 def test_a_dead_server_is_said_while_it_trains_and_recording_can_be_cut_off(
     job: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

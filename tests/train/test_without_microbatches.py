@@ -29,6 +29,7 @@ def test_fifty_losses_agree_to_rounding(name: str) -> None:
 
 
 @pytest.mark.jobs
+@pytest.mark.chaos
 def test_the_touchy_job_agrees_where_rounding_is_small() -> None:
     (apart,) = table("float64")[TOUCHY]
     assert apart < 1e-10
