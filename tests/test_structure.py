@@ -68,7 +68,7 @@ LAYERS = [
 ]  # fmt: skip
 DEPTH = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}
 EMPTY = {"data", "train", "track", "launch"}
-RAY = {"launch.cluster", "launch.restart", "train.state"}
+RAY = {"launch.cluster", "launch.restart", "train.worker"}
 MLFLOW = {"track.deliver", "track.evidence", "track.model", "track.served"}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -55,10 +55,8 @@ class Partition:
     num_workers: int = 1
 
 
-@dataclass(eq=False)
-class _Gathered:
-    batch: StepBatch
-    buffers: list[Buffer] = field(repr=False)
+_Gathered = tuple[StepBatch, list[Buffer]]
+"""A batch, and the buffers that its rows stand in."""
 
 
 class Loader:
@@ -93,15 +91,13 @@ class Loader:
     def __iter__(self) -> Iterator[StepBatch]:
         if not self.steps:
             return
-        current = self._take()
-        for step in self.steps[1:]:
-            following = self._take()
-            assert following.batch.step == step
-            current.batch.next = following.batch
-            yield current.batch
-            self._free.put(current.buffers)
-            current = following
-        yield current.batch
+        batch, buffers = self._take()
+        for _ in self.steps[1:]:
+            batch.next, next_buffers = self._take()
+            yield batch
+            self._free.put(buffers)
+            batch, buffers = batch.next, next_buffers
+        yield batch
 
     def _take(self) -> _Gathered:
         gathered = self._ready.get()
@@ -115,7 +111,7 @@ class Loader:
                 buffers = self._free.get()
                 if buffers is None:
                     return
-                self._ready.put(_Gathered(self._gather(step, buffers), buffers))
+                self._ready.put((self._gather(step, buffers), buffers))
         except BaseException as error:
             self._ready.put(error)
 

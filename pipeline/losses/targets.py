@@ -6,6 +6,7 @@ it: how a column is read and checked, which metrics it has, and what a predictio
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -27,12 +28,12 @@ SUM_ATOL = 1e-3
 
 
 class Target:
-    """Anything that a custom loss may read; the other kinds differ from it."""
+    """What all kinds have in common: numbers with a meaning of their own, without metrics."""
 
-    name: ClassVar[str] = "any"
+    name: ClassVar[str]
     is_class: ClassVar[bool] = False
     """Whether its columns are read through a vocabulary, as classes."""
-    is_amount: ClassVar[bool] = True
+    is_amount: ClassVar[bool] = False
     """Whether its columns may be scaled."""
     is_declared: ClassVar[bool] = True
     """Whether the loss says what it reads."""
@@ -61,7 +62,8 @@ class Target:
 
     def read(self, column: Tensor, field: Field) -> Tensor:
         """A column of single values, or of tensors, as the loss takes it."""
-        return _numbers(column, field)
+        numbers = _numbers(column, field)
+        return numbers.float() if field.kind == "category" else numbers
 
     def check_fields(self, label: str, fields: Sequence[Field]) -> None:
         """Raise ContractError for columns that cannot be meant, before any row is looked at."""
@@ -83,50 +85,78 @@ class Target:
 
     def task(self, term: Term) -> Task | None:
         """Which metrics it has; None for none."""
-        numbers = all(field.kind == "number" for field in term.targets)
-        return "values" if term.targets and numbers else None
+        return None
 
     def compared(
         self, term: Term, served: Tensor, truth: Tensor, reads: Reads | None, centered: bool
     ) -> tuple[Tensor, Tensor]:
         """Prediction and truth as a metric takes them that `reads` labels or probabilities."""
-        both = (unscaled(term, values, centered) for values in (served, truth))
-        one, other = (values.reshape(len(values), -1) for values in both)
-        return one, other
+        raise NotImplementedError(f"targets of {self.name} have no metrics")
 
     def nothing(self, term: Term, width: int, reads: Reads | None) -> tuple[Tensor, Tensor]:
         """The same for no rows, with `width` numbers of the prediction in each."""
-        shape = term.targets[0].shape if len(term.targets) == 1 else (len(term.targets),)
-        numbers = torch.zeros(0, int(torch.Size(shape).numel()))
-        return numbers, numbers
+        raise NotImplementedError(f"targets of {self.name} have no metrics")
 
     def decode(self, term: Term, served: Tensor) -> dict[str, Any]:
         """Named columns of the served model: labels and probabilities, or values in their unit."""
         if not term.targets:
             return {term.label: served.tolist()}
         if len(term.targets) == 1:
-            return self.decode_one(term, term.targets[0], served)
+            return self.decode_one(term.targets[0], served)
+        if served.dim() != 2 or served.shape[1] != len(term.targets):
+            return _as_it_is(term.targets[0], served)
         columns: dict[str, Any] = {}
-        if served.dim() == 2 and served.shape[1] == len(term.targets):
-            for field, values in zip(term.targets, served.unbind(1), strict=True):
-                columns |= self.decode_one(term, field, values)
-            return columns
-        return {term.targets[0].name: served.numpy() if served.dim() == 1 else served.tolist()}
+        for field, values in zip(term.targets, served.unbind(1), strict=True):
+            columns |= self.decode_one(field, values)
+        return columns
 
-    def decode_one(self, term: Term, field: Field, served: Tensor) -> dict[str, Any]:
+    def decode_one(self, field: Field, served: Tensor) -> dict[str, Any]:
         """The columns of one target."""
-        if field.kind in ("number", "tensor"):
-            served = unscaled_by([field], served)
-        return {field.name: served.numpy() if served.dim() == 1 else served.tolist()}
+        return _as_it_is(field, served)
 
 
-class Values(Target):
+class _Amounts(Target):
+    """Numbers in a column's own unit, which may be scaled."""
+
+    is_amount = True
+
+    def task(self, term: Term) -> Task | None:
+        return "values"
+
+    def compared(
+        self, term: Term, served: Tensor, truth: Tensor, reads: Reads | None, centered: bool
+    ) -> tuple[Tensor, Tensor]:
+        both = (unscaled(term.targets, values, centered) for values in (served, truth))
+        one, other = (values.reshape(len(values), -1) for values in both)
+        return one, other
+
+    def nothing(self, term: Term, width: int, reads: Reads | None) -> tuple[Tensor, Tensor]:
+        shape = term.targets[0].shape if len(term.targets) == 1 else (len(term.targets),)
+        numbers = torch.zeros(0, math.prod(shape))
+        return numbers, numbers
+
+    def decode_one(self, field: Field, served: Tensor) -> dict[str, Any]:
+        is_scaled = field.kind in ("number", "tensor")
+        return _as_it_is(field, unscaled([field], served) if is_scaled else served)
+
+
+class AnyTarget(_Amounts):
+    """What a custom loss reads that does not say it: the column as it is stored."""
+
+    name, is_declared = "any", False
+
+    def read(self, column: Tensor, field: Field) -> Tensor:
+        return _numbers(column, field)
+
+    def task(self, term: Term) -> Task | None:
+        numbers = all(field.kind == "number" for field in term.targets)
+        return "values" if term.targets and numbers else None
+
+
+class Values(_Amounts):
     """Numbers: float32."""
 
     name = "values"
-
-    def read(self, column: Tensor, field: Field) -> Tensor:
-        return _as_float(_numbers(column, field), field)
 
     def check_field(self, label: str, field: Field) -> None:
         if field.kind == "category" and not _is_numeric(field):
@@ -136,9 +166,6 @@ class Values(Target):
                 "for classes use cross_entropy, for two classes bce_with_logits",
             )
 
-    def task(self, term: Term) -> Task | None:
-        return "values"
-
 
 class Counts(Values):
     """Whole numbers from 0: float32."""
@@ -147,37 +174,22 @@ class Counts(Values):
 
     def check_values(self, label: str, name: str, target: Tensor) -> None:
         if float(target.min()) < 0:
-            found = f"{_range(name, target)}, counts are at least 0"
-            raise ContractError(label, found, "use mse or huber for other amounts")
+            fix = "use mse or huber for other amounts"
+            raise _unmeant(label, name, target, ", counts are at least 0", fix)
 
 
-class _Unscaled(Target):
-    """Numbers with a meaning of their own."""
+class _Vocabulary(Target):
+    """Numbers of a vocabulary's entries: int64."""
 
-    is_amount = False
-
-    def read(self, column: Tensor, field: Field) -> Tensor:
-        return _as_float(_numbers(column, field), field)
-
-    def task(self, term: Term) -> Task | None:
-        return None
-
-    def decode_one(self, term: Term, field: Field, served: Tensor) -> dict[str, Any]:
-        return {field.name: served.numpy() if served.dim() == 1 else served.tolist()}
-
-
-class Classes(_Unscaled):
-    """Class numbers, or `ignore_index`: int64."""
-
-    name, is_class, gives_width = "classes", True, False
+    is_class, gives_width = True, False
 
     def read(self, column: Tensor, field: Field) -> Tensor:
         return column.long()
 
     def check_field(self, label: str, field: Field) -> None:
         if field.kind == "number":
-            found = f"target {field.name!r} is {field.arrow_type}"
-            raise ContractError(label, found, "store the classes as text or integers")
+            problem = f"target {field.name!r} is {field.arrow_type}"
+            raise ContractError(label, problem, "store the classes as text or integers")
         if field.kind == "category" and field.num_codes < 2:
             raise ContractError(
                 label,
@@ -185,6 +197,18 @@ class Classes(_Unscaled):
                 "be 0",
                 "check data.target and the training rows",
             )
+
+
+class Groups(_Vocabulary):
+    """Rows of one number belong together: int64."""
+
+    name = "groups"
+
+
+class Classes(_Vocabulary):
+    """Class numbers, or `ignore_index`: int64."""
+
+    name = "classes"
 
     def task(self, term: Term) -> Task | None:
         return "classes"
@@ -215,19 +239,7 @@ class Classes(_Unscaled):
         return {field.name: labels} | shares
 
 
-class Groups(Classes):
-    """Rows of one number belong together: int64."""
-
-    name = "groups"
-
-    def task(self, term: Term) -> Task | None:
-        return None
-
-    def decode(self, term: Term, served: Tensor) -> dict[str, Any]:
-        return Target.decode(self, term, served)
-
-
-class Binary(_Unscaled):
+class Binary(Target):
     """Yes or no, or how much of it: float32 from 0 to 1."""
 
     name = "binary"
@@ -248,11 +260,8 @@ class Binary(_Unscaled):
 
     def check_values(self, label: str, name: str, target: Tensor) -> None:
         if float(target.min()) < 0 or float(target.max()) > 1:
-            raise ContractError(
-                label,
-                f"{_range(name, target)}, expected 0 to 1",
-                "store yes and no as 0 and 1, true and false, or two texts",
-            )
+            fix = "store yes and no as 0 and 1, true and false, or two texts"
+            raise _unmeant(label, name, target, ", expected 0 to 1", fix)
 
     def task(self, term: Term) -> Task | None:
         return "binary" if term.loss.shape == "as_target" else None
@@ -266,9 +275,9 @@ class Binary(_Unscaled):
         truth = torch.zeros(0, dtype=torch.bool)
         return truth if reads == "labels" else torch.zeros(0), truth
 
-    def decode_one(self, term: Term, field: Field, served: Tensor) -> dict[str, Any]:
+    def decode_one(self, field: Field, served: Tensor) -> dict[str, Any]:
         if served.dim() != 1:
-            return super().decode_one(term, field, served)
+            return _as_it_is(field, served)
         labels = _labels(field, (served > self.threshold).long())
         positive = f"_{field.vocabulary[-1]}" if field.vocabulary else ""
         return {field.name: labels, f"{field.name}_{self.served_as}{positive}": served.numpy()}
@@ -284,14 +293,11 @@ class Signs(Binary):
 
     def check_values(self, label: str, name: str, target: Tensor) -> None:
         if not bool(((target == 1) | (target == -1)).all()):
-            raise ContractError(
-                label,
-                f"{_range(name, target)}, expected -1 and 1 only",
-                "map 0 to -1, or store the two classes as booleans or text",
-            )
+            fix = "map 0 to -1, or store the two classes as booleans or text"
+            raise _unmeant(label, name, target, ", expected -1 and 1 only", fix)
 
 
-class Distribution(_Unscaled):
+class Distribution(Target):
     """Probabilities over the prediction's classes: float32."""
 
     name = "distribution"
@@ -300,28 +306,24 @@ class Distribution(_Unscaled):
         sums = target.sum(1)
         is_one = torch.allclose(sums, torch.ones_like(sums), atol=SUM_ATOL)
         if float(target.min()) < 0 or not is_one:
-            raise ContractError(
-                label,
-                f"{_range(name, target)}; each row must be probabilities that sum to 1",
-                "divide each row by its sum; leave target_scale at none",
-            )
+            fix = "divide each row by its sum; leave target_scale at none"
+            expected = "; each row must be probabilities that sum to 1"
+            raise _unmeant(label, name, target, expected, fix)
 
 
-class LogDistribution(_Unscaled):
+class LogDistribution(Target):
     """Logarithms of probabilities: float32."""
 
     name = "log_distribution"
 
     def check_values(self, label: str, name: str, target: Tensor) -> None:
         if float(target.max()) > 1e-6:
-            raise ContractError(
-                label,
-                f"{_range(name, target)}, expected logarithms of probabilities (at most 0)",
-                "set log_target to false, or take the logarithm of the target",
-            )
+            fix = "set log_target to false, or take the logarithm of the target"
+            expected = ", expected logarithms of probabilities (at most 0)"
+            raise _unmeant(label, name, target, expected, fix)
 
 
-class ClassLists(_Unscaled):
+class ClassLists(Target):
     """Class numbers of each row, then -1: int64 [N, C]."""
 
     name = "class_lists"
@@ -345,7 +347,7 @@ class ClassLists(_Unscaled):
             )
 
 
-class Tokens(_Unscaled):
+class Tokens(Target):
     """Lists of class numbers without the blank: ragged int64."""
 
     name, gives_width = "tokens", False
@@ -365,7 +367,7 @@ class Tokens(_Unscaled):
             raise ContractError(label, found, "give a column of lists of tokens")
 
 
-class NoTarget(_Unscaled):
+class NoTarget(Target):
     """The loss only compares predictions."""
 
     name, gives_width = "none", False
@@ -376,12 +378,6 @@ class NoTarget(_Unscaled):
         return []
 
 
-class AnyTarget(Target):
-    """What a custom loss reads that does not say it: the column as it is stored."""
-
-    is_declared = False
-
-
 KINDS: list[Target] = [
     Values(), Counts(), Classes(), Groups(), Binary(), Signs(), Distribution(), LogDistribution(),
     ClassLists(), Tokens(), NoTarget(), AnyTarget(),
@@ -390,13 +386,8 @@ TARGETS: dict[str, Target] = {kind.name: kind for kind in KINDS}
 """The kinds by the name that a `Loss` gives."""
 
 
-def unscaled(term: Term, values: Tensor, centered: bool = False) -> Tensor:
-    """Values in the unit of the target columns; `centered`, less their training mean."""
-    return unscaled_by(term.targets, values, centered)
-
-
-def unscaled_by(fields: Sequence[Field], values: Tensor, centered: bool = False) -> Tensor:
-    """As `unscaled`, for values of the given target columns, in float64."""
+def unscaled(fields: Sequence[Field], values: Tensor, centered: bool = False) -> Tensor:
+    """Values in the unit of the target columns, float64; `centered`, less their training mean."""
 
     def stacked(amounts: list[Any]) -> Tensor:
         made = values.new_tensor(amounts, dtype=torch.float64)
@@ -427,10 +418,6 @@ def _numbers(column: Tensor, field: Field) -> Tensor:
     return torch.tensor(field.vocabulary, dtype=torch.float32, device=column.device)[column]
 
 
-def _as_float(column: Tensor, field: Field) -> Tensor:
-    return column.float() if field.kind == "category" else column
-
-
 def _around(values: Tensor, blank: int | None) -> Tensor:
     """Token numbers with the blank's number left free."""
     return values if blank is None else values + (values >= blank).to(values.dtype)
@@ -454,5 +441,12 @@ def _some(field: Field) -> str:
     return ", ".join(values) + (", ..." if len(field.vocabulary or ()) > 4 else "")
 
 
-def _range(name: str, target: Tensor) -> str:
-    return f"target {name!r} holds values from {float(target.min()):g} to {float(target.max()):g}"
+def _unmeant(label: str, name: str, target: Tensor, expected: str, fix: str) -> ContractError:
+    """The error of a column whose values are not what is expected."""
+    low, high = float(target.min()), float(target.max())
+    problem = f"target {name!r} holds values from {low:g} to {high:g}{expected}"
+    return ContractError(label, problem, fix)
+
+
+def _as_it_is(field: Field, served: Tensor) -> dict[str, Any]:
+    return {field.name: served.numpy() if served.dim() == 1 else served.tolist()}

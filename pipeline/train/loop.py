@@ -21,17 +21,19 @@ from pipeline.losses.fit import check_targets
 from pipeline.losses.objective import Objective
 from pipeline.train import checkpoint, determinism, drift, files
 from pipeline.train.curve import Journal, repair
-from pipeline.train.evaluate import chosen, evaluate
+from pipeline.train.evaluate import evaluate
 from pipeline.train.job import Job
 from pipeline.train.lease import Lease
 from pipeline.train.recorder import Follower, Recorder
 from pipeline.train.state import TrainState
 from pipeline.train.step import train_step
 
+CPU = torch.device("cpu")
+
 
 def train(
     job: Job, folder: Path, before_step: Callable[[int], None] = lambda step: None,
-    num_steps: int | None = None, is_own_process: bool = False,
+    num_steps: int | None = None, is_own_process: bool = False, device: torch.device = CPU,
 ) -> None:  # fmt: skip
     """Train the job from the newest checkpoint in `folder`, or the start; ends with the weights.
 
@@ -42,13 +44,13 @@ def train(
     if files.is_done(folder):
         return
     last_step = min(num_steps or job.num_steps, job.num_steps)
-    settings, state = job.spec.training, TrainState.create(job)
+    settings, state = job.spec.training, TrainState.create(job, device)
     lease = Lease(folder, is_own_process) if comm.rank() == 0 else None
     _resume(job, folder, state, lease, last_step)
     recorder = Recorder(job, folder, state.step, last_step, lease) if lease else Follower()
     partition = Partition(settings.microbatch_size, comm.rank(), comm.num_workers())
-    steps, pinned = range(state.step, last_step), state.gradients.seeds.device.type == "cuda"
-    loader = Loader(job.train, job.sampler(), _counter(job, state), steps, partition, pinned)
+    count, steps = _counter(job, state.objective), range(state.step, last_step)
+    loader = Loader(job.train, job.sampler(), count, steps, partition, device.type == "cuda")
     is_exact = settings.microbatch_size is not None
     rows = job.train.opened(str(folder.resolve()))
     with determinism.deterministic(is_exact), rows, loader, recorder:
@@ -94,8 +96,7 @@ def _evaluate(job: Job, state: TrainState, recorder: Follower) -> None:
     with tracebacks.noting(f"in the evaluation after step {state.step}"):
         values = evaluate(
             objective, job.validation, np.arange(job.num_validation_rows),
-            size or settings.batch_size, chosen(objective.terms, job.spec.metrics),
-            state.gradients.seeds.device, notes,
+            size or settings.batch_size, state.metrics, state.gradients.seeds.device, notes,
         )  # fmt: skip
     recorder.log_evaluation(state, values, notes)
     if state.best:
@@ -127,9 +128,8 @@ def _announced(
         yield batch
 
 
-def _counter(job: Job, state: TrainState) -> Callable[[Batch], Tensor]:
+def _counter(job: Job, objective: Objective) -> Callable[[Batch], Tensor]:
     """What the losses count in a batch; of rows that nobody has looked at, they are checked."""
-    objective: Objective = state.objective
 
     def checked(batch: Batch) -> Tensor:
         check_targets(objective.terms, batch)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import ray.train.torch
 import torch
 from torch import Tensor
 
@@ -19,9 +18,8 @@ from pipeline.distributed.seeds import Seeds
 from pipeline.errors import UsageError
 from pipeline.losses.objective import Objective
 from pipeline.schedules import learning_rate_factor
-from pipeline.spec import JobSpec
 from pipeline.train.best import Best
-from pipeline.train.evaluate import chosen
+from pipeline.train.evaluate import Named, chosen
 from pipeline.train.job import Job, build_optimizer, objective, trial_batch
 from pipeline.train.step import StepLosses
 from pipeline.train.weights import take_weights, to_cpu, weights_sha256
@@ -32,11 +30,14 @@ class TrainState:
 
     def __init__(
         self, objective: Objective, optimizer: torch.optim.Optimizer, gradients: Gradients,
-        schedule: Callable[[int], float] = lambda step: 1.0, best: Best | None = None,
+        schedule: Callable[[int], float] = lambda step: 1.0, metrics: Named | None = None,
+        best: Best | None = None,
     ) -> None:  # fmt: skip
         self.objective, self.optimizer, self.gradients = objective, optimizer, gradients
         self.schedule = schedule
         """Factor of the learning rate in a step, from 0."""
+        self.metrics = metrics or {}
+        """Of the validation rows."""
         self.best = best
         """Kept by the first worker of a job with `training.best_by`."""
         self.step = 0
@@ -47,24 +48,23 @@ class TrainState:
         """Of the first group of parameters."""
 
     @classmethod
-    def create(cls, job: Job) -> TrainState:
+    def create(cls, job: Job, device: torch.device) -> TrainState:
         """The state before the first step, the same on every worker. Raises UsageError if not."""
-        spec, device = job.spec, _device(job.spec)
+        spec = job.spec
         bound = objective(spec, job.fields, trial_batch(job)).to(device)
         _refuse_different(bound, spec.model.name)
         in_order = spec.training.microbatch_size is not None or is_small(bound)
         way = OrderedGradients if in_order else OverlappedGradients
         gradients = way(bound, Seeds(spec.training.seed, device))
         optimizer = build_optimizer(spec, bound.parameters())
-        options, num_steps = spec.schedule.options, job.num_steps
         schedule = partial(
-            learning_rate_factor, spec.schedule.name, options, spec.schedule.warmup_steps,
-            num_steps=num_steps,
+            learning_rate_factor, spec.schedule.name, spec.schedule.options,
+            spec.schedule.warmup_steps, num_steps=job.num_steps,
         )  # fmt: skip
-        best = None
+        metrics, best = chosen(bound.terms, spec.metrics), None
         if spec.training.best_by and comm.rank() == 0:
-            best = Best(spec.training.best_by, bound.terms, chosen(bound.terms, spec.metrics))
-        return cls(bound, optimizer, gradients, schedule, best)
+            best = Best(spec.training.best_by, bound.terms, metrics)
+        return cls(bound, optimizer, gradients, schedule, metrics, best)
 
     def set_learning_rate(self, step: int) -> None:
         """Each group's rate in the step, a factor of the one it was built with."""
@@ -104,16 +104,6 @@ class TrainState:
         """Those of the best evaluation, or else the last ones: what the trained model has."""
         kept = self.best.kept if self.best else None
         return kept["weights"] if kept else self.objective.state_dict()
-
-
-def _device(spec: JobSpec) -> torch.device:
-    """This worker's GPU if the spec asks for one, never the CPU in its place."""
-    if not spec.workers.gpu:
-        return torch.device("cpu")
-    device: torch.device = ray.train.torch.get_device()
-    if device.type != "cuda":
-        raise UsageError("workers.gpu: this worker has no GPU that torch can use")
-    return device
 
 
 def _refuse_different(objective: Objective, model: str) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import ray.train.torch
 import torch
 
 from pipeline import plugins, tracebacks
 from pipeline.data import cache
 from pipeline.distributed import comm
-from pipeline.errors import PipelineError, RunError
+from pipeline.errors import PipelineError, RunError, UsageError
 from pipeline.spec import JobSpec
 from pipeline.train import faults, files
 from pipeline.train.job import prepared
@@ -43,7 +44,10 @@ def work(config: dict[str, Any]) -> None:
         )
     before_step = faults.planned(config.get("faults", []), folder, comm.rank())
     try:
-        train(job, folder, before_step, config.get("num_steps"), is_own_process="job" not in config)
+        train(
+            job, folder, before_step, config.get("num_steps"),
+            is_own_process="job" not in config, device=_device(spec),
+        )  # fmt: skip
     except Exception as error:
         if comm.is_echo(error) or not tracebacks.own_frames(error):
             raise
@@ -55,3 +59,13 @@ def work(config: dict[str, Any]) -> None:
         if isinstance(error, PipelineError):
             raise
         raise RunError(tracebacks.in_full(error)) from error
+
+
+def _device(spec: JobSpec) -> torch.device:
+    """This worker's GPU if the spec asks for one, never the CPU in its place."""
+    if not spec.workers.gpu:
+        return torch.device("cpu")
+    device: torch.device = ray.train.torch.get_device()
+    if device.type != "cuda":
+        raise UsageError("workers.gpu: this worker has no GPU that torch can use")
+    return device
