@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -28,4 +29,6 @@ def shorten(value: Any) -> Any:
         return {key: shorten(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [shorten(item) for item in value]
-    return float(f"{value:.3g}") if isinstance(value, float) else value
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.3g}") if math.isfinite(value) else str(value)  # JSON has no word for it
