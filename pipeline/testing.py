@@ -19,9 +19,9 @@ from torch.autograd.gradcheck import GradcheckError
 
 from pipeline import registry
 from pipeline.data.batch import Batch, num_rows, select
+from pipeline.data.bind import fit_table
 from pipeline.data.columns import encode
-from pipeline.data.fitting import fitted
-from pipeline.data.store import in_memory
+from pipeline.data.dataset import in_memory
 from pipeline.dataspec import Data
 from pipeline.errors import ContractError, UsageError
 from pipeline.losses.contract import Loss, build, elements, rows
@@ -181,7 +181,7 @@ def check_model(
     and nothing learnt outside of parameters and buffers.
     """
     table = pa.table({name: _column(values) for name, values in columns.items()})
-    fields = fitted(Data(train="given"), table, {})
+    fields = fit_table(Data(train="given"), table, {})
     rows = in_memory(fields, encode(fields, table), table.num_rows, np.float32)
     batch = rows.gather(np.arange(table.num_rows))
     inputs = {field.name: field for field in fields}

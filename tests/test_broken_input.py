@@ -211,7 +211,7 @@ DATA: dict[str, tuple[Changes, str, list[str]]] = {
     "an empty file": ({}, "", ["data.train", "data.csv"]),
     "a header without rows": ({}, "a,b,y\n", ["data.train", "no rows"]),
     "a missing number": (
-        {}, rows().replace("2.5,3,", ",3,"), ["data.inputs", "'a'", "1 missing", "row 2"]),
+        {}, rows().replace("2.5,3,", ",3,"), ["data.inputs", "'a'", "missing", "row 2"]),
     "a missing target": (
         {}, rows().replace(",5.25", ","), ["data.target", "'y'", "missing", "row 2"]),
     "a number that is infinite": (
@@ -220,10 +220,10 @@ DATA: dict[str, tuple[Changes, str, list[str]]] = {
         {}, rows().replace(",5.25", ",nan"), ["data.target", "'y'", "row 2"]),
     "a missing text": (
         {"data.inputs": ["a", "color"]}, rows().replace("blue,2", ",2", 1),
-        ["data.inputs", "'color'", "1 missing", "row 2"]),
+        ["data.inputs", "'color'", "missing", "row 2"]),
     "several bad columns at once": (
         {"data.validation": None}, "a,b,y\n2024-01-01,,2\n2024-01-02,2,\n",
-        ["'a'", "date", "'b'", "1 missing", "'y'"]),
+        ["'a'", "date", "'b'", "missing values in 1 row", "'y'"]),
     "a file with semicolons": ({}, "a;b;y\n1;2;3\n", ["'a'", "commas", "';'"]),
     "numbers that floats cannot tell apart": (
         {"data.validation": None}, "a,b,y\n9007199254740993,1,2\n9007199254740995,2,3\n",

@@ -1,72 +1,14 @@
-"""Arrow columns: what they become, as plain arrays, and the values that none may hold."""
+"""Arrow columns as plain arrays, and the values that none may hold."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-
-from pipeline.errors import DataError
-
-Kind = Literal[
-    "number",  # float [N]
-    "category",  # int64 [N] codes of a vocabulary
-    "tensor",  # float [N, *shape]
-    "labels",  # int64 [N, *shape] class numbers
-    "tokens",  # ragged int64
-    "series",  # ragged float
-    "date",  # float [N, K]: one number for the days gone by, two for each place in a cycle
-    "image",  # float [N, H, W] or [N, 3, H, W]
-]
-
-
-def kind_of(kind: pa.DataType, where: str) -> tuple[Kind, tuple[int, ...]]:
-    """What a column of this type becomes, and the shape of a tensor's rows.
-
-    Raises DataError for types that nothing is made of.
-    """
-    types = pa.types
-    if isinstance(kind, pa.FixedShapeTensorType):
-        return "tensor", tuple(kind.shape)
-    if isinstance(kind, pa.BaseExtensionType):
-        return kind_of(kind.storage_type, where)
-    if types.is_fixed_size_list(kind):
-        shape: tuple[int, ...] = ()
-        while types.is_fixed_size_list(kind):
-            shape, kind = (*shape, kind.list_size), kind.value_type
-        if not (types.is_floating(kind) or types.is_integer(kind)):
-            raise DataError(f"{where} holds fixed-size lists of {kind}: expected numbers")
-        return "tensor", shape
-    if types.is_list(kind) or types.is_large_list(kind):
-        inner = kind.value_type
-        if types.is_floating(inner):
-            return "series", ()
-        if types.is_integer(inner) or types.is_string(inner) or types.is_large_string(inner):
-            return "tokens", ()
-        raise DataError(f"{where} holds lists of {inner}: expected numbers or text")
-    if types.is_floating(kind) or types.is_integer(kind) or types.is_decimal(kind):
-        return "number", ()
-    if types.is_dictionary(kind):
-        kind_of(kind.value_type, where)
-        return "category", ()
-    if types.is_boolean(kind):
-        return "category", ()
-    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
-        return "category", ()
-    if types.is_null(kind):
-        raise DataError(f"{where} holds no value in any row")
-    if types.is_temporal(kind):
-        raise DataError(
-            f"{where} is {kind}: dates and times are read when data.dates names their column, "
-            "as days gone by and places in the year, the week and the day"
-        )
-    if types.is_binary(kind) or types.is_large_binary(kind):
-        raise DataError(f"{where} is {kind}: encoded images are read when data.images names it")
-    raise DataError(f"{where} is {kind}: expected numbers, text, booleans or lists of them")
 
 
 def plain(column: Any) -> Any:
@@ -145,3 +87,10 @@ def _has_gap(value: Any) -> bool:
     if isinstance(value, list):
         return any(_has_gap(item) for item in value)
     return value is None or (isinstance(value, float) and not math.isfinite(value))
+
+
+def is_text(arrow_type: pa.DataType) -> bool:
+    """Whether values of this type are text."""
+    types = pa.types
+    tests = (types.is_string, types.is_large_string, types.is_string_view)
+    return any(test(arrow_type) for test in tests)

@@ -23,18 +23,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.data import store
-from pipeline.data.columns import Field, Reading
+from pipeline.data.columns import Field, FloatType, Reading, from_json
 from pipeline.data.convert import EXAMPLE, MANIFEST, Conversion, Say
+from pipeline.data.dataset import Dataset, mapped
 from pipeline.data.fingerprint import crc32
-from pipeline.data.places import Located, located
-from pipeline.data.store import Fraction, Store
-from pipeline.data.stream import Fetcher, Plan, Streamed, try_lock
+from pipeline.data.locate import Located, located
+from pipeline.data.plan import Plan
+from pipeline.data.spool import Fetcher, try_lock
+from pipeline.data.streaming import Streamed
 from pipeline.dataspec import Data
 from pipeline.errors import DataError, UsageError
 from pipeline.spec import Cache
 
-FORMAT = 4
+FORMAT = 5
 """Changes with the layout of entries, and with what rows are made of."""
 READ, USED = "read", "used"
 """Empty files whose times tell when the entry was last read through, and opened."""
@@ -47,8 +48,8 @@ class Converted:
     """The rows of a spec, ready to be gathered."""
 
     fields: list[Field]
-    train: Store
-    validation: Store | None
+    train: Dataset
+    validation: Dataset | None
     fingerprint: str
     """SHA-256 over names, types and values of the used columns, whatever the file layout."""
     example: pa.Table
@@ -72,7 +73,7 @@ def root(cache: Cache) -> Path:
 
 
 def rows(
-    data: Data, base: Path, readings: Mapping[str, Reading], fraction: Fraction, cache: Cache,
+    data: Data, base: Path, readings: Mapping[str, Reading], float_dtype: FloatType, cache: Cache,
     *, say: Say = lambda _: None, trusted_seconds: float = 0.0,
 ) -> Converted:  # fmt: skip
     """The rows that `data` names, from the cache or converted now.
@@ -83,22 +84,22 @@ def rows(
     """
     found = located(data, base)
     folder = root(cache)
-    key = _key(found, data, base, readings, fraction)
+    key = _key(found, data, base, readings, float_dtype)
     entry = folder / key
     with _locked(folder, key):
         if not _is_whole(entry, trusted_seconds, say):
-            _build(found, base, readings, fraction, entry, say)
-            if _key(located(data, base), data, base, readings, fraction) != key:
+            _build(found, base, readings, float_dtype, entry, say)
+            if _key(located(data, base), data, base, readings, float_dtype) != key:
                 shutil.rmtree(entry)
                 raise DataError("data: files changed while they were read; try again")
         (entry / USED).touch()
-        made = _opened(entry, found, fraction)
+        made = _opened(entry, found, float_dtype)
     _make_room(folder, cache.most_gib * 2**30, key)
     return made
 
 
 def _key(
-    found: Located, data: Data, base: Path, readings: Mapping[str, Reading], fraction: Fraction
+    found: Located, data: Data, base: Path, readings: Mapping[str, Reading], float_dtype: FloatType
 ) -> str:
     """What an entry's content follows from."""
     paths = [base / Path(path).expanduser() for path in data.tokenizers.values()]
@@ -106,7 +107,7 @@ def _key(
     facts = {
         "format": FORMAT, "files": found.stamp, "data": data.model_dump(mode="json"),
         "readings": {name: asdict(reading) for name, reading in readings.items()},
-        "tokenizers": tokenizers, "fraction": np.dtype(fraction).name,
+        "tokenizers": tokenizers, "float_dtype": np.dtype(float_dtype).name,
     }  # fmt: skip
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -135,15 +136,15 @@ def _is_free(folder: Path, key: str) -> bool:
 
 
 def _build(
-    found: Located, base: Path, readings: Mapping[str, Reading], fraction: Fraction, entry: Path,
-    say: Say,
+    found: Located, base: Path, readings: Mapping[str, Reading], float_dtype: FloatType,
+    entry: Path, say: Say,
 ) -> None:  # fmt: skip
     """Convert the rows into `entry`, or leave nothing. Raises DataError when there is no room."""
     temporary = entry.parent / f".{entry.name}.{os.getpid()}"
     try:
         shutil.rmtree(entry, ignore_errors=True)
         temporary.mkdir()
-        Conversion(found, base, readings, fraction, say).into(temporary)
+        Conversion(found, base, readings, float_dtype, say).into(temporary)
         temporary.rename(entry)
         (entry / READ).touch()  # just now, for its checksums
     except OSError as error:
@@ -192,19 +193,19 @@ def _is_whole(entry: Path, trusted_seconds: float, say: Say) -> bool:
     return True
 
 
-def _opened(entry: Path, found: Located, fraction: Fraction) -> Converted:
+def _opened(entry: Path, found: Located, float_dtype: FloatType) -> Converted:
     manifest = _manifest(entry)
     assert manifest is not None
-    fields = [Field.from_json(field) for field in manifest["fields"]]
+    fields = [from_json(field) for field in manifest["fields"]]
     example = pa.ipc.open_file(entry / EXAMPLE).read_all()
-    train = store.mapped(entry / "train", fields, fraction)
+    train = mapped(entry / "train", fields, float_dtype)
     if manifest["stream"]:
         plan, first = Plan.from_json(manifest["stream"]), manifest["stream"]["first"]
-        fetcher = Fetcher(found, fields, fraction, plan, first)
+        fetcher = Fetcher(found, fields, float_dtype, plan, first)
         train = Streamed(train, plan, fetcher, entry.parent, entry.name)
     validation = None
     if (entry / "validation").exists():
-        validation = store.mapped(entry / "validation", fields, fraction)
+        validation = mapped(entry / "validation", fields, float_dtype)
     return Converted(fields, train, validation, manifest["fingerprint"], example, manifest["facts"])
 
 

@@ -18,16 +18,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.data import fitting, policy, store
 from pipeline.data.arrow import missing
-from pipeline.data.columns import Field, Reading, encode
+from pipeline.data.bind import bind, fit, unfitted
+from pipeline.data.columns import Field, FloatType, Profile, Reading, column_errors, encode
+from pipeline.data.dataset import Layout, Writer
 from pipeline.data.fingerprint import crc32, digest_rows
-from pipeline.data.fits import Profile
-from pipeline.data.places import Located
-from pipeline.data.sides import SPLITS, Sides
-from pipeline.data.source import Block, Source, opened
-from pipeline.data.store import Fraction
-from pipeline.data.stream import Plan
+from pipeline.data.locate import Located
+from pipeline.data.missing import OddRows
+from pipeline.data.plan import Plan
+from pipeline.data.reader import Block, Source, opened
+from pipeline.data.split import SPLITS, SplitRows, Splitter
 from pipeline.dataspec import Data
 from pipeline.errors import DataError
 
@@ -42,13 +42,18 @@ class Conversion:
     """Two passes over the source: what its columns are, then the records."""
 
     def __init__(
-        self, found: Located, base: Path, readings: Mapping[str, Reading], fraction: Fraction,
-        say: Say,
+        self, located: Located, base: Path, readings: Mapping[str, Reading],
+        float_dtype: FloatType, say: Say,
     ) -> None:  # fmt: skip
-        self.found, self.data, self.fraction, self.say = found, found.data, fraction, say
-        self.train, self.validation = opened(found)
-        self.fits = fitting.fits(self.data, self.train, readings, base)
-        self.sides = Sides(self.data, self.train, fitting.raw(self.fits))
+        self.located, self.data, self.float_dtype, self.say = (
+            located,
+            located.data,
+            float_dtype,
+            say,
+        )
+        self.train, self.validation = opened(located)
+        self.statistics = bind(self.data, self.train, readings, base)
+        self.splitter = Splitter(self.data, self.train, unfitted(self.statistics))
         stream = self.data.stream
         self.plan = Plan.of(stream, self.train) if stream else None
         self.digests = {split: hashlib.sha256() for split in SPLITS}
@@ -59,9 +64,12 @@ class Conversion:
 
     def into(self, folder: Path) -> None:
         """Write the entry."""
-        self._fit()
+        self._observe()
         self._refuse_empty()
-        fields = [fit.field() for fit in self.fits.values()]
+        fields = [
+            fit(self.data, name, statistics, self.train)
+            for name, statistics in self.statistics.items()
+        ]
         self._refuse_too_large(fields, folder)
         self._write(fields, folder)
         assert self.example is not None
@@ -69,11 +77,11 @@ class Conversion:
             writer.write_table(self.example)
         joined = "".join(self.digests[split].hexdigest() for split in SPLITS)
         profiles: dict[str, Profile] = {
-            name: {"type": fit.made.arrow_type, "missing": self.missing.get(name, 0)}
-            | fit.profile()
-            for name, fit in self.fits.items()
+            name: {"type": one.field.arrow_type, "missing": self.missing.get(name, 0)}
+            | one.profile()
+            for name, one in self.statistics.items()
         }
-        files = self.found.files
+        files = self.located.files
         manifest: dict[str, Any] = {
             "fields": [field.to_json() for field in fields],
             "fingerprint": hashlib.sha256(joined.encode()).hexdigest(),
@@ -82,7 +90,7 @@ class Conversion:
                 "num_files": len(files), "profile": profiles, "passed": self.train.passed,
             },
             "sizes": {}, "crc32": {},
-            "stream": self.plan and self.plan.to_json(self.sides.first),
+            "stream": self.plan and self.plan.to_json(self.splitter.first),
         }  # fmt: skip
         for path in sorted(folder.rglob("*")):
             if path.is_file():
@@ -92,41 +100,46 @@ class Conversion:
         text = json.dumps(manifest)
         (folder / MANIFEST).write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
 
-    def _fit(self) -> None:
-        """First pass: fields, numbers of rows, fingerprint."""
-        faults = policy.Faults()
-        wrong: dict[str, str] = {}
+    def _observe(self) -> None:
+        """First pass: column statistics, numbers of rows, fingerprint."""
+        odd = OddRows()
+        faults: dict[str, str] = {}
         for source, block in self._blocks():
-            sides = self.sides.of(source, block, faults)
-            self.dropped += len(block.table) - sum(len(table) for _, table, _ in sides)
-            for split, table, named in sides:
-                digest_rows(table, self.digests[split])
-                self.counts[split] += len(table)
-                if split != "train":
-                    continue
-                if self.example is None:
-                    self.example = table.select(source.inputs).slice(0, EXAMPLE_ROWS)
-                for name, fit in self.fits.items():
-                    column = table[self.data.shift.get(name, name)]
-                    self.missing[name] = self.missing.get(name, 0) + int(missing(column).sum())
-                    try:
-                        if name not in wrong:
-                            fit.add(column, named)
-                    except DataError as error:
-                        wrong[name] = str(error)
+            splits = self.splitter.split(source, block, odd)
+            self.dropped += len(block.table) - sum(len(rows.table) for rows in splits)
+            for rows in splits:
+                digest_rows(rows.table, self.digests[rows.split])
+                self.counts[rows.split] += len(rows.table)
+                if rows.split == "train":
+                    self._observe_columns(source, rows, faults)
             if self.plan is not None and source is self.train:
-                self.plan.add(block, sides)
+                self.plan.add(block, splits)
             self._tell("read", block.first + len(block.table))
-        faults.refuse()
-        if wrong:
-            raise DataError("\n  ".join(wrong.values()))
+        odd.refuse()
+        if faults:
+            raise DataError("\n  ".join(faults.values()))
+
+    def _observe_columns(self, source: Source, rows: SplitRows, faults: dict[str, str]) -> None:
+        if self.example is None:
+            self.example = rows.table.select(source.inputs).slice(0, EXAMPLE_ROWS)
+        for name, statistics in self.statistics.items():
+            stored = self.data.shift.get(name, name)
+            column = rows.table[stored]
+            self.missing[name] = self.missing.get(name, 0) + int(missing(column).sum())
+            if name in faults:
+                continue
+            try:
+                with column_errors(source.where(stored), rows.row_name):
+                    statistics.observe(column)
+            except DataError as error:
+                faults[name] = str(error)
 
     def _write(self, fields: list[Field], folder: Path) -> None:
         """Second pass: records and lists."""
         most = {split: self.counts[split] for split in SPLITS if self.counts[split]}
         if self.plan is not None:
             most["train"] = min(HEAD_ROWS, most["train"])
-        writers = {split: store.Writer(folder / split, fields, self.fraction) for split in most}
+        writers = {split: Writer(folder / split, fields, self.float_dtype) for split in most}
         for source in filter(None, (self.train, self.validation)):
             self._copy(source, fields, writers, most)
         for split, writer in writers.items():
@@ -135,17 +148,20 @@ class Conversion:
                 raise DataError("data: files changed while they were read; try again")
 
     def _copy(
-        self, source: Source, fields: list[Field], writers: Mapping[str, store.Writer],
+        self, source: Source, fields: list[Field], writers: Mapping[str, Writer],
         most: Mapping[str, int],
     ) -> None:  # fmt: skip
         """Append the source's rows, up to so `most` of each split."""
-        is_short = self.plan is not None and self.sides.choose is None and source is self.train
+        is_short = self.plan is not None and self.splitter.choose is None and source is self.train
         for block in source.blocks(self._every(source)):
-            for split, table, named in self.sides.of(source, block):
+            for rows in self.splitter.split(source, block):
+                split, table = rows.split, rows.table
                 if split == "train" and self.plan is not None:
                     table = table.slice(0, most[split] - writers[split].num_rows)
                 if split in writers and len(table):
-                    encoded = encode(fields, table, self.data.shift, self.fraction, named)
+                    encoded = encode(
+                        fields, table, self.data.shift, self.float_dtype, rows.row_name
+                    )
                     writers[split].append(encoded, len(table))
             self._tell("converted", block.first + len(block.table))
             if is_short and writers["train"].num_rows == most["train"]:
@@ -166,7 +182,7 @@ class Conversion:
             raise DataError(f"data.train: no rows in {self.train.shown}{dropped}")
         if self.validation is not None and not num_validation:
             raise DataError(f"data.validation: no rows in {self.validation.shown}{dropped}")
-        if self.sides.choose is not None and not (num_train and num_validation):
+        if self.splitter.choose is not None and not (num_train and num_validation):
             raise DataError(
                 f"data.validation: {_shown(self.data)} of {num_train + num_validation} rows leaves "
                 f"{num_validation} for validation and {num_train} for training{dropped}"
@@ -174,7 +190,7 @@ class Conversion:
 
     def _refuse_too_large(self, fields: list[Field], folder: Path) -> None:
         num_rows = sum(self.counts.values()) - (self.counts["train"] if self.plan else 0)
-        size = store.Layout.of(fields, self.fraction).record.itemsize * num_rows
+        size = Layout.of(fields, self.float_dtype).record.itemsize * num_rows
         free = shutil.disk_usage(folder).free
         if size > free:
             raise OSError(errno.ENOSPC, f"{size / 2**30:.1f} GiB needed, {free / 2**30:.1f} free")

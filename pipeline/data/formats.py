@@ -10,7 +10,7 @@ import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 
 from pipeline.data import csv, samples
-from pipeline.data.places import Place, plainly
+from pipeline.data.locate import Place, plainly
 from pipeline.errors import DataError
 from pipeline.redact import redacted
 

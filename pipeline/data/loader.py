@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pipeline.data.batch import Batch
+from pipeline.data.dataset import Buffer, Dataset
 from pipeline.data.partition import split_batch, worker_range
 from pipeline.data.sampler import Rows, Sampler, WindowSampler
-from pipeline.data.store import Buffer, Store
 
 PREFETCH = 2
 """Batches that wait, gathered, for the step that is computed."""
@@ -68,7 +68,7 @@ class Loader:
     """
 
     def __init__(
-        self, dataset: Store, sampler: Sampler | WindowSampler, count: Callable[[Batch], Tensor],
+        self, dataset: Dataset, sampler: Sampler | WindowSampler, count: Callable[[Batch], Tensor],
         steps: range, partition: Partition, pinned: bool = False,
     ) -> None:  # fmt: skip
         self.dataset, self.sampler, self.count = dataset, sampler, count

@@ -1,11 +1,13 @@
-"""Which rows are held out for validation: of each row's own content, not of its place.
+"""Which rows are trained on, which are held out for validation, and which are dropped.
 
-A row stays on its side when rows are appended, files are cut otherwise, or workers change.
+By each row's own content, not its position: a row stays on its side when rows are appended, files
+are cut otherwise, or workers change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -13,17 +15,68 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.data import columns
 from pipeline.data.arrow import flat, missing, plain
-from pipeline.data.columns import Named
-from pipeline.data.source import Block, Source
+from pipeline.data.columns import Field, RowName
+from pipeline.data.columns.base import column_errors, refuse_rows
+from pipeline.data.missing import OddRows, kept_rows
+from pipeline.data.reader import Block, Source
+from pipeline.data.sampler import Rows
 from pipeline.dataspec import Data, Split
 from pipeline.errors import DataError
 
-Chooser = Callable[[pa.Table, Named], NDArray[np.bool_]]
+SPLITS = ("train", "validation")
+Chooser = Callable[[pa.Table, RowName], NDArray[np.bool_]]
 """True for each row that is held out; rows have names for messages."""
 Hashes = NDArray[np.uint64]
 ODD = np.uint64(0x9E3779B97F4A7C15)
+
+
+@dataclass(frozen=True)
+class SplitRows:
+    """Rows of one split."""
+
+    split: str
+    table: pa.Table
+    row_name: RowName
+
+
+class Splitter:
+    """Sorts the rows of each block into splits.
+
+    `first` is where a split by time begins; found by a pass over the source unless it is known.
+    """
+
+    def __init__(
+        self, data: Data, source: Source, fields: Mapping[str, Field], first: float | None = None
+    ) -> None:
+        self.data, self.fields = data, fields
+        if first is None:
+            first = first_held_out(data, source, lambda block: self._kept(source, block))
+        self.first = first
+        self.choose: Chooser | None = chooser(data, source, first)
+
+    def split(self, source: Source, block: Block, odd: OddRows | None = None) -> list[SplitRows]:
+        """The block's rows for training and for validation, where it has any.
+
+        Missing values that have no policy, and invalid ones, are added to `odd`.
+        """
+        kept = self._kept(source, block, odd)
+        table, row_name = _taken(block.table, kept), block.naming(kept)
+        if source.key == "data.validation":
+            held_out = np.ones(len(table), bool)
+        elif self.choose is None:
+            held_out = np.zeros(len(table), bool)
+        else:
+            held_out = self.choose(table, row_name)
+        splits = []
+        for split, chosen in zip(SPLITS, (~held_out, held_out), strict=True):
+            if chosen.any():
+                rows = np.flatnonzero(chosen)
+                splits.append(SplitRows(split, _taken(table, rows), block.naming(kept[rows])))
+        return splits
+
+    def _kept(self, source: Source, block: Block, odd: OddRows | None = None) -> Rows:
+        return kept_rows(self.data, source, self.fields, block, odd or OddRows())
 
 
 def chooser(data: Data, source: Source, first: float | None = None) -> Chooser | None:
@@ -35,21 +88,21 @@ def chooser(data: Data, source: Source, first: float | None = None) -> Chooser |
     split = data.validation
     if isinstance(split, float):
         used = list(source.wanted)
-        return lambda table, named: _below(_of_rows(table, used), split, data.split_seed)
+        return lambda table, row_name: _below(_of_rows(table, used), split, data.split_seed)
     if not isinstance(split, Split):
         return None
     column, where = split.column, f"data.validation: column {split.column!r}"
     if split.group is not None:
         fraction = split.fraction or 0.0
 
-        def grouped(table: pa.Table, named: Named) -> NDArray[np.bool_]:
-            _refuse_missing(table[column], where, named)
+        def grouped(table: pa.Table, row_name: RowName) -> NDArray[np.bool_]:
+            _refuse_missing(table[column], where, row_name)
             return _below(_of_rows(table, [column]), fraction, data.split_seed)
 
         return grouped
 
-    def later(table: pa.Table, named: Named) -> NDArray[np.bool_]:
-        _refuse_missing(table[column], where, named)
+    def later(table: pa.Table, row_name: RowName) -> NDArray[np.bool_]:
+        _refuse_missing(table[column], where, row_name)
         return np.asarray(_instants(table[column], where) >= first)
 
     return later
@@ -115,9 +168,10 @@ def _first(split: Split, source: Source, where: str, kept: Callable[[Block], Any
     return first
 
 
-def _refuse_missing(column: Any, where: str, named: Named) -> None:
+def _refuse_missing(column: Any, where: str, row_name: RowName) -> None:
     bad, fix = missing(column), "data.missing can drop these rows"
-    columns.refuse_rows(bad, where, "rows that belong to neither side", fix, named)
+    with column_errors(where, row_name):
+        refuse_rows(bad, "no value, which belongs to no split,", fix)
 
 
 def _instants(column: Any, where: str) -> NDArray[Any]:
@@ -188,3 +242,23 @@ def _finished(values: Hashes) -> Hashes:
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
+
+
+def _taken(table: pa.Table, rows: Rows) -> pa.Table:
+    """The given rows, in order; the table itself if these are all."""
+    if len(rows) == len(table):
+        return table
+    columns = [_whole(column) if _is_nested(column.type) else column for column in table.columns]
+    return pa.table(columns, schema=table.schema).take(rows)
+
+
+def _is_nested(kind: pa.DataType) -> bool:
+    """Whether these are fixed-size lists of fixed-size lists."""
+    fixed = pa.types.is_fixed_size_list
+    return bool(fixed(kind) and fixed(kind.value_type))
+
+
+def _whole(column: pa.ChunkedArray) -> Any:
+    """The column in memory of its own: of slices of nested lists Arrow 25 takes wrong rows."""
+    half = len(column) // 2
+    return pa.concat_arrays([*column.slice(0, half).chunks, *column.slice(half).chunks])

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.data.batch import Column, Ragged
-from pipeline.data.columns import IGNORED, SINGLE, Field
+from pipeline.data.columns import IGNORED, Field
+from pipeline.data.columns import Tokens as TokenColumn
 from pipeline.errors import ContractError
 
 if TYPE_CHECKING:
@@ -62,12 +63,11 @@ class Target:
 
     def read(self, column: Tensor, field: Field) -> Tensor:
         """A column of single values, or of tensors, as the loss takes it."""
-        numbers = _numbers(column, field)
-        return numbers.float() if field.kind == "category" else numbers
+        return _floating(field.numbers(column))
 
     def check_fields(self, label: str, fields: Sequence[Field]) -> None:
         """Raise ContractError for columns that cannot be meant, before any row is looked at."""
-        odd = [f.name for f in fields if f.kind not in SINGLE]
+        odd = [field.name for field in fields if not field.is_single]
         if len(fields) > 1 and odd:
             raise ContractError(
                 label,
@@ -136,8 +136,7 @@ class _Amounts(Target):
         return numbers, numbers
 
     def decode_one(self, field: Field, served: Tensor) -> dict[str, Any]:
-        is_scaled = field.kind in ("number", "tensor")
-        return _as_it_is(field, unscaled([field], served) if is_scaled else served)
+        return _as_it_is(field, unscaled([field], served) if field.is_amount else served)
 
 
 class AnyTarget(_Amounts):
@@ -146,11 +145,11 @@ class AnyTarget(_Amounts):
     name, is_declared = "any", False
 
     def read(self, column: Tensor, field: Field) -> Tensor:
-        return _numbers(column, field)
+        return field.numbers(column)
 
     def task(self, term: Term) -> Task | None:
-        numbers = all(field.kind == "number" for field in term.targets)
-        return "values" if term.targets and numbers else None
+        are_numbers = all(field.is_single and field.is_amount for field in term.targets)
+        return "values" if term.targets and are_numbers else None
 
 
 class Values(_Amounts):
@@ -159,7 +158,7 @@ class Values(_Amounts):
     name = "values"
 
     def check_field(self, label: str, field: Field) -> None:
-        if field.kind == "category" and not _is_numeric(field):
+        if field.vocabulary is not None and not _is_numeric(field):
             raise ContractError(
                 label,
                 f"target {field.name!r} holds {_some(field)}, the loss needs numbers",
@@ -187,10 +186,10 @@ class _Vocabulary(Target):
         return column.long()
 
     def check_field(self, label: str, field: Field) -> None:
-        if field.kind == "number":
+        if field.is_amount:
             problem = f"target {field.name!r} is {field.arrow_type}"
             raise ContractError(label, problem, "store the classes as text or integers")
-        if field.kind == "category" and field.num_codes < 2:
+        if field.is_single and field.num_codes < 2:
             raise ContractError(
                 label,
                 f"target {field.name!r} has one class only ({_some(field)}): the loss would always "
@@ -247,11 +246,11 @@ class Binary(Target):
     served_as: ClassVar[str] = "probability"
 
     def read(self, column: Tensor, field: Field) -> Tensor:
-        return column.float() if field.kind == "category" else column
+        return _floating(column)
 
     def check_field(self, label: str, field: Field) -> None:
-        values = field.vocabulary or ()
-        if field.kind == "category" and len(values) != 2:
+        values = field.vocabulary
+        if field.is_single and values is not None and len(values) != 2:
             raise ContractError(
                 label,
                 f"target {field.name!r} has {len(values)} distinct values: {_some(field)}",
@@ -289,7 +288,7 @@ class Signs(Binary):
     name, threshold, served_as = "signs", 0.0, "score"
 
     def read(self, column: Tensor, field: Field) -> Tensor:
-        return column.float() * 2 - 1 if field.kind == "category" else column
+        return column if column.is_floating_point() else column.float() * 2 - 1
 
     def check_values(self, label: str, name: str, target: Tensor) -> None:
         if not bool(((target == 1) | (target == -1)).all()):
@@ -362,9 +361,9 @@ class Tokens(Target):
 
     def check_fields(self, label: str, fields: Sequence[Field]) -> None:
         first = fields[0]
-        if first.kind != "tokens":
-            found = f"target {first.name!r} is {first.arrow_type}"
-            raise ContractError(label, found, "give a column of lists of tokens")
+        if not isinstance(first, TokenColumn):
+            problem = f"target {first.name!r} is {first.arrow_type}"
+            raise ContractError(label, problem, "give a column of lists of tokens")
 
 
 class NoTarget(Target):
@@ -409,13 +408,9 @@ def _padding(term: Term) -> int:
     return term.loss.ignore_index
 
 
-def _numbers(column: Tensor, field: Field) -> Tensor:
-    """The numbers that a column's categories stand for, where they are numbers."""
-    if field.kind != "category" or not field.vocabulary:
-        return column
-    if not isinstance(field.vocabulary[0], int | float):
-        return column
-    return torch.tensor(field.vocabulary, dtype=torch.float32, device=column.device)[column]
+def _floating(column: Tensor) -> Tensor:
+    """Numbers as they are, codes of categories as float32."""
+    return column if column.is_floating_point() else column.float()
 
 
 def _around(values: Tensor, blank: int | None) -> Tensor:

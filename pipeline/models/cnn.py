@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from pipeline.data.batch import Batch, Ragged
-from pipeline.data.columns import Field
+from pipeline.data.columns import Field, FixedTensor, Image
 from pipeline.errors import UsageError
 from pipeline.models.parts import Outputs, only
 
@@ -32,7 +32,7 @@ class CNN(nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
-        image = only(inputs, ("tensor", "image"), "images (data.images, or fixed-size lists)")
+        image = only(inputs, FixedTensor | Image, "images (data.images, or fixed-size lists)")
         self.name = image.name
         shape = (1, *image.shape) if len(image.shape) == 2 else image.shape
         if len(shape) != 3 or min(shape[1:]) >> len(channels) == 0:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from types import UnionType
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.data.batch import Batch, Ragged, side_by_side
-from pipeline.data.columns import UNKNOWN, Field
+from pipeline.data.columns import UNKNOWN, Category, Field, Series, Tokens
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,12 +29,12 @@ class Features(nn.Module):
         embeddings: dict[str, nn.Module] = {}
         self.runs: list[tuple[str | None, list[str]]] = []  # numbers that follow each other
         for place, (name, field) in enumerate(inputs.items()):
-            if field.kind in ("tokens", "series"):
+            if isinstance(field, Tokens | Series):
                 raise UsageError(
                     f"data.inputs: column {name!r} holds lists of different lengths, which this "
                     "model cannot read: use `transformer` (tokens), or lists of one fixed size"
                 )
-            if field.kind == "category":
+            if isinstance(field, Category):
                 size = min(32, math.ceil(field.num_codes**0.5) + 1)
                 # no training row has the unknown category: 0 rather than noise
                 embeddings[str(place)] = nn.Embedding(field.num_codes, size, padding_idx=UNKNOWN)
@@ -99,10 +100,10 @@ def activated(raw: Tensor, activation: str) -> Tensor:
     return pointwise[activation](raw)
 
 
-def only(inputs: dict[str, Field], kinds: tuple[str, ...], what: str) -> Field:
+def only(inputs: dict[str, Field], kinds: type[Field] | UnionType, what: str) -> Field:
     """The one input of these kinds; UsageError when there is none, or another beside it."""
-    found = [field for field in inputs.values() if field.kind in kinds]
-    if len(found) != 1 or len(inputs) != 1:
+    fitting = [field for field in inputs.values() if isinstance(field, kinds)]
+    if len(fitting) != 1 or len(inputs) != 1:
         named = ", ".join(f"{field.name} ({field.kind})" for field in inputs.values())
         raise UsageError(f"model reads one input column of {what}; data.inputs gives: {named}")
-    return found[0]
+    return fitting[0]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.data.batch import Batch, Ragged
-from pipeline.data.columns import Field
+from pipeline.data.columns import Field, Tokens
 from pipeline.errors import UsageError
 from pipeline.models.parts import Outputs, only
 
@@ -58,7 +58,7 @@ class Transformer(nn.Module):
         super().__init__()
         if width % num_heads:
             raise UsageError(f"transformer: width {width} is no multiple of {num_heads} heads")
-        tokens = only(inputs, ("tokens",), "token lists")
+        tokens = only(inputs, Tokens, "token lists")
         self.name, self.causal, self.max_length = tokens.name, per == "token", max_length
         self.embedding = nn.Embedding(tokens.num_codes, width)
         self.position = nn.Embedding(max_length, width)

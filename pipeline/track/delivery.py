@@ -125,7 +125,7 @@ def _data(job: Job) -> dict[str, Any]:
     columns = {
         field.name: {
             "kind": field.kind, "type": field.arrow_type,
-            "role": "input" if field.is_input else "target" if field.is_target else "weight",
+            "role": field.role,
         }
         for field in job.fields
     }  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 import pipeline
-from pipeline.data.columns import SINGLE, Field
+from pipeline.data.columns import Field, from_json
 from pipeline.track.delivery import with_password
 from pipeline.train import files
 
@@ -57,7 +57,7 @@ def log_model(folder: Path, model_id: str, record: dict[str, Any]) -> str:
             python_model=str(Path(__file__).with_name("served.py")),
             artifacts=artifacts,
             code_paths=[str(Path(pipeline.__file__).parent), *own],
-            signature=_signature(frame, predicted, [Field.from_json(field) for field in fields]),
+            signature=_signature(frame, predicted, [from_json(field) for field in fields]),
             input_example=frame,
             pip_requirements=[f"{package}=={_released(package)}" for package in packages],
             registered_model_name=record["register_as"],
@@ -82,7 +82,7 @@ def _signature(frame: Any, predicted: Any, fields: list[Field]) -> Any:
     from mlflow.types.schema import AnyType
 
     inputs = {field.name: field for field in fields if field.is_input}
-    others = [name for name in frame.columns if inputs[name].kind not in (*SINGLE, "date")]
+    others = [name for name in frame.columns if not inputs[name].is_cell]
     known = {}
     if others:
         known = {one.name: one.type for one in infer_signature(frame[others]).inputs.inputs}

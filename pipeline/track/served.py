@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ import pyarrow as pa
 import torch
 
 from pipeline import plugins, specfile
-from pipeline.data.columns import SINGLE, Field, encode
-from pipeline.data.store import in_memory
+from pipeline.data.arrow import is_text
+from pipeline.data.columns import Field, column_errors, encode, from_json
+from pipeline.data.dataset import in_memory
 from pipeline.errors import DataError
 from pipeline.losses.objective import Objective
 from pipeline.registry import nearest
@@ -41,7 +41,7 @@ class Served(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         folder = Path(artifacts["spec"]).parent / "imports"
         plugins.receive(json.loads(Path(artifacts["imports"]).read_text()), folder)
         job = specfile.load(artifacts["spec"])
-        fields = [Field.from_json(f) for f in json.loads(Path(artifacts["fields"]).read_text())]
+        fields = [from_json(f) for f in json.loads(Path(artifacts["fields"]).read_text())]
         self.inputs = [field for field in fields if field.is_input]
         self.objective: Objective = objective(job, fields)
         take_weights(self.objective, load_weights(Path(artifacts["weights"])))
@@ -64,7 +64,7 @@ class Served(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         """One row of predictions per row of raw input columns."""
         columns = {field.name: self._column(model_input, field) for field in self.inputs}
         kind = np.float64 if self.objective.precision == torch.float64 else np.float32
-        encoded = encode(self.inputs, pa.table(columns), fraction=kind)
+        encoded = encode(self.inputs, pa.table(columns), float_dtype=kind)
         store = in_memory(self.inputs, encoded, len(model_input), kind)
         batch = store.gather(np.arange(len(model_input)))
         found: dict[str, Any] = {}
@@ -86,36 +86,17 @@ def _arrow(cells: pd.Series[Any], field: Field) -> Any:
     try:
         if cells.dtype == object:
             plain = [cell.tolist() if isinstance(cell, np.ndarray) else cell for cell in cells]
-            found = pa.array(plain, from_pandas=True)
+            array = pa.array(plain, from_pandas=True)
         else:
-            found = pa.Array.from_pandas(cells)
+            array = pa.Array.from_pandas(cells)
     except (pa.ArrowException, OverflowError) as error:
         raise DataError(f"{where} cannot be read as {field.arrow_type}: {error}") from None
-    if pa.types.is_dictionary(found.type):
-        found = found.dictionary_decode()
-    if pa.types.is_large_string(found.type):
-        found = found.cast(pa.string())
-    if field.kind == "date" and (_is_text(found.type) or getattr(found.type, "tz", None)):
-        for kind in (pa.timestamp("us"), pa.timestamp("us", "UTC")):  # text with a zone or without
-            with contextlib.suppress(pa.ArrowException):
-                return found.cast(kind, safe=False).cast(pa.timestamp("us"))  # in UTC
-        raise DataError(f"{where} holds text that is no date, such as {found.drop_null()[0]}")
-    if not pa.types.is_null(found.type):
-        if field.kind == "number" and _is_text(found.type):
-            raise DataError(f"{where} is {found.type}, expected numbers, as {field.arrow_type}")
-        is_single = field.kind in SINGLE and bool(field.vocabulary)
-        if is_single and isinstance(field.vocabulary[0], str) != _is_text(found.type):  # type: ignore[index]
-            trained = f"{field.arrow_type}, such as {field.vocabulary[0]!r}"  # type: ignore[index]
-            raise DataError(f"{where} is {found.type}; the training rows had {trained}")
-        return found
-    known = pa.array(field.vocabulary or [0.0 if field.kind != "tokens" else 0]).type
-    if field.kind == "date":
-        known = pa.timestamp("us")
-    return found.cast(known if field.kind in (*SINGLE, "date") else pa.list_(known))
-
-
-def _is_text(kind: Any) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    if is_text(array.type):
+        array = array.cast(pa.string())
+    with column_errors(where):
+        return field.from_cells(array)
 
 
 mlflow.models.set_model(Served())

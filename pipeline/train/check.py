@@ -11,9 +11,10 @@ import torch
 
 from pipeline import registry
 from pipeline.data.batch import Batch, num_rows, select
-from pipeline.data.columns import Field
+from pipeline.data.columns import Field, Number
 from pipeline.data.partition import split_batch
-from pipeline.data.stream import Plan, Streamed
+from pipeline.data.plan import Plan
+from pipeline.data.streaming import Streamed
 from pipeline.distributed.ordered import is_small
 from pipeline.errors import InputError, UsageError
 from pipeline.losses import fit as fitting
@@ -191,14 +192,14 @@ def _oddities(job: Job, terms: list[Term], trial: Batch) -> list[fitting.Notice]
         elif field.is_input and len(values) > max(20, job.num_rows // 2):
             text = f"{len(values)} categories in {job.num_rows} rows: an id? it cannot generalise"
             found.append(fitting.Notice(about, text))
-        elif field.is_input and field.kind == "number" and _counts_rows(job, field, profile, trial):
+        elif _counts_rows(job, field, profile, trial):
             text = "counts the rows, as an index does: the order of rows says nothing of new ones"
             found.append(fitting.Notice(about, text))
         elif profile.get("distinct") == 1 or (
-            field.kind == "number" and profile.get("min") == profile.get("max")
+            isinstance(field, Number) and profile.get("min") == profile.get("max")
         ):
             found.append(fitting.Notice(about, "holds one value in all training rows"))
-        if field.is_target and field.kind == "number" and field.deviation == 1.0:
+        if field.is_target and isinstance(field, Number) and field.deviation == 1.0:
             spread = profile.get("deviation", 0.0)
             if spread > 50 and any(field in t.targets and type(t.target) is Values for t in terms):
                 text = f"has a deviation of {spread:.3g}: data.target_scale: standard trains better"
@@ -216,7 +217,9 @@ def _oddities(job: Job, terms: list[Term], trial: Batch) -> list[fitting.Notice]
 
 
 def _counts_rows(job: Job, field: Field, profile: dict[str, Any], trial: Batch) -> bool:
-    """Whether a column of whole numbers has one for each row, without gaps."""
+    """Whether an input of whole numbers has one for each row, without gaps."""
+    if not (field.is_input and isinstance(field, Number)):
+        return False
     if "int" not in field.arrow_type or profile.get("missing") or profile.get("count", 0) < 20:
         return False
     span = profile["max"] - profile["min"] + 1
@@ -235,7 +238,7 @@ def _of_targets(job: Job, terms: list[Term]) -> Iterator[fitting.Notice]:
     """What was done to target columns, and what it makes of a loss's options."""
     data = job.spec.data
     for field in job.fields:
-        if not field.is_target or field.kind not in ("number", "tensor"):
+        if not field.is_target or not field.is_amount:
             continue
         number = job.facts["profile"].get(field.name, {}).get("missing", 0)
         if field.fill is not None and number:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from pipeline import registry
 from pipeline.data.batch import Batch, Ragged, moved
+from pipeline.data.dataset import Buffer, Dataset
 from pipeline.data.partition import worker_range
 from pipeline.data.sampler import Rows
-from pipeline.data.store import Buffer, Store
 from pipeline.distributed import comm
 from pipeline.distributed.seeds import Seeds
 from pipeline.errors import UsageError
@@ -84,7 +84,7 @@ def _built(name: str) -> Metric:
 
 
 @torch.no_grad()
-def try_metrics(objective: Objective, store: Store, metrics: Named, most: int) -> None:
+def try_metrics(objective: Objective, store: Dataset, metrics: Named, most: int) -> None:
     """Ask each metric about the first validation rows, `most` of them, whole and in two parts.
 
     Raises UsageError for one that fails, or whose sums do not add up: it would have another value
@@ -164,7 +164,7 @@ def _value(name: str, metric: Metric, sums: Tensor) -> float:
 @torch.no_grad()  # not inference_mode: a model may keep what it computed, as RoPE caches
 def evaluate(
     objective: Objective,
-    store: Store,
+    store: Dataset,
     rows: Rows,
     batch_size: int,
     metrics: Named,

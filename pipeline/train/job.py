@@ -18,7 +18,7 @@ from pipeline.data.batch import Batch
 from pipeline.data.columns import Field
 from pipeline.data.convert import Say
 from pipeline.data.sampler import Sampler, WindowSampler, steps_per_epoch
-from pipeline.data.stream import Streamed
+from pipeline.data.streaming import Streamed
 from pipeline.distributed.buffers import changing
 from pipeline.errors import ContractError, DataError, InputError, UsageError
 from pipeline.losses.objective import Objective, tried
@@ -82,9 +82,9 @@ def prepared(
 
     `say` is told how far a conversion has come. Raises DataError naming file and column.
     """
-    fraction = np.float64 if spec.training.precision == "float64" else np.float32
+    float_dtype = np.float64 if spec.training.precision == "float64" else np.float32
     found = cache.rows(
-        spec.data, base, readings(spec), fraction, spec.cache,
+        spec.data, base, readings(spec), float_dtype, spec.cache,
         say=say, trusted_seconds=trusted_seconds,
     )  # fmt: skip
     bucket = spec.training.bucket_by

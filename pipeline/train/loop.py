@@ -14,7 +14,7 @@ from torch import Tensor
 from pipeline import tracebacks
 from pipeline.data.batch import Batch
 from pipeline.data.loader import Loader, Partition, StepBatch
-from pipeline.data.stream import Streamed
+from pipeline.data.streaming import Streamed
 from pipeline.distributed import comm
 from pipeline.errors import NonFiniteError
 from pipeline.losses.fit import check_targets

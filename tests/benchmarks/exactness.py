@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pipeline import registry
 from pipeline.data.batch import Batch
-from pipeline.data.columns import Field
+from pipeline.data.columns import Category, Field, Number
 from pipeline.dataspec import SampleWeight
 from pipeline.distributed.ddp import OverlappedGradients
 from pipeline.distributed.seeds import Seeds
@@ -136,8 +136,8 @@ def terms(case: Case) -> list[Term]:
 
     def term(name: str, output: str, column: str, weight: float = 1.0) -> Term:
         options = dict(case.options) if name != "huber" else {}
-        kind = "category" if name == "cross_entropy" else "number"
-        field = Field(column, kind, "", True)  # type: ignore[arg-type]
+        kind: type[Field] = Category if name == "cross_entropy" else Number
+        field = kind(column, "", "target")
         return Term(name, weight, build(registry.losses[name], options), (output,), (field,))
 
     if case.terms == "binary":

@@ -23,9 +23,9 @@ import torch
 
 from pipeline.data import cache
 from pipeline.data.batch import Batch
+from pipeline.data.dataset import Dataset
 from pipeline.data.loader import Loader, Partition
 from pipeline.data.sampler import Sampler, steps_per_epoch
-from pipeline.data.store import Store
 from pipeline.dataspec import Data
 from pipeline.spec import Cache
 from tests.benchmarks.harness import Result, take_turns
@@ -54,7 +54,7 @@ def tokens() -> tuple[pa.Table, int]:
     return pa.table({"tokens": pa.ListArray.from_arrays(offsets, values)}), 256
 
 
-def of_loader(rows: Store, batch: int) -> int:
+def of_loader(rows: Dataset, batch: int) -> int:
     """One epoch of the loader; how many rows came."""
     steps = steps_per_epoch(len(rows), batch)
     sampler = Sampler(len(rows), batch, 0)
@@ -67,7 +67,7 @@ def of_loader(rows: Store, batch: int) -> int:
     return found
 
 
-def whole(rows: Store, batch: int) -> Callable[[], int]:
+def whole(rows: Dataset, batch: int) -> Callable[[], int]:
     """One epoch over tensors in memory: indexing, and for lists padding of slices."""
     everything: Batch = rows.gather(np.arange(min(len(rows), 1_000_000)))
     if rows.lists:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pipeline import registry
 from pipeline.data.batch import Batch
-from pipeline.data.columns import Field
+from pipeline.data.columns import Number
 from pipeline.data.partition import worker_range
 from pipeline.distributed.ddp import OverlappedGradients
 from pipeline.distributed.ordered import OrderedGradients
@@ -57,7 +57,7 @@ def seconds(
     rounds: int, width: int, batch_size: int, ordered: bool, rank: int, num: int
 ) -> list[float]:
     """Seconds of each round of steps, but for a first one."""
-    field = Field("y", "number", "double", True)
+    field = Number("y", "double", "target")
     term = Term("mse", 1.0, build(registry.losses["mse"], {}), ("prediction",), (field,))
     objective = Objective(MLP(width), ["features"], [term], {"prediction": None})
     way = OrderedGradients if ordered else OverlappedGradients

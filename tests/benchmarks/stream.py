@@ -21,7 +21,7 @@ import torch
 from pipeline.data import cache
 from pipeline.data.loader import Loader, Partition
 from pipeline.data.sampler import Sampler, WindowSampler, steps_per_epoch
-from pipeline.data.stream import Streamed
+from pipeline.data.streaming import Streamed
 from pipeline.dataspec import Data
 from pipeline.spec import Cache
 from tests import s3

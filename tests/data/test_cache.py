@@ -142,10 +142,10 @@ def test_what_a_killed_conversion_left_is_taken_away(made: Any) -> None:
 def test_a_full_disk_is_said_and_leaves_nothing(
     made: Any, after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.data import store
+    from pipeline.data import dataset
 
     written = [0]
-    append = store._Array.append
+    append = dataset._Array.append
 
     def full(self: Any, values: Any) -> None:
         written[0] += values.nbytes
@@ -153,7 +153,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(
             raise OSError(28, "No space left on device")
         append(self, values)
 
-    monkeypatch.setattr(store._Array, "append", full)
+    monkeypatch.setattr(dataset._Array, "append", full)
     with pytest.raises(DataError, match=r"no room.*cache clear"):
         read(made)
     folder = Path(made[2].folder)
@@ -218,9 +218,9 @@ def test_blocks_are_the_same_for_any_layout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sums over many blocks too: 500 rows in blocks of 64."""
-    from pipeline.data import source
+    from pipeline.data import reader
 
-    monkeypatch.setattr(source, "LARGEST_BLOCK", 64)
+    monkeypatch.setattr(reader, "LARGEST_BLOCK", 64)
     found = []
     for name, group in (("one", 500), ("two", 77)):
         (tmp_path / name).mkdir()

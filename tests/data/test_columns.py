@@ -16,9 +16,9 @@ from torch import Tensor
 
 from pipeline.data import cache
 from pipeline.data.batch import Ragged
-from pipeline.data.columns import Field, Reading, encode
-from pipeline.data.fitting import fitted as fit
-from pipeline.data.store import Store, in_memory
+from pipeline.data.bind import fit_table as fit
+from pipeline.data.columns import Field, Reading, encode, from_json
+from pipeline.data.dataset import Dataset, in_memory
 from pipeline.dataspec import Data
 from pipeline.errors import DataError
 from pipeline.spec import Cache
@@ -55,7 +55,7 @@ def write(folder: Path, table: pa.Table, name: str) -> str:
     return name
 
 
-def store(fields: list[Field], table: pa.Table, shift: dict[str, str] | None = None) -> Store:
+def store(fields: list[Field], table: pa.Table, shift: dict[str, str] | None = None) -> Dataset:
     return in_memory(fields, encode(fields, table, shift), len(table), np.float32)
 
 
@@ -161,7 +161,7 @@ def test_a_shifted_target_is_the_next_item() -> None:
 def test_fields_travel_as_json() -> None:
     fields, _ = fitted(["amount", "color", "grid", "words"])
     for field in fields.values():
-        assert Field.from_json(field.to_json()) == field
+        assert from_json(field.to_json()) == field
 
 
 @pytest.mark.parametrize("name", ["r.parquet", "r.arrow", "r.feather", "r.csv"])
@@ -211,3 +211,10 @@ def test_a_secret_in_a_uri_is_not_repeated(tmp_path: Path) -> None:
         read(Data(train="nope://user:hunter2@host/x.csv?key=hunter3", target="y"), tmp_path)
     assert "hunter" not in str(raised.value)
     assert "host/x.csv" in str(raised.value)
+
+
+def test_only_lists_of_tokens_can_be_shifted() -> None:
+    """Others would be compared with themselves."""
+    data = Data(train="x", inputs=["series"], target="next", shift={"next": "series"})
+    with pytest.raises(DataError, match="lists of tokens can be shifted"):
+        fit(data, TABLE, {"next": Reading()})

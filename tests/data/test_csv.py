@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.places import located
-from pipeline.data.source import opened
+from pipeline.data.locate import located
+from pipeline.data.reader import opened
 from pipeline.dataspec import Data
 from pipeline.errors import DataError
 

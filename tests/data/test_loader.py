@@ -11,22 +11,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.data.bind import fit_table
 from pipeline.data.columns import encode
-from pipeline.data.fitting import fitted
+from pipeline.data.dataset import Dataset, in_memory
 from pipeline.data.loader import Loader, Partition
 from pipeline.data.sampler import Sampler, steps_per_epoch
-from pipeline.data.store import Store, in_memory
 from pipeline.dataspec import Data
 
 NUM_ROWS = 103
 
 
-def store() -> Store:
+def store() -> Dataset:
     numbers = np.arange(NUM_ROWS)
     lists = pa.array([list(range(n % 5)) for n in numbers])
     table = pa.table({"x": numbers.astype(float), "k": numbers % 7, "tokens": lists, "y": numbers})
     data = Data(train="x", target="y", categorical=["k"], scale="none")
-    fields = fitted(data, table, {})
+    fields = fit_table(data, table, {})
     return in_memory(fields, encode(fields, table), NUM_ROWS, np.float32)
 
 

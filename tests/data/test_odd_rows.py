@@ -59,7 +59,7 @@ def test_the_fingerprint_is_that_of_the_rows_not_of_the_format(tmp_path: Path) -
 
 
 def test_numbers_beyond_float32_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"1e\+39.*beyond what float32 holds"):
+    with pytest.raises(DataError, match=r"1e\+39.*beyond float32"):
         rows(tmp_path, xy([1e39, 1.0, 2.0]))
 
 
@@ -147,7 +147,7 @@ def test_gaps_inside_lists_of_one_size_are_found(tmp_path: Path) -> None:
     table = xy([[[1.0, 2.0], None], [[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0], [7.0, 8.0]]], kind)
     with pa.ipc.new_file(tmp_path / "rows.arrow", table.schema) as writer:  # Parquet has no gaps
         writer.write_table(table)
-    with pytest.raises(DataError, match=r"1 rows with .*inside a list, first at row 0"):
+    with pytest.raises(DataError, match=r"inside a list, in 1 row, first at row 0"):
         rows(tmp_path, train="rows.arrow")
     table = xy([None, [float("inf"), 1.0]], pa.list_(pa.float64(), 2))
     with pa.ipc.new_file(tmp_path / "rows.arrow", table.schema) as writer:
@@ -211,7 +211,7 @@ def test_room_is_not_made_from_what_another_process_uses(tmp_path: Path) -> None
 
 def test_braces_in_names_of_columns(tmp_path: Path) -> None:
     pq.write_table(pa.table({"{x}": [1.0, None], "y": [0.0, 1.0]}), tmp_path / "rows.parquet")
-    with pytest.raises(DataError, match=r"'\{x\}': 1 missing values, first at row 1"):
+    with pytest.raises(DataError, match=r"'\{x\}' has missing values in 1 row, first at row 1"):
         cache.rows(
             Data(train="rows.parquet", target="y"), tmp_path, {}, np.float32,
             Cache(folder=str(tmp_path / "cache")),

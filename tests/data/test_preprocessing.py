@@ -48,9 +48,9 @@ def test_missing_values_are_refused_unless_the_spec_says_what_they_are(tmp_path:
     with pytest.raises(DataError) as raised:
         rows(tmp_path, inputs=["age", "city"])
     text = str(raised.value)
-    assert "data.inputs: column 'age': 2 missing values, first at row 1, 4" in text
-    assert "data.inputs: column 'city': 1 missing values, first at row 2" in text
-    assert "data.target: column 'y': 1 missing values, first at row 2" in text
+    assert "data.inputs: column 'age' has missing values in 2 rows, first at row 1, 4" in text
+    assert "data.inputs: column 'city' has missing values in 1 row, first at row 2" in text
+    assert "data.target: column 'y' has missing values in 1 row, first at row 2" in text
     assert "data.missing" in text
 
 
@@ -91,9 +91,9 @@ def test_the_mean_is_that_of_the_training_rows(tmp_path: Path) -> None:
     [
         ({"city": "mean", "y": "drop", "age": "mean"}, "data.missing.city"),
         ({"age": "category", "y": "drop"}, "data.missing.age"),
-        ({"age": {"constant": "x"}, "y": "drop"}, "'x' is no number"),
+        ({"age": {"constant": "x"}, "y": "drop"}, "'x', which is not a number"),
         ({"town": "drop"}, "data.missing: 'town'"),
-        ("mean", "column 'city': 1 missing"),
+        ("mean", "column 'city' has missing values in 1"),
     ],
 )
 def test_policies_that_do_not_fit_are_refused(missing: Any, said: str, tmp_path: Path) -> None:
@@ -103,13 +103,13 @@ def test_policies_that_do_not_fit_are_refused(missing: Any, said: str, tmp_path:
 
 def test_infinity_is_never_taken(tmp_path: Path) -> None:
     table = pa.table({"x": [1.0, float("inf")], "y": [1.0, 2.0]})
-    with pytest.raises(DataError, match=r"'x': 1 rows with infinity.*row 1"):
+    with pytest.raises(DataError, match=r"'x' has infinity.* in 1 row, first at row 1"):
         rows(tmp_path, table, missing="drop")
 
 
 def test_a_column_of_nothing_is_refused(tmp_path: Path) -> None:
     table = pa.table({"x": pa.array([None, None], pa.float64()), "y": [1.0, 2.0]})
-    with pytest.raises(DataError, match="every value is missing"):
+    with pytest.raises(DataError, match="no value in any training row"):
         rows(tmp_path, table, missing="mean")
     with pytest.raises(DataError, match=r"no rows in .*2 dropped"):
         rows(tmp_path, table, missing="drop")
@@ -168,7 +168,7 @@ def test_images_are_decoded_by_the_feed(tmp_path: Path) -> None:
     grey = column(rows(tmp_path, table, images={"photo": {"size": [4, 6], "mode": "L"}}), "photo")
     assert grey.shape == (2, 4, 6)
     broken = pa.table({"photo": [png(0), b"no image"], "y": [0.0, 1.0]})
-    with pytest.raises(DataError, match=r"'photo': 1 rows that are no image, first at row 1"):
+    with pytest.raises(DataError, match=r"'photo' has no readable image in 1 row, first at row 1"):
         rows(tmp_path, broken, images=images)
 
 
@@ -185,7 +185,7 @@ def test_text_goes_through_a_tokenizer_file(tmp_path: Path) -> None:
     assert tokens.lengths.tolist() == [2, 1, 3]
     assert found.fields[0].num_codes == 3
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(DataError, match=r"no tokenizer\.json"):
+    with pytest.raises(DataError, match=r"not a tokenizer\.json"):
         rows(tmp_path, table, tokenizers={"text": "tokenizer.json"})
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.data import cache, places, source, split
+from pipeline.data import cache, locate, reader, split
 from pipeline.dataspec import Data
 from pipeline.errors import DataError
 from pipeline.spec import Cache
@@ -28,7 +28,7 @@ TABLE = pa.table(
 def held_out(table: pa.Table, folder: Path, validation: Any, **more: Any) -> Any:
     pq.write_table(table, folder / "rows.parquet")
     data = Data(train="rows.parquet", target="y", inputs=["x", "z"], validation=validation, **more)
-    train, _ = source.opened(places.located(data, folder))
+    train, _ = reader.opened(locate.located(data, folder))
     first = split.first_held_out(data, train, lambda block: np.arange(len(block.table)))
     choose = split.chooser(data, train, first)
     assert choose is not None

@@ -163,10 +163,10 @@ def test_the_model_holds_no_pickled_code(trained: Trained, name: str) -> None:
 @pytest.mark.jobs
 def test_the_served_accuracy_is_the_recorded_one(storage: Path) -> None:
     result = pipeline.run(JOBS / "digits.yaml", {"storage": str(storage), "training.epochs": 2})
-    from pipeline.data import places, source, split
+    from pipeline.data import locate, reader, split
 
     spec = pipeline.load(JOBS / "digits.yaml")
-    train, _ = source.opened(places.located(spec.data, JOBS))
+    train, _ = reader.opened(locate.located(spec.data, JOBS))
     first = split.first_held_out(spec.data, train, lambda block: np.arange(len(block.table)))
     choose = split.chooser(spec.data, train, first)
     assert choose is not None

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pipeline import registry
 from pipeline.data.batch import Batch, Ragged
-from pipeline.data.columns import Field
+from pipeline.data.columns import Field, Labels, Number, Tokens
 from pipeline.losses.contract import build
 from pipeline.losses.objective import Objective
 from pipeline.losses.terms import Term
@@ -141,8 +141,9 @@ class _Maker:
     def signs(self, *shape: int) -> Tensor:
         return torch.from_numpy(self.rng.integers(2, size=(self.num_rows, *shape)) * 2.0 - 1)
 
-    def field(self, kind: str = "number") -> Field:
-        return Field("target", kind, "double", is_target=True, num_tokens=CLASSES)  # type: ignore[arg-type]
+    def field(self, kind: type[Field] = Number) -> Field:
+        sizes: dict[str, Any] = {} if kind is Number else {"num_classes": CLASSES}
+        return kind("target", "double", "target", **sizes)
 
     def built(
         self,
@@ -151,7 +152,7 @@ class _Maker:
         oracle: Callable[..., Tensor],
         options: dict[str, Any] | None = None,
         activation: Callable[[Tensor], Tensor] = identity,
-        kind: str = "number",
+        kind: type[Field] = Number,
     ) -> Case:
         fields = (self.field(kind),) if targets else ()
         features = torch.from_numpy(self.rng.normal(size=(self.num_rows, FEATURES)))
@@ -214,7 +215,7 @@ class _Maker:
             "class_weight": weight, "ignore_index": ignore, "label_smoothing": smoothing
         }  # fmt: skip
         target = self.classes(*places, ignore=ignore)
-        return self.built(((CLASSES, *places),), (target,), own, options, kind="labels")
+        return self.built(((CLASSES, *places),), (target,), own, options, kind=Labels)
 
     def nll(self) -> Case:
         weight, places = self.class_weight(), [(), (3,)][int(self.rng.integers(2))]
@@ -222,7 +223,7 @@ class _Maker:
         own = nn.NLLLoss(weight=tensor, ignore_index=-7)
         return self.built(
             ((CLASSES, *places),), (self.classes(*places, ignore=-7),), own,
-            {"class_weight": weight, "ignore_index": -7}, log_softmax, "labels",
+            {"class_weight": weight, "ignore_index": -7}, log_softmax, Labels,
         )  # fmt: skip
 
     def linear_cross_entropy(self) -> Case:
@@ -235,13 +236,13 @@ class _Maker:
             return own(logits, target)  # type: ignore[no-any-return]
 
         options = {"class_weight": weight, "bias": bias, "label_smoothing": 0.1, "in_features": 5}
-        made = self.built(((5,),), (self.classes(ignore=-100),), identity, options, kind="labels")
+        made = self.built(((5,),), (self.classes(ignore=-100),), identity, options, kind=Labels)
         return Case(**{**made.__dict__, "oracle": mean})
 
     def adaptive_log_softmax(self) -> Case:
         made = self.built(
             ((6,),), (self.classes(),), identity,
-            {"cutoffs": [2], "in_features": 6, "div_value": 2.0}, kind="labels",
+            {"cutoffs": [2], "in_features": 6, "div_value": 2.0}, kind=Labels,
         )  # fmt: skip
         return Case(**{**made.__dict__, "oracle": lambda head, x, t: head(x, t).loss})
 
@@ -274,7 +275,7 @@ class _Maker:
             chosen = self.rng.permutation(CLASSES)[: self.rng.integers(CLASSES + 1)]
             row[: len(chosen)] = chosen
         own = nn.MultiLabelMarginLoss()
-        return self.built(((CLASSES,),), (torch.from_numpy(target),), own, kind="labels")
+        return self.built(((CLASSES,),), (torch.from_numpy(target),), own, kind=Labels)
 
     def multi_margin(self) -> Case:
         weight, p = self.class_weight(), int(self.rng.integers(1, 3))
@@ -282,7 +283,7 @@ class _Maker:
             p, 0.7, None if weight is None else torch.tensor(weight, dtype=torch.float64)
         )
         options = {"class_weight": weight, "p": p, "margin": 0.7}
-        return self.built(((CLASSES,),), (self.classes(),), own, options, kind="labels")
+        return self.built(((CLASSES,),), (self.classes(),), own, options, kind=Labels)
 
     def soft_margin(self) -> Case:
         shape = self.some()
@@ -356,7 +357,7 @@ class _Maker:
                     found.append((max(far) - min(near) + 2.0).clamp(min=0))
             return sum(found, torch.zeros(())) / max(len(found) - 1, 1)
 
-        return self.built(((5,),), (self.classes(),), mean, {"margin": 2.0}, kind="labels")
+        return self.built(((5,),), (self.classes(),), mean, {"margin": 2.0}, kind=Labels)
 
     def rmse(self) -> Case:
         shape = self.some()
@@ -390,5 +391,5 @@ class _Maker:
 
         return self.built(
             ((CLASSES, 8),), (Ragged(tokens, lengths),), mean, {"zero_infinity": True},
-            log_softmax, "tokens",
+            log_softmax, Tokens,
         )  # fmt: skip

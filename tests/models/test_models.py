@@ -13,7 +13,7 @@ import torch
 
 import pipeline
 from pipeline.data.batch import Ragged
-from pipeline.data.columns import Field
+from pipeline.data.columns import Tokens
 from pipeline.losses.terms import Output
 from pipeline.models.transformer import Transformer
 
@@ -119,7 +119,7 @@ def test_precision_and_schedules_train(precision: str, schedule: Any, tmp_path: 
 
 
 def test_padding_does_not_change_what_a_transformer_says() -> None:
-    tokens = Field("t", "tokens", "list<int64>", num_tokens=9)
+    tokens = Tokens("t", "list<int64>", num_classes=9)
     for per in ("token", "row"):
         torch.manual_seed(0)
         model = Transformer(
@@ -133,7 +133,7 @@ def test_padding_does_not_change_what_a_transformer_says() -> None:
 
 
 def test_a_causal_transformer_does_not_see_the_future() -> None:
-    tokens = Field("t", "tokens", "list<int64>", num_tokens=9)
+    tokens = Tokens("t", "list<int64>", num_classes=9)
     torch.manual_seed(0)
     model = Transformer(
         {"t": tokens}, {"prediction": Output("prediction", 4, "identity")}, width=16,

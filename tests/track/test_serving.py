@@ -118,7 +118,7 @@ def test_dates_are_read_as_text_and_in_any_time_zone(tmp_path: Path) -> None:
     assert expected.nunique() > 50
     for given in (days, days.tz_localize("UTC").tz_convert("Asia/Tokyo")):
         assert model.predict(pd.DataFrame({"joined": given}))["y"].tolist() == expected.tolist()
-    with pytest.raises(Exception, match="column 'joined' holds text that is no date"):
+    with pytest.raises(Exception, match="column 'joined' holds text that is not a date"):
         model.predict(pd.DataFrame({"joined": ["soon"]}))
 
 

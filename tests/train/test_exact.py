@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pipeline import registry
 from pipeline.data.batch import Batch
-from pipeline.data.columns import Field
+from pipeline.data.columns import Category, Number
 from pipeline.data.partition import split_batch, worker_range
 from pipeline.dataspec import SampleWeight
 from pipeline.distributed import ordered as fixed_order
@@ -174,8 +174,8 @@ def two_terms() -> tuple[Objective, Batch]:
         "price": torch.randn(NUM_ROWS, dtype=torch.float64),
     }
     weight = [0.5, 2.0, 0.1, 3.0]
-    label = Field("label", "category", "int64", True, vocabulary=(0, 1, 2, 3))
-    price = Field("price", "number", "double", True)
+    label = Category("label", "int64", "target", vocabulary=(0, 1, 2, 3))
+    price = Number("price", "double", "target")
     classes = build(registry.losses["cross_entropy"], {"class_weight": weight})
     amount = build(registry.losses["huber"], {"delta": 0.5})
     terms = [
@@ -384,7 +384,7 @@ def twenty_steps(
     num_microbatches: int, ordered: bool, rank: int, num: int
 ) -> tuple[str, list[Any]]:
     """SHA-256 of the state and the losses of 20 Adam steps, clipped, with a ragged last part."""
-    label = Field("label", "category", "int64", True, vocabulary=(0, 1, 2, 3))
+    label = Category("label", "int64", "target", vocabulary=(0, 1, 2, 3))
     weight = [0.5, 2.0, 0.1, 3.0]
     loss = build(registry.losses["cross_entropy"], {"class_weight": weight})
     term = Term("classes", 1.0, loss, ("prediction",), (label,))
@@ -428,7 +428,7 @@ def test_weights_statistics_and_curve_have_the_same_bits_after_twenty_steps(num:
 
 @pytest.mark.parametrize("ordered", [True, False])
 def test_a_buffer_that_no_forward_pass_changes_keeps_its_bits(ordered: bool) -> None:
-    label = Field("label", "category", "int64", True, vocabulary=(0, 1, 2, 3))
+    label = Category("label", "int64", "target", vocabulary=(0, 1, 2, 3))
     term = Term("c", 1.0, build(registry.losses["cross_entropy"], {}), ("prediction",), (label,))
     objective = Objective(Sensitive(), ["features"], [term], {"prediction": 4})
     gradients = gradients_of(objective, ordered)
@@ -451,7 +451,7 @@ def test_the_comparison_of_bits_can_see_another_order() -> None:
 
 @pytest.mark.parametrize("ordered", [True, False])
 def test_a_step_that_is_left_out_leaves_no_trace(ordered: bool) -> None:
-    label = Field("label", "category", "int64", True, vocabulary=(0, 1, 2, 3))
+    label = Category("label", "int64", "target", vocabulary=(0, 1, 2, 3))
     term = Term("c", 1.0, build(registry.losses["cross_entropy"], {}), ("prediction",), (label,))
     objective = Objective(Sensitive(), ["features"], [term], {"prediction": 4})
     gradients = gradients_of(objective, ordered)

@@ -16,7 +16,7 @@ import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
 from pipeline.data.formats import datasets
-from pipeline.data.places import Located, Place, plainly
+from pipeline.data.locate import Located, Place, plainly
 from pipeline.dataspec import Data, Split
 from pipeline.errors import DataError
 from pipeline.redact import redacted

@@ -22,12 +22,9 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.data.batch import Blocks, Column, Ragged, Slot, Slots
-from pipeline.data.columns import Encoded, Field, Pieces, decoded, stored_type
+from pipeline.data.batch import Blocks, Column, Slot, Slots
+from pipeline.data.columns import Encoded, Field, FloatType, Lists, column_errors
 from pipeline.data.sampler import Rows
-from pipeline.errors import DataError
-
-Fraction = type[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -39,72 +36,53 @@ class Layout:
     slots: Slots
 
     @classmethod
-    def of(cls, fields: Iterable[Field], fraction: Fraction) -> Layout:
+    def of(cls, fields: Iterable[Field], float_dtype: FloatType) -> Layout:
         """Columns of one stored type side by side, inputs first."""
         widths: dict[np.dtype[Any], int] = {}
         starts: dict[str, tuple[np.dtype[Any], int, tuple[int, ...]]] = {}
         for field in fields:
             if field.is_list:
                 continue
-            kind = stored_type(field, fraction)
-            starts[field.name] = (kind, widths.get(kind, 0), field.shape)
-            widths[kind] = widths.get(kind, 0) + math.prod(field.shape)
-        kinds = sorted(widths, key=lambda kind: -kind.itemsize)
-        numbers = [(kind.name, kind, (widths[kind],)) for kind in kinds]
+            dtype = field.dtype(float_dtype)
+            starts[field.name] = (dtype, widths.get(dtype, 0), field.shape)
+            widths[dtype] = widths.get(dtype, 0) + math.prod(field.shape)
+        dtypes = sorted(widths, key=lambda dtype: -dtype.itemsize)
+        numbers = [(dtype.name, dtype, (widths[dtype],)) for dtype in dtypes]
         empty = [("nothing", np.dtype(np.int8), (1,))]  # a file of no bytes cannot be mapped
         record = np.dtype(numbers or empty, align=True)
         slots = {
-            name: Slot(kinds.index(kind), start, shape)
-            for name, (kind, start, shape) in starts.items()
+            name: Slot(dtypes.index(dtype), start, shape)
+            for name, (dtype, start, shape) in starts.items()
         }
         return cls(record, Slots(slots))
 
     def packed(self, encoded: Mapping[str, Encoded], num_rows: int) -> NDArray[Any]:
         """Records of some encoded rows."""
-        made = np.zeros(num_rows, self.record)
+        records = np.zeros(num_rows, self.record)
         for name, slot in self.slots.items():
             values = encoded[name]
             assert isinstance(values, np.ndarray)
-            block = made[self.record.names[slot.block]]  # type: ignore[index]
+            block = records[self.record.names[slot.block]]  # type: ignore[index]
             block[:, slot.start : slot.start + slot.width] = values.reshape(num_rows, slot.width)
-        return made
+        return records
 
 
 @dataclass(frozen=True)
-class Lists:
+class ListColumn:
     """A list column of all rows: `values` [total], `offsets` int64 [N + 1]."""
 
     field: Field
     values: NDArray[Any]
     offsets: NDArray[np.int64]
     first: int = 0
-    """Number of the first row among all that are kept; for messages."""
+    """Index of the first row among all that were not dropped; for messages."""
 
     def gather(self, rows: Rows) -> Column:
         """The lists of `rows`, padded with 0 to the longest of them; images decoded."""
         starts, lengths = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
-        if self.field.kind == "image":
-            return self._images(rows, starts, lengths)
-        kind = self.values.dtype if self.field.kind == "series" else np.dtype(np.int64)
-        made = np.zeros((len(rows), int(lengths.max(initial=0))), kind)
-        ends = np.cumsum(lengths)
-        places = np.arange(ends[-1] if len(ends) else 0) + np.repeat(
-            starts - (ends - lengths), lengths
-        )
-        made[np.arange(made.shape[1]) < lengths[:, None]] = self.values[places]
-        return Ragged(torch.from_numpy(made), torch.from_numpy(lengths))
-
-    def _images(self, rows: Rows, starts: Rows, lengths: Rows) -> Tensor:
-        made = torch.empty(len(rows), *self.field.shape)
-        for number, (row, start, length) in enumerate(zip(rows, starts, lengths, strict=True)):
-            try:
-                image = decoded(self.field, self.values[start : start + length])
-            except ValueError as error:
-                number = row + self.first
-                where = f"data.inputs: column {self.field.name!r}, row {number} of those kept"
-                raise DataError(f"{where}: {error}") from None
-            made[number] = torch.from_numpy(image)
-        return made
+        where = f"{self.field.where}: column {self.field.name!r}"
+        with column_errors(where, lambda row: f"{rows[row] + self.first} of those kept"):
+            return self.field.gather(self.values, starts, lengths)
 
 
 class Buffer:
@@ -132,10 +110,12 @@ class Buffer:
         return [block[:num_rows] for block in self._blocks]
 
 
-class Store:
+class Dataset:
     """All rows of a split, in memory or in mapped files."""
 
-    def __init__(self, layout: Layout, records: NDArray[Any], lists: Mapping[str, Lists]) -> None:
+    def __init__(
+        self, layout: Layout, records: NDArray[Any], lists: Mapping[str, ListColumn]
+    ) -> None:
         self.layout, self.records, self.lists = layout, records, lists
         self._whole = records.view(np.dtype((np.void, layout.record.itemsize)))
 
@@ -143,7 +123,7 @@ class Store:
         return len(self.records)
 
     @contextlib.contextmanager
-    def opened(self, run: str) -> Iterator[Store]:
+    def opened(self, run: str) -> Iterator[Dataset]:
         """The rows while a run uses them, which may have to fetch them."""
         yield self
 
@@ -165,36 +145,36 @@ class Store:
     def parts(self, names: list[str], size: int = 2**16) -> Iterable[Blocks]:
         """The named columns of all rows in order, `size` rows at a time."""
         lists = {name: lists for name, lists in self.lists.items() if name in names}
-        some = Store(self.layout, self.records, lists)
+        some = Dataset(self.layout, self.records, lists)
         for start in range(0, len(self), size):
             yield some.gather(np.arange(start, min(start + size, len(self)))).only(tuple(names))
 
 
 def in_memory(
-    fields: list[Field], encoded: Mapping[str, Encoded], num_rows: int, fraction: Fraction
-) -> Store:
+    fields: list[Field], encoded: Mapping[str, Encoded], num_rows: int, float_dtype: FloatType
+) -> Dataset:
     """A store of rows that were encoded together."""
-    layout = Layout.of(fields, fraction)
+    layout = Layout.of(fields, float_dtype)
     lists = {}
     for field in fields:
-        pieces = encoded[field.name]
-        if isinstance(pieces, Pieces):
-            offsets = np.concatenate([[0], np.cumsum(pieces.lengths)])
-            lists[field.name] = Lists(field, pieces.values, offsets)
-    return Store(layout, layout.packed(encoded, num_rows), lists)
+        rows = encoded[field.name]
+        if isinstance(rows, Lists):
+            offsets = np.concatenate([[0], np.cumsum(rows.lengths)])
+            lists[field.name] = ListColumn(field, rows.values, offsets)
+    return Dataset(layout, layout.packed(encoded, num_rows), lists)
 
 
 class Writer:
     """Appends encoded rows to the files of a store."""
 
-    def __init__(self, folder: Path, fields: list[Field], fraction: Fraction) -> None:
+    def __init__(self, folder: Path, fields: list[Field], float_dtype: FloatType) -> None:
         folder.mkdir()
-        self.fields, self.layout, self.num_rows = fields, Layout.of(fields, fraction), 0
+        self.fields, self.layout, self.num_rows = fields, Layout.of(fields, float_dtype), 0
         self._records = _Array(folder / "records.npy", self.layout.record)
         self._lists: dict[str, tuple[_Array, _Array]] = {}
         for number, field in enumerate(fields):
             if field.is_list:
-                values = _Array(folder / f"{number}-values.npy", stored_type(field, fraction))
+                values = _Array(folder / f"{number}-values.npy", field.dtype(float_dtype))
                 offsets = _Array(folder / f"{number}-offsets.npy", np.dtype(np.int64))
                 offsets.append(np.zeros(1, np.int64))
                 self._lists[field.name] = (values, offsets)
@@ -203,10 +183,10 @@ class Writer:
         """Append rows. Raises OSError when the disk is full."""
         self._records.append(self.layout.packed(encoded, num_rows))
         for name, (values, offsets) in self._lists.items():
-            pieces = encoded[name]
-            assert isinstance(pieces, Pieces)
-            offsets.append(len(values) + np.cumsum(pieces.lengths))
-            values.append(pieces.values)
+            rows = encoded[name]
+            assert isinstance(rows, Lists)
+            offsets.append(len(values) + np.cumsum(rows.lengths))
+            values.append(rows.values)
         self.num_rows += num_rows
 
     def close(self, to_disk: bool = True) -> None:
@@ -218,8 +198,8 @@ class Writer:
 class _Array:
     """A one-dimensional `.npy` file that grows."""
 
-    def __init__(self, path: Path, kind: np.dtype[Any]) -> None:
-        self._kind, self._length = kind, 0
+    def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
+        self._dtype, self._length = dtype, 0
         self._file: IO[bytes] = path.open("wb")
         self._header()  # numpy leaves room in it for the length to grow
         self._start = self._file.tell()
@@ -228,7 +208,7 @@ class _Array:
         return self._length
 
     def append(self, values: NDArray[Any]) -> None:
-        self._file.write(np.ascontiguousarray(values, self._kind).tobytes())
+        self._file.write(np.ascontiguousarray(values, self._dtype).tobytes())
         self._length += len(values)
 
     def close(self, to_disk: bool) -> None:
@@ -242,23 +222,23 @@ class _Array:
 
     def _header(self) -> None:
         described = {
-            "descr": npy.dtype_to_descr(self._kind),
+            "descr": npy.dtype_to_descr(self._dtype),
             "fortran_order": False, "shape": (self._length,),
         }  # fmt: skip
         npy.write_array_header_1_0(self._file, described)
 
 
-def mapped(folder: Path, fields: list[Field], fraction: Fraction, first: int = 0) -> Store:
+def mapped(folder: Path, fields: list[Field], float_dtype: FloatType, first: int = 0) -> Dataset:
     """The store whose files a `Writer` wrote, of rows from number `first` on.
 
     Raises ValueError for files that are not those.
     """
-    layout = Layout.of(fields, fraction)
+    layout = Layout.of(fields, float_dtype)
     records = _map(folder / "records.npy")
     if records.dtype != layout.record:
         raise ValueError(f"{folder}: records of another layout")
     lists = {
-        field.name: Lists(
+        field.name: ListColumn(
             field,
             _map(folder / f"{number}-values.npy"),
             _map(folder / f"{number}-offsets.npy"),
@@ -267,7 +247,7 @@ def mapped(folder: Path, fields: list[Field], fraction: Fraction, first: int = 0
         for number, field in enumerate(fields)
         if field.is_list
     }
-    return Store(layout, records, lists)
+    return Dataset(layout, records, lists)
 
 
 def _map(path: Path) -> NDArray[Any]:

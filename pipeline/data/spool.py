@@ -1,0 +1,203 @@
+"""Blocks of streamed rows on this machine: read once more, and shared by the workers of a node."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.data.columns import Field, FloatType, encode
+from pipeline.data.dataset import Dataset, Writer, mapped
+from pipeline.data.fingerprint import digest_rows
+from pipeline.data.locate import Located
+from pipeline.data.plan import Plan
+from pipeline.data.reader import Source, opened
+from pipeline.data.split import Splitter
+from pipeline.errors import DataError
+
+TRIES = 5
+FIRST_WAIT_SECONDS = 0.5
+LOOK_SECONDS = 0.05
+
+
+class ChangedError(DataError):
+    """Files that are not what they were."""
+
+
+class LeftError(Exception):
+    """Nobody waits for the rows any more."""
+
+
+class Fetcher:
+    """Reads a block once more and converts its training rows."""
+
+    def __init__(
+        self, located: Located, fields: list[Field], float_dtype: FloatType, plan: Plan,
+        first: float | None,
+    ) -> None:  # fmt: skip
+        self.located, self.fields, self.float_dtype, self.plan = located, fields, float_dtype, plan
+        self._stamp, self._first = located.stamp, first
+        self._opened: tuple[Source, Splitter] | None = None
+        self._lock = threading.Lock()
+
+    def into(self, block: int, folder: Path, is_over: threading.Event) -> None:
+        """Write the block's rows.
+
+        Raises ChangedError if they are not those of the first pass, and LeftError once `is_over`.
+        """
+        try:
+            self._convert(block, folder, is_over)
+        except (DataError, ValueError, pa.ArrowException) as error:
+            if changed := self.located.changed(self._stamp):
+                more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+                raise ChangedError(
+                    f"data.train: {changed[0]}{more} was changed or deleted after it was first "
+                    "read: put it back and run the command again, or train on what it holds now "
+                    "with --fresh"
+                ) from error
+            raise
+
+    def _convert(self, block: int, folder: Path, is_over: threading.Event) -> None:
+        source, splitter = self._source()
+        groups, size = self.plan.row_groups, self.plan.block_rows
+        asked = range(block * size, min((block + 1) * size, int(groups.starts[-1])))
+        writer = Writer(folder, self.fields, self.float_dtype)
+        digest, shift = hashlib.sha256(), self.located.data.shift
+        for part in source.read(groups, asked):
+            if is_over.is_set():
+                raise LeftError
+            for rows in splitter.split(source, part):
+                if rows.split == "train":
+                    digest_rows(rows.table, digest)
+                    encoded = encode(
+                        self.fields, rows.table, shift, self.float_dtype, rows.row_name
+                    )
+                    writer.append(encoded, len(rows.table))
+        writer.close(to_disk=False)
+        if digest.hexdigest() != self.plan.digests[block]:
+            raise DataError(
+                f"{source.key}: {source.shown}: rows {asked.start} to {asked.stop - 1} are not "
+                "what they were when they were first read"
+            )
+
+    def _source(self) -> tuple[Source, Splitter]:
+        with self._lock:
+            if self._opened is None:
+                source = opened(self.located)[0]
+                fields = {field.name: field for field in self.fields}
+                self._opened = source, Splitter(self.located.data, source, fields, self._first)
+            return self._opened
+
+
+class Spool:
+    """Blocks of one run on this node: fetched by one worker, read by all, deleted after use."""
+
+    def __init__(self, root: Path, name: str, fetcher: Fetcher) -> None:
+        self.root, self.folder, self.fetcher = root, root / f".{name}.blocks", fetcher
+        self.is_over = threading.Event()
+        self._datasets: dict[int, Dataset] = {}
+        self._lock_path = root / f"{name}.lock"
+        with self._one_at_a_time():
+            self._lock = self._lock_path.open("a")
+            if try_lock(self._lock):  # the first one here: what is left is of dead ones
+                shutil.rmtree(self.folder, ignore_errors=True)
+            fcntl.flock(self._lock, fcntl.LOCK_SH)
+
+    def close(self) -> None:
+        """Leave the blocks to the other workers; the last one deletes them."""
+        self._datasets.clear()
+        if not self.root.exists():
+            return
+        with self._one_at_a_time():
+            if try_lock(self._lock):
+                shutil.rmtree(self.folder, ignore_errors=True)
+                self._lock_path.unlink(missing_ok=True)
+            self._lock.close()
+
+    @contextlib.contextmanager
+    def _one_at_a_time(self) -> Iterator[None]:
+        with (self.root / "spool.lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def fetch(self, block: int, wait: bool) -> None:
+        """Have the block on the disk; without `wait` leave it to another worker that is at it.
+
+        Raises LeftError once it is over.
+        """
+        path = self.folder / str(block)
+        if path.exists():
+            return
+        self.folder.mkdir(exist_ok=True)
+        with (self.folder / f"{block}.lock").open("a") as file:
+            while not try_lock(file):
+                if not wait:
+                    return
+                if self.is_over.wait(LOOK_SECONDS):
+                    raise LeftError
+            if not path.exists():
+                self._fetch(block, path)
+
+    def _fetch(self, block: int, path: Path) -> None:
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
+        for number in range(TRIES):
+            try:
+                shutil.rmtree(temporary, ignore_errors=True)
+                self.fetcher.into(block, temporary, self.is_over)
+                temporary.rename(path)
+                return
+            except ChangedError:
+                raise
+            except DataError:  # a network has its bad moments
+                if number == TRIES - 1:
+                    raise
+                if self.is_over.wait(FIRST_WAIT_SECONDS * 2**number):
+                    raise LeftError from None
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                raise DataError(
+                    f"cache.folder: {self.root} has no room for the blocks at hand "
+                    f"({error.strerror}); set cache.folder to another disk, or a smaller "
+                    "data.stream.window"
+                ) from None
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+
+    def dataset(self, block: int) -> Dataset:
+        """The block's rows, fetched now if nobody has."""
+        for _ in range(TRIES):
+            if block in self._datasets:
+                return self._datasets[block]
+            with contextlib.suppress(FileNotFoundError):  # deleted at this moment: once more
+                self.fetch(block, wait=True)
+                fetcher, first = self.fetcher, int(self.fetcher.plan.bounds[block])
+                path = self.folder / str(block)
+                self._datasets[block] = mapped(path, fetcher.fields, fetcher.float_dtype, first)
+        raise DataError(f"cache.folder: {self.root} was deleted while rows were read from it")
+
+    def keep(self, blocks: Iterable[int]) -> None:
+        """Delete all other blocks."""
+        wanted = set(blocks)
+        self._datasets = {block: rows for block, rows in self._datasets.items() if block in wanted}
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            if path.name.isdigit() and int(path.name) not in wanted:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def try_lock(file: Any) -> bool:
+    """Take the lock of an open file, unless another process has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

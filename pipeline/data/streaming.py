@@ -1,0 +1,124 @@
+"""Training rows that are fetched while training: those of a few blocks at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.data.batch import Blocks, Column, Ragged
+from pipeline.data.dataset import Buffer, Dataset
+from pipeline.data.plan import Plan
+from pipeline.data.sampler import Rows
+from pipeline.data.spool import Fetcher, LeftError, Spool
+from pipeline.errors import DataError
+
+
+class Streamed(Dataset):
+    """Training rows of which only some blocks are on this machine.
+
+    The first few rows always are. Others can be gathered while it is `opened`.
+    """
+
+    def __init__(self, head: Dataset, plan: Plan, fetcher: Fetcher, root: Path, name: str) -> None:
+        super().__init__(head.layout, head.records, head.lists)
+        self.head, self.plan, self.bounds = head, plan, plan.bounds
+        self._fetcher, self._root, self._name = fetcher, root, name
+        self._spool: Spool | None = None
+        self._expected: list[int] = []
+        self._expected_before: list[int] = []
+        self._woken = threading.Event()
+
+    def __len__(self) -> int:
+        return int(self.bounds[-1])
+
+    @contextlib.contextmanager
+    def opened(self, run: str) -> Iterator[Dataset]:
+        """Ready to fetch blocks, which all workers of the run on this node share."""
+        name = f"{self._name}-{hashlib.sha256(run.encode()).hexdigest()[:8]}"
+        self._spool = spool = Spool(self._root, name, self._fetcher)
+        thread = threading.Thread(target=self._fetch_ahead, args=[spool], name="stream")
+        thread.start()
+        try:
+            yield self
+        finally:
+            self.interrupt()
+            thread.join()
+            spool.close()
+            self._spool, self._expected, self._expected_before = None, [], []
+
+    def interrupt(self) -> None:
+        """Whoever waits for rows is to wait no longer."""
+        if self._spool is not None:
+            self._spool.is_over.set()
+            self._woken.set()
+
+    def expect(self, blocks: list[int]) -> None:
+        """Fetch these blocks, which will be asked for in this order, ahead of their use.
+
+        Those of the call before stay, as another worker may be a step behind; all others go.
+        """
+        if blocks != self._expected and self._spool is not None:
+            self._expected_before, self._expected = self._expected, blocks
+            self._spool.keep([*self._expected_before, *blocks])
+            self._woken.set()
+
+    def _fetch_ahead(self, spool: Spool) -> None:
+        while self._woken.wait() and not spool.is_over.is_set():
+            self._woken.clear()
+            blocks = self._expected
+            for block in blocks:
+                if spool.is_over.is_set() or self._expected is not blocks:
+                    break
+                # what fails here fails once more, and is raised, where the block is used
+                with contextlib.suppress(DataError, LeftError, OSError, ValueError):
+                    spool.fetch(block, wait=False)
+        self._woken.clear()
+
+    def gather(self, rows: Rows | Tensor, buffer: Buffer | None = None) -> Blocks:
+        """The given rows, in `buffer` if there is one; its next use ends the life of the batch."""
+        rows = np.asarray(rows)
+        if not len(rows) or rows.max() < len(self.head):
+            return self.head.gather(rows, buffer)
+        assert self._spool is not None, "rows are fetched while the store is opened"
+        buffer = buffer or Buffer(self.layout, len(rows))
+        blocks = np.searchsorted(self.bounds, rows, "right") - 1
+        apart: dict[str, list[tuple[Rows, Column]]] = {name: [] for name in self.lists}
+        for block in np.unique(blocks):
+            dataset = self._spool.dataset(int(block))
+            indices = np.flatnonzero(blocks == block)
+            local = rows[indices] - self.bounds[block]
+            buffer.records[indices] = dataset.records[local]
+            for name, lists in dataset.lists.items():
+                apart[name].append((indices, lists.gather(local)))
+        joined = {name: _joined(parts, len(rows)) for name, parts in apart.items()}
+        return Blocks(buffer.blocks(len(rows)), self.layout.slots, joined)
+
+    def parts(self, names: list[str], size: int = 2**16) -> Iterable[Blocks]:
+        """The named columns of the rows that are at hand."""
+        return self.head.parts(names, size)
+
+
+def _joined(parts: list[tuple[Rows, Column]], num_rows: int) -> Column:
+    """One column of the parts' rows, each at its index."""
+    first = parts[0][1]
+    if isinstance(first, Tensor):
+        whole = first.new_empty(num_rows, *first.shape[1:])
+        for indices, part in parts:
+            assert isinstance(part, Tensor)
+            whole[torch.from_numpy(indices)] = part
+        return whole
+    width = max(part.values.shape[1] for _, part in parts if isinstance(part, Ragged))
+    values, lengths = first.values.new_zeros(num_rows, width), first.lengths.new_zeros(num_rows)
+    for indices, part in parts:
+        assert isinstance(part, Ragged)
+        at = torch.from_numpy(indices)
+        values[at, : part.values.shape[1]] = part.values
+        lengths[at] = part.lengths
+    return Ragged(values, lengths)
