@@ -9,9 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 # modules, each with `register`: a registry under such a name would be replaced by the module
 from pipeline import losses, metrics, models, optimizers, schedules
-from pipeline.launch.run import Result, check, run
-from pipeline.spec import JobSpec
-from pipeline.specfile import load
+from pipeline.launch.result import Result
+from pipeline.launch.run import check, run
+from pipeline.spec import JobSpec, load
 
 try:
     __version__ = version("pipeline")

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
-from pipeline import plugins, spec, specfile
+from pipeline import plugins, render, spec
 from pipeline.errors import PipelineError, RunError, StoppedError, UnrecordedError, UsageError
 from pipeline.redact import redacted
 from pipeline.registry import REGISTRIES
@@ -42,7 +42,7 @@ def _job_options(command: Command) -> Command:
 
 
 def _overrides(texts: tuple[str, ...]) -> dict[str, Any]:
-    return dict(specfile.parse_override(text) for text in texts)
+    return dict(spec.parse_override(text) for text in texts)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -72,15 +72,16 @@ def run(
 ) -> None:
     """Train a job and record it in MLflow.
 
-    The same command again goes on with a run that was stopped or killed, and tells the result of
-    one that is finished.
+    The same command again resumes a run that was stopped or killed, and prints the result of one
+    that is finished.
 
     One worker runs in this process; with --set workers.num=N, N Ray workers train with DDP.
     Without MLFLOW_TRACKING_URI the record goes to a SQLite file beside the runs.
     """
     from pipeline.launch import run as launch
+    from pipeline.launch.result import Result
 
-    def finish(result: launch.Result) -> None:
+    def finish(result: Result) -> None:
         if as_json:
             click.echo(json.dumps(result.summary()))
 
@@ -93,31 +94,13 @@ def run(
         click.echo(f"error: {redacted(str(error))}", err=True)
         finish(error.result)
         sys.exit(error.exit_code)
-    _report(result, _say(as_json))
+    for line in render.result_lines(result):
+        click.echo(line, err=as_json)
     finish(result)
 
 
 def _say(as_json: bool) -> Callable[[str], None]:
     return lambda line: click.echo(line, err=as_json)
-
-
-def _report(result: Any, say: Callable[[str], None]) -> None:
-    loss = "no items" if result.loss is None else f"{result.loss:.6g}"
-    say(f"done  {result.steps} steps, loss of the last {loss}")
-    for name, value in result.metrics.items():
-        say(f"      validation {name} {'no value' if value is None else format(value, '.6g')}")
-    if best := result.best:
-        value = f"{best['metric']} {best['value']:.6g}"
-        say(f"best  validation {value} after step {best['step']}, whose weights are the model")
-    if result.first_difference is not None:
-        say(
-            f"note  step {result.first_difference} gave other numbers when it was computed again "
-            "after a failure: `pipeline prove` names the component"
-        )
-    say(f"saved {result.storage}")
-    say(f"mlflow run {result.run_id} in {result.tracking_uri}")
-    if result.tracking_uri.startswith("sqlite:"):
-        say(f"see   mlflow ui --backend-store-uri {result.tracking_uri}")
 
 
 @cli.command()
@@ -130,22 +113,10 @@ def check(job: str, overrides: tuple[str, ...], imports: tuple[str, ...], as_jso
     from pipeline.launch import run as launch
 
     checked, prepared, notices = launch.check(job, _overrides(overrides), imports, live=_live)
-    say = _say(as_json)
-    kinds = {field.name: field.kind for field in prepared.fields if field.is_input}
-    targets = [_target(field) for field in prepared.fields if field.is_target]
-    say(f"ok    {checked.name}")
-    dropped = prepared.facts["dropped"]
-    left_out = f", {dropped:,} dropped for missing values" if dropped else ""
-    held_out = f"{prepared.num_validation_rows:,} validation"
-    say(f"rows  {prepared.num_rows:,} training, {held_out}{left_out}")
-    shown = ", ".join(f"{name} ({kind})" for name, kind in list(kinds.items())[:8])
-    say(f"in    {shown}{', ...' if len(kinds) > 8 else ''}")
-    say(f"out   {', '.join(targets) or '(no target)'}")
-    say(f"model {_model(prepared)}")
-    for notice in notices:
-        say(f"note  {notice}")
+    for line in render.check_lines(prepared, notices):
+        click.echo(line, err=as_json)
     if as_json:
-        found = {
+        facts = {
             "state": "ok",
             "name": checked.name,
             "digest": checked.digest,
@@ -153,32 +124,7 @@ def check(job: str, overrides: tuple[str, ...], imports: tuple[str, ...], as_jso
             "validation_rows": prepared.num_validation_rows,
             "notices": [str(notice) for notice in notices],
         }
-        click.echo(json.dumps(found))
-
-
-def _model(prepared: Any) -> str:
-    """The model's size, and what it gives to the losses."""
-    import torch
-
-    from pipeline.train.job import objective, trial_batch
-
-    batch = trial_batch(prepared)
-    bound = objective(prepared.spec, prepared.fields, batch)
-    number = sum(p.numel() for p in bound.parameters() if p.requires_grad)
-    with torch.no_grad():
-        shapes = {name: list(made.shape[1:]) for name, made in bound.predict(batch).items()}
-    shown = [f"{name} [{', '.join(map(str, ['N', *shape]))}]" for name, shape in shapes.items()]
-    return f"{prepared.spec.model.name}, {number:,} parameters, gives {', '.join(shown)}"
-
-
-def _target(field: Any) -> str:
-    """A target column with its classes and how many training rows each has."""
-    if not field.counts or not field.vocabulary:
-        return f"{field.name} ({field.kind})"
-    both = list(zip(field.vocabulary, field.counts, strict=True))
-    shown = ", ".join(f"{value} {count:,}" for value, count in both[:10])
-    positive = f"; {both[-1][0]} is positive" if len(both) == 2 else ""
-    return f"{field.name} ({shown}{', ...' if len(both) > 10 else ''}{positive})"
+        click.echo(json.dumps(facts))
 
 
 @cli.command()
@@ -200,7 +146,7 @@ def prove(
     more, must give the same bits; other cuts into micro-batches the same curve to rounding. Ends
     with exit code 1 when that breaks, and names the component that breaks it.
     """
-    from pipeline.launch import prove as proving
+    from pipeline.verify import prove as proving
 
     try:
         numbers = [int(part) for part in workers.split(",")]
@@ -209,27 +155,31 @@ def prove(
     if not numbers or min(numbers) < 1:
         raise UsageError(f"--workers {workers}: expected numbers such as 1,2,3")
     say = _say(as_json)
-    header = iter([f"          {'curve':10}{'weights':10}{'difference':13}"])
+    header = iter([render.PROOF_HEADER])
 
     def each(outcome: proving.Outcome) -> None:
-        for line in (*header, proving.row(outcome)):  # no header over an error
+        for line in (*header, render.proof_row(outcome)):  # no header over an error
             say(line)
 
     proof = proving.prove(
         job, _overrides(overrides), imports, steps=steps, workers=numbers, tolerance=tolerance,
         each=each, say=_live,
     )  # fmt: skip
-    for line in proving.conclusion(proof):
+    conclusion = render.proof_conclusion(proof)
+    for line in conclusion:
         say(line)
-    found = proof.summary()
+    summary = proof.summary()
     if track:
-        from pipeline.track.evidence import log_proof
+        from pipeline.tracking.client import log_proof
 
-        text = "\n".join([*map(proving.row, proof.outcomes), *proving.conclusion(proof)])
-        found["run_id"], uri = log_proof(found, text, proof.experiment, Path(proof.storage).parent)
-        say(f"mlflow run {found['run_id']} in {uri}")
+        text = "\n".join([*map(render.proof_row, proof.outcomes), *conclusion])
+        storage = Path(proof.storage).parent
+        summary["run_id"], uri = log_proof(
+            summary, proof.tags, text, proof.name, proof.experiment, storage
+        )
+        say(f"mlflow run {summary['run_id']} in {uri}")
     if as_json:
-        click.echo(json.dumps(found))
+        click.echo(json.dumps(summary))
     sys.exit(0 if proof.is_kept else 1)
 
 
@@ -258,7 +208,7 @@ def list_(kind: str, imports: tuple[str, ...]) -> None:
 @click.option("--markdown", is_flag=True, help="Print a table of all keys, to be read.")
 def schema(imports: tuple[str, ...], markdown: bool) -> None:
     """Print the JSON schema of job specs, for completion in editors."""
-    from pipeline import reference
+    from pipeline.spec import reference
 
     plugins.load(imports)
     click.echo(reference.table() if markdown else json.dumps(spec.schema(), indent=2))
@@ -268,12 +218,12 @@ def schema(imports: tuple[str, ...], markdown: bool) -> None:
 @click.argument("folder", type=click.Path(exists=True, file_okay=False))
 def sync(folder: str) -> None:
     """Finish the MLflow record of a run's folder, after the server was down."""
-    from pipeline.launch.stop import noted
-    from pipeline.track import delivery
+    from pipeline.launch.signals import noted
+    from pipeline.tracking import process
 
     with noted() as signals:
-        found = delivery.finish(folder, signals)
-    click.echo(f"mlflow run {found['run_id']} in {found['tracking_uri']} has the whole record")
+        recorded = process.finish(folder, signals)
+    click.echo(f"mlflow run {recorded.run_id} in {recorded.tracking_uri} has the whole record")
 
 
 @cli.group()
@@ -291,17 +241,11 @@ _folder_option = click.option("--folder", metavar="FOLDER", help="A job's own ca
 @_folder_option
 def list_cache(folder: str | None) -> None:
     """Print what is kept, the data set used last first."""
-    from pipeline.data import cache as kept
+    from pipeline.data import cache as rows
 
-    place = kept.root(spec.Cache(folder=folder))
-    found = kept.entries(place)
-    for entry in found:
-        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
-        more = f" and {len(entry.files) - 1} more" if len(entry.files) > 1 else ""
-        named = f"{entry.files[0]}{more}" if entry.files else "(damaged)"
-        click.echo(f"{entry.name[:8]}  {_size(entry.size):>9}  {used}  "
-                   f"{entry.num_rows:>13,} rows  {named}")  # fmt: skip
-    click.echo(f"{len(found)} in {place}, {_size(sum(entry.size for entry in found))}")
+    root = rows.root(spec.Cache(folder=folder))
+    for line in render.cache_lines(rows.entries(root), root):
+        click.echo(line)
 
 
 @cache.command("clear")
@@ -312,22 +256,15 @@ def clear_cache(names: tuple[str, ...], folder: str | None) -> None:
 
     Runs that are going on keep their rows until they end; later ones convert them again.
     """
-    from pipeline.data import cache as kept
+    from pipeline.data import cache as rows
 
-    place = kept.root(spec.Cache(folder=folder))
-    found = [entry.name for entry in kept.entries(place)]
+    root = rows.root(spec.Cache(folder=folder))
+    known = [entry.name for entry in rows.entries(root)]
     for name in names:
-        if not any(entry.startswith(name) for entry in found):
-            raise UsageError(f"{name}: no such data set in {place}")
-    chosen = [entry for entry in found if not names or entry.startswith(names)]
-    click.echo(f"{len(chosen)} deleted, {_size(kept.clear(place, chosen))}")
-
-
-def _size(num_bytes: int) -> str:
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
-        if num_bytes >= size:
-            return f"{num_bytes / size:.1f} {unit}"
-    return f"{num_bytes / 2**10:.1f} KiB"
+        if not any(entry.startswith(name) for entry in known):
+            raise UsageError(f"{name}: no such data set in {root}")
+    chosen = [entry for entry in known if not names or entry.startswith(names)]
+    click.echo(f"{len(chosen)} deleted, {render.size_text(rows.clear(root, chosen))}")
 
 
 def main() -> None:
@@ -353,7 +290,7 @@ def main() -> None:
 
 def _end(error: PipelineError) -> NoReturn:
     """Say what went wrong, and end with its exit code."""
-    from pipeline.launch.stop import is_left_behind, let_go_of_output
+    from pipeline.launch.signals import is_left_behind, let_go_of_output
 
     text = redacted("\n  ".join([str(error), *getattr(error, "__notes__", [])]))
     try:

@@ -22,12 +22,12 @@ from pipeline.data.batch import Batch, num_rows, select
 from pipeline.data.bind import fit_table
 from pipeline.data.columns import encode
 from pipeline.data.dataset import in_memory
-from pipeline.dataspec import Data
 from pipeline.errors import ContractError, UsageError
 from pipeline.losses.contract import Loss, build, elements, rows
 from pipeline.losses.objective import Objective
 from pipeline.losses.terms import Output
-from pipeline.suspects import suspects, total
+from pipeline.probes import suspects, total
+from pipeline.spec.data import Data
 from pipeline.train.job import built
 
 TOLERANCE = 1e-9  # float64; sums of the same numbers in another order

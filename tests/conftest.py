@@ -12,6 +12,9 @@ import pytest
 import yaml
 
 from pipeline import cli, registry
+from pipeline.rundir import RunDir
+from pipeline.rundir.journal import events
+from pipeline.rundir.records import Event
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 JOBS = Path(__file__).parent.parent / "jobs"
@@ -50,6 +53,11 @@ def rows(num_rows: int = 24) -> str:
     return "\n".join(lines) + "\n"
 
 
+def happened(folder: Path, event: str) -> list[Event]:
+    """Lines of a run's journal on one kind of event."""
+    return [one for one in events(RunDir(folder).journal) if one["event"] == event]
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _rows_are_kept_apart(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Conversions of these tests' rows, away from the user's own."""
@@ -65,10 +73,10 @@ def _runs_are_recorded_beside_themselves(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.fixture(scope="session")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MLflow's tables in a file of SQLite, still empty: to make them takes over a second."""
-    from pipeline.track.deliver import _make_database
+    from pipeline.tracking.client import make_database
 
     path = tmp_path_factory.mktemp("database") / "mlflow.db"
-    _make_database(path)
+    make_database(path)
     return path
 
 

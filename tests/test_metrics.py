@@ -13,15 +13,15 @@ from torch import nn
 
 import pipeline
 from pipeline import registry
+from pipeline.checks.job import check
 from pipeline.data.sampler import Rows
 from pipeline.errors import UsageError
 from pipeline.losses.terms import bind
 from pipeline.metrics import Metric
-from pipeline.specfile import load
+from pipeline.spec import load
 from pipeline.train.best import Best
-from pipeline.train.check import check
 from pipeline.train.evaluate import chosen, evaluate
-from pipeline.train.job import objective, prepared, trial_batch
+from pipeline.train.job import objective, prepare, trial_batch
 from tests.conftest import JOBS, built_in
 from tests.processes import on_workers
 
@@ -79,7 +79,7 @@ def test_a_metric_that_cannot_be_is_refused_before_training(case: str) -> None:
     pipeline.metrics.register(name)(lambda: Metric(("values",), sums, value))
     spec = load(JOBS / "diabetes.yaml", {"metrics": [name]})
     with pytest.raises(UsageError) as raised:
-        check(prepared(spec, JOBS))
+        check(prepare(spec, JOBS))
     assert expected in str(raised.value)
     assert f"{name} ({__file__}:" in str(raised.value)
 
@@ -90,7 +90,7 @@ def test_best_by_asks_an_own_metric_which_way_is_better() -> None:
 
     for lower in (None, True, False):
         pipeline.metrics.register(f"t_way_{lower}")(lambda lower=lower: own(lower))
-    terms = bind(load(JOBS / "diabetes.yaml"), prepared(load(JOBS / "diabetes.yaml"), JOBS).fields)
+    terms = bind(load(JOBS / "diabetes.yaml"), prepare(load(JOBS / "diabetes.yaml"), JOBS).fields)
     for lower in (True, False):
         named = chosen(terms, [f"t_way_{lower}"])
         assert Best(f"t_way_{lower}", terms, named).lower_is_better is lower
@@ -107,7 +107,7 @@ def test_a_metric_that_divides_by_nothing_has_no_value() -> None:
     pipeline.metrics.register("t_nothing")(
         lambda: Metric(("values",), sums, lambda s: float(s[0]) / float(s[1]))
     )
-    job = prepared(load(JOBS / "diabetes.yaml", {"metrics": ["t_nothing", "rmse"]}), JOBS)
+    job = prepare(load(JOBS / "diabetes.yaml", {"metrics": ["t_nothing", "rmse"]}), JOBS)
     check(job)
     bound = objective(job.spec, job.fields, trial_batch(job))
     assert job.validation is not None
@@ -119,7 +119,7 @@ def test_a_metric_that_divides_by_nothing_has_no_value() -> None:
 
 def test_a_model_that_draws_in_evaluation_draws_the_same_whoever_evaluates() -> None:
     spec = load(JOBS / "digits.yaml")
-    job = prepared(spec, JOBS)
+    job = prepare(spec, JOBS)
     bound = objective(spec, job.fields, trial_batch(job))
     assert job.validation is not None
 
@@ -138,7 +138,7 @@ def test_a_model_that_draws_in_evaluation_draws_the_same_whoever_evaluates() -> 
 
 def evaluated(name: str, rank: int, num: int) -> dict[str, float | None]:
     spec = load(JOBS / f"{name}.yaml", {"metrics": METRICS[name], "training.precision": "float64"})
-    job = prepared(spec, JOBS)
+    job = prepare(spec, JOBS)
     bound = objective(spec, job.fields, trial_batch(job))
     assert job.validation is not None
     rows: Rows = np.arange(11)  # in batches of 4: three batches, so five workers leave two idle
@@ -181,7 +181,7 @@ def silent() -> Metric:
 
 
 def test_an_own_metric_reads_probabilities_if_it_says_so() -> None:
-    made = prepared(load(JOBS / "breast_cancer.yaml", {"metrics": ["t_auc"]}), JOBS)
+    made = prepare(load(JOBS / "breast_cancer.yaml", {"metrics": ["t_auc"]}), JOBS)
     bound = objective(made.spec, made.fields, trial_batch(made))
     rows = np.arange(made.num_rows)
     found = evaluate(
@@ -196,7 +196,7 @@ def test_an_own_metric_reads_probabilities_if_it_says_so() -> None:
 
 
 def test_an_own_metric_that_does_not_say_what_it_reads_is_refused() -> None:
-    made = prepared(load(JOBS / "breast_cancer.yaml"), JOBS)
+    made = prepare(load(JOBS / "breast_cancer.yaml"), JOBS)
     bound = objective(made.spec, made.fields, trial_batch(made))
     with pytest.raises(UsageError, match=r'does not say what it reads .* reads="labels"'):
         chosen(bound.terms, ["t_silent"])

@@ -106,8 +106,8 @@ def test_weights_by_label_without_a_target_name_the_missing_target(
 def test_balanced_weights_are_taken_for_any_two_values(
     yes: Any, job: Write, command: Command, tmp_path: Path
 ) -> None:
-    from pipeline.specfile import load
-    from pipeline.train.job import objective, prepared, trial_batch
+    from pipeline.spec import load
+    from pipeline.train.job import objective, prepare, trial_batch
 
     no = "no" if yes == "yes" else type(yes)(0)
     labels = [yes if i % 4 == 0 else no for i in range(24)]
@@ -118,7 +118,7 @@ def test_balanced_weights_are_taken_for_any_two_values(
     path = job({"loss": loss, "data.train": "yes.csv", "data.validation": None})
     code, _, err = command("check", path)
     assert code == 0, err
-    made = prepared(load(path), tmp_path)
+    made = prepare(load(path), tmp_path)
     bound = objective(made.spec, made.fields, trial_batch(made))
     one = torch.tensor([0.0]), torch.tensor([1.0])
     assert float(bound.terms[0].loss.items(*one)) == pytest.approx(3 * 0.6931472)

@@ -11,8 +11,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from pipeline import cli, reference
-from pipeline.specfile import load
+from pipeline import cli
+from pipeline.spec import load, reference
 from tests.benchmarks import __main__ as benchmarks
 from tests.conftest import JOBS, Command, Write
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pipeline import registry
 from pipeline.errors import SpecError
 from pipeline.spec import JobSpec, flat, schema
-from pipeline.specfile import load, parse_override
+from pipeline.spec.loader import load, parse_override
 from tests.conftest import JOBS, Write, built_in
 
 MINIMAL = {

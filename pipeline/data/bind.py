@@ -27,8 +27,8 @@ from pipeline.data.columns import (
 )
 from pipeline.data.missing import OddRows, kept_rows, with_missing
 from pipeline.data.reader import Source, in_memory
-from pipeline.dataspec import Data
 from pipeline.errors import DataError
+from pipeline.spec.data import Data
 
 
 def bind(

@@ -8,7 +8,6 @@ renamed, by one process of a node; the others wait for it.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -18,22 +17,22 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from filelock import FileLock, Timeout
 
 from pipeline.data.columns import Field, FloatType, Reading, from_json
-from pipeline.data.convert import EXAMPLE, MANIFEST, Conversion, Say
+from pipeline.data.convert import EXAMPLE, MANIFEST, Conversion, Facts, Manifest, Say
 from pipeline.data.dataset import Dataset, mapped
 from pipeline.data.fingerprint import crc32
 from pipeline.data.locate import Located, located
 from pipeline.data.plan import Plan
-from pipeline.data.spool import Fetcher, try_lock
+from pipeline.data.spool import Fetcher
 from pipeline.data.streaming import Streamed
-from pipeline.dataspec import Data
 from pipeline.errors import DataError, UsageError
 from pipeline.spec import Cache
+from pipeline.spec.data import Data
 
 FORMAT = 5
 """Changes with the layout of entries, and with what rows are made of."""
@@ -54,8 +53,7 @@ class Converted:
     """SHA-256 over names, types and values of the used columns, whatever the file layout."""
     example: pa.Table
     """The first training rows, raw."""
-    facts: dict[str, Any]
-    """Where the rows come from, how many were dropped, and the columns' profiles."""
+    facts: Facts
 
 
 def root(cache: Cache) -> Path:
@@ -82,20 +80,20 @@ def rows(
     `trusted_seconds` ago is not read through again. Raises DataError naming the key, the file and
     the column.
     """
-    found = located(data, base)
+    files = located(data, base)
     folder = root(cache)
-    key = _key(found, data, base, readings, float_dtype)
+    key = _key(files, data, base, readings, float_dtype)
     entry = folder / key
     with _locked(folder, key):
-        if not _is_whole(entry, trusted_seconds, say):
-            _build(found, base, readings, float_dtype, entry, say)
+        if not _is_intact(entry, trusted_seconds, say):
+            _build(files, base, readings, float_dtype, entry, say)
             if _key(located(data, base), data, base, readings, float_dtype) != key:
                 shutil.rmtree(entry)
                 raise DataError("data: files changed while they were read; try again")
         (entry / USED).touch()
-        made = _opened(entry, found, float_dtype)
+        converted = _opened(entry, files, float_dtype)
     _make_room(folder, cache.most_gib * 2**30, key)
-    return made
+    return converted
 
 
 def _key(
@@ -115,24 +113,25 @@ def _key(
 @contextmanager
 def _locked(folder: Path, key: str) -> Iterator[None]:
     """One process of this node at a time; others wait."""
-    place = folder / f"{key}.lock"
-    while True:
-        try:
-            file = place.open("a")
-        except OSError as error:
-            text = f"cache.folder: {folder} cannot be written: {error.strerror}"
-            raise UsageError(text) from None
-        with file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if place.exists() and os.fstat(file.fileno()).st_ino == place.stat().st_ino:
-                yield
-                return  # else the entry, and its lock, were deleted while we waited
+    lock = FileLock(folder / f"{key}.lock")
+    try:
+        lock.acquire()
+    except OSError as error:
+        text = f"cache.folder: {folder} cannot be written: {error.strerror}"
+        raise UsageError(text) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _is_free(folder: Path, key: str) -> bool:
     """Whether no process reads or writes the entry at this moment."""
-    with (folder / f"{key}.lock").open("a") as file:
-        return try_lock(file)
+    try:
+        with FileLock(folder / f"{key}.lock", timeout=0):
+            return True
+    except Timeout:
+        return False
 
 
 def _build(
@@ -160,19 +159,15 @@ def _build(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _manifest(entry: Path) -> dict[str, Any] | None:
-    """The entry's manifest if it is whole."""
+def _manifest(entry: Path) -> Manifest | None:
+    """The entry's manifest if it is intact."""
     try:
-        digest, _, text = (entry / MANIFEST).read_text().partition("\n")
-        if hashlib.sha256(text.encode()).hexdigest() != digest:
-            return None
-        found: dict[str, Any] = json.loads(text)
+        return Manifest.read(entry / MANIFEST)
     except (OSError, ValueError):
         return None
-    return found
 
 
-def _is_whole(entry: Path, trusted_seconds: float, say: Say) -> bool:
+def _is_intact(entry: Path, trusted_seconds: float, say: Say) -> bool:
     """Whether every byte of the entry is as it was written; reading it also warms it up."""
     manifest = _manifest(entry)
     if manifest is None:
@@ -181,10 +176,10 @@ def _is_whole(entry: Path, trusted_seconds: float, say: Say) -> bool:
         return False
     stamp = entry / READ
     is_trusted = stamp.exists() and time.time() - stamp.stat().st_mtime < trusted_seconds
-    for name, size in manifest["sizes"].items():
+    for name, stored in manifest.files.items():
         path = entry / name
-        if not path.exists() or path.stat().st_size != size or (
-            not is_trusted and crc32(path) != manifest["crc32"][name]
+        if not path.exists() or path.stat().st_size != stored.bytes or (
+            not is_trusted and crc32(path) != stored.crc32
         ):  # fmt: skip
             say(f"cache {entry.name}/{name} is damaged: converting again")
             return False
@@ -196,17 +191,17 @@ def _is_whole(entry: Path, trusted_seconds: float, say: Say) -> bool:
 def _opened(entry: Path, found: Located, float_dtype: FloatType) -> Converted:
     manifest = _manifest(entry)
     assert manifest is not None
-    fields = [from_json(field) for field in manifest["fields"]]
+    fields = [from_json(field) for field in manifest.fields]
     example = pa.ipc.open_file(entry / EXAMPLE).read_all()
     train = mapped(entry / "train", fields, float_dtype)
-    if manifest["stream"]:
-        plan, first = Plan.from_json(manifest["stream"]), manifest["stream"]["first"]
-        fetcher = Fetcher(found, fields, float_dtype, plan, first)
+    if manifest.stream:
+        plan = Plan.from_record(manifest.stream)
+        fetcher = Fetcher(found, fields, float_dtype, plan, manifest.stream.first)
         train = Streamed(train, plan, fetcher, entry.parent, entry.name)
     validation = None
     if (entry / "validation").exists():
         validation = mapped(entry / "validation", fields, float_dtype)
-    return Converted(fields, train, validation, manifest["fingerprint"], example, manifest["facts"])
+    return Converted(fields, train, validation, manifest.fingerprint, example, manifest.facts)
 
 
 @dataclass(frozen=True)
@@ -229,12 +224,13 @@ def entries(folder: Path) -> list[Entry]:
         if not place.is_dir() or place.name.startswith("."):
             continue
         size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
-        facts = (_manifest(place) or {}).get("facts", {})
+        manifest = _manifest(place)
         used = place / USED
         found.append(
             Entry(
                 place.name, size, (used if used.exists() else place).stat().st_mtime,
-                facts.get("files", []), sum(facts.get("rows", {}).values()),
+                manifest.facts.files if manifest else [],
+                sum(manifest.facts.rows.values()) if manifest else 0,
             )
         )  # fmt: skip
     return sorted(found, key=lambda entry: -entry.used)
@@ -250,7 +246,6 @@ def clear(folder: Path, names: list[str] | None = None) -> int:
     for entry in entries(folder):
         if (names is None or entry.name in names) and _is_free(folder, entry.name):
             shutil.rmtree(folder / entry.name, ignore_errors=True)
-            (folder / f"{entry.name}.lock").unlink(missing_ok=True)
             freed += entry.size
     return freed
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
 
 from pipeline.data.arrow import missing
 from pipeline.data.bind import bind, fit, unfitted
@@ -25,17 +25,56 @@ from pipeline.data.dataset import Layout, Writer
 from pipeline.data.fingerprint import crc32, digest_rows
 from pipeline.data.locate import Located
 from pipeline.data.missing import OddRows
-from pipeline.data.plan import Plan
+from pipeline.data.plan import Plan, PlanRecord
 from pipeline.data.reader import Block, Source, opened
 from pipeline.data.split import SPLITS, SplitRows, Splitter
-from pipeline.dataspec import Data
 from pipeline.errors import DataError
+from pipeline.files.sealed import Sealed
+from pipeline.spec.data import Data
 
 EXAMPLE_ROWS = 5
 HEAD_ROWS = 64
 """Rows that are kept of those that are streamed: enough to try a model and its losses on."""
 MANIFEST, EXAMPLE = "manifest.json", "example.arrow"
 Say = Callable[[str], None]
+
+
+class Facts(BaseModel):
+    """What people are told about the rows."""
+
+    model_config = ConfigDict(frozen=True)
+
+    rows: dict[str, int]
+    """Of each split."""
+    dropped: int
+    files: list[str]
+    """The first thousand."""
+    num_files: int
+    profile: dict[str, Profile]
+    """Plain numbers about each column."""
+    index_columns: list[str]
+    """Columns of pandas' index, which are not read."""
+
+
+class Stored(BaseModel):
+    """A file of an entry."""
+
+    model_config = ConfigDict(frozen=True)
+
+    bytes: int
+    crc32: int
+
+
+class Manifest(Sealed):
+    """What an entry of the cache is."""
+
+    fields: list[dict[str, Any]]
+    """As `Field.to_json` gives them."""
+    fingerprint: str
+    facts: Facts
+    files: dict[str, Stored]
+    stream: PlanRecord | None
+    """Of rows that are streamed."""
 
 
 class Conversion:
@@ -76,29 +115,30 @@ class Conversion:
         with pa.ipc.new_file(folder / EXAMPLE, self.example.schema) as writer:
             writer.write_table(self.example)
         joined = "".join(self.digests[split].hexdigest() for split in SPLITS)
-        profiles: dict[str, Profile] = {
+        paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        manifest = Manifest(
+            fields=[field.to_json() for field in fields],
+            fingerprint=hashlib.sha256(joined.encode()).hexdigest(),
+            facts=self._facts(),
+            files={
+                str(path.relative_to(folder)): Stored(bytes=path.stat().st_size, crc32=crc32(path))
+                for path in paths
+            },
+            stream=self.plan.record(self.splitter.first) if self.plan else None,
+        )
+        (folder / MANIFEST).write_bytes(manifest.to_bytes())
+
+    def _facts(self) -> Facts:
+        files = self.located.files
+        profile: dict[str, Profile] = {
             name: {"type": one.field.arrow_type, "missing": self.missing.get(name, 0)}
             | one.profile()
             for name, one in self.statistics.items()
         }
-        files = self.located.files
-        manifest: dict[str, Any] = {
-            "fields": [field.to_json() for field in fields],
-            "fingerprint": hashlib.sha256(joined.encode()).hexdigest(),
-            "facts": {
-                "rows": self.counts, "dropped": self.dropped, "files": files[:1000],
-                "num_files": len(files), "profile": profiles, "passed": self.train.passed,
-            },
-            "sizes": {}, "crc32": {},
-            "stream": self.plan and self.plan.to_json(self.splitter.first),
-        }  # fmt: skip
-        for path in sorted(folder.rglob("*")):
-            if path.is_file():
-                name = str(path.relative_to(folder))
-                manifest["sizes"][name] = path.stat().st_size
-                manifest["crc32"][name] = crc32(path)
-        text = json.dumps(manifest)
-        (folder / MANIFEST).write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
+        return Facts(
+            rows=self.counts, dropped=self.dropped, files=files[:1000], num_files=len(files),
+            profile=profile, index_columns=self.train.passed,
+        )  # fmt: skip
 
     def _observe(self) -> None:
         """First pass: column statistics, numbers of rows, fingerprint."""

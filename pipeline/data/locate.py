@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from pipeline.data import samples
-from pipeline.dataspec import Data
 from pipeline.errors import DataError
 from pipeline.redact import redacted
+from pipeline.spec.data import Data
 
 FORMATS = {
     ".parquet": "parquet", ".pq": "parquet",

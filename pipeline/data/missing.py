@@ -13,8 +13,8 @@ from pipeline.data.arrow import missing, unreadable
 from pipeline.data.columns import Field, RowName, column_errors
 from pipeline.data.columns.base import FIRST_ROWS, in_rows
 from pipeline.data.reader import Block, Source
-from pipeline.dataspec import Constant, Data
 from pipeline.errors import DataError
+from pipeline.spec.data import Constant, Data
 
 
 def with_missing(

@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 
 from pipeline.data.fingerprint import digest_rows
 from pipeline.data.reader import Block, Group, Groups, Source
 from pipeline.data.sampler import Rows
 from pipeline.data.split import SplitRows
-from pipeline.dataspec import Stream
+from pipeline.spec.data import Stream
+
+
+class PlanRecord(BaseModel):
+    """A plan as it is stored."""
+
+    model_config = ConfigDict(frozen=True)
+
+    block_rows: int
+    window: int
+    counts: list[int]
+    digests: list[str]
+    first: int | float | None
+    """Where a split by time begins."""
+    groups: list[tuple[int, int, int]]
+    """File, row group and rows."""
 
 
 @dataclass
@@ -51,19 +66,19 @@ class Plan:
                 digest_rows(rows.table, self._digest)
         self.digests[-1] = self._digest.hexdigest()
 
-    def to_json(self, first: float | None) -> dict[str, Any]:
-        """The plan, and where a split by time begins."""
-        return {
-            "block_rows": self.block_rows, "window": self.window, "counts": self.counts,
-            "digests": self.digests, "first": first,
-            "groups": [[*group, rows] for group, rows in self.groups.items()],
-        }  # fmt: skip
+    def record(self, first: int | float | None) -> PlanRecord:
+        """The plan as it is stored, with where a split by time begins."""
+        return PlanRecord(
+            block_rows=self.block_rows, window=self.window, counts=self.counts,
+            digests=self.digests, first=first,
+            groups=[(*group, rows) for group, rows in self.groups.items()],
+        )  # fmt: skip
 
     @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> Plan:
-        """The plan that `to_json` gave."""
-        groups = {(file, number): rows for file, number, rows in found["groups"]}
-        return cls(found["block_rows"], found["window"], found["counts"], found["digests"], groups)
+    def from_record(cls, record: PlanRecord) -> Plan:
+        """The plan that was stored."""
+        groups = {(file, number): rows for file, number, rows in record.groups}
+        return cls(record.block_rows, record.window, record.counts, record.digests, groups)
 
     @property
     def bounds(self) -> Rows:

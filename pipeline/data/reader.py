@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from pipeline.data.formats import datasets
 from pipeline.data.locate import Located, Place, plainly
-from pipeline.dataspec import Data, Split
 from pipeline.errors import DataError
 from pipeline.redact import redacted
 from pipeline.registry import nearest
+from pipeline.spec.data import Data, Split
 
 INDEX = re.compile(r"__index_level_\d+__|Unnamed: \d+")
 SMALLEST_BLOCK, LARGEST_BLOCK = 64, 2**16

@@ -21,8 +21,8 @@ from pipeline.data.columns.base import column_errors, refuse_rows
 from pipeline.data.missing import OddRows, kept_rows
 from pipeline.data.reader import Block, Source
 from pipeline.data.sampler import Rows
-from pipeline.dataspec import Data, Split
 from pipeline.errors import DataError
+from pipeline.spec.data import Data, Split
 
 SPLITS = ("train", "validation")
 Chooser = Callable[[pa.Table, RowName], NDArray[np.bool_]]

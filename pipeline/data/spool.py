@@ -9,11 +9,12 @@ import hashlib
 import os
 import shutil
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from filelock import FileLock, Timeout
 
 from pipeline.data.columns import Field, FloatType, encode
 from pipeline.data.dataset import Dataset, Writer, mapped
@@ -108,7 +109,7 @@ class Spool:
         self._lock_path = root / f"{name}.lock"
         with self._one_at_a_time():
             self._lock = self._lock_path.open("a")
-            if try_lock(self._lock):  # the first one here: what is left is of dead ones
+            if _try_lock(self._lock):  # the first one here: what is left is of dead ones
                 shutil.rmtree(self.folder, ignore_errors=True)
             fcntl.flock(self._lock, fcntl.LOCK_SH)
 
@@ -118,16 +119,13 @@ class Spool:
         if not self.root.exists():
             return
         with self._one_at_a_time():
-            if try_lock(self._lock):
+            if _try_lock(self._lock):
                 shutil.rmtree(self.folder, ignore_errors=True)
                 self._lock_path.unlink(missing_ok=True)
             self._lock.close()
 
-    @contextlib.contextmanager
-    def _one_at_a_time(self) -> Iterator[None]:
-        with (self.root / "spool.lock").open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+    def _one_at_a_time(self) -> FileLock:
+        return FileLock(self.root / "spool.lock")
 
     def fetch(self, block: int, wait: bool) -> None:
         """Have the block on the disk; without `wait` leave it to another worker that is at it.
@@ -138,14 +136,21 @@ class Spool:
         if path.exists():
             return
         self.folder.mkdir(exist_ok=True)
-        with (self.folder / f"{block}.lock").open("a") as file:
-            while not try_lock(file):
+        lock = FileLock(self.folder / f"{block}.lock", timeout=0)
+        while True:
+            try:
+                lock.acquire()
+                break
+            except Timeout:
                 if not wait:
                     return
                 if self.is_over.wait(LOOK_SECONDS):
-                    raise LeftError
+                    raise LeftError from None
+        try:
             if not path.exists():
                 self._fetch(block, path)
+        finally:
+            lock.release()
 
     def _fetch(self, block: int, path: Path) -> None:
         temporary = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
@@ -194,7 +199,7 @@ class Spool:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def try_lock(file: Any) -> bool:
+def _try_lock(file: Any) -> bool:
     """Take the lock of an open file, unless another process has it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

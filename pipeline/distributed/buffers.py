@@ -13,8 +13,7 @@ from pipeline.data.batch import Batch, num_rows, select
 from pipeline.distributed import comm
 from pipeline.errors import UsageError
 from pipeline.losses.objective import Objective
-from pipeline.suspects.calls import kept_buffers
-from pipeline.suspects.modules import without_dropout
+from pipeline.probes.calls import kept_buffers, without_dropout
 
 LEAST = torch.iinfo(torch.int64).min
 MOST_ROWS = 16

@@ -8,9 +8,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, TextIO
+from typing import TextIO
 
-from pipeline.train.curve import Reader
+from pipeline.rundir.journal import Reader
+from pipeline.rundir.records import Event, Numbers
 
 LIVE_SECONDS = 0.2
 PLAIN_SECONDS = 10.0
@@ -33,8 +34,8 @@ class Progress:
         self.live = self.stream.isatty()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
-        self._train: dict[str, Any] = {}
-        self._validation: dict[str, Any] = {}
+        self._train: Numbers = {}
+        self._validation: Numbers = {}
         self._again = ""
         self._step = self._last_shown = 0
         self._started = (0, 0.0)
@@ -69,20 +70,22 @@ class Progress:
 
     def _read(self) -> None:
         for point in self.reader.new():
-            if point.get("event") == "again":
-                self._compared(point)
-            elif "event" in point:
-                self._tell(point)
-            self._validation = point.get("validation", self._validation)
-            if "train" in point:
+            if "event" in point:
+                if point["event"] == "again":
+                    self._compared(point)
+                else:
+                    self._tell(point)
+            elif "validation" in point:
+                self._validation = point["validation"]
+            else:
                 self._train, self._step, self._again = point["train"], point["step"], ""
                 if not self._started[0]:
                     self._started = (point["step"], point["time"] / 1000)
                 self._now = point["time"] / 1000
-            if "skipped" in point:
-                rows = ", ".join(map(str, point["skipped"][:8]))
-                rows = f", from rows {rows}" if rows else " in its gradient"
-                self._say(f"step {point['step']} is left out: not finite{rows}")
+                if "skipped" in point:
+                    rows = ", ".join(map(str, point["skipped"][:8]))
+                    cause = f", from rows {rows}" if rows else " in its gradient"
+                    self._say(f"step {point['step']} is skipped: not finite{cause}")
 
     def _look_at_record(self) -> None:
         """Say once that MLflow does not take the record, and once that it does again."""
@@ -94,21 +97,21 @@ class Progress:
             )  # fmt: skip
         self._told_trouble = now
 
-    def _compared(self, event: dict[str, Any]) -> None:
-        """How far steps are that are computed again; at their end, what came of it."""
+    def _compared(self, event: Event) -> None:
+        """How far the recomputation of steps is; at its end, what came of it."""
         if "num_steps" not in event:
-            self._again = f"step {event['step']} of {event['reached']}, computed again"
+            self._again = f"step {event['step']} of {event['reached']}, recomputed"
             return
         self._again, number = "", event["num_steps"]
         if "differs" in event and event["differs"] is None:
             steps = f"{number:,} steps were" if number > 1 else "1 step was"
-            self._say(f"{steps} computed again, with the numbers that stand in the curve")
+            self._say(f"{steps} recomputed, with the numbers that stand in the curve")
 
-    def _tell(self, event: dict[str, Any]) -> None:
+    def _tell(self, event: Event) -> None:
         """A line for what happened to the run; the first start is no news."""
         if event["event"] == "stop" or event.get("attempt") == 1:
             return
-        text = event.get("text") or _going_on(event)
+        text = event.get("text") or _resumed(event)
         if "after" in event:
             text = f"{event['after']}; {text}"
         self._started, self._again = (0, 0.0), ""  # speed is measured anew
@@ -157,14 +160,14 @@ class Progress:
             self.stream.flush()
 
 
-def _going_on(event: dict[str, Any]) -> str:
+def _resumed(event: Event) -> str:
     """A run's second or later start."""
     step, number, again = event["step"], event["workers"], event["reached"] - event["step"]
     on = f"with {number} worker{'s' if number > 1 else ''} (attempt {event['attempt']})"
-    text = f"going on from step {step} {on}" if step else f"starting again at step 0 {on}"
+    text = f"resuming from step {step} {on}" if step else f"starting again at step 0 {on}"
     if again > 0:
         steps = f"{again:,} steps are" if again > 1 else "1 step is"
-        text += f": {steps} computed again"
+        text += f": {steps} recomputed"
     return text
 
 

@@ -6,75 +6,25 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import plugins, registry
-from pipeline.errors import PipelineError, RunError, StoppedError, UnrecordedError, UsageError
-from pipeline.launch import runs
+from pipeline.errors import PipelineError, RunError, StoppedError, UsageError
+from pipeline.launch.result import Result
 from pipeline.redact import redacted
-from pipeline.spec import JobSpec
-from pipeline.specfile import load
-from pipeline.track import delivery
-from pipeline.train import files
+from pipeline.spec import JobSpec, load
+from pipeline.tracking.names import tracking_uri
 
 if TYPE_CHECKING:
-    from pipeline.losses.fit import Notice
+    from pipeline.checks.batch import Notice
+    from pipeline.rundir import RunDir
+    from pipeline.rundir.records import Recorded, State
+    from pipeline.train.assignment import Assignment
     from pipeline.train.job import Job
 
 MOST_PER_CORE = 4
-
-
-@dataclass(frozen=True)
-class Result:
-    """A finished run."""
-
-    run_id: str
-    tracking_uri: str
-    storage: str
-    """Folder of the run: spec, journal of the curve, weights."""
-    steps: int
-    loss: float | None
-    """Loss of the last step."""
-    metrics: dict[str, float | None]
-    """Last values of the validation rows: `loss` and each metric."""
-    curve_sha256: str
-    weights_sha256: str
-    """Of the recorded model: the last step's weights, or those of the best evaluation."""
-    best: dict[str, Any] | None = None
-    """With `training.best_by`: metric, step and value of the best evaluation."""
-    state: str = "finished"
-    curve: list[dict[str, Any]] = field(default_factory=list, repr=False)
-    """Every point of the journal: `step` with `train` and `terms`, or with `validation`."""
-    workers: list[int] = field(default_factory=list)
-    """How many workers it had: once, and again after each failure, resize or stop."""
-    first_difference: int | None = None
-    """The first step that gave other numbers when it was computed again after a failure."""
-    first_step_seconds: float | None = None
-    """From the start of the command to the end of the first step."""
-
-    @cached_property
-    def model(self) -> Any:
-        """The recorded model: `model.predict(data_frame)` takes raw columns."""
-        from pipeline.track.model import load_model
-
-        return load_model(self.run_id, self.tracking_uri)
-
-    @property
-    def losses(self) -> list[float | None]:
-        """The global loss of every step."""
-        return [point["train"]["loss"] for point in self.curve if "train" in point]
-
-    def summary(self) -> dict[str, Any]:
-        """What `--json` prints."""
-        keys = (
-            "run_id", "tracking_uri", "state", "steps", "loss", "metrics", "curve_sha256",
-            "weights_sha256", "best", "storage", "workers", "first_difference",
-            "first_step_seconds",
-        )  # fmt: skip
-        return {key: getattr(self, key) for key in keys}
+Tell = Callable[[str], None]
 
 
 def check(
@@ -82,7 +32,7 @@ def check(
     overrides: Mapping[str, Any] | None = None,
     imports: Sequence[str] = (),
     *,
-    live: Callable[[str], None] = lambda _: None,
+    live: Tell = lambda _: None,
 ) -> tuple[JobSpec, Job, list[Notice]]:
     """Everything that can be known before workers start: spec, files, columns, one real batch.
 
@@ -92,14 +42,98 @@ def check(
     plugins.load(list(imports))
     spec = load(path, overrides)
     refuse_too_many(spec)
-    _refuse_copy(spec)
-    delivery.tracking_uri(storage_of(spec))
-    from pipeline.train import check as checks
-    from pipeline.train import job as jobs
+    from pipeline.checks.job import check as check_job
+    from pipeline.launch.resume import Runs
+    from pipeline.train.job import prepare
 
+    _refuse_backup(spec, Runs(spec))
     with _threads(1):  # faster for a small batch
-        made = jobs.prepared(spec, base_of(path), live)
-        return spec, made, checks.check(made)
+        job = prepare(spec, base_of(path), live)
+        return spec, job, check_job(job)
+
+
+def run(
+    path: str | Path | Mapping[str, Any],
+    overrides: Mapping[str, Any] | None = None,
+    imports: Sequence[str] = (),
+    *,
+    fresh: bool = False,
+    say: Tell | None = None,
+    live: Tell = lambda _: None,
+    started: float | None = None,
+) -> Result:
+    """Train the job of `path` with dotted `overrides`, and record it in MLflow.
+
+    A run of the same job that is not finished is resumed, and the result of one that is finished is
+    returned; `fresh` starts a new one. What is trained may not have changed in between.
+    `imports` are modules or files with custom losses, models, metrics, optimizers or schedules.
+    `say` gets lines for the user, `live` lines of which each replaces the last. Raises the errors
+    of `check`, RunError, or RecordError when only the record is missing.
+    """
+    started = time.time() if started is None else started
+
+    def tell(line: str) -> None:
+        with contextlib.suppress(BrokenPipeError):  # nobody reads it any more
+            if say:
+                say(line)
+
+    spec, job, notices = check(path, overrides, imports, live=live)
+    modules = plugins.homes(components(spec), plugins.load(list(imports)))
+    from pipeline.launch.resume import Runs
+    from pipeline.tracking.record import write_record
+
+    runs = Runs(spec)
+    with contextlib.ExitStack() as held:
+        if "RAY_ADDRESS" in os.environ:  # what it cannot hold is refused before there is a run
+            from pipeline.launch.ray_trainer import session
+
+            held.enter_context(session(spec))
+        with runs.choosing():
+            folder = runs.choose(job, modules, fresh, tell)
+            if not folder.is_intact:
+                held.enter_context(folder.locked())
+                for text in runs.recover(folder, job):
+                    tell(f"note  {text}")
+                if damage := folder.damage():
+                    tell(f"note  {folder.name} was finished, but {damage}: its end is done again")
+            is_finished = folder.is_intact
+            if is_finished:
+                tell(f"run   {folder.name} is finished already; --fresh starts it anew")
+            else:
+                for notice in notices:
+                    tell(f"note  {notice}")
+                plugins.carry(modules, folder.imports)
+                write_record(folder, job, modules)
+                runs.back_up_record(folder)
+        if is_finished:
+            held.close()
+            return _finished(folder, started, tell)
+        told = assignment(job, folder, modules, base_of(path))
+        return _trained(job, told, started, tell)
+
+
+def assignment(job: Job, folder: RunDir, modules: list[str], base: Path) -> Assignment:
+    """What the workers of a run are told."""
+    from pipeline.launch.ray_trainer import in_process
+    from pipeline.train.assignment import Assignment
+
+    origins = plugins.origins(modules, folder.imports)
+    here = job if in_process(job.spec) else None
+    return Assignment(job.spec, base, folder, modules, origins, job.fingerprint, here)
+
+
+def components(spec: JobSpec) -> list[Callable[..., Any]]:
+    """What the spec names in the registries."""
+    named = [(registry.losses, term.name) for term in spec.loss]
+    named += [(registry.models, spec.model.name), (registry.optimizers, spec.optimizer.name)]
+    named += [(registry.schedules, spec.schedule.name)]
+    named += [(registry.metrics, name) for name in spec.metrics or []]
+    return [kind[name].build for kind, name in named]
+
+
+def base_of(path: str | Path | Mapping[str, Any]) -> Path:
+    """Where relative data paths of the spec start."""
+    return Path.cwd() if isinstance(path, Mapping) else Path(path).resolve().parent
 
 
 def refuse_too_many(spec: JobSpec) -> None:
@@ -113,14 +147,15 @@ def refuse_too_many(spec: JobSpec) -> None:
         )
 
 
-def _refuse_copy(spec: JobSpec) -> None:
-    """A copy of the runs must be somewhere else, and reachable."""
-    place, mirror = spec.checkpoint.copy_to, runs.copies_of(spec)
-    if mirror is None or place is None:
+def _refuse_backup(spec: JobSpec, runs: Any) -> None:
+    """MLflow's address must be one, and a backup somewhere else, and reachable."""
+    tracking_uri(runs.storage)
+    place = spec.checkpoint.copy_to
+    if place is None:
         return
-    if "://" not in place and Path(place).expanduser().resolve() == storage_of(spec):
+    if "://" not in place and Path(place).expanduser().resolve() == runs.storage:
         raise UsageError(f"checkpoint.copy_to: {place} is `storage` itself; give another folder")
-    mirror.runs(spec.name)
+    runs.backups.numbers(runs.slug)
 
 
 @contextlib.contextmanager
@@ -136,170 +171,87 @@ def _threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def base_of(path: str | Path | Mapping[str, Any]) -> Path:
-    """Where relative data paths of the spec start."""
-    return Path.cwd() if isinstance(path, Mapping) else Path(path).resolve().parent
+def _finished(folder: RunDir, started: float, tell: Tell) -> Result:
+    """The result of a run that is finished; what MLflow still lacks is uploaded."""
+    from pipeline.launch.signals import noted
+    from pipeline.tracking import process
+
+    recorded = folder.read_recorded()
+    if not recorded.complete or not recorded.model_uri:
+        with folder.locked(), noted() as signals:
+            recorded = process.wait(process.start(folder, process.ALONE), folder, tell, signals)
+    return Result.of(folder, recorded, started)
 
 
-def run(
-    path: str | Path | Mapping[str, Any],
-    overrides: Mapping[str, Any] | None = None,
-    imports: Sequence[str] = (),
-    *,
-    fresh: bool = False,
-    say: Callable[[str], None] | None = None,
-    live: Callable[[str], None] = lambda _: None,
-    started: float | None = None,
-) -> Result:
-    """Train the job of `path` with dotted `overrides`, and record it in MLflow.
-
-    A run of the same job that is not finished goes on where it was, and one that is finished is
-    returned; `fresh` starts anew. What is trained may not have changed in between.
-    `imports` are modules or files with own losses, models, metrics, optimizers or schedules. `say`
-    gets lines for the user, `live` lines of which each replaces the last. Raises the errors of
-    `check`, RunError, or RecordError when only the record is missing.
-    """
-    started = time.time() if started is None else started
-
-    def tell(line: str) -> None:
-        with contextlib.suppress(BrokenPipeError):  # nobody reads it any more
-            if say:
-                say(line)
-
-    spec, job, notices = check(path, overrides, imports, live=live)
-    modules = plugins.homes(components(spec), plugins.load(list(imports)))
-    with contextlib.ExitStack() as held:
-        if "RAY_ADDRESS" in os.environ:  # what it cannot hold is refused before there is a run
-            from pipeline.launch.cluster import session
-
-            held.enter_context(session(spec))
-        with runs.choosing(storage_of(spec), spec.name):
-            folder = _folder(job, modules, fresh, tell)
-            is_finished = files.is_done(folder)
-            if not is_finished:
-                held.enter_context(files.locked(folder))
-                for said in runs.recovered(folder, job):
-                    tell(f"note  {said}")
-                if damage := files.damage(folder):
-                    tell(f"note  {folder.name} was finished, but {damage}: its end is done again")
-                is_finished = files.is_done(folder)
-            if is_finished:
-                tell(f"run   {folder.name} is finished already; --fresh starts it anew")
-            else:
-                for notice in notices:
-                    tell(f"note  {notice}")
-                plugins.carry(modules, folder / "imports")
-                delivery.prepare(spec, job, folder, modules)
-                _copy_record(job, folder)
-        if is_finished:
-            held.close()
-            return _finished(folder, started, tell)
-        return _trained(job, folder, modules, base_of(path), started, tell)
-
-
-def _folder(job: Job, modules: list[str], fresh: bool, tell: Callable[[str], None]) -> Path:
-    """The last run's folder if this is the same job, else a new one.
-
-    Raises UsageError when an unfinished run would go on as another job.
-    """
-    storage, name = storage_of(job.spec), job.spec.name
-    mirror = runs.copies_of(job.spec)
-    last = None if fresh else runs.latest(storage, name, mirror)
-    if last is not None:
-        changed = runs.changes(last, job, modules)
-        if not changed:
-            return last
-        if not (last / files.DONE).exists():
-            runs.refuse_changed(last, changed, mirror)
-            tell(f"note  {last.name} is left, as what it trains has changed: {changed[0]}")
-    return runs.new(storage, name, mirror)
-
-
-def _copy_record(job: Job, folder: Path) -> None:
-    """Where the run has a copy, that has its record before anything else: it is ours from now."""
-    from pipeline.train.mirror import FAULTS, reason
-
-    mirror = runs.copies_of(job.spec)
-    if mirror is None:
-        return
-    try:
-        mirror.of(folder.name).put(folder / files.RECORD)
-    except FAULTS as error:
-        raise UsageError(f"checkpoint.copy_to: {mirror.shown}: {reason(error)}") from None
-
-
-def _finished(folder: Path, started: float, tell: Callable[[str], None]) -> Result:
-    """The result of a run that is finished; what MLflow still lacks is delivered."""
-    from pipeline.launch.stop import noted
-
-    recorded = delivery.recorded(folder)
-    if not recorded.get("complete") or "model_uri" not in recorded:
-        with files.locked(folder), noted() as signals:
-            delivering = delivery.start(folder, delivery.ALONE)
-            recorded = delivery.wait(delivering, folder, tell, signals)
-    return _result(folder, recorded, started)
-
-
-def _trained(
-    job: Job, folder: Path, modules: list[str], base: Path, started: float,
-    tell: Callable[[str], None],
-) -> Result:  # fmt: skip
+def _trained(job: Job, told: Assignment, started: float, tell: Tell) -> Result:
     """Train the job in its folder, from the start or from where it was."""
-    from pipeline.launch.cluster import fit, in_process
     from pipeline.launch.progress import Progress
-    from pipeline.launch.stop import noted, raised
-    from pipeline.train.curve import Reader
+    from pipeline.launch.ray_trainer import fit, in_process
+    from pipeline.launch.signals import noted, raised
+    from pipeline.rundir.journal import Reader
+    from pipeline.rundir.records import Ended
+    from pipeline.tracking import process
 
-    spec = job.spec
-    config = work_config(job, folder, modules, base)
+    spec, folder = job.spec, told.run
     least, most = spec.workers.least, spec.workers.most
     number = str(most) if least == most else f"{least} to {most}"
     where = "in this process" if in_process(spec) else f"on {number} Ray workers"
     tell(f"run   {folder.name}, {job.num_rows:,} rows{_streamed(job)} {where}")
     waiting = "" if in_process(spec) else f"starting {number} Ray workers ..."
-    reader = Reader(folder / files.CURVE)
+    reader = Reader(folder.journal)
     list(reader.new())  # what an earlier command has shown
-    shown = Progress(
+    progress = Progress(
         reader, job.num_steps, spec.training.epochs, job.num_rows,
-        lambda: delivery.trouble(folder), waiting,
+        lambda: process.trouble(folder), waiting,
     )  # fmt: skip
     failure: BaseException | None = None
     with noted() as signals:  # that come when training has ended: they cut the recording off
-        delivering = delivery.start(folder)
+        uploading = process.start(folder)
         try:
-            with raised(), shown, _threads(spec.workers.threads):
+            with raised(), progress, _threads(spec.workers.threads):
                 if signals:
                     raise StoppedError(signals.pop())
-                fit(spec, config, folder.name)
+                fit(told)
         except (KeyboardInterrupt, Exception) as error:
             failure = error
-        if files.is_done(folder):
+        if folder.is_finished:
             failure = None  # what came after that undoes nothing
         elif failure is None:
-            failure = RunError(f"the workers ended without a result in {folder}")
+            failure = RunError(f"the workers ended without a result in {folder.path}")
         state = _state(failure)
         reason = redacted(str(failure) or repr(failure)) if state == "failed" else ""
-        recorded = delivery.end(delivering, folder, state, tell, reason, signals)
+        ended = Ended(state=state, reason=reason)
+        recorded = process.end(uploading, folder, ended, tell, signals)
     if failure is not None:
-        if isinstance(failure, PipelineError):
-            about = {key: recorded.get(key) for key in ("run_id", "tracking_uri")}
-            failure.run = {"storage": str(folder), **about}
-        if state == "failed":
-            tell(f"kept  {folder}")
-        if recorded.get("run_id"):
-            tell(f"mlflow run {recorded['run_id']} ({state}) in {recorded['tracking_uri']}")
-        if not recorded.get("complete"):
-            tell(f"note  MLflow has not been told everything: {recorded.get('error')}")
+        _tell_failure(failure, state, folder, recorded, tell)
         raise failure
-    result = _result(folder, recorded, started)
-    for said in result.curve[-1].get("said", []) if result.curve else []:
-        tell(f"note  {said}")
+    result = Result.of(folder, recorded, started)
+    for note in result.notes:
+        tell(f"note  {note}")
     if spec.training.best_by and result.best is None:
         tell(f"note  no evaluation had a {spec.training.best_by}: the model has the last weights")
     return result
 
 
-def _state(failure: BaseException | None) -> str:
+def _tell_failure(
+    failure: BaseException, state: State, folder: RunDir, recorded: Recorded, tell: Tell
+) -> None:
+    """What is kept of a run that ended without a result, and where."""
+    if isinstance(failure, PipelineError):
+        failure.run = {
+            "storage": str(folder.path),
+            "run_id": recorded.run_id or None,
+            "tracking_uri": recorded.tracking_uri or None,
+        }
+    if state == "failed":
+        tell(f"kept  {folder.path}")
+    if recorded.run_id:
+        tell(f"mlflow run {recorded.run_id} ({state}) in {recorded.tracking_uri}")
+    if not recorded.complete:
+        tell(f"note  MLflow has not been told everything: {recorded.error}")
+
+
+def _state(failure: BaseException | None) -> State:
     """How training ended."""
     if failure is None:
         return "finished"
@@ -312,68 +264,3 @@ def _streamed(job: Job) -> str:
     if plan is None:
         return ""
     return f" streamed in {len(plan.counts)} blocks, {plan.window} of them mixed,"
-
-
-def work_config(job: Job, folder: Path, modules: list[str], base: Path) -> dict[str, Any]:
-    """What the workers of a run are told."""
-    from pipeline.launch.cluster import in_process
-
-    config: dict[str, Any] = {
-        "spec": job.spec.model_dump(mode="json"),
-        "base": str(base),
-        "folder": str(folder),
-        "storage": str(folder.parent / ".ray"),
-        "imports": modules,
-        "origins": plugins.origins(modules, folder / "imports"),
-        "fingerprint": job.fingerprint,
-    }
-    if in_process(job.spec):
-        config["job"] = job
-    return config
-
-
-def components(spec: JobSpec) -> list[Callable[..., Any]]:
-    """What the spec names in the registries."""
-    named = [(registry.losses, term.name) for term in spec.loss]
-    named += [(registry.models, spec.model.name), (registry.optimizers, spec.optimizer.name)]
-    named += [(registry.schedules, spec.schedule.name)]
-    named += [(registry.metrics, name) for name in spec.metrics or []]
-    return [kind[name].build for kind, name in named]
-
-
-def storage_of(spec: JobSpec) -> Path:
-    """Folder of the runs. A Ray job's own folder is deleted with it, so there it is below home."""
-    start = Path.home() if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else Path.cwd()
-    return (start / Path(spec.storage).expanduser()).resolve()
-
-
-def _result(folder: Path, recorded: dict[str, Any], started: float) -> Result:
-    from pipeline.train.curve import Reader, curve_sha256
-
-    points = list(Reader(folder / files.CURVE).new())
-    try:
-        done = files.read_json(folder / files.DONE)
-    except (OSError, ValueError):
-        raise RunError(f"the workers ended without a result in {folder}") from None
-    train = [point for point in points if "train" in point]
-    news = [point["time"] / 1000 for point in train if point["time"] / 1000 >= started]
-    validation = [point["validation"] for point in points if "validation" in point]
-    result = Result(
-        run_id=recorded.get("run_id", ""),
-        tracking_uri=recorded.get("tracking_uri", ""),
-        storage=str(folder),
-        steps=done["steps"],
-        loss=train[-1]["train"]["loss"] if train else None,
-        metrics=validation[-1] if validation else {},
-        curve_sha256=curve_sha256(points),
-        weights_sha256=done["weights_sha256"],
-        best=done["best"],
-        state="finished" if recorded.get("complete") else "unrecorded",
-        curve=points,
-        workers=done["workers"],
-        first_difference=done["first_difference"],
-        first_step_seconds=round(news[0] - started, 3) if news else None,
-    )
-    if not recorded.get("complete"):
-        raise UnrecordedError(result, recorded.get("error", "the delivery to MLflow was cut off"))
-    return result

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.data.batch import Batch, in_double, num_rows, only
-from pipeline.dataspec import SampleWeight
 from pipeline.errors import ContractError, UsageError
 from pipeline.losses.contract import elements, rows
 from pipeline.losses.terms import Predictions, Term, num_classes
+from pipeline.spec.data import SampleWeight
 from pipeline.tracebacks import described
 
 

@@ -269,3 +269,11 @@ def _size(role: Role, term: Term) -> int | None:
 def num_classes(term: Term) -> int:
     """Classes of the term's target in the training rows."""
     return term.targets[0].num_codes if term.targets else 0
+
+
+def check_targets(terms: list[Term], rows: Batch) -> None:
+    """Refuse targets that a loss cannot mean; `rows` are the target columns of all rows."""
+    for term in terms:
+        for truth in term.truth(rows)[:1]:
+            if isinstance(truth, Tensor) and truth.numel():
+                term.target.check_values(term.label, term.targets[0].name, truth)

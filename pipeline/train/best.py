@@ -10,7 +10,8 @@ from torch import nn
 from pipeline.errors import UsageError
 from pipeline.losses.terms import Term
 from pipeline.registry import nearest
-from pipeline.train.curve import finite
+from pipeline.rundir import records
+from pipeline.rundir.journal import finite
 from pipeline.train.evaluate import Named
 from pipeline.train.weights import to_cpu
 
@@ -49,9 +50,9 @@ class Best:
             self.kept = {"step": step, "value": value, "metrics": metrics, "weights": weights}
 
     @property
-    def said(self) -> dict[str, Any] | None:
+    def result(self) -> records.Best | None:
         """Metric, step and value of what is kept, and all metrics of that evaluation."""
         if self.kept is None:
             return None
         facts = {key: self.kept[key] for key in ("step", "value", "metrics")}
-        return {"metric": self.name, **facts}
+        return records.Best(metric=self.name, **facts)

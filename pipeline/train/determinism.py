@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from pipeline.rundir.records import Identity
 from pipeline.spec import JobSpec
 from pipeline.train.job import Job
 
@@ -49,11 +50,9 @@ def fingerprint_sha256(spec: JobSpec) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def identity(job: Job) -> dict[str, Any]:
+def identity(job: Job) -> Identity:
     """What a checkpoint belongs to: the spec's first half and the data; and its bits."""
-    return {
-        "spec": job.spec.digest, "data": job.fingerprint, "bits": fingerprint(job.spec)
-    }  # fmt: skip
+    return Identity(spec=job.spec.digest, data=job.fingerprint, bits=fingerprint(job.spec))
 
 
 @contextlib.contextmanager

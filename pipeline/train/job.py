@@ -75,7 +75,7 @@ class Job(cache.Converted):
         return len(self.validation) if self.validation else 0
 
 
-def prepared(
+def prepare(
     spec: JobSpec, base: Path, say: Say = lambda _: None, trusted_seconds: float = 0.0
 ) -> Job:
     """The spec's rows, converted now or found in the cache, which is read through once.

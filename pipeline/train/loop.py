@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,13 +16,15 @@ from pipeline.data.loader import Loader, Partition, StepBatch
 from pipeline.data.streaming import Streamed
 from pipeline.distributed import comm
 from pipeline.errors import NonFiniteError
-from pipeline.losses.fit import check_targets
 from pipeline.losses.objective import Objective
-from pipeline.train import checkpoint, determinism, drift, files
-from pipeline.train.curve import Journal, repair
+from pipeline.losses.terms import check_targets
+from pipeline.rundir import RunDir, checkpoint
+from pipeline.rundir.journal import Journal
+from pipeline.rundir.lease import Lease
+from pipeline.rundir.repair import repair
+from pipeline.train import determinism, drift
 from pipeline.train.evaluate import evaluate
 from pipeline.train.job import Job
-from pipeline.train.lease import Lease
 from pipeline.train.recorder import Follower, Recorder
 from pipeline.train.state import TrainState
 from pipeline.train.step import train_step
@@ -32,27 +33,27 @@ CPU = torch.device("cpu")
 
 
 def train(
-    job: Job, folder: Path, before_step: Callable[[int], None] = lambda step: None,
+    job: Job, run: RunDir, before_step: Callable[[int], None] = lambda step: None,
     num_steps: int | None = None, is_own_process: bool = False, device: torch.device = CPU,
 ) -> None:  # fmt: skip
-    """Train the job from the newest checkpoint in `folder`, or the start; ends with the weights.
+    """Train the job from the run's newest checkpoint, or the start; ends with the weights.
 
     With `num_steps` it ends after these, and an evaluation of them. `before_step` is told of each,
     counted from 0. `is_own_process` says that this process does nothing else, and may be killed by
     its successor.
     """
-    if files.is_done(folder):
+    if run.is_intact:
         return
     last_step = min(num_steps or job.num_steps, job.num_steps)
     settings, state = job.spec.training, TrainState.create(job, device)
-    lease = Lease(folder, is_own_process) if comm.rank() == 0 else None
-    _resume(job, folder, state, lease, last_step)
-    recorder = Recorder(job, folder, state.step, last_step, lease) if lease else Follower()
+    lease = Lease.take(run, is_own_process) if comm.rank() == 0 else None
+    _resume(job, run, state, lease, last_step)
+    recorder = Recorder(job, run, state.step, last_step, lease) if lease else Follower()
     partition = Partition(settings.microbatch_size, comm.rank(), comm.num_workers())
     count, steps = _counter(job, state.objective), range(state.step, last_step)
     loader = Loader(job.train, job.sampler(), count, steps, partition, device.type == "cuda")
     is_exact = settings.microbatch_size is not None
-    rows = job.train.opened(str(folder.resolve()))
+    rows = job.train.opened(str(run.path.resolve()))
     with determinism.deterministic(is_exact), rows, loader, recorder:
         _train_steps(job, state, _announced(loader, before_step), recorder, last_step)
     if state.step == last_step:
@@ -103,21 +104,22 @@ def _evaluate(job: Job, state: TrainState, recorder: Follower) -> None:
         state.best.look(state.step, values, objective)
 
 
-def _resume(job: Job, folder: Path, state: TrainState, lease: Lease | None, last_step: int) -> None:
+def _resume(job: Job, run: RunDir, state: TrainState, lease: Lease | None, last_step: int) -> None:
     """Bring every worker's state to the newest checkpoint that is intact, if there is one."""
     step = 0
     if lease is not None:
-        (folder / files.DONE).unlink(missing_ok=True)  # it is not, or this would not be asked
+        run.done.unlink(missing_ok=True)  # it is not intact, or this would not be asked
         is_evaluated = partial(job.is_evaluated, last_step=last_step)
-        num_steps, damage = repair(folder / files.CURVE, is_evaluated, lease.check)
-        step, skipped = checkpoint.newest(folder, determinism.identity(job), num_steps)
-        for text in filter(None, [damage, *skipped]):
-            journal = Journal(folder / files.CURVE, job.num_steps, may_write=lease.check)
-            journal.event(step, "damage", text=text)
+        num_steps, damage = repair(run.journal, is_evaluated, lease.check)
+        step, skipped = checkpoint.newest(run, determinism.identity(job), num_steps)
+        if problems := [text for text in (damage, *skipped) if text]:
+            journal = Journal(run.journal, lease.check)
+            for text in problems:
+                journal.event({"step": step, "event": "damage", "text": text})
             journal.close()
     step = int(comm.all_reduce(torch.tensor([step])))
     if step:
-        state.restore(checkpoint.load(folder, step), step)
+        state.restore(checkpoint.load(run, step), step)
 
 
 def _announced(
@@ -147,7 +149,7 @@ def _explained(job: Job, state: TrainState, batch: StepBatch, recorder: Follower
         fault, allowed = error.with_rows(batch.rows), job.spec.training.skip_nonfinite
         recorder.log_nonfinite(fault)
         if allowed:
-            fault.add_note(f"{state.num_skipped} of {allowed} are left out already")
+            fault.add_note(f"{state.num_skipped} of {allowed} are skipped already")
         raise fault from None
     except Exception as error:
         error.add_note(f"in step {batch.step + 1}")

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.train.files import replacing
 
-
-def save_weights(
-    weights: dict[str, Tensor], path: Path, may_write: Callable[[], None] = lambda: None
-) -> None:
-    """Write the state dict to `path`: the whole file or none of it."""
-    with replacing(path, may_write) as file:
-        torch.save({name: tensor.cpu() for name, tensor in weights.items()}, file)
+def save_weights(weights: Mapping[str, Tensor], file: BinaryIO) -> None:
+    """Write a state dict to an open file."""
+    torch.save({name: tensor.cpu() for name, tensor in weights.items()}, file)
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:

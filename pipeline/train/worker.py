@@ -1,9 +1,6 @@
-"""What Ray runs on each worker: take what the launcher sent, train, and say whose error it was."""
+"""What Ray runs on each worker: take the assignment, train, and say whose error it was."""
 
 from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
 
 import ray.train.torch
 import torch
@@ -13,45 +10,42 @@ from pipeline.data import cache
 from pipeline.distributed import comm
 from pipeline.errors import PipelineError, RunError, UsageError
 from pipeline.spec import JobSpec
-from pipeline.train import faults, files
-from pipeline.train.job import prepared
+from pipeline.train import fault_injection
+from pipeline.train.assignment import Assignment
+from pipeline.train.job import prepare
 from pipeline.train.loop import train
 
 
-def work(config: dict[str, Any]) -> None:
-    """Train the job in `config` (spec, base, folder, imports); rank 0 writes curve and weights.
+def work(config: dict[str, Assignment]) -> None:
+    """Train the job of the `assignment`; the first worker writes curve and weights.
 
-    Started again on the same folder, by any number of workers, it resumes from the newest
-    checkpoint.
+    Started again on the same run, by any number of workers, it resumes from the newest checkpoint.
     """
-    folder = Path(config["folder"])
-    plugins.receive(config["imports"], folder / "imports")
-    tracebacks.copied_from.update(config["origins"])
-    spec = JobSpec.model_validate(config["spec"])
-    if not (folder / "spec.yaml").exists():
+    told = config["assignment"]
+    plugins.receive(told.modules, told.run.imports)
+    tracebacks.copied_from.update(told.origins)
+    if not told.run.spec.exists():
         raise RunError(
-            f"worker {comm.rank()} does not see the run's folder {folder}: "
+            f"worker {comm.rank()} does not see the run's folder {told.run.path}: "
             "set `storage` to a folder that every node mounts"
         )
-    torch.set_num_threads(spec.workers.threads)
-    job = config.get("job") or prepared(
-        spec, Path(config["base"]), trusted_seconds=cache.TRUSTED_SECONDS
-    )
-    if job.fingerprint != config["fingerprint"]:
+    torch.set_num_threads(told.spec.workers.threads)
+    job = told.job or prepare(told.spec, told.base, trusted_seconds=cache.TRUSTED_SECONDS)
+    if job.fingerprint != told.fingerprint:
         raise RunError(
-            f"worker {comm.rank()} reads other rows from {spec.data.train} than the command "
+            f"worker {comm.rank()} reads other rows from {told.spec.data.train} than the command "
             "that started it: every node must see the same files"
         )
-    before_step = faults.planned(config.get("faults", []), folder, comm.rank())
+    before_step = fault_injection.planned(told.faults, told.run, comm.rank())
     try:
         train(
-            job, folder, before_step, config.get("num_steps"),
-            is_own_process="job" not in config, device=_device(spec),
+            job, told.run, before_step, told.num_steps,
+            is_own_process=told.job is None, device=_device(told.spec),
         )  # fmt: skip
     except Exception as error:
         if comm.is_echo(error) or not tracebacks.own_frames(error):
             raise
-        path = folder / files.TRACEBACKS.replace("*", str(comm.rank()))
+        path = told.run.traceback(comm.rank())
         tracebacks.write(error, path)
         error.add_note(
             f"on worker {comm.rank()} of {comm.num_workers()}; the whole traceback: {path}"

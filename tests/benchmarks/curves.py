@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import plugins
-from pipeline.specfile import load
-from pipeline.train.curve import Reader
-from pipeline.train.job import prepared
+from pipeline.rundir import RunDir
+from pipeline.rundir.journal import Reader
+from pipeline.spec import load
+from pipeline.train.job import prepare
 from pipeline.train.loop import train
 from tests.benchmarks.harness import Result
 from tests.conftest import JOBS
@@ -43,7 +44,7 @@ def _losses(name: str, precision: str) -> list[float | None]:
         }
         if name == TRANSFORMER:
             changes["model.dropout"] = 0.0
-        train(prepared(load(source, changes), JOBS), folder, num_steps=STEPS)
+        train(prepare(load(source, changes), JOBS), RunDir(folder), num_steps=STEPS)
         points = list(Reader(folder / "curve.jsonl").new())
         return [p["train"]["loss"] for p in points if "train" in p]
 

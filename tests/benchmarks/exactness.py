@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from pipeline import registry
 from pipeline.data.batch import Batch
 from pipeline.data.columns import Category, Field, Number
-from pipeline.dataspec import SampleWeight
 from pipeline.distributed.ddp import OverlappedGradients
 from pipeline.distributed.seeds import Seeds
 from pipeline.losses.contract import build
 from pipeline.losses.objective import Objective
 from pipeline.losses.terms import Term
+from pipeline.spec.data import SampleWeight
 from pipeline.train.step import train_step
 from tests.batches import step_batch
 from tests.benchmarks.harness import Result

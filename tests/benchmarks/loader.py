@@ -26,8 +26,8 @@ from pipeline.data.batch import Batch
 from pipeline.data.dataset import Dataset
 from pipeline.data.loader import Loader, Partition
 from pipeline.data.sampler import Sampler, steps_per_epoch
-from pipeline.dataspec import Data
 from pipeline.spec import Cache
+from pipeline.spec.data import Data
 from tests.benchmarks.harness import Result, take_turns
 
 ROUNDS = 3

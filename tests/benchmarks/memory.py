@@ -39,7 +39,7 @@ def write(folder: Path, num_rows: int) -> None:
 
 def job(folder: Path) -> Any:
     """The spec, over the files in `folder`."""
-    from pipeline.specfile import load
+    from pipeline.spec import load
 
     return load(
         {
@@ -52,22 +52,23 @@ def job(folder: Path) -> Any:
 
 def convert(folder: Path) -> str:
     """Into the cache."""
-    from pipeline.train.job import prepared
+    from pipeline.train.job import prepare
 
-    return f"{prepared(job(folder), Path()).num_rows:,} rows converted"
+    return f"{prepare(job(folder), Path()).num_rows:,} rows converted"
 
 
 def train(folder: Path) -> str:
     """The first steps, and resuming late in the epoch beside resuming early."""
     from pipeline.data import cache
+    from pipeline.rundir import RunDir
     from pipeline.train import loop
-    from pipeline.train.job import prepared
+    from pipeline.train.job import prepare
 
-    made = prepared(job(folder), Path(), trusted_seconds=cache.TRUSTED_SECONDS)
+    made = prepare(job(folder), Path(), trusted_seconds=cache.TRUSTED_SECONDS)
     place = folder / "run"
     place.mkdir()
     started = time.perf_counter()
-    loop.train(made, place, num_steps=STEPS)
+    loop.train(made, RunDir(place), num_steps=STEPS)
     seconds = time.perf_counter() - started
     found = []
     for share in (0.01, 0.99):

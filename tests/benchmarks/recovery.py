@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -30,9 +31,11 @@ import torch
 from torch import nn
 
 import pipeline
-from pipeline.launch import cluster
+from pipeline.launch import ray_trainer
+from pipeline.rundir import RunDir, checkpoint
+from pipeline.rundir.records import Identity
 from pipeline.spec import Checkpoint
-from pipeline.train import checkpoint
+from pipeline.train.assignment import Assignment
 from pipeline.train.state import TrainState
 from tests.benchmarks.harness import Result
 from tests.conftest import JOBS
@@ -53,8 +56,8 @@ def stall(width: int, batch_size: int, rounds: int) -> tuple[float, float, float
     state = TrainState(model, optimizer, None)  # type: ignore[arg-type]
     steps, waits, writes = [], [], []
     with tempfile.TemporaryDirectory() as place:
-        identity = {"spec": "", "data": "", "bits": {}}
-        checkpoints = checkpoint.Checkpoints(Path(place), Checkpoint(keep=2), identity)
+        identity = Identity(spec="", data="", bits={})
+        checkpoints = checkpoint.Checkpoints(RunDir(Path(place)), Checkpoint(keep=2), identity)
         for step in range(rounds):
             started = time.perf_counter()
             optimizer.zero_grad()
@@ -72,19 +75,20 @@ def stall(width: int, batch_size: int, rounds: int) -> tuple[float, float, float
 
 def recovery() -> tuple[float, int]:
     """Seconds without a new step, and steps computed again, after the death of a worker."""
-    fit = cluster.fit
+    fit = ray_trainer.fit
 
-    def with_a_kill(spec: Any, config: dict[str, Any], name: str) -> None:
-        fit(spec, config | {"faults": [(1, 55)]}, name)
+    def with_a_kill(told: Assignment) -> None:
+        fit(replace(told, faults=[(1, 55)]))
 
-    with patch.object(cluster, "fit", with_a_kill), tempfile.TemporaryDirectory() as place:
+    with patch.object(ray_trainer, "fit", with_a_kill), tempfile.TemporaryDirectory() as place:
         overrides = {
             "workers.num": 3, "training.microbatch_size": 1, "checkpoint.every_steps": 10,
             "storage": place,
         }  # fmt: skip
         result = pipeline.run(JOBS / "linear.yaml", overrides)
     train = {point["step"]: point["time"] for point in result.curve if "train" in point}
-    (again,) = [p for p in result.curve if p.get("event") == "start" and p["step"]]
+    starts = [p for p in result.curve if "event" in p and p["event"] == "start"]
+    (again,) = [start for start in starts if start["step"]]
     before = max(step for step, at in train.items() if at < again["time"])
     return (train[before + 1] - train[before]) / 1000, before - again["step"]
 
@@ -125,7 +129,7 @@ def goodput() -> tuple[float, int, float, float]:
         killer.ended.set()
     times = [point["time"] / 1000 for point in result.curve if "train" in point]
     typical = median(after - before for before, after in pairwise(times))
-    starts = [point for point in result.curve if point.get("event") == "start"]
+    starts = [p for p in result.curve if "event" in p and p["event"] == "start"]
     assert len(starts) == killer.kills + 1, "each kill was seen"
     again = sum(max(0, start["reached"] - start["step"]) for start in starts)
     wall = times[-1] - times[0]

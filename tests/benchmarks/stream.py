@@ -22,8 +22,8 @@ from pipeline.data import cache
 from pipeline.data.loader import Loader, Partition
 from pipeline.data.sampler import Sampler, WindowSampler, steps_per_epoch
 from pipeline.data.streaming import Streamed
-from pipeline.dataspec import Data
 from pipeline.spec import Cache
+from pipeline.spec.data import Data
 from tests import s3
 from tests.benchmarks.harness import Result
 

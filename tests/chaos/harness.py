@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.rundir import RunDir
 from tests.chaos.disk import Disk, failing
 from tests.processes import FORKED
 
@@ -104,29 +105,30 @@ def completed(tree: dict[str, Any], folder: Path, num: int = 3, tries: int = 3) 
 
 def alone(tree: dict[str, Any], folder: Path) -> None:
     """The run, or the rest of it, by one worker in this process; the same bits are promised."""
-    from pipeline.specfile import load
-    from pipeline.train.job import prepared as rows
+    from pipeline.spec import load
+    from pipeline.train.job import prepare as rows
     from pipeline.train.loop import train
 
-    train(rows(load(tree), Path(), trusted_seconds=600), folder, num_steps=STEPS)
+    train(rows(load(tree), Path(), trusted_seconds=600), RunDir(folder), num_steps=STEPS)
 
 
 def left(folder: Path) -> dict[str, Any]:
     """What is compared: every loss and metric, weights, and the last checkpoint's state."""
-    from pipeline.train import checkpoint, files
-    from pipeline.train.curve import Reader, curve_sha256
+    from pipeline.rundir import checkpoint
+    from pipeline.rundir.journal import Reader, curve_sha256
+    from pipeline.rundir.records import Done
 
-    points = list(Reader(folder / "curve.jsonl").new())
-    done = files.read_json(folder / files.DONE)
-    newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
-    state = checkpoint.load(folder, int(newest.name.removeprefix("step-")))
+    run = RunDir(folder)
+    points = list(Reader(run.journal).new())
+    done = Done.read(run.done)
+    state = checkpoint.load(run, run.saved_steps()[-1])
     train = [p for p in points if "train" in p]
     return {
         "steps": [p["step"] for p in train], "curve": curve_sha256(points),
         "gradients": [p["train"]["gradient_norm"] for p in train],
         "validation": [(p["step"], p["validation"]) for p in points if "validation" in p],
-        "weights": done["weights_sha256"], "difference": done["first_difference"],
-        "state": _text(state), "best": done["best"],
+        "weights": done.weights_sha256, "difference": done.first_difference,
+        "state": _text(state), "best": done.best,
     }  # fmt: skip
 
 
@@ -154,16 +156,16 @@ def _run_one(
 
     now = time.time
     from pipeline.distributed import ordered
-    from pipeline.specfile import load
-    from pipeline.train import faults
-    from pipeline.train.job import prepared as rows
+    from pipeline.spec import load
+    from pipeline.train import fault_injection
+    from pipeline.train.job import prepare as rows
     from pipeline.train.loop import train
 
     torch.set_num_threads(1)
     tree = dict(tree)
     pause, num_steps = tree.pop("pause", 0.0), tree.pop("num_steps", STEPS)
     seconds = tree.pop("clock", 0.0)
-    clock: Any = patch("pipeline.train.curve.time.time", lambda: now() + seconds)
+    clock: Any = patch("pipeline.rundir.journal.time.time", lambda: now() + seconds)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     job = rows(load(tree), Path(), trusted_seconds=600)
     if not folder:
@@ -179,14 +181,14 @@ def _run_one(
         timeout=timedelta(seconds=20),
     )  # fmt: skip
     try:
-        strike = faults.planned(kills, place, rank)
+        strike = fault_injection.planned(kills, RunDir(place), rank)
 
         def before(step: int) -> None:
             time.sleep(pause)  # for what happens beside training
             strike(step)
 
         with watched, clock:
-            train(job, place, before, num_steps, is_own_process=True)
+            train(job, RunDir(place), before, num_steps, is_own_process=True)
     except BaseException as error:
         with (place / "errors.txt").open("a") as file:
             file.write(f"worker {rank}: {type(error).__name__}: {error}\n")

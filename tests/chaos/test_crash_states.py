@@ -8,11 +8,10 @@ with last writes torn; the run goes on from there, and ends as three workers und
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from pipeline.train import files
+from pipeline.rundir.records import Recorded
 from tests.chaos import harness
 from tests.chaos.disk import Disk, Loss, laid_out
 from tests.chaos.harness import Case
@@ -23,7 +22,7 @@ SOME = [pytest.param(1, marks=ALL, id="all"), pytest.param(11, id="some")]
 
 
 @pytest.mark.parametrize("every", SOME)
-def test_every_state_of_the_disk_is_gone_on_from(whole: Case, every: int) -> None:
+def test_every_state_of_the_disk_is_resumed_from(whole: Case, every: int) -> None:
     base, tree, reference = whole
     disk = Disk(harness.fresh(base / "seen"))
     with disk.watching():
@@ -43,23 +42,21 @@ def test_every_state_of_a_mark_is_one_that_was_written(tmp_path: Path) -> None:
     """The delivery's high-water mark, and all that is written like it."""
     disk = Disk(tmp_path / "seen")
     (tmp_path / "seen").mkdir()
-    marks: list[dict[str, Any]] = [{"delivered": {"train": n}} for n in range(6)]
+    marks = [Recorded(delivered={"train": n}) for n in range(6)]
     with disk.watching():
         for mark in marks:
-            files.write_json(tmp_path / "seen" / files.RECORDED, mark)
+            mark.write(tmp_path / "seen" / "recorded.json")
     num_states = 0
     for end in range(len(disk.seen) + 1):
-        flushes = sum(operation.kind == "folder" for operation in disk.seen[:end])
-        done = (flushes + 1) // 2  # of each mark and of its copy there is one; the first counts
+        done = sum(operation.kind == "folder" for operation in disk.seen[:end])
         for loss in LOSSES:
             place = harness.fresh(tmp_path / "disk")
             laid_out(disk.seen[:end], place, loss)
             num_states += 1
-            if not done and not (place / files.RECORDED).exists():
+            if not done and not (place / "recorded.json").exists():
                 continue
-            found = files.read_json(place / files.RECORDED)
-            assert found in marks[max(0, done - 1) : done + 1]
-    assert num_states > 150
+            assert Recorded.read(place / "recorded.json") in marks[max(0, done - 1) : done + 1]
+    assert num_states > 75
 
 
 def test_the_comparison_can_see_a_mark_that_is_written_in_place(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from pipeline.errors import PipelineError
-from pipeline.launch import runs
-from pipeline.specfile import load
-from pipeline.track import delivery
+from pipeline.launch.resume import Runs
+from pipeline.spec import load
+from pipeline.tracking.names import params
 from tests import s3
 from tests.conftest import Command, Write
 
@@ -95,10 +95,9 @@ def test_two_thousand_fuzzed_specs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             longest = max(longest, len(str(error)))
             continue
         taken += 1
-        for key, value in delivery.params(spec).items():
+        for key, value in params(spec).items():
             assert "k:s@b" not in value, key
-        folder = runs.new(inside / "runs", spec.name)
-        assert folder.parent == inside / "runs"
+        assert Runs(spec).new().path.parent == inside / "runs"
         assert yaml.safe_load(spec.dump())["name"] == spec.name
     assert 20 < taken < 1500
     assert longest < 20_000, "an error that nobody can read"

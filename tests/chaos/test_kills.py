@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -14,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.train.curve import Reader
+from pipeline.rundir.journal import Reader
 from tests.chaos import harness
 from tests.chaos.disk import Disk
 from tests.chaos.harness import Case
@@ -116,11 +115,10 @@ def test_a_stopped_attempt_that_wakes_up_writes_nothing(whole: Case, runs: int) 
 
 def relabel(path: Path) -> None:
     """The lease as another machine would have written it."""
-    from pipeline.train import files
+    from pipeline.rundir.records import Holder
 
     if path.exists():
-        held = files.unsealed(path.read_bytes())
-        path.write_text(json.dumps(files.sealed({**held, "host": "elsewhere"})))
+        Holder.read(path).model_copy(update={"host": "elsewhere"}).write(path)
 
 
 def wait_for(is_true: Any, seconds: float = 30) -> None:

@@ -20,10 +20,11 @@ import pytest
 
 import pipeline
 from pipeline.errors import StoppedError, UsageError
-from pipeline.train import checkpoint, determinism, loop
-from pipeline.train.curve import Reader
-from pipeline.train.job import prepared
-from pipeline.train.mirror import Mirror
+from pipeline.rundir import RunDir, checkpoint
+from pipeline.rundir.backup import Backup, Backups
+from pipeline.rundir.journal import Reader
+from pipeline.train import determinism, loop
+from pipeline.train.job import prepare
 from pipeline.train.step import train_step
 from tests import s3
 from tests.chaos import harness
@@ -52,16 +53,20 @@ def copied(whole: Case, server: s3.Server, name: str, kill: int) -> tuple[dict[s
     return tree, harness.fresh(place)
 
 
+def backup(tree: dict[str, Any], place: Path) -> Backup:
+    return Backups(tree["checkpoint"]["copy_to"]).of(place.name)
+
+
 def pulled(tree: dict[str, Any], place: Path) -> int:
-    return Mirror(tree["checkpoint"]["copy_to"], place.name).pull(place, 0)[0]
+    return backup(tree, place).pull(RunDir(place), 0)[0]
 
 
-def test_the_copy_is_gone_on_from_with_the_same_bits(whole: Case, server: s3.Server) -> None:
+def test_a_run_resumes_from_its_backup_with_the_same_bits(whole: Case, server: s3.Server) -> None:
     tree, place = copied(whole, server, "lost-1", 18)
     step = pulled(tree, place)
     assert 4 <= step <= 16
-    job = prepared(pipeline.load(tree), Path())
-    assert checkpoint.newest(place, determinism.identity(job)) == (step, [])
+    job = prepare(pipeline.load(tree), Path())
+    assert checkpoint.newest(RunDir(place), determinism.identity(job)) == (step, [])
     harness.completed(tree, place)
     assert harness.left(place) == whole[2]
     shutil.rmtree(place)  # and of a finished run the result
@@ -80,7 +85,7 @@ def intact(whole: Case, server: s3.Server) -> dict[str, Any]:
 
 @pytest.mark.parametrize("what", ["state.pt", "manifest.json", "curve"])
 @pytest.mark.parametrize("how", ["flipped", "cut", "gone"])
-def test_a_damaged_copy_is_passed_over(
+def test_a_damaged_backup_is_skipped(
     whole: Case, server: s3.Server, intact: dict[str, Any], what: str, how: str
 ) -> None:
     tree, files, place = intact, server.filesystem, whole[0] / f"damaged-{what}-{how}-1"
@@ -106,9 +111,9 @@ def test_a_damaged_copy_is_passed_over(
         with files.open_output_stream(f"{root}/{name}") as file:
             file.write(bytes(kept))
     place = harness.fresh(place)
-    step, passed = Mirror(tree["checkpoint"]["copy_to"], place.name).pull(place, 0)
+    step, passed = backup(tree, place).pull(RunDir(place), 0)
     assert step < newest
-    assert f"step-{newest:010} in the copy passed over: " in passed[0]
+    assert f"step-{newest:010} in the backup skipped: " in passed[0]
     assert not list(place.glob(f"checkpoints/step-{newest:010}")), "nothing of it is left"
     harness.completed(tree, place)
     assert harness.left(place) == whole[2]
@@ -123,7 +128,7 @@ def test_the_copy_follows_a_run_that_passed_checkpoints_over(
     place = harness.fresh(base / "passed-1")
     slowly = {**tree, "pause": 0.2}
     harness.attempt(slowly, place, 3, None, [(2, 19)])
-    newest = Mirror(tree["checkpoint"]["copy_to"], place.name).steps()[-1]
+    newest = backup(tree, place).checkpoints()[-1]
     assert newest == "step-0000000016", "as soon as it was written"
     lines = (place / "curve.jsonl").read_bytes().splitlines(keepends=True)
     (number,) = [n for n, line in enumerate(lines) if b'{"time"' in line and b'"step": 7,' in line]
@@ -132,10 +137,10 @@ def test_the_copy_follows_a_run_that_passed_checkpoints_over(
     harness.attempt(slowly, place, 3, None, [(2, 11)])
     shutil.rmtree(place)
     assert pulled(tree, harness.fresh(place)) in (4, 8, 12, 16)
-    job = prepared(pipeline.load(tree), Path())
+    job = prepare(pipeline.load(tree), Path())
     points = Reader(place / "curve.jsonl").new()
     reached = max(point["step"] for point in points if "train" in point)
-    assert checkpoint.newest(place, determinism.identity(job), reached)[0] >= 4
+    assert checkpoint.newest(RunDir(place), determinism.identity(job), reached)[0] >= 4
     harness.completed(tree, place)
     assert harness.left(place) == reference
 
@@ -150,7 +155,7 @@ def test_what_a_killed_command_left_in_the_copy_is_deleted_in_its_turn(
         f.write(b"half")
     harness.completed({**tree, "pause": 0.1}, place)
     assert harness.left(place) == reference
-    kept = Mirror(tree["checkpoint"]["copy_to"], place.name).steps()
+    kept = backup(tree, place).checkpoints()
     assert kept == ["step-0000000020", "step-0000000024"]
     assert not any(b'"event": "copy"' in line for line in (place / "curve.jsonl").open("rb"))
 
@@ -237,7 +242,7 @@ def test_of_two_machines_with_one_copy_the_later_goes_on(job: Write, tmp_path: P
     first.send_signal(signal.SIGCONT)
     _, err = first.communicate(timeout=240)
     assert first.returncode == 1, err
-    assert f"process {second.pid} on {socket.gethostname()} goes on with this run" in err
+    assert f"process {second.pid} on {socket.gethostname()} has resumed this run" in err
     assert "Traceback" not in err
     out, err = second.communicate(timeout=240)
     assert second.returncode == 0, err

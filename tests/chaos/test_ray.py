@@ -7,7 +7,8 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ import pytest
 import yaml
 
 import pipeline
-from pipeline.launch import cluster as rays
-from pipeline.train import files
-from pipeline.train.curve import Reader, curve_sha256
+from pipeline.launch import ray_trainer
+from pipeline.rundir import RunDir
+from pipeline.rundir.journal import Reader, curve_sha256
+from pipeline.rundir.records import Done, Point
+from pipeline.train.assignment import Assignment
 from tests.chaos import harness
 from tests.launch.test_elastic import BRAKED, made_cluster, until
 
@@ -59,7 +62,7 @@ class Job:
 
     def reached(self, run: Path, step: int, process: subprocess.Popen[str]) -> None:
         """Wait for that step of the run."""
-        reader, seen = Reader(run / files.CURVE), [0]
+        reader, seen = Reader(RunDir(run).journal), [0]
 
         def said() -> bool:
             seen.extend(point["step"] for point in reader.new() if "train" in point)
@@ -73,22 +76,22 @@ class Job:
 
     def check(self, run: Path, starts: int) -> None:
         """The same bits, and each step once in the one MLflow run."""
-        points = list(Reader(run / files.CURVE).new())
-        done = files.read_json(run / files.DONE)
+        points = list(Reader(RunDir(run).journal).new())
+        done = Done.read(RunDir(run).done)
         assert curve_sha256(points) == self.reference.curve_sha256
-        assert done["weights_sha256"] == self.reference.weights_sha256
-        assert done["first_difference"] is None
-        assert done["workers"] == [3] * starts
+        assert done.weights_sha256 == self.reference.weights_sha256
+        assert done.first_difference is None
+        assert done.workers == [3] * starts
         assert self.validation(points) == self.validation(self.reference.curve)
-        recorded = files.read_json(run / files.RECORDED)
-        client = mlflow.MlflowClient(recorded["tracking_uri"])
-        (found,) = client.search_runs([recorded["experiment_id"]])
+        recorded = RunDir(run).read_recorded()
+        client = mlflow.MlflowClient(recorded.tracking_uri)
+        (found,) = client.search_runs([recorded.experiment_id])
         assert found.info.status == "FINISHED"
         history = client.get_metric_history(found.info.run_id, "train/loss")
         assert [(m.step, m.value) for m in history] == list(enumerate(self.reference.losses, 1))
 
     @staticmethod
-    def validation(points: list[dict[str, Any]]) -> list[tuple[int, Any]]:
+    def validation(points: Sequence[Point]) -> list[tuple[int, Any]]:
         return [(p["step"], p["validation"]) for p in points if "validation" in p]
 
 
@@ -111,12 +114,12 @@ def test_two_workers_are_killed(
 ) -> None:
     drawn = random.Random(seed)
     kills = [(drawn.randrange(3), step) for step in sorted(drawn.sample(range(4, STEPS), 2))]
-    fit = rays.fit
+    fit = ray_trainer.fit
 
-    def with_kills(spec: Any, config: dict[str, Any], name: str) -> None:
-        fit(spec, config | {"faults": kills}, name)
+    def with_kills(told: Assignment) -> None:
+        fit(replace(told, faults=kills))
 
-    monkeypatch.setattr(rays, "fit", with_kills)
+    monkeypatch.setattr(ray_trainer, "fit", with_kills)
     monkeypatch.setenv("RAY_ADDRESS", nodes.address)
     run = job.another()
     pipeline.run(job.path, {"storage": str(run.parent)}, job.imports)

@@ -15,8 +15,8 @@ import mlflow
 import pytest
 
 import pipeline
-from pipeline.train import files
-from pipeline.train.curve import Reader
+from pipeline.rundir.journal import Reader
+from pipeline.rundir.records import Ended
 from tests.conftest import Write
 
 ALL = (pytest.mark.chaos, pytest.mark.timeout(3600))
@@ -94,4 +94,4 @@ def test_signals_while_ray_starts_end_the_command(
     assert "Traceback" not in err
     assert "ERROR" not in err
     for ended in tmp_path.glob("runs/*/ended.json"):
-        assert files.read_json(ended)["state"] == "killed"
+        assert Ended.read(ended).state == "killed"

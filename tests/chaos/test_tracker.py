@@ -16,9 +16,9 @@ import pandas as pd
 import pytest
 
 import pipeline
-from pipeline.track import deliver
-from pipeline.track.model import load_model
-from pipeline.train import faults
+from pipeline.tracking.client import make_database
+from pipeline.tracking.model import load_model
+from pipeline.train import fault_injection
 from tests import tracking
 from tests.chaos import proxy
 from tests.conftest import rows
@@ -87,7 +87,7 @@ def test_the_record_is_whole(
         "optimizer": {"name": "adam", "lr": 0.01}, "schedule": "cosine",
     }  # fmt: skip
     fault = Fault(mode, phase, skip, tmp_path / "runs")
-    monkeypatch.setattr(faults, "planned", lambda *_: fault.wait)
+    monkeypatch.setattr(fault_injection, "planned", lambda *_: fault.wait)
     with proxy.in_front_of(server, fault) as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         result = pipeline.run(spec)
@@ -113,15 +113,15 @@ def test_the_record_is_whole(
 
 
 def test_a_database_whose_making_was_cut_off_is_made_anew(tmp_path: Path) -> None:
-    """Half of MLflow's tables could never be mended."""
+    """Half of MLflow's tables could not be repaired."""
     path = tmp_path / "mlflow.db"
     for seconds in (0.3, 1.0, 1.7):
-        process = FORKED.Process(target=deliver._make_database, args=(path,))
+        process = FORKED.Process(target=make_database, args=(path,))
         process.start()
         time.sleep(seconds)
         process.kill()
         process.join()
-    deliver._make_database(path)
+    make_database(path)
     assert [p.name for p in tmp_path.glob("*") if not p.name.startswith(".")] == [path.name]
     client = mlflow.MlflowClient(f"sqlite:///{path}")
     assert client.search_experiments(max_results=1)

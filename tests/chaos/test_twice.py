@@ -11,10 +11,10 @@ import mlflow
 import pytest
 
 from pipeline.errors import UsageError
-from pipeline.train import files
-from pipeline.train.curve import Reader
+from pipeline.rundir import RunDir
 from tests.chaos import harness
 from tests.chaos.harness import Case
+from tests.conftest import happened
 from tests.processes import FORKED
 
 ALL = (pytest.mark.chaos, pytest.mark.timeout(3600))
@@ -58,10 +58,9 @@ def test_one_trains_and_the_other_is_refused(whole: Case, cases: int) -> None:
         assert "is being trained or recorded right now" in said["refused"]
         folder = storage / f"twice-{case}-1"
         assert [place.name for place in storage.glob("twice-*")] == [folder.name]
-        points = list(Reader(folder / files.CURVE).new())
-        assert [p["workers"] for p in points if p.get("event") == "start"] == [1]
+        assert [event["workers"] for event in happened(folder, "start")] == [1]
         assert harness.left(folder) == reference
-        assert files.is_done(folder)
+        assert RunDir(folder).is_intact
         once_in_mlflow(folder, reference["steps"])
 
 
@@ -84,9 +83,9 @@ def test_jobs_that_start_at_once_share_a_new_database(whole: Case) -> None:
 
 
 def once_in_mlflow(folder: Path, steps: list[int]) -> None:
-    recorded = files.read_json(folder / files.RECORDED)
-    client = mlflow.MlflowClient(recorded["tracking_uri"])
-    (run,) = client.search_runs([recorded["experiment_id"]])
-    assert run.info.run_id == recorded["run_id"]
+    recorded = RunDir(folder).read_recorded()
+    client = mlflow.MlflowClient(recorded.tracking_uri)
+    (run,) = client.search_runs([recorded.experiment_id])
+    assert run.info.run_id == recorded.run_id
     assert run.info.status == "FINISHED"
     assert [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")] == steps

@@ -18,9 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.data import cache
-from pipeline.dataspec import Data
 from pipeline.errors import DataError
 from pipeline.spec import Cache
+from pipeline.spec.data import Data
 from tests.conftest import Command, Write
 
 

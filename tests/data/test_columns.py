@@ -19,9 +19,9 @@ from pipeline.data.batch import Ragged
 from pipeline.data.bind import fit_table as fit
 from pipeline.data.columns import Field, Reading, encode, from_json
 from pipeline.data.dataset import Dataset, in_memory
-from pipeline.dataspec import Data
 from pipeline.errors import DataError
 from pipeline.spec import Cache
+from pipeline.spec.data import Data
 
 TABLE = pa.table(
     {

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from pipeline.data.locate import located
 from pipeline.data.reader import opened
-from pipeline.dataspec import Data
 from pipeline.errors import DataError
+from pipeline.spec.data import Data
 
 
 def source(folder: Path, **data: Any) -> Any:

@@ -16,7 +16,7 @@ from pipeline.data.columns import encode
 from pipeline.data.dataset import Dataset, in_memory
 from pipeline.data.loader import Loader, Partition
 from pipeline.data.sampler import Sampler, steps_per_epoch
-from pipeline.dataspec import Data
+from pipeline.spec.data import Data
 
 NUM_ROWS = 103
 

@@ -15,12 +15,12 @@ import torch
 from numpy.typing import NDArray
 
 import pipeline
+from pipeline.checks.job import check
 from pipeline.data.batch import Ragged
 from pipeline.data.columns import encode
 from pipeline.errors import DataError
-from pipeline.specfile import load
-from pipeline.train.check import check
-from pipeline.train.job import Job, prepared
+from pipeline.spec import load
+from pipeline.train.job import Job, prepare
 from tests.conftest import Command, Write
 
 RNG = np.random.default_rng(0)
@@ -28,7 +28,7 @@ RNG = np.random.default_rng(0)
 
 def job(folder: Path, name: str, **changes: Any) -> Job:
     data = {"train": str(folder / name), "target": "y"} | changes.pop("data", {})
-    return prepared(
+    return prepare(
         load({"name": "t", "loss": "mse", "model": "linear", "data": data} | changes), folder
     )
 

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.data import cache
-from pipeline.dataspec import Data
 from pipeline.errors import DataError
 from pipeline.spec import Cache
+from pipeline.spec.data import Data
 
 
 def rows(folder: Path, table: pa.Table | None = None, **data: Any) -> cache.Converted:
@@ -161,7 +161,7 @@ def test_the_latest_rows_are_as_near_to_the_fraction_as_equal_times_allow(tmp_pa
     table = xy([0.0] * 109).append_column("t", times)
     split = {"fraction": 0.1, "time": "t"}
     found = rows(tmp_path, table, inputs=["x"], validation=split)
-    assert found.facts["rows"] == {"train": 100, "validation": 9}
+    assert found.facts.rows == {"train": 100, "validation": 9}
 
 
 def test_dropped_rows_are_on_no_side(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_dropped_rows_are_on_no_side(tmp_path: Path) -> None:
     table = pa.table({"x": x, "t": times, "y": np.zeros(100)})
     split = {"fraction": 0.4, "time": "t"}
     found = rows(tmp_path, table, inputs=["x"], validation=split, missing="drop")
-    assert found.facts["rows"] == {"train": 33, "validation": 22}
+    assert found.facts.rows == {"train": 33, "validation": 22}
 
 
 def test_other_rows_with_the_same_size_and_time_are_noticed(tmp_path: Path) -> None:

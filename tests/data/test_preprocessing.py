@@ -16,9 +16,9 @@ from PIL import Image
 
 import pipeline
 from pipeline.data import cache
-from pipeline.dataspec import Data
 from pipeline.errors import DataError
 from pipeline.spec import Cache
+from pipeline.spec.data import Data
 from tests.conftest import Command, Write
 
 NOTHING = float("nan")
@@ -58,7 +58,7 @@ def test_rows_with_missing_values_can_be_dropped(tmp_path: Path) -> None:
     found = rows(tmp_path, inputs=["age", "city"], missing="drop", scale="none")
     assert column(found, "age").tolist() == [20, 60, 40]
     assert column(found, "y").tolist() == [1, 4, 6]
-    assert found.facts["dropped"] == 3
+    assert found.facts.dropped == 3
     assert found.fields[0].mean == 0
 
 

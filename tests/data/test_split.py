@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.data import cache, locate, reader, split
-from pipeline.dataspec import Data
 from pipeline.errors import DataError
 from pipeline.spec import Cache
+from pipeline.spec.data import Data
 
 RNG = np.random.default_rng(0)
 DAYS = np.datetime64("2024-01-01") + np.arange(2000)

@@ -24,9 +24,9 @@ from pipeline.data.batch import Ragged
 from pipeline.data.dataset import Dataset
 from pipeline.data.sampler import WindowSampler, steps_per_epoch
 from pipeline.data.streaming import Streamed
-from pipeline.dataspec import Data
 from pipeline.errors import DataError
 from pipeline.spec import Cache
+from pipeline.spec.data import Data
 from tests import s3
 
 RNG = np.random.default_rng(0)
@@ -118,7 +118,7 @@ def test_streamed_rows_are_the_cached_ones(tmp_path: Path, kind: str, validation
     for one, other in zip(found.fields, whole.fields, strict=True):  # sums are cut otherwise
         assert one.to_json() | {"center": 0.0} == other.to_json() | {"center": 0.0}
         assert one.center == pytest.approx(other.center, abs=1e-12)
-    assert found.facts["rows"] == whole.facts["rows"]
+    assert found.facts.rows == whole.facts.rows
     if validation:
         assert whole.validation is not None
         assert found.validation is not None
@@ -296,7 +296,7 @@ def test_odd_columns(tmp_path: Path, name: str, validation: Any) -> None:
         float(number): value for number, value in zip(
             table["number"].to_pylist(), table["v"].to_pylist(), strict=True) if value is not None
     }  # fmt: skip
-    assert found.facts["rows"] == whole.facts["rows"]
+    assert found.facts.rows == whole.facts.rows
     rows = np.arange(len(whole.train))
     with streamed(found).opened("run") as opened:
         mine, theirs = opened.gather(rows), whole.train.gather(rows)
@@ -334,7 +334,7 @@ def test_splits_by_a_column(tmp_path: Path, validation: Any) -> None:
     inputs = ["x", "number", "words"]
     whole = read(folder, tmp_path, stream=False, validation=validation, inputs=inputs)
     found = read(folder, tmp_path, validation=validation, inputs=inputs)
-    assert found.facts["rows"] == whole.facts["rows"]
+    assert found.facts.rows == whole.facts.rows
     rows = np.arange(len(whole.train))
     with streamed(found).opened("run") as opened:
         assert numbers(opened, rows) == numbers(whole.train, rows)

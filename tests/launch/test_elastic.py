@@ -16,8 +16,8 @@ from unittest.mock import patch
 import pytest
 
 import pipeline
-from pipeline.train.curve import Reader
-from tests.conftest import Write
+from pipeline.rundir.journal import Reader
+from tests.conftest import Write, happened
 
 BRAKED = '''
 """A model that takes its time while a file is there, so that a test can resize the cluster."""
@@ -73,8 +73,7 @@ def cluster() -> Iterator[Any]:
 
 def sizes(folder: Path) -> list[int]:
     """Numbers of workers that have started on the run, in order."""
-    points = Reader(folder / "curve.jsonl").new()
-    return [point["workers"] for point in points if point.get("event") == "start"]
+    return [event["workers"] for event in happened(folder, "start")]
 
 
 def until(said: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 180) -> None:

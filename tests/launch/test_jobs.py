@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 
 import pipeline
-from pipeline.track.model import cells
+from pipeline.tracking.model import cells
 from tests.conftest import JOBS
 
 IMPORTS = {"custom_loss": [str(JOBS / "custom_loss.py")]}

@@ -7,12 +7,12 @@ import os
 import shutil
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pipeline.launch.progress import CLEAR, Progress
-from pipeline.train.curve import Journal, Reader
+from pipeline.rundir.journal import Journal, Reader
+from pipeline.rundir.records import StepPoint
 
 
 class Terminal(io.StringIO):
@@ -30,8 +30,8 @@ def shown(path: Path, stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> s
     return stream.getvalue()
 
 
-def point(step: int, **more: Any) -> dict[str, Any]:
-    return {"step": step, "epoch": 1.0, "terms": {}, "train": {"loss": 0.26905}, **more}
+def point(step: int, loss: float = 0.26905) -> StepPoint:
+    return {"step": step, "epoch": 1.0, "terms": {}, "train": {"loss": loss}}
 
 
 @pytest.mark.parametrize("columns", [30, 80, 200])
@@ -56,54 +56,55 @@ def test_a_terminal_shows_as_much_as_fits(
     assert ("rows/s" in last) == (columns == 200)
 
 
-def test_an_evaluation_before_the_first_step_is_no_step_again(
+def test_an_evaluation_before_the_first_step_is_not_a_recomputed_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.train.curve.AGAIN_SECONDS", 0.0)
-    path, evaluated = tmp_path / "curve.jsonl", {"step": 0, "epoch": 0.0, "validation": {"loss": 1}}
+    monkeypatch.setattr("pipeline.rundir.journal.AGAIN_SECONDS", 0.0)
+    path = tmp_path / "curve.jsonl"
     for _ in range(2):
         written = Journal(path)
-        written.write(dict(evaluated))
+        written.write({"step": 0, "epoch": 0.0, "validation": {"loss": 1}})
         written.close()
-    assert "again" not in shown(path, Terminal(), monkeypatch)
+    assert "recomputed" not in shown(path, Terminal(), monkeypatch)
 
 
-def test_a_run_that_ends_with_steps_done_again_says_so(
+def test_recomputed_steps_with_other_numbers_are_not_called_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "curve.jsonl"
     for first, loss in ((0, 0.5), (4, 0.25), (2, 0.5)):
-        written = Journal(path, first)
+        written = Journal(path, step=first)
         for step in range(first + 1, 8):
-            written.write({**point(step), "train": {"loss": loss}})
+            written.write(point(step, loss))
         written.close()
     assert written.first_difference == 5, "of the attempt before"
     text = shown(path, io.StringIO(), monkeypatch)
-    assert "5 steps were computed again" not in text, "some had other numbers"
+    assert "5 steps were recomputed" not in text, "some had other numbers"
     assert text.rstrip().endswith("loss 0.5")
 
 
-def test_what_is_computed_again_is_shown_and_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_recomputed_steps_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "curve.jsonl"
     first = Journal(path)
     for step in range(1, 40):
         first.write(point(step))
     first.close()
-    again = Journal(path, 9)
-    again.event(9, "start", attempt=2, workers=3, reached=again.reached)
-    monkeypatch.setattr("pipeline.train.curve.AGAIN_SECONDS", 0.0)
+    again = Journal(path, step=9)
+    again.event({
+        "step": 9, "event": "start", "attempt": 2, "workers": 3, "reached": again.reached,
+        "bits": {},
+    })  # fmt: skip
+    monkeypatch.setattr("pipeline.rundir.journal.AGAIN_SECONDS", 0.0)
     for step in range(10, 30):
         again.write(point(step))
     again.flush()
     text = shown(path, Terminal(), monkeypatch)
-    assert "going on from step 9 with 3 workers (attempt 2): 30 steps are computed again" in text
-    assert "step 29 of 39, computed again" in text
+    assert "resuming from step 9 with 3 workers (attempt 2): 30 steps are recomputed" in text
+    assert "step 29 of 39, recomputed" in text
     for step in range(30, 42):
         again.write(point(step))
     again.close()
     text = shown(path, io.StringIO(), monkeypatch)
-    assert "30 steps were computed again, with the numbers that stand in the curve" in text
+    assert "30 steps were recomputed, with the numbers that stand in the curve" in text
     assert "step 41/26000" in text
     assert CLEAR not in text

@@ -369,7 +369,7 @@ def test_a_fault_that_is_the_same_on_any_number_of_workers_is_seen(
     import pipeline
     from pipeline import registry
     from pipeline.distributed import ordered
-    from pipeline.launch.prove import prove
+    from pipeline.verify.prove import prove
 
     @pipeline.models.register("t_columns_first")
     def columns_first(inputs: Any, outputs: Any) -> nn.Module:

@@ -19,7 +19,8 @@ import pytest
 
 import pipeline
 from pipeline.errors import NonFiniteError, RecordError, SpecError, UsageError
-from pipeline.track import delivery
+from pipeline.rundir import RunDir
+from pipeline.tracking import process
 from tests.conftest import JOBS, Command, Write
 
 
@@ -126,7 +127,7 @@ def test_an_error_of_python_keeps_its_type(job: Write) -> None:
 def test_a_dead_tracking_server_leaves_a_trained_run_that_sync_can_finish(
     job: Write, monkeypatch: pytest.MonkeyPatch, command: Command
 ) -> None:
-    from pipeline.track import deliver
+    from pipeline.tracking import uploader
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("PIPELINE_DELIVERY_PATIENCE_SECONDS", "1")
@@ -144,7 +145,7 @@ def test_a_dead_tracking_server_leaves_a_trained_run_that_sync_can_finish(
     recorded = json.loads((Path(found["storage"]) / "recorded.json").read_text())
     client = mlflow.MlflowClient(server_is_back)
     assert len(client.get_metric_history(recorded["run_id"], "train/loss")) == found["steps"]
-    assert deliver.PATIENCE_SECONDS > 1
+    assert uploader.PATIENCE_SECONDS > 1
 
 
 def test_record_errors_carry_the_result(job: Write, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +197,7 @@ def test_steps_that_are_not_finite_can_be_left_out(job: Write, command: Command)
     path = job(about, data="\n".join(lines))
     code, out, err = command("run", path, "--json")
     assert code == 0, err
-    assert "step 2 is left out: not finite, from rows 13" in err
+    assert "step 2 is skipped: not finite, from rows 13" in err
     found = json.loads(out.splitlines()[-1])
     client = mlflow.MlflowClient(found["tracking_uri"])
     skipped = client.get_metric_history(found["run_id"], "train/skipped")
@@ -207,7 +208,7 @@ def test_steps_that_are_not_finite_can_be_left_out(job: Write, command: Command)
     path = job(about, data="\n".join(lines))
     code, _, err = command("run", path, "--fresh")
     assert code == 1
-    assert "step 2 is left out" in err
+    assert "step 2 is skipped" in err
     assert "step 5: gradient norm" in err
 
 
@@ -286,16 +287,16 @@ def test_ctrl_c_ends_cleanly_and_the_run_is_marked_killed(job: Write, num_worker
     assert run.info.status == "KILLED"
 
 
-def test_a_delivery_that_is_killed_is_started_again(
+def test_an_uploader_that_is_killed_is_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = delivery.start, []
+    real, calls = process.start, []
 
-    def start(folder: Path) -> subprocess.Popen[bytes]:
-        calls.append(folder)
-        return real(folder) if len(calls) > 1 else subprocess.Popen(["sh", "-c", "kill -9 $$"])
+    def start(run: RunDir) -> subprocess.Popen[bytes]:
+        calls.append(run)
+        return real(run) if len(calls) > 1 else subprocess.Popen(["sh", "-c", "kill -9 $$"])
 
-    monkeypatch.setattr(delivery, "start", start)
+    monkeypatch.setattr(process, "start", start)
     result = pipeline.run(JOBS / "linear.yaml", {"training.epochs": 3, "storage": str(tmp_path)})
     assert len(calls) == 2
     assert result.state == "finished"

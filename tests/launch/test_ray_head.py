@@ -19,7 +19,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from pipeline.train.curve import Reader
+from pipeline.rundir.journal import Reader
 from tests.conftest import JOBS, rows
 from tests.processes import free_port
 

@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UsageError
-from pipeline.launch import cluster
-from pipeline.spec import JobSpec
-from pipeline.specfile import load
+from pipeline.launch import ray_trainer
+from pipeline.spec import JobSpec, load
 from tests.conftest import Write
 from tests.processes import free_port
 
@@ -50,10 +49,10 @@ def test_workers_are_placed_on_single_nodes(
 ) -> None:  # fmt: skip
     monkeypatch.setenv("RAY_CLUSTER_NAME", "digits")  # as in every pod of KubeRay
     with pytest.raises(UsageError, match=message):
-        cluster._refuse_too_few(spec(job, **workers), nodes)
-    cluster._refuse_too_few(spec(job, **workers), [{"CPU": 99.0, "GPU": 9.0}])
+        ray_trainer._refuse_too_few(spec(job, **workers), nodes)
+    ray_trainer._refuse_too_few(spec(job, **workers), [{"CPU": 99.0, "GPU": 9.0}])
     monkeypatch.setenv("RAY_enable_autoscaler_v2", "1")
-    cluster._refuse_too_few(spec(job, **workers), nodes)
+    ray_trainer._refuse_too_few(spec(job, **workers), nodes)
 
 
 def ran(path: Path, **environment: str) -> tuple[int, str, float]:
@@ -123,7 +122,7 @@ def test_an_address_without_a_cluster_is_said_soon(kind: str, job: Write) -> Non
         shown = f"http://{address}" if kind == "http" else address
         started = time.monotonic()
         with pytest.raises(UsageError, match=f"{address}: "):
-            cluster._refuse_unreachable(shown)
+            ray_trainer._refuse_unreachable(shown)
         assert time.monotonic() - started < MOST_SECONDS
         code, err, _ = ran(job(), RAY_ADDRESS=shown)
     assert code == 2, err

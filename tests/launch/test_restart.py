@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import pytest
 
 import pipeline
 from pipeline.errors import NonFiniteError, RunError
-from pipeline.launch import cluster
-from pipeline.train.curve import Reader
-from tests.conftest import JOBS, Write
+from pipeline.launch import ray_trainer
+from pipeline.train.assignment import Assignment
+from tests.conftest import JOBS, Write, happened
 
 
 @pytest.fixture
 def kills(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Ranks and steps at which workers are killed, to be filled by the test."""
     planned: list[tuple[int, int]] = []
-    fit = cluster.fit
+    fit = ray_trainer.fit
 
-    def with_kills(spec: Any, config: dict[str, Any], name: str) -> None:
-        fit(spec, config | {"faults": planned}, name)
+    def with_kills(told: Assignment) -> None:
+        fit(replace(told, faults=planned))
 
-    monkeypatch.setattr(cluster, "fit", with_kills)
+    monkeypatch.setattr(ray_trainer, "fit", with_kills)
     return planned
 
 
 def starts(storage: Path) -> list[int]:
     (folder,) = storage.glob("*-1")
-    points = Reader(folder / "curve.jsonl").new()
-    return [point["step"] for point in points if point.get("event") == "start"]
+    return [event["step"] for event in happened(folder, "start")]
 
 
 @pytest.mark.ray

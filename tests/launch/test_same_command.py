@@ -19,10 +19,12 @@ import pytest
 
 import pipeline
 from pipeline.errors import UsageError
-from pipeline.launch import progress, stop
-from pipeline.track import delivery
-from pipeline.train import files
-from pipeline.train.curve import Reader
+from pipeline.launch import progress
+from pipeline.launch.signals import _saved
+from pipeline.rundir import RunDir
+from pipeline.rundir.journal import Reader
+from pipeline.rundir.records import Record
+from pipeline.tracking import process as uploading
 from tests.conftest import Command, Write
 from tests.processes import free_port
 
@@ -40,7 +42,7 @@ def started(path: Path, *arguments: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def points(path: Path) -> list[dict[str, Any]]:
+def points(path: Path) -> list[Any]:
     return list(Reader(path.parent / "runs" / "small-1" / "curve.jsonl").new())
 
 
@@ -79,7 +81,7 @@ def test_a_run_that_was_killed_and_stopped_ends_with_the_same_bits_recorded_once
     until_step(path, 900, process)
     code, err = stopped(process, signal.SIGTERM)
     assert code == 128 + signal.SIGTERM, err
-    assert "going on from step" in err
+    assert "resuming from step" in err
     assert "stopped by SIGTERM after step" in err
     assert "Traceback" not in err
     assert status(path) == "KILLED"
@@ -178,7 +180,7 @@ def test_a_second_command_that_is_stopped_early_names_the_newest_checkpoint(job:
     stopped(process, signal.SIGKILL)
     folder = path.parent / "runs/small-1"
     newest = max(int(p.name[5:]) for p in (folder / "checkpoints").glob("step-*"))
-    assert stop._kept(folder).endswith(f"from the checkpoint after step {newest}")
+    assert _saved(RunDir(folder)).endswith(f"from the checkpoint after step {newest}")
     process = started(path)
     until_step(path, newest + 400, process)
     process.send_signal(signal.SIGINT)
@@ -213,11 +215,10 @@ def test_a_finished_run_is_recorded_whoever_has_the_number_of_its_killed_command
     """As in a container, where each command is the first process."""
     path = job()
     result = pipeline.run(path)
-    folder = Path(result.storage)
-    (folder / files.ENDED).unlink()
-    recorded = files.read_json(folder / files.RECORDED)
-    files.write_json(folder / files.RECORDED, recorded | {"complete": False})
-    assert files.read_json(folder / files.RECORD)["launcher"]["pid"] == os.getpid()
+    run = RunDir(Path(result.storage))
+    run.ended.unlink()
+    run.read_recorded().model_copy(update={"complete": False}).write(run.recorded)
+    assert Record.read(run.record).launcher.pid == os.getpid()
     assert pipeline.run(path).run_id == result.run_id
     assert status(path) == "FINISHED"
 
@@ -244,15 +245,14 @@ def test_sync_takes_no_other_process_for_the_command_that_was_killed(job: Write)
     path = job({**LONG, "training.epochs": 100_000})
     process = started(path)
     until_step(path, 100, process)
-    folder = path.parent / "runs/small-1"
+    run = RunDir(path.parent / "runs/small-1")
     with pytest.raises(UsageError, match="right now, by process"):
-        delivery.finish(folder)
+        uploading.finish(run.path)
     stopped(process, signal.SIGKILL)
-    record = files.read_json(folder / files.RECORD)
-    files.write_json(folder / files.RECORD, record | {
-        "launcher": record["launcher"] | {"pid": os.getpid()},
-    })  # fmt: skip
-    delivery.finish(folder)
+    record = Record.read(run.record)
+    launcher = record.launcher.model_copy(update={"pid": os.getpid()})
+    record.model_copy(update={"launcher": launcher}).write(run.record)
+    uploading.finish(run.path)
     assert status(path) == "FAILED"
 
 
@@ -316,7 +316,7 @@ def test_an_unfinished_run_is_not_gone_on_with_as_another_job(job: Write, comman
     process = started(path, "--set", "checkpoint.keep=5")
     until_step(path, 400, process)
     code, err = stopped(process, signal.SIGINT)
-    assert "going on from step" in err
+    assert "resuming from step" in err
 
 
 def test_of_commands_started_at_once_one_trains_and_the_others_are_refused(job: Write) -> None:

@@ -115,7 +115,10 @@ def test_precision_and_schedules_train(precision: str, schedule: Any, tmp_path: 
     }  # fmt: skip
     result = run(tmp_path, pa.table({"x": x, "y": 2 * x}), spec)
     validation = [p["validation"]["loss"] for p in result.curve if "validation" in p]
-    assert validation[-1] < validation[0]
+    first, last = validation[0], validation[-1]
+    assert first is not None
+    assert last is not None
+    assert last < first
 
 
 def test_padding_does_not_change_what_a_transformer_says() -> None:

@@ -10,8 +10,8 @@ import mlflow
 import pytest
 
 import pipeline
-from pipeline.launch.run import Result
-from pipeline.train import files
+from pipeline.launch.result import Result
+from pipeline.rundir import RunDir
 from tests.conftest import Command, Write
 
 NUM_POINTS = 1_000_000
@@ -19,13 +19,13 @@ NUM_POINTS = 1_000_000
 
 def unfinished(result: Result, *without: str) -> None:
     """The record as it is when the process that writes it dies while the model is logged."""
-    recorded = Path(result.storage, "recorded.json")
-    known = files.read_json(recorded) | {"complete": False}
-    files.write_json(recorded, {k: v for k, v in known.items() if k not in without})
+    run = RunDir(Path(result.storage))
+    facts = {"complete": False} | dict.fromkeys(without, "")
+    run.read_recorded().model_copy(update=facts).write(run.recorded)
 
 
 @pytest.mark.parametrize("without", [["model_uri"], ["model_uri", "model_id"]], ids=str)
-def test_another_try_goes_on_with_the_same_model(
+def test_another_try_continues_with_the_same_model(
     without: list[str], job: Write, command: Command
 ) -> None:
     result = pipeline.run(job())

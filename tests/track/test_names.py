@@ -13,7 +13,7 @@ from mlflow.entities import Metric, Param
 from mlflow.utils.validation import _validate_metric_name, _validate_param
 
 import pipeline
-from pipeline.track.delivery import mlflow_key
+from pipeline.tracking.names import mlflow_key
 
 NAMES = st.text(
     st.one_of(st.sampled_from("/.\\ :-_()[]%#"), st.characters(exclude_categories=["Cs"])),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlflow
 import numpy as np
@@ -16,8 +17,11 @@ import pytest
 import yaml
 
 import pipeline
-from pipeline.track import deliver, delivery
-from pipeline.train import curve, files
+from pipeline.rundir import RunDir
+from pipeline.rundir.journal import line_of, read_line
+from pipeline.rundir.records import Launcher, Point, Record
+from pipeline.tracking import process
+from pipeline.tracking.client import LAUNCHER
 from tests import tracking
 from tests.conftest import JOBS
 
@@ -55,41 +59,39 @@ def test_the_record_and_the_model_go_to_the_server(result: pipeline.Result, serv
     assert list(predicted["diagnosis"]) == list(frame["diagnosis"])
 
 
-def test_a_run_is_not_made_twice_when_the_answer_to_its_making_was_lost(
+def test_a_run_is_not_created_twice_when_the_answer_was_lost(
     result: pipeline.Result, server: str
 ) -> None:
-    folder = Path(result.storage)
+    run = RunDir(Path(result.storage))
     client = mlflow.MlflowClient(server)
     experiment = client.get_run(result.run_id).info.experiment_id
-    (folder / "recorded.json").unlink()
-    record = files.read_json(folder / files.RECORD)
-    record["params"]["checkpoint.keep"] = "7"  # as another machine may have it
-    files.write_json(folder / files.RECORD, record)
-    found = delivery.finish(folder)
-    assert found["run_id"] == result.run_id
+    run.recorded.unlink()
+    record = Record.read(run.record)
+    record.params["checkpoint.keep"] = "7"  # as another machine may have it
+    record.write(run.record)
+    assert process.finish(run.path).run_id == result.run_id
     runs = client.search_runs([experiment])
     places = [run.data.tags["pipeline.storage"] for run in runs]
-    assert places.count(str(folder)) == 1
+    assert places.count(str(run.path)) == 1
     history = client.get_metric_history(result.run_id, "train/loss")
     assert [m.value for m in history] == result.losses, "what was sent again is there once"
 
 
-def test_what_another_machine_delivered_is_not_sent_again(
+def test_points_of_another_machine_are_not_sent_again(
     result: pipeline.Result, server: str, tmp_path: Path
 ) -> None:
-    """It went on with the run for a while, from its copy; the steps have other times there."""
-    folder = shutil.copytree(result.storage, tmp_path / "back")
+    """It resumed the run for a while, from its backup; the steps have other times there."""
+    run = RunDir(shutil.copytree(result.storage, tmp_path / "back"))
     client = mlflow.MlflowClient(server)
-    client.set_tag(result.run_id, deliver.LAUNCHER, "another command")
-    record = files.read_json(folder / files.RECORD)
-    record["launcher"]["id"] = "this command"
-    files.write_json(folder / files.RECORD, record)
-    recorded = files.read_json(folder / files.RECORDED)
-    files.write_json(folder / files.RECORDED, recorded | {"delivered": {}, "complete": False})
-    points = [curve.read(line) for line in (folder / files.CURVE).open("rb")]
-    lines = [curve.line_of({**point, "time": point["time"] + 1}) for point in points]
-    (folder / files.CURVE).write_bytes(b"".join(lines))
-    assert delivery.finish(folder)["run_id"] == result.run_id
+    client.set_tag(result.run_id, LAUNCHER, "another command")
+    launcher = Launcher(id="this command", pid=os.getpid(), host="here")
+    Record.read(run.record).model_copy(update={"launcher": launcher}).write(run.record)
+    nothing = {"delivered": {}, "complete": False}
+    run.read_recorded().model_copy(update=nothing).write(run.recorded)
+    points = [read_line(line) for line in run.journal.open("rb")]
+    lines = [line_of(cast(Point, {**point, "time": point["time"] + 1})) for point in points]
+    run.journal.write_bytes(b"".join(lines))
+    assert process.finish(run.path).run_id == result.run_id
     history = client.get_metric_history(result.run_id, "train/loss")
     assert [m.value for m in history] == result.losses
     assert client.get_run(result.run_id).info.status == "FINISHED"

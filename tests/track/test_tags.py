@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from pipeline.redact import redacted
-from pipeline.track.deliver import _tags
+from pipeline.rundir.records import Event
+from pipeline.tracking.uploader import _tags
 
 
-def start(step: int, workers: int, order: str) -> dict[str, Any]:
-    return {"step": step, "workers": workers, "bits": {"order": order}}
+def start(step: int, workers: int, order: str) -> Event:
+    return {"step": step, "event": "start", "workers": workers, "bits": {"order": order}}
 
 
 def test_bits_are_told_from_the_step_where_each_began() -> None:

@@ -11,7 +11,7 @@ import torch
 
 import pipeline
 from pipeline.errors import SpecError, UsageError
-from pipeline.train import checkpoint
+from pipeline.rundir import RunDir, checkpoint, records
 from pipeline.train.weights import load_weights, weights_sha256
 from tests.conftest import JOBS
 
@@ -37,10 +37,10 @@ def test_the_weights_are_those_of_the_best_evaluation(
     metrics = next(p["validation"] for p in result.curve if p["step"] == step and "validation" in p)
     assert result.best == {"metric": name, "step": step, "value": found[step], "metrics": metrics}
     assert step < result.steps, "else it shows nothing"
-    at_best = checkpoint.load(Path(result.storage), step)["weights"]
+    at_best = checkpoint.load(RunDir(Path(result.storage)), step)["weights"]
     assert result.weights_sha256 == weights_sha256(at_best)
     assert result.weights_sha256 == weights_sha256(load_weights(Path(result.storage, "weights.pt")))
-    last = checkpoint.load(Path(result.storage), result.steps)
+    last = checkpoint.load(RunDir(Path(result.storage)), result.steps)
     assert weights_sha256(last["weights"]) != result.weights_sha256
     client = mlflow.MlflowClient(result.tracking_uri)
     run = client.get_run(result.run_id)
@@ -50,11 +50,11 @@ def test_the_weights_are_those_of_the_best_evaluation(
     assert of_model[f"validation/{name}"] == found[step], "what MLflow shows beside the model"
 
 
-def test_it_changes_no_step(tmp_path: Path) -> None:
+def test_keeping_the_best_weights_changes_no_step(tmp_path: Path) -> None:
     one, other = trained(tmp_path / "one", "rmse"), trained(tmp_path / "other", None)
     assert one.curve_sha256 == other.curve_sha256
     assert other.best is None
-    last = checkpoint.load(Path(one.storage), one.steps)["weights"]
+    last = checkpoint.load(RunDir(Path(one.storage)), one.steps)["weights"]
     assert weights_sha256(last) == other.weights_sha256
 
 
@@ -65,7 +65,7 @@ def test_a_metric_that_is_none_is_refused_before_training(tmp_path: Path) -> Non
         pipeline.run(JOBS / "linear.yaml", {"training.best_by": "rmse", "data.validation": None})
 
 
-def test_values_that_are_none_are_never_the_best() -> None:
+def test_a_missing_or_infinite_value_is_never_the_best() -> None:
     from pipeline.train.best import Best
 
     model = torch.nn.Linear(1, 1)
@@ -73,7 +73,7 @@ def test_values_that_are_none_are_never_the_best() -> None:
     values = [0.1, None, float("nan"), float("-inf"), 2.0, 2.0, 3.0]
     for number, value in enumerate(values):
         best.look(3 * number, {"loss": value}, model)
-    assert best.said == {"metric": "loss", "step": 12, "value": 2.0, "metrics": {"loss": 2.0}}
+    assert best.result == records.Best(metric="loss", step=12, value=2.0, metrics={"loss": 2.0})
     assert best.kept is not None
     before = best.kept["weights"]["weight"].clone()
     with torch.no_grad():

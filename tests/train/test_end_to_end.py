@@ -16,9 +16,9 @@ from torch import Tensor
 
 import pipeline
 from pipeline.errors import DataError
-from pipeline.specfile import load
+from pipeline.spec import load
 from pipeline.train.evaluate import chosen, evaluate
-from pipeline.train.job import Job, objective, prepared, trial_batch
+from pipeline.train.job import Job, objective, prepare, trial_batch
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(40, 2)).astype(np.float32)
@@ -29,7 +29,7 @@ def job(folder: Path, columns: dict[str, Any], changes: dict[str, Any]) -> Job:
     pq.write_table(pa.table({"a": X[:, 0], "b": X[:, 1], **columns}), folder / "rows.parquet")
     data = {"train": str(folder / "rows.parquet"), "inputs": ["a", "b"], "scale": "none"}
     spec = {"name": "t", "model": "linear", **changes}
-    return prepared(load(spec | {"data": data | changes["data"]}), folder)
+    return prepare(load(spec | {"data": data | changes["data"]}), folder)
 
 
 def first_loss(made: Job) -> tuple[float, dict[str, Tensor]]:
@@ -95,7 +95,7 @@ def test_lists_of_labels_are_padded_and_ignored_as_torch_does(tmp_path: Path) ->
         "model": {"name": "transformer", "width": 8, "num_layers": 1, "dropout": 0.0},
         "loss": {"name": "cross_entropy", "ignore_index": 0},
     }  # fmt: skip
-    got, predictions = first_loss(prepared(load(spec), tmp_path))
+    got, predictions = first_loss(prepare(load(spec), tmp_path))
     padded = torch.tensor([row + [0] * (4 - len(row)) for row in targets])
     expected = F.cross_entropy(predictions["prediction"], padded, ignore_index=0)
     assert got == pytest.approx(float(expected), rel=1e-6)

@@ -16,7 +16,6 @@ from pipeline import registry
 from pipeline.data.batch import Batch
 from pipeline.data.columns import Category, Number
 from pipeline.data.partition import split_batch, worker_range
-from pipeline.dataspec import SampleWeight
 from pipeline.distributed import ordered as fixed_order
 from pipeline.distributed.ddp import OverlappedGradients
 from pipeline.distributed.gradients import Gradients
@@ -26,6 +25,7 @@ from pipeline.errors import NonFiniteError
 from pipeline.losses.contract import build
 from pipeline.losses.objective import Objective
 from pipeline.losses.terms import Term
+from pipeline.spec.data import SampleWeight
 from pipeline.train.step import StepLosses, train_step
 from pipeline.train.weights import weights_sha256
 from tests.batches import step_batch

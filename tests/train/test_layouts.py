@@ -18,18 +18,20 @@ import torch
 from torch import Tensor, nn
 
 import pipeline
+from pipeline.checks.job import check
 from pipeline.data.batch import Batch
 from pipeline.distributed import comm
 from pipeline.distributed.buffers import changing
 from pipeline.distributed.ordered import OrderedGradients
 from pipeline.distributed.seeds import Seeds
 from pipeline.errors import RunError, UsageError
-from pipeline.specfile import load
-from pipeline.train import loop, plain, state
-from pipeline.train.check import check
-from pipeline.train.curve import Reader
-from pipeline.train.job import Job, build_optimizer, objective, prepared, trial_batch
+from pipeline.rundir import RunDir
+from pipeline.rundir.journal import Reader
+from pipeline.spec import load
+from pipeline.train import loop, state
+from pipeline.train.job import Job, build_optimizer, objective, prepare, trial_batch
 from pipeline.train.weights import load_weights, take_weights
+from pipeline.verify import plain
 from tests.processes import on_workers
 
 NUM_ROWS, STEPS = 29, 6
@@ -431,7 +433,7 @@ def job(folder: Path, name: str, optimizer: Any, size: int | None, precision: st
     rng = np.random.default_rng(3)
     columns = {key: rng.normal(size=NUM_ROWS) for key in ("a", "b", "y")}
     pq.write_table(pa.table(columns), folder / "rows.parquet")
-    return prepared(
+    return prepare(
         load(
             {
                 "name": "t", "loss": "mse", "model": f"t_{name}", "optimizer": optimizer,
@@ -471,13 +473,13 @@ def trained(case: Any, overlapped: bool) -> Trained | str:
             patch.setattr(state, "is_small", lambda objective: False)
         folder = Path(place)
         try:
-            loop.train(job(folder, *case), folder, num_steps=STEPS)
+            loop.train(job(folder, *case), RunDir(folder), num_steps=STEPS)
         except UsageError as error:
             return str(error)
         if comm.rank():
             return "of the first worker"
         points = list(Reader(folder / "curve.jsonl").new())
-        losses = [point["train"]["loss"] for point in points if "train" in point]
+        losses = [point["train"]["loss"] or 0.0 for point in points if "train" in point]
         return losses, load_weights(folder / "weights.pt")
 
 
@@ -559,7 +561,7 @@ def drifting(rank: int, num: int) -> list[str]:
             folder = Path(place)
             made = job(folder, "Tied", {"name": name}, 3, "float32")
             try:
-                loop.train(made, folder)
+                loop.train(made, RunDir(folder))
             except RunError as error:
                 found.append(str(error))
     return found
@@ -629,4 +631,4 @@ def test_a_parameter_that_repeats_a_number_in_memory_is_refused(tmp_path: Path) 
     with pytest.raises(
         UsageError, match=r"parameter 'model.repeated' repeats .* append .clone\(\)"
     ):
-        loop.train(made, tmp_path)
+        loop.train(made, RunDir(tmp_path))

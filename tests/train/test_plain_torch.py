@@ -16,11 +16,12 @@ from torch import nn
 
 import pipeline
 from pipeline import plugins, registry
-from pipeline.specfile import load
-from pipeline.train import plain
-from pipeline.train.curve import Reader
-from pipeline.train.job import Job, objective, prepared, trial_batch
+from pipeline.rundir import RunDir
+from pipeline.rundir.journal import Reader
+from pipeline.spec import load
+from pipeline.train.job import Job, objective, prepare, trial_batch
 from pipeline.train.loop import train
+from pipeline.verify import plain
 from tests.conftest import JOBS
 from tests.processes import on_workers
 from tests.train.test_same_bits import JOB_NAMES, TRANSFORMER, transformer
@@ -58,7 +59,7 @@ def job(name: str, precision: str, layout: str, cut: str, folder: Path) -> Job:
         "model": model, "training.precision": precision, "training.microbatch_size": size,
     }  # fmt: skip
     tree = load(source, changes).model_dump(mode="json")
-    return prepared(load(tree), JOBS)
+    return prepare(load(tree), JOBS)
 
 
 CASES = [
@@ -71,7 +72,7 @@ def losses(case: tuple[str, str, str, str]) -> list[list[float | None]]:
     """Each term's loss in each of the first steps; empty on all workers but the first."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        train(job(*case, folder), folder, num_steps=STEPS)
+        train(job(*case, folder), RunDir(folder), num_steps=STEPS)
         points = (
             list(Reader(folder / "curve.jsonl").new()) if (folder / "done.json").exists() else []
         )
@@ -120,7 +121,7 @@ def test_a_job_trains_as_a_plain_torch_loop_does(case: Any, num: int) -> None:
 
 def by_hand(name: str, build: Any, criterion: Any) -> list[float]:
     """The losses of a job's first steps with nothing but torch, from its rows and its model."""
-    made = prepared(load(JOBS / f"{name}.yaml"), JOBS)
+    made = prepare(load(JOBS / f"{name}.yaml"), JOBS)
     spec, order = made.spec, made.sampler()
     model = objective(spec, made.fields, trial_batch(made)).model
     optimizer = build(model.parameters())
@@ -153,7 +154,7 @@ def by_hand(name: str, build: Any, criterion: Any) -> list[float]:
     ],
 )
 def test_the_plain_loop_is_what_anyone_would_write(name: str, build: Any, criterion: Any) -> None:
-    points, _ = plain.steps(prepared(load(JOBS / f"{name}.yaml"), JOBS), STEPS)
+    points, _ = plain.steps(prepare(load(JOBS / f"{name}.yaml"), JOBS), STEPS)
     assert by_hand(name, build, criterion) == pytest.approx(
         [point["train"]["loss"] for point in points], rel=1e-5
     )

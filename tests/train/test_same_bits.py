@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import plugins
-from pipeline.specfile import load
-from pipeline.train.curve import Reader, curve_sha256
-from pipeline.train.job import prepared
+from pipeline.rundir import RunDir
+from pipeline.rundir.journal import Reader, curve_sha256
+from pipeline.spec import load
+from pipeline.train.job import prepare
 from pipeline.train.loop import train
 from tests.conftest import JOBS
 from tests.processes import on_workers
@@ -47,7 +48,7 @@ def trained(name: str) -> tuple[int, str, str]:
         is_made = name in (TRANSFORMER, LOW)
         source: Any = transformer(folder) if is_made else JOBS / f"{name}.yaml"
         spec = load(source)
-        rows = prepared(spec, JOBS).num_rows
+        rows = prepare(spec, JOBS).num_rows
         size = min(spec.training.batch_size, rows)
         changes: dict[str, Any] = {
             "training.microbatch_size": max(size // 5, 1),  # at least five, the last one short
@@ -57,7 +58,7 @@ def trained(name: str) -> tuple[int, str, str]:
             changes["training.precision"] = "bfloat16"
         if spec.model.name == "mlp":
             changes["model.dropout"] = 0.1
-        train(prepared(load(source, changes), JOBS), folder)
+        train(prepare(load(source, changes), JOBS), RunDir(folder))
         done = folder / "done.json"
         if not done.exists():  # the first worker writes
             return 0, "", ""

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from pipeline.data.arrow import is_text, missing, unreadable
 from pipeline.data.batch import Column
-from pipeline.dataspec import Scale
 from pipeline.errors import DataError
+from pipeline.spec.data import Scale
 
 FIRST_ROWS = 5
 """How many rows an error names."""

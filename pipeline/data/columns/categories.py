@@ -22,8 +22,8 @@ from pipeline.data.columns.base import (
     filled,
     refuse_other_text,
 )
-from pipeline.dataspec import Scale
 from pipeline.registry import nearest
+from pipeline.spec.data import Scale
 
 IGNORED = -100
 """Encoded class number of an item that the losses skip: no class can have it."""

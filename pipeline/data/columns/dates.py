@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline.data.arrow import is_text, plain
 from pipeline.data.columns.base import ColumnError, Encoded, Field, Profile, Statistics
 from pipeline.data.columns.numbers import Moments, narrowed
-from pipeline.dataspec import DatePart, Scale
+from pipeline.spec.data import DatePart, Scale
 
 
 @dataclass(frozen=True)

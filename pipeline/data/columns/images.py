@@ -24,7 +24,7 @@ from pipeline.data.columns.base import (
     Statistics,
     refuse_rows,
 )
-from pipeline.dataspec import Scale
+from pipeline.spec.data import Scale
 
 
 @dataclass(frozen=True)

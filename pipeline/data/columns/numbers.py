@@ -23,7 +23,7 @@ from pipeline.data.columns.base import (
     Profile,
     Statistics,
 )
-from pipeline.dataspec import Scale
+from pipeline.spec.data import Scale
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from pipeline.data.columns.categories import (
     codes_in_vocabulary,
 )
 from pipeline.data.columns.numbers import padded
-from pipeline.dataspec import Scale
 from pipeline.errors import DataError
+from pipeline.spec.data import Scale
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""What can be known of a job before it trains, each fault with what to change."""

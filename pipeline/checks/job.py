@@ -1,0 +1,145 @@
+"""All that can be known of a job before it trains, each fault with what to change."""
+
+from __future__ import annotations
+
+import inspect
+
+import numpy as np
+import torch
+
+from pipeline.checks.batch import Notice, check_batch
+from pipeline.checks.lints import unusual
+from pipeline.data.batch import Batch, num_rows, select
+from pipeline.data.partition import split_batch
+from pipeline.distributed.ordered import is_small
+from pipeline.errors import InputError, UsageError
+from pipeline.losses.objective import Objective
+from pipeline.losses.terms import check_targets
+from pipeline.probes.steadiness import rewritten
+from pipeline.tracebacks import described
+from pipeline.train.best import Best
+from pipeline.train.evaluate import chosen, try_metrics
+from pipeline.train.job import Job, build_optimizer, objective, of_model, trial_batch
+
+
+def check(job: Job) -> list[Notice]:
+    """Everything that can be known before training. Raises ContractError with the fix."""
+    targets = [field.name for field in job.fields if field.is_target]
+    trial = trial_batch(job)
+    bound = objective(job.spec, job.fields, trial)
+    for rows in (job.train, job.validation):
+        for batch in rows.parts(targets) if rows is not None and targets else ():
+            check_targets(bound.terms, batch)
+    metrics = chosen(bound.terms, job.spec.metrics)
+    try:
+        notices = check_batch(bound, trial)
+        if job.validation:
+            try_metrics(bound, job.validation, metrics, job.spec.training.batch_size)
+    except InputError:
+        raise
+    except Exception as error:  # as above: a user's model can fail in any way
+        raise of_model(
+            job.spec.model.name, error, bound.inputs, "fails on the first rows: "
+        ) from error
+    if job.spec.training.best_by:
+        Best(job.spec.training.best_by, bound.terms, metrics)
+    notices += _rewriting(job, bound, trial)
+    notices += [_averaged(bound, name) for name, adds_up in bound.changing.items() if not adds_up]
+    _try_smallest(job, bound, trial)
+    _try_step(job, bound, trial)
+    return notices + unusual(job, bound.terms, trial)
+
+
+def _averaged(bound: Objective, name: str) -> Notice:
+    is_mean = bound.get_buffer(name).is_floating_point() or bound.get_buffer(name).is_complex()
+    taken = "the mean" if is_mean else "the largest"
+    text = (
+        f"buffer {name!r} changes in forward passes, and not by a sum over rows: of what "
+        f"micro-batches make of it {taken} is taken, so it depends on training.microbatch_size"
+    )
+    return Notice("model", text)
+
+
+def _rewriting(job: Job, bound: Objective, trial: Batch) -> list[Notice]:
+    """Whether a forward pass writes into weights: workers see other rows, and would part.
+
+    Raises UsageError where there are several.
+    """
+    bound.train()
+    name = rewritten(bound, trial)
+    if name is None:
+        return []
+    text = (
+        f"writes its parameter {name!r} in the forward pass, as an Embedding with max_norm does: "
+        "each micro-batch would do so by its own rows"
+    )
+    if job.spec.workers.most > 1:
+        fix = "compute with a changed copy, or change it in an own optimizer's step"
+        raise UsageError(f"model {job.spec.model.name}: {text}, each worker too: {fix}")
+    return [Notice("model", f"{text}; it cannot train on several workers")]
+
+
+def _try_smallest(job: Job, bound: Objective, trial: Batch) -> None:
+    """The smallest micro-batch of an epoch through the model, as BatchNorm refuses one row."""
+    settings, most = job.spec.training, job.spec.workers.most
+    last = job.num_rows % settings.batch_size or settings.batch_size
+    sizes = (min(settings.batch_size, job.num_rows), last)
+    parts = [
+        part for n in sizes for part in split_batch(np.arange(n), settings.microbatch_size, most)
+    ]
+    size = min(map(len, parts))
+    try:
+        bound.train()
+        with torch.no_grad():
+            bound.predict(select(trial, torch.arange(min(size, num_rows(trial)))))
+    except Exception as error:
+        raise UsageError(
+            f"model {job.spec.model.name}: fails on {size} row{'s' if size > 1 else ''}, which the "
+            f"smallest micro-batch of an epoch has: {described(error)}\n  {job.num_rows} rows, "
+            f"training.batch_size {settings.batch_size}, microbatch_size "
+            f"{settings.microbatch_size}, up to {most} workers: change one of them, or BatchNorm "
+            "to GroupNorm or LayerNorm"
+        ) from error
+
+
+def _try_step(job: Job, bound: Objective, trial: Batch) -> None:
+    """One step of the optimizer on the first rows, and what several workers could not sum."""
+    name = job.spec.optimizer.name
+    numerators = bound(trial)[0].sum()
+    by_ddp = job.spec.workers.most > 1 and job.spec.training.microbatch_size is None
+    if by_ddp and not is_small(bound) and _is_reentrant(numerators):
+        raise UsageError(
+            f"model {job.spec.model.name}: checkpoints activations with use_reentrant=True, whose "
+            "gradients DDP cannot sum over workers: pass use_reentrant=False, or set "
+            "training.microbatch_size"
+        )
+    numerators.backward()
+    try:
+        optimizer = build_optimizer(job.spec, bound.parameters())
+        closure = inspect.signature(optimizer.step).parameters.get("closure")
+        if closure is not None and closure.default is inspect.Parameter.empty:
+            raise UsageError(
+                f"optimizer {name}: its step asks for a closure that computes the loss again, as "
+                "LBFGS does; a step here computes it once: take another optimizer"
+            )
+        optimizer.step()
+    except InputError:
+        raise
+    except Exception as error:  # a user's optimizer can fail in any way
+        raise UsageError(
+            f"optimizer {name}: fails in its first step: {described(error)}"
+        ) from error
+
+
+def _is_reentrant(result: torch.Tensor) -> bool:
+    """Whether `torch.utils.checkpoint` with use_reentrant=True is on the way of the gradient."""
+    seen, left = set(), [result.grad_fn]
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "CheckpointFunctionBackward":
+            return True
+        seen.add(node)
+        left += [following for following, _ in node.next_functions]
+    return False

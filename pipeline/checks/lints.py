@@ -1,0 +1,153 @@
+"""What a job may do and its user rarely means: each a notice with what to change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from pipeline import registry
+from pipeline.checks.batch import Notice
+from pipeline.data.batch import Batch
+from pipeline.data.columns import Field, Number
+from pipeline.data.plan import Plan
+from pipeline.data.streaming import Streamed
+from pipeline.losses.targets import NoTarget, Signs, Values
+from pipeline.losses.terms import Term
+from pipeline.train.job import Job
+
+MOST_READS = 1.2
+"""Of each streamed row in an epoch, above which `check` says so."""
+LEAST_BATCHES = 4
+"""In a window of streamed blocks."""
+
+
+def unusual(job: Job, terms: list[Term], trial: Batch) -> list[Notice]:
+    """What is allowed, and rarely meant."""
+    spec, found = job.spec, []
+    size, warmup = spec.training.batch_size, spec.schedule.warmup_steps
+    if size > job.num_rows:
+        text = f"{size} is more than the {job.num_rows} training rows: one step per epoch"
+        found.append(Notice("training.batch_size", text))
+    if warmup > job.num_steps:
+        text = f"{warmup} of {job.num_steps} steps: the learning rate never gets to its full value"
+        found.append(Notice("schedule.warmup_steps", text))
+    if spec.workers.max and spec.workers.max > 1 and not spec.training.microbatch_size:
+        text = "without training.microbatch_size a resize changes the curve's last bits"
+        found.append(Notice("workers", text))
+    if isinstance(job.train, Streamed):
+        found += _of_streaming(job.train.plan, size)
+    asked, held = spec.data.validation, job.num_validation_rows
+    if isinstance(asked, float):
+        share, number = held / (held + job.num_rows), held + job.num_rows
+        if abs(share - asked) > 5 * (asked * (1 - asked) / number) ** 0.5:
+            text = f"{asked:g} asked for, {share:.3g} held out: equal rows stay on one side"
+            found.append(Notice("data.validation", text))
+    if passed := job.facts.index_columns:
+        names = ", ".join(repr(name) for name in passed)
+        text = f"{names}: the index that pandas wrote, left out; name it in data.inputs to read it"
+        found.append(Notice("data.inputs", text))
+    found += _of_targets(job, terms)
+    for field in job.fields:
+        values, about = field.vocabulary or (), f"column {field.name!r}"
+        profile = job.facts.profile.get(field.name, {})
+        numbers = [value for value in values if isinstance(value, str) and _is_number(value)]
+        if values and len(values) > 10 and len(numbers) > 0.9 * len(values):
+            odd = next((value for value in values if value not in numbers), values[0])
+            text = f"text that is nearly all numbers, as {values[0]!r}; others hold {odd!r}"
+            found.append(Notice(about, text + ": read as categories"))
+        elif field.is_input and len(values) > max(20, job.num_rows // 2):
+            text = f"{len(values)} categories in {job.num_rows} rows: an id? it cannot generalise"
+            found.append(Notice(about, text))
+        elif _counts_rows(job, field, profile, trial):
+            text = "counts the rows, as an index does: the order of rows says nothing of new ones"
+            found.append(Notice(about, text))
+        elif profile.get("distinct") == 1 or (
+            isinstance(field, Number) and profile.get("min") == profile.get("max")
+        ):
+            found.append(Notice(about, "holds one value in all training rows"))
+        if field.is_target and isinstance(field, Number) and field.deviation == 1.0:
+            spread = profile.get("deviation", 0.0)
+            if spread > 50 and any(field in t.targets and type(t.target) is Values for t in terms):
+                text = f"has a deviation of {spread:.3g}: data.target_scale: standard trains better"
+                found.append(Notice(f"target {field.name!r}", text))
+    towers = [
+        t.label for t in terms if len(t.loss.roles) > 1 and isinstance(t.target, NoTarget | Signs)
+    ]
+    if towers and registry.models[spec.model.name].build.__module__ == "pipeline.models":
+        text = (
+            f"{towers[0]} compares outputs, and those of {spec.model.name!r} all come from the "
+            "same columns: write a model that puts each compared column through one encoder"
+        )
+        found.append(Notice("model", text))
+    return found
+
+
+def _counts_rows(job: Job, field: Field, profile: dict[str, Any], trial: Batch) -> bool:
+    """Whether an input of whole numbers has one for each row, without gaps."""
+    if not (field.is_input and isinstance(field, Number)):
+        return False
+    if "int" not in field.arrow_type or profile.get("missing") or profile.get("count", 0) < 20:
+        return False
+    span = profile["max"] - profile["min"] + 1
+    total = job.num_rows + job.num_validation_rows + job.facts.dropped
+    if not 0.9 * total < span <= total:
+        return False
+    some = trial[field.name]
+    return isinstance(some, torch.Tensor) and len(some.unique()) == len(some)  # type: ignore[no-untyped-call]
+
+
+IN_TARGETS_UNIT = {"huber": "delta", "smooth_l1": "beta"}
+"""Options of losses that are distances between targets."""
+
+
+def _of_targets(job: Job, terms: list[Term]) -> Iterator[Notice]:
+    """What was done to target columns, and what it makes of a loss's options."""
+    data = job.spec.data
+    for field in job.fields:
+        if not field.is_target or not field.is_amount:
+            continue
+        number = job.facts.profile.get(field.name, {}).get("missing", 0)
+        if field.fill is not None and number:
+            text = f"{number:,} missing values are filled with {field.fill:.6g} and count as truth"
+            yield Notice(f"target {field.name!r}", text)
+        is_left = data.target_scale_of(field.name) != "none" and field.deviation == 1.0
+        if is_left and job.facts.profile.get(field.name, {}).get("max") == 1.0:
+            text = "holds 0 and 1 only: data.target_scale leaves it as it is"
+            yield Notice(f"target {field.name!r}", text)
+    for term, asked in zip(terms, job.spec.loss, strict=True):
+        option = IN_TARGETS_UNIT.get(asked.name)
+        deviation = term.targets[0].deviation if term.targets else 1.0
+        if option and isinstance(deviation, float) and deviation != 1.0:
+            value, name = float(asked.options.get(option, 1.0)), term.targets[0].name
+            text = (
+                f"{option} {value:g} is in units of data.target_scale, {value * deviation:.4g} in "
+                f"those of {name!r}; {value / deviation:.4g} would be {value:g} of them"
+            )
+            yield Notice(f"loss {term.label}", text)
+
+
+def _of_streaming(plan: Plan, batch_size: int) -> Iterator[Notice]:
+    if plan.reads_per_row > MOST_READS:
+        group = max(plan.groups.values())
+        text = (
+            f"each row is read {plan.reads_per_row:.1f} times an epoch, as up to {group:,} rows "
+            f"can only be read together: take a multiple of {group}"
+        )
+        yield Notice("data.stream.block_rows", text)
+    blocks = len(plan.counts)
+    if blocks <= plan.window:
+        text = f"all {blocks} blocks are in one window: nothing is saved, take data.stream out"
+        yield Notice("data.stream", text)
+    elif sum(plan.counts) * plan.window < LEAST_BATCHES * batch_size * blocks:
+        text = f"fewer than {LEAST_BATCHES} batches in a window: workers fetch blocks repeatedly"
+        yield Notice("data.stream.window", text)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text.replace(",", "."))
+    except ValueError:
+        return False
+    return True

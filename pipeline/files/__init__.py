@@ -1,0 +1,1 @@
+"""Files that outlive a power cut, and that say when they are damaged."""

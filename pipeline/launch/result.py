@@ -1,0 +1,105 @@
+"""What a run gives back: to `pipeline.run` in Python, and as `--json`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from pipeline.errors import RunError, UnrecordedError
+from pipeline.rundir import RunDir
+from pipeline.rundir.journal import Reader, curve_sha256
+from pipeline.rundir.records import Done, Point, Recorded
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run."""
+
+    run_id: str
+    tracking_uri: str
+    storage: str
+    """Folder of the run: spec, journal of the curve, weights."""
+    steps: int
+    loss: float | None
+    """Loss of the last step."""
+    metrics: dict[str, float | None]
+    """Last values of the validation rows: `loss` and each metric."""
+    curve_sha256: str
+    weights_sha256: str
+    """Of the recorded model: the last step's weights, or those of the best evaluation."""
+    best: dict[str, Any] | None = None
+    """With `training.best_by`: metric, step and value of the best evaluation."""
+    state: str = "finished"
+    curve: Sequence[Point] = field(default_factory=list, repr=False)
+    """Every point of the journal: `step` with `train` and `terms`, or with `validation`."""
+    workers: list[int] = field(default_factory=list)
+    """How many workers it had: once, and again after each failure, resize or stop."""
+    first_difference: int | None = None
+    """The first step that gave other numbers when it was recomputed after a failure."""
+    first_step_seconds: float | None = None
+    """From the start of the command to the end of the first step."""
+
+    @classmethod
+    def of(cls, run: RunDir, recorded: Recorded, started: float) -> Result:
+        """The result in a run's folder, of a command that `started` at that time (since 1970).
+
+        Raises RunError without one, and UnrecordedError, which holds it, if MLflow lacks a part.
+        """
+        points = list(Reader(run.journal).new())
+        try:
+            done = Done.read(run.done)
+        except (OSError, ValueError):
+            raise RunError(f"the workers ended without a result in {run.path}") from None
+        steps = [point for point in points if "train" in point]
+        new = [point["time"] / 1000 for point in steps if point["time"] / 1000 >= started]
+        validation = [point["validation"] for point in points if "validation" in point]
+        result = cls(
+            run_id=recorded.run_id,
+            tracking_uri=recorded.tracking_uri,
+            storage=str(run.path),
+            steps=done.steps,
+            loss=steps[-1]["train"]["loss"] if steps else None,
+            metrics=validation[-1] if validation else {},
+            curve_sha256=curve_sha256(points),
+            weights_sha256=done.weights_sha256,
+            best=done.best.model_dump() if done.best else None,
+            state="finished" if recorded.complete else "unrecorded",
+            curve=points,
+            workers=done.workers,
+            first_difference=done.first_difference,
+            first_step_seconds=round(new[0] - started, 3) if new else None,
+        )
+        if not recorded.complete:
+            raise UnrecordedError(result, recorded.error or "the upload to MLflow was cut off")
+        return result
+
+    @cached_property
+    def model(self) -> Any:
+        """The recorded model: `model.predict(data_frame)` takes raw columns."""
+        from pipeline.tracking.model import load_model
+
+        return load_model(self.run_id, self.tracking_uri)
+
+    @property
+    def losses(self) -> list[float | None]:
+        """The global loss of every step."""
+        return [point["train"]["loss"] for point in self.curve if "train" in point]
+
+    @property
+    def notes(self) -> list[str]:
+        """What the last evaluation's numbers do not show."""
+        for point in reversed(self.curve):
+            if "validation" in point:
+                return list(point.get("said", []))
+        return []
+
+    def summary(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        keys = (
+            "run_id", "tracking_uri", "state", "steps", "loss", "metrics", "curve_sha256",
+            "weights_sha256", "best", "storage", "workers", "first_difference",
+            "first_step_seconds",
+        )  # fmt: skip
+        return {key: getattr(self, key) for key in keys}

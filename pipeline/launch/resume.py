@@ -1,0 +1,181 @@
+"""Which folder a command trains in: a new one, or that of the unfinished run that it resumes.
+
+A job's runs stand below its `storage` as NAME-1, NAME-2 and so on; the last one counts. The same
+spec, data and custom modules resume it; the second half of the spec may change in between.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock
+
+from pipeline import plugins
+from pipeline.errors import UsageError
+from pipeline.files.atomic import sync_folder
+from pipeline.rundir import RunDir, checkpoint
+from pipeline.rundir.backup import FAULTS, Backups, reason
+from pipeline.spec import FIRST_HALF, OUTSIDE_DIGEST, JobSpec
+from pipeline.tracking.names import params
+from pipeline.train import determinism
+from pipeline.train.job import Job
+
+MOST_CHANGES = 12  # shown in one message
+
+
+class Runs:
+    """The runs of one job, in its `storage` and in its backups."""
+
+    def __init__(self, spec: JobSpec, name: str = "") -> None:
+        """Raises UsageError for a `checkpoint.copy_to` that is no place."""
+        self.storage, self.slug = storage_of(spec), _slug(name or spec.name)
+        self.backups = Backups(spec.checkpoint.copy_to) if spec.checkpoint.copy_to else None
+
+    @contextmanager
+    def choosing(self) -> Iterator[None]:
+        """Let one command at a time choose its folder; others wait."""
+        try:
+            self.storage.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.storage / f".{self.slug}.lock")
+            lock.acquire()
+        except OSError as error:
+            raise UsageError(f"storage: {self.storage} cannot be used: {error.strerror}") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def choose(
+        self, job: Job, modules: list[str], fresh: bool, tell: Callable[[str], None]
+    ) -> RunDir:
+        """The last run's folder if this is the same job, else a new one.
+
+        Raises UsageError when an unfinished run would be resumed as another job.
+        """
+        last = None if fresh else self.latest()
+        if last is not None:
+            changed = changes(last, job, modules)
+            if not changed:
+                return last
+            if not last.is_finished:
+                self._refuse_changed(last, changed)
+                tell(f"note  {last.name} is left, as what it trains has changed: {changed[0]}")
+        return self.new()
+
+    def latest(self) -> RunDir | None:
+        """The last run that has a record; one that only the backups have is copied back."""
+        numbered = {
+            int(match[1]): RunDir(path)
+            for path in self.storage.glob(f"{self.slug}-*")
+            if (match := re.fullmatch(rf"{re.escape(self.slug)}-(\d+)", path.name))
+            and RunDir(path).record.exists()
+        }
+        number = max(numbered, default=0)
+        copied = max(self.backups.numbers(self.slug) if self.backups else [], default=0)
+        if self.backups and copied > number:
+            run = RunDir(self.storage / f"{self.slug}-{copied}")
+            run.path.mkdir(parents=True, exist_ok=True)
+            if self.backups.of(run.name).get(run.record.name, run.record):
+                return run
+        return numbered.get(number)
+
+    def new(self) -> RunDir:
+        """A new folder with the next free number, which no backup has either."""
+        number = max(self.backups.numbers(self.slug) if self.backups else [], default=0) + 1
+        while True:
+            path = self.storage / f"{self.slug}-{number}"
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError:
+                number += 1
+            except OSError as error:
+                raise UsageError(f"storage: {path} cannot be made: {error.strerror}") from None
+            else:
+                sync_folder(self.storage)
+                return RunDir(path)
+
+    def recover(self, run: RunDir, job: Job) -> list[str]:
+        """Take from the run's backup what is newer than its folder; what is to be said of it."""
+        if self.backups is None:
+            return []
+        here, _ = checkpoint.newest(run, determinism.identity(job))
+        there, skipped = self.backups.of(run.name).pull(run, here)
+        if there or (run.is_intact and not here):
+            return [*skipped, f"{run.name} comes back from its copy in {self.backups.shown}"]
+        return skipped
+
+    def back_up_record(self, run: RunDir) -> None:
+        """Where runs have a backup, that has the record before anything else: it is ours now."""
+        if self.backups is None:
+            return
+        try:
+            self.backups.of(run.name).put(run.record)
+        except FAULTS as error:
+            shown = self.backups.shown
+            raise UsageError(f"checkpoint.copy_to: {shown}: {reason(error)}") from None
+
+    def _refuse_changed(self, run: RunDir, changed: list[str]) -> None:
+        """Raise UsageError when an unfinished run would be resumed as another job.
+
+        A run without a checkpoint has nothing to lose, one that failed by itself is to be changed.
+        """
+        ended = run.read_ended()
+        has_state = bool(run.saved_steps())
+        has_state = has_state or bool(self.backups and self.backups.of(run.name).checkpoints())
+        if not has_state or (ended and ended.state == "failed"):
+            return
+        more = [f"and {len(changed) - MOST_CHANGES} more"] if len(changed) > MOST_CHANGES else []
+        lines = "\n  ".join([*changed[:MOST_CHANGES], *more])
+        raise UsageError(
+            f"{run.name} is not finished, and what it trains has changed:\n  {lines}\n"
+            "  undo the change to resume it; another `name` keeps both; --fresh (fresh=True in "
+            "Python) gives it up for a new run"
+        )
+
+
+def changes(run: RunDir, job: Job, modules: list[str]) -> list[str]:
+    """What is trained now and was not when the run began: one line each."""
+    try:
+        record = run.read_record()
+    except ValueError:
+        record = None
+    if record is None:  # a checkpoint tells as well that this is the same job
+        step, _ = checkpoint.newest(run, determinism.identity(job))
+        return [] if step else [f"{run.record.name} is damaged: what it trained is not known"]
+    before, now = record.params, params(job.spec)
+    lines = [
+        f"{key}: {_shown(before.get(key))} -> {_shown(now.get(key))}"
+        for key in sorted({*before, *now})
+        if key.partition(".")[0] in FIRST_HALF
+        and key not in OUTSIDE_DIGEST
+        and before.get(key) != now.get(key)
+    ]
+    if not lines and record.digest != job.spec.digest:
+        lines.append("the spec's first half")
+    if record.data.fingerprint != job.fingerprint:
+        lines.append("the rows themselves (other fingerprint)")
+    if record.imports_sha256 != plugins.sources_sha256(modules):
+        names = ", ".join(plugins.changed(modules, run.imports))
+        lines.append(f"the code of custom modules{f': {names}' if names else ''}")
+    return lines
+
+
+def storage_of(spec: JobSpec) -> Path:
+    """Folder of the runs. A Ray job's own folder is deleted with it, so there it is below home."""
+    start = Path.home() if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else Path.cwd()
+    return (start / Path(spec.storage).expanduser()).resolve()
+
+
+def _slug(name: str) -> str:
+    """The name as a folder's; if that took changes, with a mark of its own."""
+    slug = "".join(c if c.isalnum() or c in "._-" else "-" for c in name)
+    return slug if slug == name else f"{slug}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+
+
+def _shown(value: str | None) -> str:
+    return "not given" if value in (None, "None") else str(value)

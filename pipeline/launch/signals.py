@@ -1,0 +1,185 @@
+"""Signals while workers train: they save their state and end; a second one ends at once.
+
+Ctrl-C, SIGTERM (preemption, `ray job stop` and Kubernetes, which wait a while before they kill) and
+SIGHUP (a terminal that was closed).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import stat
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from pipeline.errors import StoppedError
+from pipeline.rundir import RunDir
+from pipeline.rundir.journal import events
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+LOOK_SECONDS = 0.05
+LAST_SECONDS = 0.5
+"""After a second signal, for a step that is as good as done."""
+SAVED_SECONDS = 5.0
+"""After the workers have saved their state, for Ray to end: it may have been told to die too."""
+TRAINING = "training"
+"""Name of the thread that trains, or waits for the workers that do."""
+
+_raised: list[int] = []
+"""Signals since `raised` began: what it raises may be caught by a library on its way here."""
+
+
+def attended(fit: Callable[[], Any], run: RunDir, waits_for_workers: bool) -> None:
+    """Run `fit` in a thread, so that signals come here and not to Ray, which would abort it.
+
+    Raises StoppedError when a signal came, after the workers have ended; where `fit` has to wait
+    for them to start, and none has begun to train yet, at once.
+    """
+    failure: list[BaseException] = []
+
+    def guarded() -> None:
+        try:
+            fit()
+        except BaseException as error:  # whatever it is, the caller is to see it
+            failure.append(error)
+
+    def ask() -> None:
+        with contextlib.suppress(OSError):  # on a full disk a second signal ends it
+            run.stop.touch()
+
+    thread = threading.Thread(target=guarded, name=TRAINING, daemon=True)
+    starts, stops = _count(run, "start"), _count(run, "stop")
+    is_told, until = False, math.inf
+    with noted(ask) as signals:
+        if _raised:
+            raise StoppedError(_raised[0])
+        thread.start()
+        while thread.is_alive() and len(signals) < 2 and time.monotonic() < until:
+            thread.join(LOOK_SECONDS)
+            if not signals:
+                continue
+            if not is_told:
+                if waits_for_workers and _count(run, "start") == starts:
+                    break
+                is_told = True
+                end = "\r\x1b[2K" if sys.stderr.isatty() else ""
+                with contextlib.suppress(OSError):  # nobody may read it any more
+                    sys.stderr.write(
+                        f"{end}note  stopping after this step; a second signal ends it\n"
+                    )
+            if until == math.inf and _count(run, "stop") > stops:
+                until = time.monotonic() + SAVED_SECONDS
+        if len(signals) > 1:
+            thread.join(LAST_SECONDS)
+    if signals and not run.is_finished:
+        raise StoppedError(signals[0], _saved(run)) from (failure[0] if failure else None)
+    _raised.extend(signals)  # of which whoever called this may have more to do
+    if failure:
+        raise failure[0]
+
+
+def is_left_behind() -> bool:
+    """Whether the thread that trains was not waited for: an ordinary exit would abort in torch."""
+    return any(thread.name == TRAINING for thread in threading.enumerate())
+
+
+@contextmanager
+def noted(also: Callable[[], None] = lambda: None) -> Iterator[list[int]]:
+    """The numbers of signals that have come; they interrupt nothing, but call `also`."""
+    signals: list[int] = []
+
+    def note(number: int) -> None:
+        signals.append(number)
+        also()
+
+    with _handled(note):
+        yield signals
+
+
+@contextmanager
+def raised() -> Iterator[None]:
+    """Signals end what is done inside at once, as StoppedError; `attended` has its own way."""
+    _raised.clear()
+
+    def end(number: int) -> None:
+        _raised.append(number)
+        raise KeyboardInterrupt  # which is not caught with every Exception
+
+    told, sys.unraisablehook = sys.unraisablehook, _quietly(sys.unraisablehook)
+    try:
+        with _handled(end):
+            yield
+    except StoppedError:
+        raise
+    except BaseException as error:
+        if _raised:
+            raise StoppedError(_raised[0]) from error
+        raise
+    finally:
+        sys.unraisablehook = told
+        _raised.clear()
+
+
+def _quietly(otherwise: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Nothing is said of a KeyboardInterrupt that came where Python drops it, as while forking."""
+    return lambda seen: None if seen.exc_type is KeyboardInterrupt else otherwise(seen)
+
+
+@contextmanager
+def _handled(handler: Callable[[int], None]) -> Iterator[None]:
+    """Signals go to `handler`, where they can be handled at all; `nohup` stays what it is."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            let_go_of_output(stat.S_ISCHR)
+        handler(number)
+
+    before = {
+        number: signal.signal(number, handle)
+        for number in SIGNALS
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+    }
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+def let_go_of_output(is_gone: Callable[[int], bool] = lambda mode: True) -> None:
+    """What is said from now on goes nowhere, instead of ending in an error.
+
+    `is_gone` says by a file's mode whether its reader is: of a closed terminal, devices are.
+    """
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (1, 2):
+        with contextlib.suppress(OSError):
+            if is_gone(os.fstat(descriptor).st_mode):
+                os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
+def _count(run: RunDir, event: str) -> int:
+    """How often workers have begun to train, or stopped after saving their state."""
+    return sum(line["event"] == event for line in events(run.journal))
+
+
+def _saved(run: RunDir) -> str:
+    """Where the same command resumes: after the last step if the workers could save its state."""
+    last = next(reversed(list(events(run.journal))), None)
+    if last is not None and last["event"] == "stop":
+        return f" after step {last['step']}, from where the same command resumes"
+    saved = run.saved_steps()
+    if not saved:
+        return "; nothing is saved yet"
+    return f"; the same command resumes from the checkpoint after step {saved[-1]}"

@@ -1,0 +1,100 @@
+"""Targets that are amounts: numbers in a unit of their own, which may be scaled."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pipeline.data.columns import Field
+from pipeline.errors import ContractError
+from pipeline.losses.targets.base import Target, as_it_is, some_of, unmeant
+
+if TYPE_CHECKING:
+    from pipeline.losses.terms import Term
+    from pipeline.metrics import Reads, Task
+
+
+class Amounts(Target):
+    """Numbers in a column's own unit, which may be scaled."""
+
+    is_amount = True
+
+    def task(self, term: Term) -> Task | None:
+        return "values"
+
+    def compared(
+        self, term: Term, served: Tensor, truth: Tensor, reads: Reads | None, centered: bool
+    ) -> tuple[Tensor, Tensor]:
+        both = (unscaled(term.targets, values, centered) for values in (served, truth))
+        one, other = (values.reshape(len(values), -1) for values in both)
+        return one, other
+
+    def nothing(self, term: Term, width: int, reads: Reads | None) -> tuple[Tensor, Tensor]:
+        shape = term.targets[0].shape if len(term.targets) == 1 else (len(term.targets),)
+        numbers = torch.zeros(0, math.prod(shape))
+        return numbers, numbers
+
+    def decode_one(self, field: Field, served: Tensor) -> dict[str, Any]:
+        return as_it_is(field, unscaled([field], served) if field.is_amount else served)
+
+
+class AnyTarget(Amounts):
+    """What a custom loss reads that does not say it: the column as it is stored."""
+
+    name, is_declared = "any", False
+
+    def read(self, column: Tensor, field: Field) -> Tensor:
+        return field.numbers(column)
+
+    def task(self, term: Term) -> Task | None:
+        are_numbers = all(field.is_single and field.is_amount for field in term.targets)
+        return "values" if term.targets and are_numbers else None
+
+
+class Values(Amounts):
+    """Numbers: float32."""
+
+    name = "values"
+
+    def check_field(self, label: str, field: Field) -> None:
+        if field.vocabulary is not None and not _is_numeric(field):
+            raise ContractError(
+                label,
+                f"target {field.name!r} holds {some_of(field)}, the loss needs numbers",
+                "for classes use cross_entropy, for two classes bce_with_logits",
+            )
+
+
+class Counts(Values):
+    """Whole numbers from 0: float32."""
+
+    name, is_amount = "counts", False
+
+    def check_values(self, label: str, name: str, target: Tensor) -> None:
+        if float(target.min()) < 0:
+            fix = "use mse or huber for other amounts"
+            raise unmeant(label, name, target, ", counts are at least 0", fix)
+
+
+def unscaled(fields: Sequence[Field], values: Tensor, centered: bool = False) -> Tensor:
+    """Values in the unit of the target columns, float64; `centered`, less their training mean."""
+
+    def stacked(amounts: list[Any]) -> Tensor:
+        made = values.new_tensor(amounts, dtype=torch.float64)
+        return made[0] if len(amounts) == 1 else made
+
+    mean = stacked([field.mean for field in fields])
+    if centered:
+        mean = mean - stacked([field.center for field in fields])
+    return values.double() * stacked([field.deviation for field in fields]) + mean
+
+
+def _is_numeric(field: Field) -> bool:
+    return all(
+        isinstance(value, int | float) and not isinstance(value, bool)
+        for value in field.vocabulary or ()
+    )

@@ -1,0 +1,74 @@
+"""Targets of two classes: from 0 to 1, or -1 and 1."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from pipeline.data.columns import Field
+from pipeline.errors import ContractError
+from pipeline.losses.targets.base import Target, as_it_is, floating, labels_of, some_of, unmeant
+
+if TYPE_CHECKING:
+    from pipeline.losses.terms import Term
+    from pipeline.metrics import Reads, Task
+
+
+class Binary(Target):
+    """Yes or no, or how much of it: float32 from 0 to 1."""
+
+    name = "binary"
+    threshold: ClassVar[float] = 0.5
+    served_as: ClassVar[str] = "probability"
+
+    def read(self, column: Tensor, field: Field) -> Tensor:
+        return floating(column)
+
+    def check_field(self, label: str, field: Field) -> None:
+        values = field.vocabulary
+        if field.is_single and values is not None and len(values) != 2:
+            raise ContractError(
+                label,
+                f"target {field.name!r} has {len(values)} distinct values: {some_of(field)}",
+                "two are needed; for more classes use cross_entropy",
+            )
+
+    def check_values(self, label: str, name: str, target: Tensor) -> None:
+        if float(target.min()) < 0 or float(target.max()) > 1:
+            fix = "store yes and no as 0 and 1, true and false, or two texts"
+            raise unmeant(label, name, target, ", expected 0 to 1", fix)
+
+    def task(self, term: Term) -> Task | None:
+        return "binary" if term.loss.shape == "as_target" else None
+
+    def compared(
+        self, term: Term, served: Tensor, truth: Tensor, reads: Reads | None, centered: bool
+    ) -> tuple[Tensor, Tensor]:
+        return served > self.threshold if reads == "labels" else served, truth > self.threshold
+
+    def nothing(self, term: Term, width: int, reads: Reads | None) -> tuple[Tensor, Tensor]:
+        truth = torch.zeros(0, dtype=torch.bool)
+        return truth if reads == "labels" else torch.zeros(0), truth
+
+    def decode_one(self, field: Field, served: Tensor) -> dict[str, Any]:
+        if served.dim() != 1:
+            return as_it_is(field, served)
+        labels = labels_of(field, (served > self.threshold).long())
+        positive = f"_{field.vocabulary[-1]}" if field.vocabulary else ""
+        return {field.name: labels, f"{field.name}_{self.served_as}{positive}": served.numpy()}
+
+
+class Signs(Binary):
+    """Two classes: float32, -1 or 1."""
+
+    name, threshold, served_as = "signs", 0.0, "score"
+
+    def read(self, column: Tensor, field: Field) -> Tensor:
+        return column if column.is_floating_point() else column.float() * 2 - 1
+
+    def check_values(self, label: str, name: str, target: Tensor) -> None:
+        if not bool(((target == 1) | (target == -1)).all()):
+            fix = "map 0 to -1, or store the two classes as booleans or text"
+            raise unmeant(label, name, target, ", expected -1 and 1 only", fix)

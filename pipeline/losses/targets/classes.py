@@ -1,0 +1,80 @@
+"""Targets that are entries of a vocabulary."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pipeline.data.columns import IGNORED, Field
+from pipeline.errors import ContractError
+from pipeline.losses.targets.base import Target, labels_of, some_of
+
+if TYPE_CHECKING:
+    from pipeline.losses.terms import Term
+    from pipeline.metrics import Reads, Task
+
+MOST_PROBABILITIES = 1000
+"""With more classes than this, only the best class and its probability are served."""
+
+
+class Vocabulary(Target):
+    """Numbers of a vocabulary's entries: int64."""
+
+    is_class, gives_width = True, False
+
+    def read(self, column: Tensor, field: Field) -> Tensor:
+        return column.long()
+
+    def check_field(self, label: str, field: Field) -> None:
+        if field.is_amount:
+            problem = f"target {field.name!r} is {field.arrow_type}"
+            raise ContractError(label, problem, "store the classes as text or integers")
+        if field.is_single and field.num_codes < 2:
+            raise ContractError(
+                label,
+                f"target {field.name!r} has one class only ({some_of(field)}): the loss would "
+                "always be 0",
+                "check data.target and the training rows",
+            )
+
+
+class Groups(Vocabulary):
+    """Rows of one number belong together: int64."""
+
+    name = "groups"
+
+
+class Classes(Vocabulary):
+    """Class numbers, or `ignore_index`: int64."""
+
+    name = "classes"
+
+    def task(self, term: Term) -> Task | None:
+        return "classes"
+
+    def compared(
+        self, term: Term, served: Tensor, truth: Tensor, reads: Reads | None, centered: bool
+    ) -> tuple[Tensor, Tensor]:
+        kept = truth != IGNORED
+        served = served.movedim(1, -1)[kept]
+        return served.argmax(1) if reads == "labels" else served, truth[kept]
+
+    def nothing(self, term: Term, width: int, reads: Reads | None) -> tuple[Tensor, Tensor]:
+        numbers = torch.zeros(0, dtype=torch.int64)
+        return numbers if reads == "labels" else torch.zeros(0, width), numbers
+
+    def decode(self, term: Term, served: Tensor) -> dict[str, Any]:
+        if not term.targets or served.dim() != 2:
+            return super().decode(term, served)
+        field = term.targets[0]
+        labels = labels_of(field, served.argmax(1))
+        if served.shape[1] > MOST_PROBABILITIES:
+            best = served.max(1).values.tolist()
+            return {field.name: labels, f"{field.name}_probability": best}
+        columns = served.unbind(1)
+        kind = "probability" if term.loss.link is not None else "score"
+        named = zip(field.vocabulary or range(len(columns)), columns, strict=False)
+        shares = {f"{field.name}_{kind}_{value}": column.numpy() for value, column in named}
+        return {field.name: labels} | shares

@@ -1,0 +1,48 @@
+"""Which component breaks a promise: found by asking each one by itself, on real rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from pipeline.data.batch import Batch, num_rows, select
+from pipeline.losses.objective import Objective
+from pipeline.probes import coupling, losses, optimizers
+from pipeline.probes.calls import in_float64, total
+from pipeline.probes.steadiness import unsteady
+
+__all__ = ["MOST_ROWS", "suspects", "total"]
+
+MOST_ROWS = 61  # odd, so that it is hardly the size of another dimension
+FEW_ROWS = 5  # for what is asked many times
+
+Build = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+
+
+def suspects(
+    objective: Objective,
+    batch: Batch,
+    microbatch_size: int,
+    optimizer: tuple[str, Build] | None = None,
+    times: int = 3,
+) -> list[str]:
+    """Faults, by component: what depends on more than its rows and the seed.
+
+    Of modules, the innermost.
+
+    `batch` is a whole global batch, on the CPU; losses are asked about it as the step would cut
+    it. Modules are asked `times` times, as many as a run would. `optimizer` is its name, and how it
+    is built.
+    """
+    few = select(batch, torch.arange(min(num_rows(batch), MOST_ROWS)))
+    fewest = select(batch, torch.arange(min(num_rows(batch), FEW_ROWS)))
+    found = unsteady(objective, few, 3) or unsteady(objective, fewest, times)
+    if not found:  # what is unsteady would look as if its rows were coupled
+        wide = in_float64(objective, few)
+        found = coupling.coupled(wide, few, microbatch_size)
+        found += losses.coupled(wide, batch, microbatch_size)
+    if optimizer is not None:
+        found += optimizers.unfaithful(*optimizer, list(objective.parameters()))
+    return [f"{component}: {fault}" for component, fault in found]

@@ -1,0 +1,52 @@
+"""Losses that are unsteady, or whose numbers for a row depend on the rows beside it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pipeline.data.batch import Batch, in_double, num_rows, select
+from pipeline.losses.objective import Objective
+from pipeline.probes.calls import Found, close, equal, mode
+from pipeline.probes.coupling import SHAPE_RTOL
+
+TIMES = 50
+"""How often each is asked about the same rows."""
+
+
+def coupled(objective: Objective, batch: Batch, size: int) -> Found:
+    """Losses whose items or denominator of a row depend on more than the row."""
+    found = []
+    if objective.precision == torch.float64:
+        batch = in_double(batch)
+    with torch.no_grad(), mode(objective, training=False):
+        predictions = objective.predict(batch)
+    rows = torch.arange(num_rows(batch))
+    pieces, rtol = torch.split(rows, size), SHAPE_RTOL[objective.precision]
+    for number, term in enumerate(objective.terms):
+        if term.loss.per_batch:
+            continue
+
+        def counts(chosen: Tensor, seed: int = 1, of: int = number) -> Tensor:
+            torch.manual_seed(seed)
+            return objective.terms[of].denominator(select(batch, chosen))
+
+        def items(chosen: Tensor, seed: int = 1, of: int = number) -> Tensor:
+            kept = {name: value[chosen] for name, value in predictions.items()}
+            torch.manual_seed(seed)
+            with torch.no_grad():
+                given = objective.items_of(of, kept, select(batch, chosen))
+            return given.reshape(len(chosen), -1)
+
+        for ask, what in ((counts, "the denominator"), (items, "the loss")):
+            whole = ask(rows)
+            if any(not equal([whole], [ask(rows)]) for _ in range(TIMES)):
+                fault = f"{what} of a row is different each time"
+            elif not equal([whole], [ask(rows, 2)]):
+                continue  # it draws random numbers, which follow the micro-batch
+            elif not close(torch.cat([ask(piece) for piece in pieces]), whole, rtol):
+                fault = f"{what} of a row depends on the rows beside it"
+            else:
+                continue
+            found.append((f"loss {term.label}", fault))
+    return found

@@ -1,0 +1,139 @@
+"""What the commands print: each function gives lines, and `cli` prints them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.checks.batch import Notice
+    from pipeline.data.cache import Entry
+    from pipeline.data.columns import Field
+    from pipeline.launch.result import Result
+    from pipeline.train.job import Job
+    from pipeline.verify.prove import Outcome, Proof
+
+MOST_SHOWN = 8
+"""Input columns that are listed by name."""
+MOST_CLASSES = 10
+PROOF_HEADER = f"          {'curve':10}{'weights':10}{'difference':13}"
+
+
+def result_lines(result: Result) -> list[str]:
+    """A finished run: its last values, and where it is."""
+    loss = "no items" if result.loss is None else f"{result.loss:.6g}"
+    lines = [f"done  {result.steps} steps, loss of the last {loss}"]
+    for name, value in result.metrics.items():
+        shown = "no value" if value is None else format(value, ".6g")
+        lines.append(f"      validation {name} {shown}")
+    if best := result.best:
+        score = f"{best['metric']} {best['value']:.6g}"
+        text = f"best  validation {score} after step {best['step']}, whose weights are the model"
+        lines.append(text)
+    if result.first_difference is not None:
+        lines.append(
+            f"note  step {result.first_difference} gave other numbers when it was recomputed "
+            "after a failure: `pipeline prove` names the component"
+        )
+    lines.append(f"saved {result.storage}")
+    lines.append(f"mlflow run {result.run_id} in {result.tracking_uri}")
+    if result.tracking_uri.startswith("sqlite:"):
+        lines.append(f"see   mlflow ui --backend-store-uri {result.tracking_uri}")
+    return lines
+
+
+def check_lines(job: Job, notices: Sequence[Notice]) -> list[str]:
+    """A checked job: rows, columns, model, and what its user should know."""
+    inputs = [f"{field.name} ({field.kind})" for field in job.fields if field.is_input]
+    targets = [_target(field) for field in job.fields if field.is_target]
+    dropped = job.facts.dropped
+    drops = f", {dropped:,} dropped for missing values" if dropped else ""
+    more = ", ..." if len(inputs) > MOST_SHOWN else ""
+    return [
+        f"ok    {job.spec.name}",
+        f"rows  {job.num_rows:,} training, {job.num_validation_rows:,} validation{drops}",
+        f"in    {', '.join(inputs[:MOST_SHOWN])}{more}",
+        f"out   {', '.join(targets) or '(no target)'}",
+        f"model {_model(job)}",
+        *(f"note  {notice}" for notice in notices),
+    ]
+
+
+def _model(job: Job) -> str:
+    """The model's size, and what it gives to the losses."""
+    import torch
+
+    from pipeline.train.job import objective, trial_batch
+
+    batch = trial_batch(job)
+    bound = objective(job.spec, job.fields, batch)
+    number = sum(p.numel() for p in bound.parameters() if p.requires_grad)
+    with torch.no_grad():
+        shapes = {name: list(output.shape[1:]) for name, output in bound.predict(batch).items()}
+    outputs = [f"{name} [{', '.join(map(str, ['N', *shape]))}]" for name, shape in shapes.items()]
+    return f"{job.spec.model.name}, {number:,} parameters, gives {', '.join(outputs)}"
+
+
+def _target(field: Field) -> str:
+    """A target column with its classes and how many training rows each has."""
+    if not field.counts or not field.vocabulary:
+        return f"{field.name} ({field.kind})"
+    both = list(zip(field.vocabulary, field.counts, strict=True))
+    classes = ", ".join(f"{value} {count:,}" for value, count in both[:MOST_CLASSES])
+    more = ", ..." if len(both) > MOST_CLASSES else ""
+    positive = f"; {both[-1][0]} is positive" if len(both) == 2 else ""
+    return f"{field.name} ({classes}{more}{positive})"
+
+
+def cache_lines(entries: Sequence[Entry], folder: Path) -> list[str]:
+    """What the cache holds, and how large it is."""
+    lines = []
+    for entry in entries:
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
+        more = f" and {len(entry.files) - 1} more" if len(entry.files) > 1 else ""
+        name = f"{entry.files[0]}{more}" if entry.files else "(damaged)"
+        size, rows = size_text(entry.size), f"{entry.num_rows:>13,} rows"
+        lines.append(f"{entry.name[:8]}  {size:>9}  {used}  {rows}  {name}")
+    total = size_text(sum(entry.size for entry in entries))
+    return [*lines, f"{len(entries)} in {folder}, {total}"]
+
+
+def size_text(num_bytes: int) -> str:
+    """Bytes in the unit that suits them."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.1f} {unit}"
+    return f"{num_bytes / 2**10:.1f} KiB"
+
+
+def proof_row(outcome: Outcome) -> str:
+    """One line of the table, under `curve`, `weights` and `difference`."""
+    apart = "" if outcome.difference is None else f"{outcome.difference:.1e}"
+    apart = "0" if outcome.difference == 0 else apart
+    is_broken = outcome.verdict == "broken" and outcome.first_step is not None
+    step = f" from step {outcome.first_step}" if is_broken else ""
+    text = f": {outcome.text}" if outcome.text else ""
+    return (
+        f"{outcome.promise:10}{outcome.curve_sha256[:8]:10}{outcome.weights_sha256[:8]:10}"
+        f"{apart:13}{outcome.verdict + step}  {outcome.title}{text}"
+    )
+
+
+def proof_conclusion(proof: Proof) -> list[str]:
+    """What the table comes to."""
+    compared = [o for o in proof.outcomes if o.verdict not in ("not promised", "reference")]
+    kept = [o for o in compared if o.verdict == "held"]
+    ways = (
+        f"{len(kept)} of {len(compared)} other ways to run the first {proof.steps} of "
+        f"{proof.all_steps} steps of {proof.name} are the same"
+    )
+    blamed = "a component breaks the promise" if proof.suspects else ""
+    lines = [f"held: {ways}" if proof.is_kept else f"broken: {blamed and f'{blamed}; '}{ways}"]
+    if not any(o.promise == "bits" for o in compared):
+        lines.append(
+            "note  bits were not compared: that takes more than one worker (--workers 1,2)"
+        )
+    lines += [f"suspect  {suspect}" for suspect in proof.suspects]
+    return [*lines, "on    " + ", ".join(f"{key} {value}" for key, value in proof.bits.items())]

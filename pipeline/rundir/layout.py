@@ -1,0 +1,208 @@
+"""The folder of one run: the name of every file in it, its lock, and whether it is finished."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from pipeline.errors import UsageError
+from pipeline.files.atomic import sha256
+from pipeline.rundir.records import Done, Ended, FileFacts, Record, Recorded
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """A run's folder, of which each file has its path here."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """Of the run: JOB-NUMBER."""
+        return self.path.name
+
+    # written by the command
+
+    @property
+    def spec(self) -> Path:
+        """The spec as it is trained, for people."""
+        return self.path / "spec.yaml"
+
+    @property
+    def record(self) -> Path:
+        """What MLflow is told besides the curve."""
+        return self.path / "record.json"
+
+    @property
+    def imports(self) -> Path:
+        """Custom modules, as they were when the run began."""
+        return self.path / "imports"
+
+    @property
+    def stop(self) -> Path:
+        """Asks the workers to save their state and end."""
+        return self.path / "stop"
+
+    @property
+    def ended(self) -> Path:
+        """How training ended."""
+        return self.path / "ended.json"
+
+    # written by the first worker
+
+    @property
+    def lease(self) -> Path:
+        """Which process may write the files below."""
+        return self.path / "lease.json"
+
+    @property
+    def journal(self) -> Path:
+        """The curve."""
+        return self.path / "curve.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def nonfinite(self) -> Path:
+        """The last step that was not finite, and all rows it comes from."""
+        return self.path / "nonfinite.json"
+
+    @property
+    def weights(self) -> Path:
+        """The trained weights."""
+        return self.path / "weights.pt"
+
+    @property
+    def done(self) -> Path:
+        """The result of a finished run."""
+        return self.path / "done.json"
+
+    # written by others
+
+    @property
+    def failure(self) -> Path:
+        """Why workers are started again, in Ray's words."""
+        return self.path / "failure.txt"
+
+    def traceback(self, rank: int) -> Path:
+        """An error of custom code on a worker."""
+        return self.path / f"traceback-{rank}.txt"
+
+    @property
+    def tracebacks(self) -> list[Path]:
+        """Those of all workers."""
+        return sorted(self.path.glob("traceback-*.txt"))
+
+    @property
+    def recorded(self) -> Path:
+        """How much of the run MLflow has."""
+        return self.path / "recorded.json"
+
+    @property
+    def uploader_log(self) -> Path:
+        """What went wrong on the way to MLflow."""
+        return self.path / "deliver.log"
+
+    @property
+    def uploader_lock(self) -> Path:
+        """Held by the process that sends the run to MLflow."""
+        return self.path / ".delivering"
+
+    def fault_mark(self, rank: int, step: int) -> Path:
+        """Left by a planned fault that has struck."""
+        return self.path / f".fault-{rank}-{step}"
+
+    # what is in them
+
+    def checkpoint(self, step: int) -> Path:
+        """The folder of the checkpoint after `step` steps."""
+        return self.checkpoints / f"step-{step:010}"
+
+    def saved_steps(self) -> list[int]:
+        """Steps of the checkpoints that are there, intact or not, in order."""
+        names = [path.name for path in self.checkpoints.glob("step-*")]
+        return sorted(int(name.removeprefix("step-")) for name in names)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the last step is done; that its files are intact is what `damage` says."""
+        return self.done.exists()
+
+    @property
+    def is_intact(self) -> bool:
+        """Whether the last step is done, and journal and weights are as they were written.
+
+        Reads all of them.
+        """
+        return self.is_finished and not self.damage()
+
+    def damage(self) -> str:
+        """What is not as a finished run has left it; empty if it never was finished."""
+        if not self.is_finished:
+            return ""
+        try:
+            files = Done.read(self.done).files
+        except (OSError, ValueError):
+            return f"{self.done.name} is damaged"
+        for path in (self.journal, self.weights):
+            if not path.exists():
+                return f"{path.name} is missing"
+            if path.name not in files or facts_of(path) != files[path.name]:
+                return f"{path.name} is damaged"
+        return ""
+
+    def read_record(self) -> Record | None:
+        """What MLflow is told; None without it. Raises ValueError if it is damaged."""
+        return Record.read(self.record) if self.record.exists() else None
+
+    def read_recorded(self) -> Recorded:
+        """How much MLflow has; nothing if that is not known."""
+        try:
+            return Recorded.read(self.recorded)
+        except (OSError, ValueError):
+            return Recorded(error=f"nothing is recorded: see {self.uploader_log}")
+
+    def read_ended(self) -> Ended | None:
+        """How training ended; None if nobody has written it, or it is damaged."""
+        try:
+            return Ended.read(self.ended)
+        except (OSError, ValueError):
+            return None
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other commands out of the run while this one trains or records it.
+
+        The kernel releases the lock, however this process ends. Raises UsageError when another
+        process has it.
+        """
+        holder = self.path / ".lock-holder"
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            with contextlib.suppress(OSError):
+                raise UsageError(
+                    f"{self.name} is being trained or recorded right now, by "
+                    f"{holder.read_text()}; wait for it, or start another run with --fresh"
+                ) from None
+            raise
+        try:
+            holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+            yield
+        finally:
+            lock.release()
+
+
+def facts_of(path: Path) -> FileFacts:
+    """Size and SHA-256 of a file."""
+    return FileFacts(bytes=path.stat().st_size, sha256=sha256(path))

@@ -1,0 +1,88 @@
+"""Which attempt at a run may write: the last one that took the lease.
+
+A worker that was stopped, or cut off, and wakes up beside its successor must not write any more.
+On one machine the successor kills it; elsewhere it looks at the lease before it writes.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+from pipeline.errors import RunError
+from pipeline.files.atomic import delete_temporaries
+from pipeline.rundir.layout import RunDir
+from pipeline.rundir.records import Holder
+
+WAIT_SECONDS = 10.0
+"""For a process that was killed to be gone."""
+
+
+class Lease:
+    """The right of one process to write a run's journal, checkpoints and result."""
+
+    def __init__(self, run: RunDir, holder: Holder) -> None:
+        self.run, self.holder = run, holder
+
+    @classmethod
+    def take(cls, run: RunDir, is_own_process: bool) -> Lease:
+        """Take the lease over from an earlier attempt, whose process is killed if it is here.
+
+        With `is_own_process` a successor may kill this process.
+        """
+        before = _read(run.lease)
+        if before is not None:
+            _end(before)
+        holder = Holder(
+            number=before.number + 1 if before else 1, host=socket.gethostname(), pid=os.getpid(),
+            started=_started(os.getpid()), is_own_process=is_own_process,
+        )  # fmt: skip
+        holder.write(run.lease)
+        for path in (run.journal, run.weights, run.done, run.checkpoints / "step-*"):
+            delete_temporaries(path)  # that nobody may put in place now
+        return cls(run, holder)
+
+    def check(self) -> None:
+        """Raise RunError if another process has taken the lease over."""
+        now = _read(self.run.lease)
+        if now is not None and now != self.holder:
+            raise RunError(
+                f"attempt {now.number} at this run, by process {now.pid} on {now.host}, "
+                f"has taken over from attempt {self.holder.number}, which writes nothing more"
+            )
+
+
+def _read(path: Path) -> Holder | None:
+    """Who has the lease; None at the first attempt, and where nobody can tell any more."""
+    try:
+        return Holder.read(path)
+    except (OSError, ValueError):
+        return None
+
+
+def _end(holder: Holder) -> None:
+    """Kill a worker of an earlier attempt that is still there, as one that was stopped."""
+    if (
+        not holder.is_own_process or holder.host != socket.gethostname()
+        or not holder.started or holder.pid < 2 or holder.pid == os.getpid()
+    ):  # fmt: skip
+        return
+    until = time.monotonic() + WAIT_SECONDS
+    while _started(holder.pid) == holder.started and time.monotonic() < until:
+        try:
+            os.kill(holder.pid, signal.SIGKILL)
+        except OSError:
+            return
+        time.sleep(0.05)
+
+
+def _started(pid: int) -> str:
+    """When the process started, in the kernel's ticks: tells it from others of that id."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] == "Z" else fields[19]

@@ -1,0 +1,246 @@
+"""What crosses a file in a run's folder, typed: each record stands in a file of its own.
+
+Points of the journal are plain dictionaries with typed keys, as they stand in its lines and in
+`Result.curve`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NotRequired, TypedDict, final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.files.sealed import Sealed
+
+State = Literal["finished", "failed", "killed"]
+Numbers = dict[str, float | None]
+"""By name; None where there is no finite number."""
+
+
+class Part(BaseModel):
+    """A piece of a record."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileFacts(Part):
+    """What a file must be like to be intact."""
+
+    bytes: int
+    sha256: str
+
+
+class Identity(Part):
+    """What a checkpoint belongs to: the spec's digest, the rows' fingerprint, and its bits."""
+
+    spec: str
+    data: str
+    bits: dict[str, Any]
+
+
+class Segment(Part):
+    """A piece of the journal in a backup."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+class Manifest(Sealed):
+    """A checkpoint's `manifest.json`."""
+
+    format: int
+    step: int
+    identity: Identity
+    files: dict[str, FileFacts]
+    journal: tuple[Segment, ...] = ()
+    """In a backup, the journal that belongs to it."""
+
+
+class Holder(Sealed):
+    """`lease.json`: the process that may write."""
+
+    number: int
+    """Of the attempt, from 1."""
+    host: str
+    pid: int
+    started: str
+    """In the kernel's ticks: tells the process from others of its id."""
+    is_own_process: bool
+    """Whether the process does nothing else, so that its successor may kill it."""
+
+
+class Best(Part):
+    """The best evaluation of a job with `training.best_by`."""
+
+    metric: str
+    step: int
+    value: float
+    metrics: Numbers
+    """All values of that evaluation."""
+
+
+class Done(Sealed):
+    """`done.json`: the result of a finished run."""
+
+    steps: int
+    time: int
+    """When it ended, in milliseconds since 1970."""
+    weights_sha256: str
+    files: dict[str, FileFacts]
+    """Journal and weights as they were written."""
+    best: Best | None
+    workers: list[int]
+    """How many there were in each attempt."""
+    first_difference: int | None
+    """The first step that gave other numbers when it was recomputed."""
+    journal: tuple[Segment, ...] = ()
+    """In a backup, the journal that belongs to it."""
+
+
+class Launcher(Part):
+    """The command that started a run last."""
+
+    id: str
+    pid: int
+    host: str
+
+
+class ColumnFacts(Part):
+    """One column as it is described to MLflow."""
+
+    kind: str
+    type: str
+    role: str
+
+
+class DataFacts(Part):
+    """The rows as they are described to MLflow."""
+
+    name: str
+    fingerprint: str
+    files: list[str]
+    num_files: int
+    rows: dict[str, int]
+    """Of each split."""
+    dropped: int
+    columns: dict[str, ColumnFacts]
+    profile: dict[str, dict[str, Any]]
+    """Plain numbers about each column."""
+
+
+class Record(Sealed):
+    """`record.json`: what MLflow is told besides the curve."""
+
+    name: str
+    """Of the run's folder."""
+    job: str
+    experiment: str
+    register_as: str | None
+    tracking_uri: str
+    """Without its password."""
+    params: dict[str, str]
+    data: DataFacts
+    spec: str
+    fields: list[dict[str, Any]]
+    """As `Field.to_json` gives them."""
+    example: str
+    """A few raw rows as an Arrow file in base64."""
+    tags: dict[str, str]
+    token: str
+    """Tells this run from all others, also after it is resumed."""
+    digest: str
+    """Of the spec."""
+    imports_sha256: str
+    """Of the custom modules' sources; empty without any."""
+    modules: list[str]
+    num_workers: int
+    launcher: Launcher
+    is_copied: bool
+    """Whether another machine can resume the run from its backup."""
+
+
+class Recorded(Sealed):
+    """`recorded.json`: how much of the run MLflow has."""
+
+    complete: bool = False
+    error: str = ""
+    """What keeps MLflow from being told at the moment."""
+    run_id: str = ""
+    experiment_id: str = ""
+    tracking_uri: str = ""
+    delivered: dict[str, int] = Field(default={})
+    """The last step of each kind of point."""
+    launcher: str = ""
+    """Id of the command that records the run."""
+    begun: bool = False
+    """Whether params and data sets are there."""
+    model_id: str = ""
+    model_uri: str = ""
+
+
+class Ended(Sealed):
+    """`ended.json`: how training ended."""
+
+    state: State
+    reason: str = ""
+
+
+class NonFinite(Sealed):
+    """`nonfinite.json`: the last step that was not finite."""
+
+    step: int
+    gradient_norm: str
+    losses: dict[str, str]
+    microbatches: list[int]
+    rows: list[int]
+
+
+@final
+class StepPoint(TypedDict):
+    """A step's line of the journal."""
+
+    step: int
+    time: NotRequired[int]
+    epoch: float
+    train: Numbers
+    """`loss`, `learning_rate`, `gradient_norm`, and now and then `rows_per_second`."""
+    terms: Numbers
+    skipped: NotRequired[list[int]]
+    """Rows of a step that was skipped, as it was not finite."""
+
+
+@final
+class EvaluationPoint(TypedDict):
+    """An evaluation's line of the journal."""
+
+    step: int
+    time: NotRequired[int]
+    epoch: float
+    validation: Numbers
+    said: NotRequired[list[str]]
+    """What the numbers do not show."""
+
+
+@final
+class Event(TypedDict):
+    """A line on what happened to the run after `step` steps."""
+
+    step: int
+    time: NotRequired[int]
+    event: Literal["start", "again", "bits", "damage", "copy", "stop"]
+    text: NotRequired[str]
+    attempt: NotRequired[int]
+    workers: NotRequired[int]
+    reached: NotRequired[int]
+    """The last step that was ever done."""
+    bits: NotRequired[dict[str, Any]]
+    after: NotRequired[str]
+    """Why the attempt before failed."""
+    num_steps: NotRequired[int]
+    """Steps that were recomputed."""
+    differs: NotRequired[int | None]
+    """The first of them that gave other numbers."""
+
+
+Point = StepPoint | EvaluationPoint | Event

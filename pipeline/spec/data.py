@@ -1,0 +1,292 @@
+"""The spec's `data`: which rows and columns are trained on, and what is made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from pipeline.registry import nearest
+
+Positive = Annotated[int, Field(gt=0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._ -]{0,99}$")]
+
+
+class Section(BaseModel):
+    """A part of the spec: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and kind is not bool:
+            raise PydanticCustomError(
+                "bool", "true and false are no {kind}", {"kind": "value here"}
+            )
+        return value
+
+
+class SampleWeight(Section):
+    """How much each row counts."""
+
+    column: str
+    """Column of numbers that are at least 0."""
+    mean_over: Literal["weights", "items"] = "weights"
+    """What the weighted sum is divided by: the weights' sum, as in a weighted mean, or the number
+    of items, as if they were not weighted."""
+
+
+Scale = Literal["standard", "shared", "min_max", "log", "none"]
+TargetScale = Literal["standard", "shared", "min_max", "none"]
+
+
+DatePart = Literal["elapsed", "year", "week", "day"]
+
+
+class Constant(Section):
+    """A value in the place of missing ones."""
+
+    constant: float | str
+    """Number or text, as the column holds."""
+
+
+POLICIES = ("error", "drop", "mean", "category")
+Missing = Literal["error", "drop", "mean", "category"] | Constant
+
+
+def _refuse_unknown(where: str, word: Any, known: Sequence[str], more: str = "") -> None:
+    """One clear fault for a word that is not known; a union gives one for each of its branches."""
+    if word not in known:
+        text = "{where}expected {known}{more}; found {word}{nearest}"
+        facts = {
+            "where": where, "known": ", ".join(known), "more": more,
+            "word": repr(word), "nearest": nearest(str(word), known),
+        }  # fmt: skip
+        raise PydanticCustomError("policy", text, facts)
+
+
+class Split(Section):
+    """Validation rows taken out of the training files by what a column holds."""
+
+    fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Fraction of the rows to hold out: about so many with `group`, as near as equal times allow
+    with `time`."""
+    group: str | None = None
+    """Column whose rows with the same value stay together, such as all visits of a patient."""
+    time: str | None = None
+    """Column of dates, times or numbers: the latest rows are held out."""
+    since: float | str | None = None
+    """With `time`: the first date, time or number of the validation rows."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Split:
+        if (self.group is None) == (self.time is None):
+            text = "give either `group` or `time`, the column to split by"
+            raise PydanticCustomError("split", text)
+        if (self.fraction is None) == (self.since is None):
+            raise PydanticCustomError("split", "give either `fraction`, or with `time` its `since`")
+        if self.since is not None and self.time is None:
+            raise PydanticCustomError("split", "`since` goes with `time`")
+        return self
+
+    @property
+    def column(self) -> str:
+        """The column that decides."""
+        return self.group or self.time or ""
+
+
+class Image(Section):
+    """What an encoded image becomes: floats from -1 to 1."""
+
+    size: Annotated[list[Positive], Field(min_length=2, max_length=2)]
+    """Height and width in pixels; images of another size are resized."""
+    mode: Literal["L", "RGB"] = "RGB"
+    """Grey [height, width], or colours [3, height, width]."""
+
+
+class Stream(Section):
+    """How training rows are fetched that are not converted in advance."""
+
+    block_rows: Positive | None = None
+    """Rows that are read at a time, best a multiple of the files' row groups, which are read whole.
+    Unless given 1,048,576, pyarrow's own row group, or fewer where these exceed 512 MiB."""
+    window: Positive = 8
+    """Blocks, drawn anew each epoch, whose rows are mixed. Up to three windows are on disk."""
+
+
+class Data(Section):
+    """Which rows and columns are trained on."""
+
+    train: str | list[str]
+    """Parquet, Arrow IPC or CSV: path, glob, folder, list or URI; or `sample:NAME`.
+    Relative paths start at the job spec's folder."""
+    validation: str | list[str] | Annotated[float, Field(gt=0, lt=1)] | Split | None = None
+    """Validation files, or the fraction of the training rows to hold out; or a split by a column,
+    `{fraction, group}` or `{fraction, time}` or `{since, time}`."""
+    split_seed: int = 0
+    """Chooses which rows a validation fraction holds out; independent of training.seed."""
+    inputs: list[str] | None = None
+    """Input columns; unless given, every column that has no other role, except for an index that
+    pandas wrote."""
+    target: str | list[str] | None = None
+    """Target column or columns; none for losses that only compare predictions."""
+    stream: Stream | None = None
+    """For files larger than this machine's disk: rows are fetched while training, shuffled in two
+    levels, which gives another curve than without it. `true`, or `{block_rows, window}`."""
+    shift: dict[str, str] = {}
+    """Targets made from list columns, as `{next: tokens}`: at each position, the item after it."""
+    categorical: list[str] = []
+    """Input columns of integers that are names, not amounts: read through a vocabulary."""
+    dates: list[str] | dict[str, list[DatePart]] = []
+    """Input columns of dates or times, each with the parts to read: `elapsed` (days since 1970),
+    and `year`, `week`, `day` (the position in it, as sine and cosine; `day` is the time of day). A
+    list of columns reads all parts."""
+    images: dict[str, Image] = {}
+    """Input columns of encoded images (PNG, JPEG, ...), as `{photo: {size: [64, 64]}}`."""
+    tokenizers: dict[str, str] = {}
+    """Input columns of text, each with the `tokenizer.json` that turns it into tokens (needs
+    `pip install tokenizers`)."""
+    missing: Missing | dict[str, Missing] = "error"
+    """What to do with missing values and NaN, for all columns or by column: `error`, `drop` (the
+    row), `mean` (of the training rows), `category` (a category of its own), or by column
+    `{constant: value}`. A target is only filled in if its column is named, since what is filled in
+    counts as truth."""
+    scale: Scale | dict[str, Scale] = "standard"
+    """Numeric inputs, all or by column: `standard` (mean 0 and deviation 1 over the training rows),
+    `min_max` (0 to 1), `log` (log(1 + x), then standard) or `none`. Each position of a vector has
+    its own statistics; `shared` is `standard` with one mean and deviation for all positions."""
+    sample_weight: SampleWeight | None = None
+    """Column that weights each row in every loss, or `{column, mean_over}`. Not in metrics."""
+    target_scale: TargetScale | dict[str, TargetScale] = "none"
+    """The same for numeric targets. Losses and their options are in the scaled unit, metrics and
+    served predictions in the column's own."""
+
+    @field_validator("train", "validation", "inputs", "target", "categorical", "dates")
+    @classmethod
+    def _distinct(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, list):
+            if not value and info.field_name not in ("categorical", "dates"):
+                raise PydanticCustomError("empty", "an empty list")
+            twice = {item for item in value if value.count(item) > 1}
+            if twice:
+                raise PydanticCustomError("twice", "{items} twice", {"items": sorted(twice)})
+        return value
+
+    @field_validator("sample_weight", mode="before")
+    @classmethod
+    def _column(cls, value: Any) -> Any:
+        return {"column": value} if isinstance(value, str) else value
+
+    @field_validator("stream", mode="before")
+    @classmethod
+    def _with_defaults(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            return {} if value else None
+        if not (value is None or isinstance(value, Mapping | Stream)):
+            text = "expected true, false or {known}; found {value}"
+            facts = {"known": "{block_rows, window}", "value": repr(value)}
+            raise PydanticCustomError("policy", text, facts)
+        return value
+
+    @field_validator("missing", mode="before")
+    @classmethod
+    def _known_policies(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            _refuse_unknown("", value, POLICIES, " (a constant goes by column)")
+            return value
+        for column, policy in value.items():
+            is_constant = isinstance(policy, Mapping) and set(policy) == {"constant"}
+            if not (is_constant or isinstance(policy, Constant)):
+                _refuse_unknown(f"{column}: ", policy, POLICIES, " or {constant: value}")
+        return value
+
+    @field_validator("scale", "target_scale", mode="before")
+    @classmethod
+    def _known_scales(cls, value: Any, info: ValidationInfo) -> Any:
+        known = get_args(Scale if info.field_name == "scale" else TargetScale)
+        by_column = value.items() if isinstance(value, Mapping) else [("", value)]
+        for column, scale in by_column:
+            _refuse_unknown(f"{column}: " if column else "", scale, known)
+        return value
+
+    @field_validator("dates", "categorical", mode="before")
+    @classmethod
+    def _columns(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, str):
+            raise PydanticCustomError("policy", "expected a list of columns: [{v}]", {"v": value})
+        if info.field_name == "dates" and isinstance(value, Mapping):
+            for column, parts in value.items():
+                for part in parts if isinstance(parts, list) else [parts]:
+                    _refuse_unknown(f"{column}: ", part, get_args(DatePart), " in a list")
+        return value
+
+    @field_validator("validation", mode="before")
+    @classmethod
+    def _files_or_fraction(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            try:
+                return Split.model_validate(value)
+            except ValidationError as error:
+                first = error.errors(include_url=False)[0]
+                key = ".".join(map(str, first["loc"]))
+                known = list(Split.model_fields)
+                text = first["msg"]
+                if first["type"] == "extra_forbidden":
+                    text = f"unknown key{nearest(key, known)} (allowed: {', '.join(known)})"
+                text = f"{key}: {text}" if key else text
+                raise PydanticCustomError("policy", "{text}", {"text": text}) from None
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number and not 0 < value < 1:
+            text = "expected files, or a fraction of the training rows between 0 and 1; found {v}"
+            raise PydanticCustomError("fraction", text, {"v": value})
+        return value
+
+    @model_validator(mode="after")
+    def _apart(self) -> Data:
+        both = sorted(set(self.inputs or []) & set(self.targets))
+        if both:
+            raise PydanticCustomError(
+                "leak", "{columns}: both input and target", {"columns": ", ".join(both)}
+            )
+        weight = self.sample_weight.column if self.sample_weight else None
+        if weight in (*(self.inputs or []), *self.targets):
+            text = "{column}: the sample weight cannot be input or target too"
+            raise PydanticCustomError("leak", text, {"column": weight})
+        return self
+
+    @property
+    def targets(self) -> list[str]:
+        """Target columns as a list, empty without a target."""
+        return [self.target] if isinstance(self.target, str) else (self.target or [])
+
+    def missing_in(self, column: str) -> Missing:
+        """What happens to missing values of the column."""
+        return self.missing.get(column, "error") if isinstance(self.missing, dict) else self.missing
+
+    def parts_of(self, column: str) -> list[DatePart]:
+        """What is taken of a column of dates."""
+        everything: list[DatePart] = ["elapsed", "year", "week", "day"]
+        return everything if isinstance(self.dates, list) else self.dates[column]
+
+    def target_scale_of(self, column: str) -> Scale:
+        """How the numeric target column is scaled."""
+        scale = self.target_scale
+        return scale.get(column, "none") if isinstance(scale, dict) else scale
+
+    def scale_of(self, column: str) -> Scale:
+        """How the numeric input column is scaled."""
+        return self.scale.get(column, "standard") if isinstance(self.scale, dict) else self.scale

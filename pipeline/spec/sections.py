@@ -1,0 +1,132 @@
+"""How a job is trained and carried out: steps, workers, checkpoints, cache and tracking."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from pipeline.spec.data import Name, Positive, Section
+
+
+class Training(Section):
+    """How long, in which batches, from which seed."""
+
+    epochs: Positive = 10
+    """Passes over the training rows."""
+    batch_size: Positive = 32
+    """Rows per optimizer step over all workers: the global batch."""
+    microbatch_size: Positive | None = None
+    """Rows per forward pass, into which every batch is cut: with it the bits do not depend on the
+    workers. Unless given, each worker has one micro-batch."""
+    shuffle: bool = True
+    """A new row order each epoch, drawn from the seed."""
+    bucket_by: str | None = None
+    """Column of lists: batches hold rows of similar length, which need less padding."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Initial weights, row order and dropout follow from it."""
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    """Largest norm of the global gradient; a larger one is scaled down to it."""
+    skip_nonfinite: Annotated[int, Field(ge=0)] = 0
+    """How many steps with a NaN or infinite loss or gradient may be skipped in the whole run. Each
+    is recorded; the next one after them stops the run."""
+    best_by: str | None = None
+    """`loss` or a validation metric: the weights of its best evaluation become the model. Unless
+    given, those of the last step do."""
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    """`bfloat16` is autocast of the forward pass, with weights, loss and reduction in float32;
+    `float64` computes everything in it, to tell rounding from faults."""
+
+
+class Workers(Section):
+    """On what it is trained: `num` workers, or as many from `min` to `max` as the cluster has."""
+
+    num: Positive | None = 1
+    """Worker processes. One worker runs inside the command's own process."""
+    min: Positive | None = None
+    """Fewest workers to continue with when the cluster shrinks."""
+    max: Positive | None = None
+    """Most workers to use when the cluster grows. A resize resumes from the last checkpoint."""
+    gpu: bool = False
+    """One GPU per worker."""
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1
+    """CPUs per worker, fractions allowed. Rounded up, the threads of one operation."""
+
+    timeout_seconds: Annotated[float, Field(gt=0)] = 300.0
+    """How long workers wait for one that does not answer before all are restarted. Must exceed the
+    longest difference between workers within one step."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _num_or_range(cls, value: Any) -> Any:
+        is_range = isinstance(value, Mapping) and (
+            value.get("min") is not None or value.get("max") is not None
+        )
+        if not is_range:
+            return value
+        if value.get("num") is not None:
+            raise PydanticCustomError(
+                "workers", "give `num`, or `min` and `max`, not both (null takes one out)"
+            )
+        if value.get("min") is None or value.get("max") is None:
+            raise PydanticCustomError("workers", "`min` and `max` go together")
+        return {**value, "num": None}
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Workers:
+        if self.min and self.max and self.min > self.max:
+            text = "`min` {least} is more than `max` {most}"
+            raise PydanticCustomError("workers", text, {"least": self.min, "most": self.max})
+        if not self.num and not self.max:
+            raise PydanticCustomError("workers", "give `num`, or `min` and `max`")
+        return self
+
+    @property
+    def least(self) -> int:
+        """The fewest workers the job runs on."""
+        return self.min or self.num or 1
+
+    @property
+    def most(self) -> int:
+        """The most workers the job runs on."""
+        return self.max or self.num or 1
+
+    @property
+    def threads(self) -> int:
+        """Threads of one operation: part of what the bits depend on."""
+        return math.ceil(self.cpus_per_worker)
+
+
+class Checkpoint(Section):
+    """How often the state is saved, from which a run goes on after a failure or a resize."""
+
+    every_steps: Positive | None = None
+    """Steps between checkpoints; by time unless given."""
+    every_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds between checkpoints, without `every_steps`."""
+    keep: Annotated[int, Field(ge=2)] = 3
+    """How many of the newest checkpoints to keep: at least two, in case one is damaged."""
+    copy_to: str | None = None
+    """Folder or object store URI for a backup of the run: its checkpoints and its curve. On a new
+    machine, the same command resumes from there."""
+
+
+class Cache(Section):
+    """Where rows are kept as the steps read them, once they have been converted."""
+
+    folder: str | None = None
+    """Folder on each node's own disk; `PIPELINE_CACHE` or `~/.cache/pipeline` unless given."""
+    most_gib: Annotated[float, Field(gt=0)] = 100.0
+    """GiB for all jobs together: beyond it, the least recently used data sets are deleted."""
+
+
+class Tracking(Section):
+    """Where the run is recorded in MLflow."""
+
+    experiment: Name | None = None
+    """MLflow experiment; the job's name unless given."""
+    register_as: Name | None = None
+    """Name in MLflow's model registry under which the trained model becomes a new version."""

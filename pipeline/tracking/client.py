@@ -1,0 +1,273 @@
+"""All that knows MLflow's client: runs, their metrics, params, files, data sets and models."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from pipeline.errors import RecordError
+from pipeline.rundir.records import DataFacts, Numbers, Point, State
+from pipeline.tracking.names import mlflow_key, tracking_uri, with_password
+
+ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the default blocks for minutes; we retry ourselves
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+SQLITE = "sqlite:///"
+LONGEST_TAG, LONGEST_PARAM = 5000, 6000
+LONGEST_TEXT = 60_000
+"""MLflow's limit of a data set's source and schema."""
+MOST_PARAMS = 100
+"""Of one request."""
+LAUNCHER = "pipeline.launcher"
+"""Tag of a run: id of the command that records it."""
+ERROR = "pipeline.error"
+"""Tag of a failed run: why it failed."""
+STATUS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
+
+
+@dataclass(frozen=True)
+class Value:
+    """One value of a metric."""
+
+    key: str
+    value: float
+    time: int
+    """In milliseconds since 1970."""
+    step: int
+
+
+def values_of(point: Point) -> Iterator[Value]:
+    """The metrics of a step or an evaluation."""
+    if "train" in point:
+        terms, skipped = point["terms"], {"skipped": 1.0} if "skipped" in point else {}
+        yield from values("train", {**point["train"], **skipped}, point["time"], point["step"])
+        if len(terms) > 1:
+            yield from values("train/loss", terms, point["time"], point["step"])
+    elif "validation" in point:
+        yield from values("validation", point["validation"], point["time"], point["step"])
+
+
+def values(group: str, numbers: Numbers, time: int, step: int) -> Iterator[Value]:
+    """The metrics of one group that have a number."""
+    for name, value in numbers.items():
+        if value is not None:
+            yield Value(mlflow_key(f"{group}/{name}"), float(value), time, step)
+
+
+class Client:
+    """MLflow at one address; every call raises what MLflow raises."""
+
+    def __init__(self, uri: str) -> None:
+        """`uri` as it can be used, with its password."""
+        prepare_environment()
+        import mlflow
+
+        if uri.startswith(SQLITE):
+            make_database(Path(uri.removeprefix(SQLITE)))
+        mlflow.set_tracking_uri(uri)
+        self._client = mlflow.MlflowClient()
+
+    def experiment_id(self, name: str) -> str:
+        """Id of the experiment of that name, created or restored where need be."""
+        from mlflow.exceptions import MlflowException
+
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment is None:
+            # a server knows where artifacts go; without one they stand beside the database
+            location = None
+            if self._client.tracking_uri.startswith(SQLITE):
+                database = Path(self._client.tracking_uri.removeprefix(SQLITE)).resolve()
+                location = (database.parent / "mlflow-artifacts").as_uri()
+            try:
+                return str(self._client.create_experiment(name, artifact_location=location))
+            except MlflowException:  # another run created it at the same moment
+                experiment = self._client.get_experiment_by_name(name)
+                if experiment is None:
+                    raise
+        elif experiment.lifecycle_stage == "deleted":
+            self._client.restore_experiment(experiment.experiment_id)
+        return str(experiment.experiment_id)
+
+    def create_run(self, experiment_id: str, name: str, tags: Mapping[str, str]) -> str:
+        """A new run's id."""
+        short = {key: value[:LONGEST_TAG] for key, value in tags.items()}
+        run = self._client.create_run(experiment_id, run_name=name, tags=short)
+        return str(run.info.run_id)
+
+    def find_run(self, experiment_id: str, token: str) -> str | None:
+        """The run with this token, if the answer to its creation, or what was noted, got lost."""
+        query = f"tags.`pipeline.run` = '{token}'"
+        runs = self._client.search_runs([experiment_id], query)
+        return str(runs[0].info.run_id) if runs else None
+
+    def launcher(self, run_id: str) -> str:
+        """Id of the command that records the run."""
+        return str(self._client.get_run(run_id).data.tags.get(LAUNCHER, ""))
+
+    def take_over(self, run_id: str, launcher: str) -> None:
+        """The run is resumed by this command, which records it from now on."""
+        self._client.set_tag(run_id, LAUNCHER, launcher)
+        if ERROR in self._client.get_run(run_id).data.tags:  # of the time before
+            self._client.delete_tag(run_id, ERROR)
+        self._client.update_run(run_id, status="RUNNING")
+
+    def delivered(self, run_id: str) -> dict[str, int]:
+        """The last step of each kind of point that MLflow has.
+
+        Steps that another machine delivered and that are recomputed have another time here.
+        """
+        steps: dict[str, int] = {}
+        for key in self._client.get_run(run_id).data.metrics:
+            kind = key.partition("/")[0]
+            history = self._client.get_metric_history(run_id, key)
+            steps[kind] = max(steps.get(kind, -1), *(metric.step for metric in history))
+        return steps
+
+    def log_params(self, run_id: str, params: Mapping[str, str]) -> None:
+        """Params that the run does not have yet: another machine may have told them."""
+        from mlflow.entities import Param
+
+        known = self._client.get_run(run_id).data.params
+        new = [Param(k, v[:LONGEST_PARAM]) for k, v in params.items() if k not in known]
+        for start in range(0, len(new), MOST_PARAMS):
+            self._client.log_batch(run_id, params=new[start : start + MOST_PARAMS])
+
+    def log_metrics(self, run_id: str, metrics: Sequence[Value], model_id: str = "") -> None:
+        """Values of metrics, at most 1000 of them; those that are there already are dropped."""
+        from mlflow.entities import Metric
+
+        of_model = {"model_id": model_id, "run_id": run_id} if model_id else {}
+        made = [Metric(one.key, one.value, one.time, one.step, **of_model) for one in metrics]
+        self._client.log_batch(run_id, metrics=made)
+
+    def log_data(self, run_id: str, data: DataFacts) -> None:
+        """The rows as input of the run; all statistics in `data.json`."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        source = {"files": data.files, "num_files": data.num_files}
+        profile = {
+            "num_rows": data.rows, "dropped": data.dropped, "fingerprint": data.fingerprint
+        }  # fmt: skip
+        columns = [
+            {"name": name, "type": f"{column.kind} ({column.type})", "required": True}
+            for name, column in data.columns.items()
+        ]
+        texts = [json.dumps(source), json.dumps({"mlflow_colspec": columns})]
+        short_source, schema = (text if len(text) <= LONGEST_TEXT else "{}" for text in texts)
+        dataset = Dataset(
+            name=data.name[:500], digest=data.fingerprint[:36], source_type="files",
+            source=short_source, schema=schema, profile=json.dumps(profile),
+        )  # fmt: skip
+        tags = [InputTag("mlflow.data.context", "training")]
+        self._client.log_inputs(run_id, datasets=[DatasetInput(dataset, tags)])
+        everything = {
+            "name": data.name,
+            "digest": data.fingerprint[:36],
+            "source": source,
+            "columns": {name: column.model_dump() for name, column in data.columns.items()},
+            "profile": {
+                "fingerprint": data.fingerprint, "rows": data.rows, "dropped": data.dropped,
+                "columns": data.profile,
+            },
+        }  # fmt: skip
+        self._client.log_dict(run_id, everything, "data.json")
+
+    def log_text(self, run_id: str, text: str, name: str) -> None:
+        """A text file of the run."""
+        self._client.log_text(run_id, text, name)
+
+    def log_file(self, run_id: str, path: Path) -> None:
+        """A file of the run."""
+        self._client.log_artifact(run_id, str(path))
+
+    def log_dict(self, run_id: str, value: Mapping[str, Any], name: str) -> None:
+        """A JSON file of the run."""
+        self._client.log_dict(run_id, dict(value), name)
+
+    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Tags of the run, cut where they are too long."""
+        for key, value in tags.items():
+            self._client.set_tag(run_id, key, value[:LONGEST_TAG])
+
+    def end_run(self, run_id: str, state: State) -> None:
+        """The run has ended."""
+        self._client.set_terminated(run_id, STATUS[state])
+
+    def create_model(self, run_id: str) -> str:
+        """Id of the run's model, created now unless an earlier try did."""
+        run = self._client.get_run(run_id)
+        experiment_id = run.info.experiment_id
+        query = f"source_run_id = '{run_id}'"
+        models = self._client.search_logged_models([experiment_id], query) or [
+            self._client.create_logged_model(
+                experiment_id, "model", source_run_id=run_id, params=run.data.params
+            )
+        ]
+        return str(models[0].model_id)
+
+    def link_model(self, run_id: str, model_id: str, step: int) -> None:
+        """The model is an output of the run, after `step` steps; a second link is refused."""
+        from mlflow.entities import LoggedModelOutput
+
+        if model_id not in self.model_ids(run_id):
+            self._client.log_outputs(run_id, [LoggedModelOutput(model_id, step=step)])
+
+    def model_ids(self, run_id: str) -> list[str]:
+        """Ids of the run's models."""
+        outputs = self._client.get_run(run_id).outputs
+        return [str(output.model_id) for output in outputs.model_outputs] if outputs else []
+
+
+def prepare_environment() -> None:
+    """Settings that MLflow reads while it is imported; a user's own setting wins."""
+    for key, value in ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+
+
+def make_database(path: Path) -> None:
+    """Let MLflow create its tables in a temporary file: half of them could not be repaired."""
+    import mlflow
+
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        if path.exists():
+            return
+        temporary = path.with_name(f".{path.name}.new")
+        for left in path.parent.glob(f"{temporary.name}*"):  # by one that was killed
+            left.unlink()
+        mlflow.MlflowClient(f"{SQLITE}{temporary}").search_experiments(max_results=1)
+        temporary.replace(path)
+
+
+def log_proof(
+    proof: Mapping[str, Any], tags: Mapping[str, str], table: str, name: str, experiment: str,
+    storage: Path,
+) -> tuple[str, str]:  # fmt: skip
+    """Record what `pipeline prove` found as a run of its own; returns run id and tracking URI.
+
+    Raises RecordError when MLflow does not take it.
+    """
+    uri = tracking_uri(storage)
+    try:
+        client = Client(with_password(uri))
+        run_id = client.create_run(client.experiment_id(experiment), f"prove-{name}", tags)
+        client.log_text(run_id, table + "\n", "proof.txt")
+        client.log_dict(run_id, proof, "proof.json")
+        client.end_run(run_id, "finished")
+    except Exception as error:  # whatever the server does: the proof itself stands
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise RecordError(f"the proof could not be recorded in {uri}: {reason}") from error
+    return run_id, uri

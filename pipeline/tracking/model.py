@@ -1,0 +1,126 @@
+"""The trained model in MLflow: raw columns in, predictions in the target's own terms out."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+import pipeline
+from pipeline.data.columns import Field, from_json
+from pipeline.rundir import RunDir
+from pipeline.rundir.records import Record
+from pipeline.tracking.client import Client, prepare_environment
+from pipeline.tracking.names import environment_uri, with_password
+
+
+def log_model(run: RunDir, model_id: str, record: Record) -> str:
+    """Log the run's model, made before, with signature and input example; returns its URI.
+
+    There is no active run: MLflow would read the whole history of each of its metrics to find those
+    of one step.
+    """
+    import mlflow
+    import pandas as pd
+
+    from pipeline.tracking.serving import ServedModel
+
+    if not run.is_intact:
+        raise ValueError(f"{run.weights} is damaged; the same command makes it again")
+    example = pa.ipc.open_file(base64.b64decode(record.example)).read_all()
+    frame = pd.DataFrame({name: cells(example[name]) for name in example.column_names})
+    has_imports = run.imports.exists()
+    custom = [str(path) for path in sorted(run.imports.iterdir())] if has_imports else []
+    packages = ("torch", "numpy", "pandas", "pyarrow", "pydantic", "pyyaml")
+    with tempfile.TemporaryDirectory() as name:
+        texts = {
+            "spec": record.spec, "fields": json.dumps(record.fields),
+            "imports": json.dumps(record.modules),
+        }  # fmt: skip
+        artifacts = {"weights": str(run.weights)}
+        for kind, text in texts.items():
+            path = Path(name) / f"{kind}.{'yaml' if kind == 'spec' else 'json'}"
+            path.write_text(text, encoding="utf-8")
+            artifacts[kind] = str(path)
+        if custom:
+            shutil.copytree(run.imports, Path(name) / "imports")
+        predicted = ServedModel.load(artifacts).predict(None, frame)
+        info = mlflow.pyfunc.log_model(
+            name="model",
+            model_id=model_id,
+            python_model=str(Path(__file__).with_name("serving.py")),
+            artifacts=artifacts,
+            code_paths=[str(Path(pipeline.__file__).parent), *custom],
+            signature=_signature(frame, predicted, [from_json(field) for field in record.fields]),
+            input_example=frame,
+            pip_requirements=[f"{package}=={_released(package)}" for package in packages],
+            registered_model_name=record.register_as,
+        )
+    return str(info.model_uri)
+
+
+def _released(package: str) -> str:
+    """Its version as an index has it: without what names a build, such as `+cpu`."""
+    return version(package).partition("+")[0]
+
+
+def _signature(frame: Any, predicted: Any, fields: list[Field]) -> Any:
+    """Names and types of the inputs, which of them may be absent, and the predictions' types.
+
+    MLflow takes a type to the letter: a column of fractions that happen to be whole is refused, as
+    is one of pandas' categories. Of columns of single values the model itself says what they may
+    hold, with the column's name.
+    """
+    from mlflow.models import ModelSignature, infer_signature
+    from mlflow.types import ColSpec, Schema
+    from mlflow.types.schema import AnyType
+
+    inputs = {field.name: field for field in fields if field.is_input}
+    others = [name for name in frame.columns if not inputs[name].is_cell]
+    known = {}
+    if others:
+        known = {one.name: one.type for one in infer_signature(frame[others]).inputs.inputs}
+    columns = [
+        ColSpec(known.get(name, AnyType()), name, required=not inputs[name].is_optional)
+        for name in frame.columns
+    ]
+    outputs = infer_signature(predicted).inputs
+    return ModelSignature(inputs=Schema(columns), outputs=outputs)
+
+
+def cells(column: Any) -> list[Any]:
+    """An Arrow column as a data frame's cells; tensors as nested lists."""
+    if hasattr(column.type, "shape"):
+        shape = column.type.shape
+        flat = column.combine_chunks()
+        flat = flat.chunk(0) if hasattr(flat, "chunk") else flat
+        return list(flat.to_numpy_ndarray().reshape(-1, *shape).tolist())
+    if pa.types.is_decimal(column.type):
+        column = column.cast(pa.float64())
+    if pa.types.is_timestamp(column.type) and column.type.tz:  # which MLflow's schemas cannot say
+        column = column.cast(pa.timestamp("us"), safe=False)
+    return list(column.to_pylist())
+
+
+def load_model(run_id: str, tracking_uri: str) -> Any:
+    """The recorded model of a run, as `mlflow.pyfunc.load_model` gives it."""
+    prepare_environment()
+    import mlflow
+
+    variable = environment_uri()
+    before = mlflow.get_tracking_uri()
+    try:
+        model_id = Client(with_password(tracking_uri)).model_ids(run_id)[0]
+        return mlflow.pyfunc.load_model(f"models:/{model_id}")
+    finally:
+        mlflow.set_tracking_uri(before)  # which sets the variable too, and the next run reads it
+        os.environ["MLFLOW_TRACKING_URI"] = variable
+        if not variable:
+            del os.environ["MLFLOW_TRACKING_URI"]

@@ -1,0 +1,102 @@
+"""What `mlflow.pyfunc` runs: preprocessing, model, inverse link; no code is unpickled."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+
+from pipeline import plugins, spec
+from pipeline.data.arrow import is_text
+from pipeline.data.columns import Field, column_errors, encode, from_json
+from pipeline.data.dataset import in_memory
+from pipeline.errors import DataError
+from pipeline.losses.objective import Objective
+from pipeline.registry import nearest
+from pipeline.train.job import objective
+from pipeline.train.weights import load_weights, take_weights
+
+
+class ServedModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+    """A trained model from a run's files."""
+
+    def load_context(self, context: Any) -> None:
+        """Read what `log_model` stored."""
+        self._read(context.artifacts)
+
+    @classmethod
+    def load(cls, artifacts: dict[str, str]) -> ServedModel:
+        """The model from the files' paths, without MLflow around it."""
+        made = cls()
+        made._read(artifacts)
+        return made
+
+    def _read(self, artifacts: dict[str, str]) -> None:
+        folder = Path(artifacts["spec"]).parent / "imports"
+        plugins.receive(json.loads(Path(artifacts["imports"]).read_text()), folder)
+        job = spec.load(artifacts["spec"])
+        fields = [from_json(f) for f in json.loads(Path(artifacts["fields"]).read_text())]
+        self.inputs = [field for field in fields if field.is_input]
+        self.objective: Objective = objective(job, fields)
+        take_weights(self.objective, load_weights(Path(artifacts["weights"])))
+        self.objective.eval()
+
+    def _column(self, rows: pd.DataFrame, field: Field) -> Any:
+        if field.name in rows:
+            return _arrow(rows[field.name], field)
+        if field.is_optional:
+            return _arrow(pd.Series([None] * len(rows), dtype=object), field)
+        known = ", ".join(one.name for one in self.inputs)
+        raise DataError(
+            f"column {field.name!r} is not among those given{nearest(field.name, rows.columns)}; "
+            f"the model reads {known}"
+        )
+
+    def predict(
+        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
+        """One row of predictions per row of raw input columns."""
+        columns = {field.name: self._column(model_input, field) for field in self.inputs}
+        kind = np.float64 if self.objective.precision == torch.float64 else np.float32
+        encoded = encode(self.inputs, pa.table(columns), float_dtype=kind)
+        store = in_memory(self.inputs, encoded, len(model_input), kind)
+        batch = store.gather(np.arange(len(model_input)))
+        found: dict[str, Any] = {}
+        with torch.inference_mode():
+            predictions = self.objective.predict(batch)
+            for number, term in enumerate(self.objective.terms):
+                served = term.served(self.objective.head(number), predictions)
+                for name, values in term.target.decode(term, served).items():
+                    found[f"{name}_{term.label}" if name in found else name] = values
+        return pd.DataFrame(found, index=model_input.index)
+
+
+def _arrow(cells: pd.Series[Any], field: Field) -> Any:
+    """A column of cells of any pandas type, as the training rows had it; arrays become lists.
+
+    Raises DataError for text where numbers were, and the other way round.
+    """
+    where = f"column {field.name!r}"
+    try:
+        if cells.dtype == object:
+            plain = [cell.tolist() if isinstance(cell, np.ndarray) else cell for cell in cells]
+            array = pa.array(plain, from_pandas=True)
+        else:
+            array = pa.Array.from_pandas(cells)
+    except (pa.ArrowException, OverflowError) as error:
+        raise DataError(f"{where} cannot be read as {field.arrow_type}: {error}") from None
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    if is_text(array.type):
+        array = array.cast(pa.string())
+    with column_errors(where):
+        return field.from_cells(array)
+
+
+mlflow.models.set_model(ServedModel())

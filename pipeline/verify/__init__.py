@@ -1,0 +1,1 @@
+"""Is the promise kept, and if not, which component breaks it?"""

@@ -1,0 +1,125 @@
+"""The first steps of a job by plain torch: what our own sums, orders and layouts are held against.
+
+One process, one tensor for each gradient, `backward` for each micro-batch, and the optimizer as its
+name builds it, without fused kernels. Nothing of `reduce`, `tree` or `step` is used, so that a
+fault of theirs that is the same on any number of workers shows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.data.batch import Batch
+from pipeline.data.partition import split_batch
+from pipeline.distributed.seeds import seed_for
+from pipeline.losses.objective import Objective
+from pipeline.rundir.records import StepPoint
+from pipeline.schedules import learning_rate_factor
+from pipeline.train.job import Job, build_optimizer, objective, trial_batch
+
+
+def steps(job: Job, num_steps: int) -> tuple[list[StepPoint], Objective]:
+    """Points as in the journal, with each term's loss; and model and losses after the last step.
+
+    Micro-batches are those of the spec, with their seeds; a loss of the whole batch gets all rows
+    at once.
+    """
+    spec, settings, order = job.spec, job.spec.training, job.sampler()
+    bound = objective(spec, job.fields, trial_batch(job))
+    trained = [p for p in bound.parameters() if p.requires_grad]
+    optimizer = build_optimizer(spec, trained)
+    for group in optimizer.param_groups:
+        group.update({key: False for key in ("fused", "foreach") if key in group})
+    rates = [group["lr"] for group in optimizer.param_groups]
+    schedule = spec.schedule
+    labels = [term.label for term in bound.terms]
+    points: list[StepPoint] = []
+    with job.train.opened("plain") as store:
+        for step in range(num_steps):
+            factor = learning_rate_factor(
+                schedule.name, schedule.options, schedule.warmup_steps, step, job.num_steps
+            )
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+            size = None if bound.is_coupled else settings.microbatch_size
+            pieces = split_batch(order.rows(step), size, 1)
+            divisors = bound.denominators(store.gather(order.rows(step)))
+            sums = torch.zeros_like(divisors)
+            bound.zero_grad(set_to_none=True)  # also what the optimizer does not hold
+            with _StepBuffers(bound) as buffers:
+                for number, rows in enumerate(pieces):
+                    buffers.restart()
+                    torch.manual_seed(seed_for(settings.seed, step, number))
+                    sums += _backward(bound, store.gather(rows), divisors)
+            if settings.clip_norm is not None:
+                nn.utils.clip_grad_norm_(trained, settings.clip_norm)
+            torch.manual_seed(seed_for(settings.seed, step))
+            optimizer.step()
+            both = zip(sums.tolist(), divisors.tolist(), strict=True)
+            losses = [loss / divisor if divisor else None for loss, divisor in both]
+            terms = zip(bound.terms, losses, strict=True)
+            total = sum(term.weight * loss for term, loss in terms if loss is not None)
+            points.append({
+                "step": step + 1, "epoch": (step + 1) / job.steps_per_epoch,
+                "train": {"loss": total}, "terms": dict(zip(labels, losses, strict=True)),
+            })  # fmt: skip
+    return points, bound
+
+
+def _backward(bound: Objective, batch: Batch, divisors: Tensor) -> Tensor:
+    """Add the gradient of one micro-batch's part in the mean; returns the sum of each loss."""
+    recorded: Tensor
+    numerators, recorded = bound(batch)
+    terms = zip(bound.terms, numerators, divisors, strict=True)
+    parts = [term.weight * part / divisor for term, part, divisor in terms if divisor]
+    if parts:
+        torch.stack(parts).sum().backward()  # type: ignore[no-untyped-call]
+    return recorded
+
+
+class _StepBuffers:
+    """Each micro-batch starts from the step's buffers, and the mean of what it makes of them stays.
+
+    Of those that add up over rows the sum of the changes does. This is what micro-batches mean
+    here, whoever computes them; without them it changes nothing.
+    """
+
+    def __init__(self, bound: Objective) -> None:
+        self._bound = bound
+
+    def __enter__(self) -> _StepBuffers:
+        self._before = self._now()
+        self._made: list[dict[str, Tensor]] = []
+        return self
+
+    def _now(self) -> dict[str, Tensor]:
+        named = self._bound.named_buffers()
+        return {name: b.detach().clone() for name, b in named if b.layout == torch.strided}
+
+    def restart(self) -> None:
+        """The buffers as they were before the step."""
+        self._made.append(self._now())
+        self._take(self._before)
+
+    def _take(self, values: dict[str, Tensor]) -> None:
+        """Except for what a forward pass has made, or made larger."""
+        for name, buffer in self._bound.named_buffers():
+            if name in values and buffer.shape == values[name].shape:
+                buffer.detach().copy_(values[name])
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            return
+        made = [*self._made[1:], self._now()]  # the first is from before any forward pass
+        after = {}
+        for name, before in self._before.items():
+            values = [one[name] for one in made if name in one and one[name].shape == before.shape]
+            if len(values) < len(made):
+                continue
+            if self._bound.changing.get(name):
+                after[name] = before + sum(value - before for value in values)
+            else:
+                is_mean = before.is_floating_point() or before.is_complex()
+                after[name] = torch.stack(values).mean(0) if is_mean else values[-1]
+        self._take(after)

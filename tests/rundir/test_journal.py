@@ -1,0 +1,49 @@
+"""The journal: each point once, in order, also when steps are recomputed after a crash."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.rundir.journal import Journal, Reader
+from pipeline.rundir.records import StepPoint
+from pipeline.rundir.repair import repair
+
+
+def point(step: int, loss: float) -> StepPoint:
+    return {"step": step, "epoch": 0.1, "terms": {"mse": loss},
+            "train": {"loss": loss, "rows_per_second": step * 1.5}}  # fmt: skip
+
+
+def test_a_torn_line_is_cut_and_recomputed_points_are_not_written_twice(tmp_path: Path) -> None:
+    path = tmp_path / "curve.jsonl"
+    journal = Journal(path)
+    for step in (1, 2, 3):
+        journal.write(point(step, 0.5 / step))
+    journal.close()
+    with path.open("ab") as file:
+        file.write(b'{"step": 4, "tr')
+    before = list(Reader(path).new())
+    assert repair(path) == (3, "")
+    again = Journal(path, step=1)
+    for step in (2, 3, 4):
+        again.write(point(step, 0.5 / step))
+    again.close()
+    after = list(Reader(path).new())
+    assert after[:3] == before[:3]
+    assert [p["step"] for p in after if "train" in p] == [1, 2, 3, 4]
+    (event,) = [p for p in after if "event" in p]
+    assert (event["step"], event["num_steps"], event["differs"]) == (3, 2, None)
+    assert again.first_difference is None
+
+
+def test_a_recomputed_step_with_other_numbers_is_reported(tmp_path: Path) -> None:
+    path = tmp_path / "curve.jsonl"
+    journal = Journal(path)
+    journal.write(point(1, 0.5))
+    journal.write(point(2, 0.25))
+    journal.close()
+    again = Journal(path)
+    again.write(point(1, 0.5))
+    again.write(point(2, 0.2500001))
+    again.close()
+    assert again.first_difference == 2
