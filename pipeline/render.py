@@ -65,13 +65,10 @@ def _model(job: Job) -> str:
     """The model's size, and what it gives to the losses."""
     import torch
 
-    from pipeline.train.job import objective, trial_batch
-
-    batch = trial_batch(job)
-    bound = objective(job.spec, job.fields, batch)
+    bound = job.objective()
     number = sum(p.numel() for p in bound.parameters() if p.requires_grad)
     with torch.no_grad():
-        shapes = {name: list(output.shape[1:]) for name, output in bound.predict(batch).items()}
+        shapes = {name: list(output.shape[1:]) for name, output in bound.predict(job.trial).items()}
     outputs = [f"{name} [{', '.join(map(str, ['N', *shape]))}]" for name, shape in shapes.items()]
     return f"{job.spec.model.name}, {number:,} parameters, gives {', '.join(outputs)}"
 

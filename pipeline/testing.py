@@ -28,7 +28,7 @@ from pipeline.losses.objective import Objective
 from pipeline.losses.terms import Output
 from pipeline.probes import suspects, total
 from pipeline.spec.data import Data
-from pipeline.train.job import built
+from pipeline.train.build import build_model
 
 TOLERANCE = 1e-9  # float64; sums of the same numbers in another order
 
@@ -191,7 +191,7 @@ def check_model(
     def made() -> Objective:
         chosen = registry.models[name].options.model_validate(options).model_dump()
         torch.manual_seed(0)
-        return Objective(built(name, inputs, wanted, chosen), inputs, [], sizes)
+        return Objective(build_model(name, inputs, wanted, chosen), inputs, [], sizes)
 
     def refuse(problem: str, fix: str) -> None:
         raise UsageError(f"model {name}: {problem}\n  fix: {fix}")

@@ -21,7 +21,7 @@ from pipeline.metrics import Metric
 from pipeline.spec import load
 from pipeline.train.best import Best
 from pipeline.train.evaluate import chosen, evaluate
-from pipeline.train.job import objective, prepare, trial_batch
+from pipeline.train.job import prepare
 from tests.conftest import JOBS, built_in
 from tests.processes import on_workers
 
@@ -109,7 +109,7 @@ def test_a_metric_that_divides_by_nothing_has_no_value() -> None:
     )
     job = prepare(load(JOBS / "diabetes.yaml", {"metrics": ["t_nothing", "rmse"]}), JOBS)
     check(job)
-    bound = objective(job.spec, job.fields, trial_batch(job))
+    bound = job.objective()
     assert job.validation is not None
     named = chosen(bound.terms, job.spec.metrics)
     found = evaluate(bound, job.validation, np.arange(9), 4, named, torch.device("cpu"))
@@ -120,7 +120,7 @@ def test_a_metric_that_divides_by_nothing_has_no_value() -> None:
 def test_a_model_that_draws_in_evaluation_draws_the_same_whoever_evaluates() -> None:
     spec = load(JOBS / "digits.yaml")
     job = prepare(spec, JOBS)
-    bound = objective(spec, job.fields, trial_batch(job))
+    bound = job.objective()
     assert job.validation is not None
 
     def dropped(module: nn.Module, given: Any, made: torch.Tensor) -> torch.Tensor:
@@ -139,7 +139,7 @@ def test_a_model_that_draws_in_evaluation_draws_the_same_whoever_evaluates() -> 
 def evaluated(name: str, rank: int, num: int) -> dict[str, float | None]:
     spec = load(JOBS / f"{name}.yaml", {"metrics": METRICS[name], "training.precision": "float64"})
     job = prepare(spec, JOBS)
-    bound = objective(spec, job.fields, trial_batch(job))
+    bound = job.objective()
     assert job.validation is not None
     rows: Rows = np.arange(11)  # in batches of 4: three batches, so five workers leave two idle
     metrics = chosen(bound.terms, spec.metrics)
@@ -182,7 +182,7 @@ def silent() -> Metric:
 
 def test_an_own_metric_reads_probabilities_if_it_says_so() -> None:
     made = prepare(load(JOBS / "breast_cancer.yaml", {"metrics": ["t_auc"]}), JOBS)
-    bound = objective(made.spec, made.fields, trial_batch(made))
+    bound = made.objective()
     rows = np.arange(made.num_rows)
     found = evaluate(
         bound, made.train, rows, 50, chosen(bound.terms, ["t_auc"]), torch.device("cpu")
@@ -197,6 +197,6 @@ def test_an_own_metric_reads_probabilities_if_it_says_so() -> None:
 
 def test_an_own_metric_that_does_not_say_what_it_reads_is_refused() -> None:
     made = prepare(load(JOBS / "breast_cancer.yaml"), JOBS)
-    bound = objective(made.spec, made.fields, trial_batch(made))
+    bound = made.objective()
     with pytest.raises(UsageError, match=r'does not say what it reads .* reads="labels"'):
         chosen(bound.terms, ["t_silent"])

@@ -107,7 +107,7 @@ def test_balanced_weights_are_taken_for_any_two_values(
     yes: Any, job: Write, command: Command, tmp_path: Path
 ) -> None:
     from pipeline.spec import load
-    from pipeline.train.job import objective, prepare, trial_batch
+    from pipeline.train.job import prepare
 
     no = "no" if yes == "yes" else type(yes)(0)
     labels = [yes if i % 4 == 0 else no for i in range(24)]
@@ -119,7 +119,7 @@ def test_balanced_weights_are_taken_for_any_two_values(
     code, _, err = command("check", path)
     assert code == 0, err
     made = prepare(load(path), tmp_path)
-    bound = objective(made.spec, made.fields, trial_batch(made))
+    bound = made.objective()
     one = torch.tensor([0.0]), torch.tensor([1.0])
     assert float(bound.terms[0].loss.items(*one)) == pytest.approx(3 * 0.6931472)
 

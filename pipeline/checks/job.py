@@ -15,18 +15,19 @@ from pipeline.distributed.ordered import is_small
 from pipeline.errors import InputError, UsageError
 from pipeline.losses.objective import Objective
 from pipeline.losses.terms import check_targets
+from pipeline.probes.buffers import changing_buffers
 from pipeline.probes.steadiness import rewritten
 from pipeline.tracebacks import described
 from pipeline.train.best import Best
+from pipeline.train.build import build_optimizer, model_error
 from pipeline.train.evaluate import chosen, try_metrics
-from pipeline.train.job import Job, build_optimizer, objective, of_model, trial_batch
+from pipeline.train.job import Job
 
 
 def check(job: Job) -> list[Notice]:
     """Everything that can be known before training. Raises ContractError with the fix."""
     targets = [field.name for field in job.fields if field.is_target]
-    trial = trial_batch(job)
-    bound = objective(job.spec, job.fields, trial)
+    trial, bound = job.trial, job.objective()
     for rows in (job.train, job.validation):
         for batch in rows.parts(targets) if rows is not None and targets else ():
             check_targets(bound.terms, batch)
@@ -38,13 +39,14 @@ def check(job: Job) -> list[Notice]:
     except InputError:
         raise
     except Exception as error:  # as above: a user's model can fail in any way
-        raise of_model(
+        raise model_error(
             job.spec.model.name, error, bound.inputs, "fails on the first rows: "
         ) from error
     if job.spec.training.best_by:
         Best(job.spec.training.best_by, bound.terms, metrics)
     notices += _rewriting(job, bound, trial)
-    notices += [_averaged(bound, name) for name, adds_up in bound.changing.items() if not adds_up]
+    changing = changing_buffers(bound, trial)
+    notices += [_averaged(bound, name) for name, adds_up in changing.items() if not adds_up]
     _try_smallest(job, bound, trial)
     _try_step(job, bound, trial)
     return notices + unusual(job, bound.terms, trial)

@@ -2,7 +2,7 @@
 
 # no `from __future__ import annotations`: DDP compares the hook's annotation with the type itself
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -29,8 +29,10 @@ _OPTIONS: Any = {
 class OverlappedGradients(Gradients):
     """Gradients summed by DDP; only the last backward pass of each worker waits for the others."""
 
-    def __init__(self, objective: Objective, seeds: Seeds) -> None:
-        super().__init__(objective, seeds)
+    def __init__(
+        self, objective: Objective, seeds: Seeds, changing: Mapping[str, bool] | None = None
+    ) -> None:
+        super().__init__(objective, seeds, changing)
         self._reached: set[Tensor] = set()  # by identity
         for parameter in self.trained:  # DDP will give all of them a gradient
             parameter.register_post_accumulate_grad_hook(self._note)  # type: ignore[no-untyped-call]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +22,14 @@ class Gradients(ABC):
     A step calls `accumulate`, `all_reduce`, and `clip`, in this order.
     """
 
-    def __init__(self, objective: Objective, seeds: Seeds) -> None:
+    def __init__(
+        self, objective: Objective, seeds: Seeds, changing: Mapping[str, bool] | None = None
+    ) -> None:
+        """`changing` names buffers that forward passes change, and says whether they add up."""
         self.model: nn.Module = objective
         """Model and losses, to be called with rows, shares and which terms count."""
         self.trained = [p for p in objective.parameters() if p.requires_grad]
-        self.buffers = Buffers(objective)
+        self.buffers = Buffers(objective, changing or {})
         self.seeds = seeds
 
     @abstractmethod

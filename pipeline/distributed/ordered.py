@@ -7,7 +7,7 @@ the tree's order. Every addition has the same two operands whoever makes it.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from itertools import accumulate
 
 import torch
@@ -36,7 +36,7 @@ ALIGNED = 8
 def is_small(objective: Objective) -> bool:
     """Whether the gradient is one message, so that DDP could not overlap its sum with anything."""
     trained = [p for p in objective.parameters() if p.requires_grad]
-    dtypes = _dtypes(trained, Buffers(objective))
+    dtypes = _dtypes(trained, Buffers(objective, {}))
     return len(dtypes) == 1 and sum(map(_num_reals, trained)) <= SMALL
 
 
@@ -47,8 +47,10 @@ class OrderedGradients(Gradients):
     such as BatchNorm's running statistics (see `Buffers`).
     """
 
-    def __init__(self, objective: Objective, seeds: Seeds) -> None:
-        super().__init__(objective, seeds)
+    def __init__(
+        self, objective: Objective, seeds: Seeds, changing: Mapping[str, bool] | None = None
+    ) -> None:
+        super().__init__(objective, seeds, changing)
         dtypes = _dtypes(self.trained, self.buffers)
         if len(dtypes) > 1:
             raise UsageError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pipeline.data.batch import Batch, in_double, num_rows, only
 from pipeline.errors import ContractError, UsageError
 from pipeline.losses.contract import elements, rows
+from pipeline.losses.memory import dense_gradients, own_memory
 from pipeline.losses.terms import Predictions, Term, num_classes
 from pipeline.spec.data import SampleWeight
 from pipeline.tracebacks import described
@@ -42,38 +43,75 @@ class Objective(nn.Module):
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        inputs: Collection[str],
-        terms: list[Term],
-        sizes: Mapping[str, int | None],
-    ) -> None:
+        self, model: nn.Module, inputs: Collection[str], terms: list[Term],
+        sizes: Mapping[str, int | None], *, precision: torch.dtype = torch.float32,
+        sample_weight: SampleWeight | None = None, trial: Batch | None = None,
+    ) -> None:  # fmt: skip
+        """`inputs` are the columns that the model reads, `sizes` the widths of its outputs.
+
+        Users' losses are tried on `trial` for what they divide by; without it they have no
+        denominator. Raises ContractError for losses that cannot be computed with these.
+        """
         super().__init__()
-        self.model, self.inputs, self.terms, self.sizes = model, list(inputs), terms, dict(sizes)
-        self.precision = torch.float32
-        self.sample_weight: SampleWeight | None = None
-        self.changing: dict[str, bool] = {}
-        """Buffers that forward passes change, and whether they add up over rows."""
-        heads: dict[str, nn.Module] = {}
-        for number, term in enumerate(terms):
-            if term.loss.head is not None:
-                width = sizes[term.outputs[0]] or 1
-                try:
-                    heads[str(number)] = term.loss.head(width, num_classes(term))
-                except ValueError as error:
-                    problem = f"{error} ({num_classes(term)} classes)"
-                    raise ContractError(term.label, problem, "change its options") from None
-            elif term.loss.module is not None:
-                heads[str(number)] = term.loss.module
-        self.heads = nn.ModuleDict(heads)
+        self.model, self.inputs, self.sizes = model, list(inputs), dict(sizes)
+        self.precision, self.sample_weight = precision, sample_weight
+        if sample_weight is not None and (coupled := [t for t in terms if t.loss.per_batch]):
+            problem = "is one number for the whole batch, which row weights cannot enter"
+            raise ContractError(coupled[0].label, problem, "take data.sample_weight out")
+        self.terms = terms
+        self.heads = nn.ModuleDict(_heads(terms, sizes))
+        if precision == torch.float64:
+            self.widen()
+        own_memory(self)
+        dense_gradients(self)
+        if trial is not None:
+            self.terms = self._tried(trial)
 
     def widen(self) -> None:
         """Compute in float64 from now on; what is complex, in complex128."""
-        self.precision = torch.float64
         self.double()
         for tensor in (*self.parameters(), *self.buffers()):
             if tensor.is_complex():
                 tensor.data = tensor.data.to(torch.complex128)
+
+    def _tried(self, batch: Batch) -> list[Term]:
+        """The terms with every denominator known: users' losses are tried on one batch."""
+        if all(term.loss.denominator is not None for term in self.terms):
+            return self.terms
+        was_training = self.training
+        self.eval()  # a trial leaves no trace, as in the statistics of a BatchNorm
+        with torch.no_grad():
+            predictions = self.predict(batch)
+            counts = [
+                term.loss.denominator or self._denominator(number, predictions, batch)
+                for number, term in enumerate(self.terms)
+            ]
+        self.train(was_training)
+        return [
+            replace(term, loss=replace(term.loss, denominator=count))
+            for term, count in zip(self.terms, counts, strict=True)
+        ]
+
+    def _denominator(
+        self, number: int, predictions: Predictions, batch: Batch
+    ) -> Callable[..., Tensor]:
+        """What a user's loss divides by, from the shape of what it gives."""
+        term, items = self.terms[number], self.items_of(number, predictions, batch)
+        truth = [column for column in term.truth(batch) if isinstance(column, Tensor)]
+        if items.dim() > 0 and items.numel() == num_rows(batch):
+            return rows
+        if items.dim() > 0 and truth and items.numel() == truth[0].numel():
+            return elements
+        shapes = [list(predictions[name].shape) for name in term.outputs]
+        raise ContractError(
+            term.label,
+            f"gave shape {list(items.shape)} from outputs {shapes} and "
+            f"targets {[list(column.shape) for column in truth]}: a loss gives one number per "
+            "row or per target element, the mean is taken over all workers",
+            'leave out .mean() or .sum(); or register it with per="batch" if it needs all rows'
+            if items.dim() == 0
+            else "give output and target one shape, as by squeezing a last dimension of 1",
+        )
 
     def head(self, number: int) -> nn.Module | None:
         """Parameters that the loss of term `number` owns and takes as first argument."""
@@ -220,38 +258,17 @@ class Objective(nn.Module):
         return [p for p in self.heads[str(number)].parameters() if p.requires_grad]
 
 
-def tried(terms: list[Term], objective: Objective, batch: Batch) -> list[Term]:
-    """The terms with every denominator known: users' losses are tried on one batch."""
-    if all(term.loss.denominator is not None for term in terms):
-        return terms
-    resolved = []
-    was_training = objective.training
-    objective.eval()  # a trial leaves no trace, as in the statistics of a BatchNorm
-    with torch.no_grad():
-        predictions = objective.predict(batch)
+def _heads(terms: list[Term], sizes: Mapping[str, int | None]) -> dict[str, nn.Module]:
+    """Modules of the losses' own parameters, by the number of the term."""
+    heads: dict[str, nn.Module] = {}
     for number, term in enumerate(terms):
-        if term.loss.denominator is not None:
-            resolved.append(term)
-            continue
-        with torch.no_grad():
-            items = objective.items_of(number, predictions, batch)
-        truth = [column for column in term.truth(batch) if isinstance(column, Tensor)]
-        num_items, num_targets = items.numel(), truth[0].numel() if truth else -1
-        if items.dim() > 0 and num_items == num_rows(batch):
-            count = rows
-        elif items.dim() > 0 and num_items == num_targets:
-            count = elements
-        else:
-            shapes = [list(predictions[name].shape) for name in term.outputs]
-            raise ContractError(
-                term.label,
-                f"gave shape {list(items.shape)} from outputs {shapes} and "
-                f"targets {[list(column.shape) for column in truth]}: a loss gives one number per "
-                "row or per target element, the mean is taken over all workers",
-                'leave out .mean() or .sum(); or register it with per="batch" if it needs all rows'
-                if items.dim() == 0
-                else "give output and target one shape, as by squeezing a last dimension of 1",
-            )
-        resolved.append(replace(term, loss=replace(term.loss, denominator=count)))
-    objective.train(was_training)
-    return resolved
+        if term.loss.head is not None:
+            try:
+                width = sizes[term.outputs[0]] or 1
+                heads[str(number)] = term.loss.head(width, num_classes(term))
+            except ValueError as error:
+                problem = f"{error} ({num_classes(term)} classes)"
+                raise ContractError(term.label, problem, "change its options") from None
+        elif term.loss.module is not None:
+            heads[str(number)] = term.loss.module
+    return heads

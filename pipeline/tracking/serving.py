@@ -19,7 +19,7 @@ from pipeline.data.dataset import in_memory
 from pipeline.errors import DataError
 from pipeline.losses.objective import Objective
 from pipeline.registry import nearest
-from pipeline.train.job import objective
+from pipeline.train.build import build_objective
 from pipeline.train.weights import load_weights, take_weights
 
 
@@ -43,7 +43,7 @@ class ServedModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         job = spec.load(artifacts["spec"])
         fields = [from_json(f) for f in json.loads(Path(artifacts["fields"]).read_text())]
         self.inputs = [field for field in fields if field.is_input]
-        self.objective: Objective = objective(job, fields)
+        self.objective: Objective = build_objective(job, fields)
         take_weights(self.objective, load_weights(Path(artifacts["weights"])))
         self.objective.eval()
 

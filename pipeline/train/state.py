@@ -17,10 +17,12 @@ from pipeline.distributed.ordered import OrderedGradients, is_small
 from pipeline.distributed.seeds import Seeds
 from pipeline.errors import UsageError
 from pipeline.losses.objective import Objective
+from pipeline.probes.buffers import changing_buffers
 from pipeline.schedules import learning_rate_factor
 from pipeline.train.best import Best
+from pipeline.train.build import build_optimizer
 from pipeline.train.evaluate import Named, chosen
-from pipeline.train.job import Job, build_optimizer, objective, trial_batch
+from pipeline.train.job import Job
 from pipeline.train.step import StepLosses
 from pipeline.train.weights import take_weights, to_cpu, weights_sha256
 
@@ -51,11 +53,13 @@ class TrainState:
     def create(cls, job: Job, device: torch.device) -> TrainState:
         """The state before the first step, the same on every worker. Raises UsageError if not."""
         spec = job.spec
-        bound = objective(spec, job.fields, trial_batch(job)).to(device)
-        _refuse_different(bound, spec.model.name)
+        bound = job.objective()
+        changing = changing_buffers(bound, job.trial)
+        bound.to(device)
+        _refuse_different(bound, changing, spec.model.name)
         in_order = spec.training.microbatch_size is not None or is_small(bound)
         way = OrderedGradients if in_order else OverlappedGradients
-        gradients = way(bound, Seeds(spec.training.seed, device))
+        gradients = way(bound, Seeds(spec.training.seed, device), changing)
         optimizer = build_optimizer(spec, bound.parameters())
         schedule = partial(
             learning_rate_factor, spec.schedule.name, spec.schedule.options,
@@ -106,11 +110,11 @@ class TrainState:
         return kept["weights"] if kept else self.objective.state_dict()
 
 
-def _refuse_different(objective: Objective, model: str) -> None:
+def _refuse_different(objective: Objective, changing: Mapping[str, bool], model: str) -> None:
     """Raise UsageError on every worker when they start with different weights."""
     if comm.num_workers() == 1:
         return
-    start = f"{weights_sha256(objective.state_dict())} {sorted(objective.changing.items())}"
+    start = f"{weights_sha256(objective.state_dict())} {sorted(changing.items())}"
     if not comm.all_agree(torch.tensor([zlib.crc32(start.encode())])).all():
         raise UsageError(
             f"model {model}: its weights start differently on each worker; take random numbers "

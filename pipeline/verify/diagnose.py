@@ -70,14 +70,14 @@ def numbers(told: Assignment) -> dict[str, Hashes]:
     import torch
 
     from pipeline.probes.calls import passed, total
-    from pipeline.train.job import build_optimizer, objective, prepare, trial_batch
+    from pipeline.train.build import build_optimizer
+    from pipeline.train.job import prepare
 
     plugins.receive(told.modules, told.run.imports)
     spec = told.spec
     torch.set_num_threads(spec.workers.threads)
     job = prepare(spec, told.base)
-    batch = trial_batch(job)
-    bound = objective(spec, job.fields, batch)
+    batch, bound = job.trial, job.objective()
 
     def alone(named: Iterable[tuple[str, Tensor]]) -> Hashes:
         return {name.removeprefix("model."): ("", _sha256([tensor])) for name, tensor in named}

@@ -7,6 +7,8 @@ fault of theirs that is the same on any number of workers shows.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -14,9 +16,11 @@ from pipeline.data.batch import Batch
 from pipeline.data.partition import split_batch
 from pipeline.distributed.seeds import seed_for
 from pipeline.losses.objective import Objective
+from pipeline.probes.buffers import changing_buffers
 from pipeline.rundir.records import StepPoint
 from pipeline.schedules import learning_rate_factor
-from pipeline.train.job import Job, build_optimizer, objective, trial_batch
+from pipeline.train.build import build_optimizer
+from pipeline.train.job import Job
 
 
 def steps(job: Job, num_steps: int) -> tuple[list[StepPoint], Objective]:
@@ -26,7 +30,8 @@ def steps(job: Job, num_steps: int) -> tuple[list[StepPoint], Objective]:
     at once.
     """
     spec, settings, order = job.spec, job.spec.training, job.sampler()
-    bound = objective(spec, job.fields, trial_batch(job))
+    bound = job.objective()
+    changing = changing_buffers(bound, job.trial)
     trained = [p for p in bound.parameters() if p.requires_grad]
     optimizer = build_optimizer(spec, trained)
     for group in optimizer.param_groups:
@@ -47,7 +52,7 @@ def steps(job: Job, num_steps: int) -> tuple[list[StepPoint], Objective]:
             divisors = bound.denominators(store.gather(order.rows(step)))
             sums = torch.zeros_like(divisors)
             bound.zero_grad(set_to_none=True)  # also what the optimizer does not hold
-            with _StepBuffers(bound) as buffers:
+            with _StepBuffers(bound, changing) as buffers:
                 for number, rows in enumerate(pieces):
                     buffers.restart()
                     torch.manual_seed(seed_for(settings.seed, step, number))
@@ -85,8 +90,8 @@ class _StepBuffers:
     here, whoever computes them; without them it changes nothing.
     """
 
-    def __init__(self, bound: Objective) -> None:
-        self._bound = bound
+    def __init__(self, bound: Objective, changing: Mapping[str, bool]) -> None:
+        self._bound, self._changing = bound, changing
 
     def __enter__(self) -> _StepBuffers:
         self._before = self._now()
@@ -117,7 +122,7 @@ class _StepBuffers:
             values = [one[name] for one in made if name in one and one[name].shape == before.shape]
             if len(values) < len(made):
                 continue
-            if self._bound.changing.get(name):
+            if self._changing.get(name):
                 after[name] = before + sum(value - before for value in values)
             else:
                 is_mean = before.is_floating_point() or before.is_complex()

@@ -186,11 +186,11 @@ def _asked(job: Job, size: int, steps: int) -> tuple[set[int | None], list[str]]
     """
     from pipeline.probes import suspects
     from pipeline.probes.steadiness import draws
-    from pipeline.train.job import build_optimizer, objective, trial_batch
+    from pipeline.train.build import build_optimizer
 
     with job.train.opened("prove") as rows:
         batch = rows.gather(job.sampler().rows(0))
-    bound = objective(job.spec, job.fields, trial_batch(job))
+    bound = job.objective()
     optimizer = job.spec.optimizer.name, partial(build_optimizer, job.spec)
     times = min(max(steps * -(-_batch_size(job) // size), LEAST_TIMES), MOST_TIMES)
     found = suspects(bound, batch, size, optimizer, times)

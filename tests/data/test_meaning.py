@@ -116,13 +116,12 @@ def test_each_position_of_a_vector_has_its_own_mean_and_deviation(
 
 def test_scaled_vector_targets_are_served_in_their_own_unit(tmp_path: Path) -> None:
     from pipeline.train.evaluate import chosen, evaluate
-    from pipeline.train.job import objective, trial_batch
 
     values = RNG.normal(size=(50, 2)) * [1.0, 1000.0] + [0.0, 5e6]
     table = pa.table({"a": values[:, 0], "y": vectors(values, "fixed")})
     pq.write_table(table, tmp_path / "rows.parquet")
     made = job(tmp_path, "rows.parquet", data={"target_scale": "standard"})
-    bound = objective(made.spec, made.fields, trial_batch(made))
+    bound = made.objective()
     with torch.no_grad():
         raw = bound.predict(made.train.gather(np.arange(50)))["prediction"].numpy()
     metrics = chosen(bound.terms, ["mae"])

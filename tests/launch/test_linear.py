@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import pipeline
-from pipeline.train.job import objective, prepare
+from pipeline.train.build import build_objective
+from pipeline.train.job import prepare
 from pipeline.train.weights import load_weights
 from tests.conftest import JOBS
 
@@ -20,7 +21,7 @@ LINEAR = JOBS / "linear.yaml"
 def plain_losses() -> tuple[list[float], dict[str, float]]:
     """A loop anyone would write, from the weights that the job starts with."""
     spec = pipeline.load(LINEAR)
-    start = objective(spec, prepare(spec, JOBS).fields).model.state_dict()
+    start = build_objective(spec, prepare(spec, JOBS).fields).model.state_dict()
     model = torch.nn.Linear(1, 1)
     model.weight.data, model.bias.data = (v.clone() for v in start.values())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)

@@ -18,7 +18,7 @@ import pipeline
 from pipeline.errors import DataError
 from pipeline.spec import load
 from pipeline.train.evaluate import chosen, evaluate
-from pipeline.train.job import Job, objective, prepare, trial_batch
+from pipeline.train.job import Job, prepare
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(40, 2)).astype(np.float32)
@@ -34,7 +34,7 @@ def job(folder: Path, columns: dict[str, Any], changes: dict[str, Any]) -> Job:
 
 def first_loss(made: Job) -> tuple[float, dict[str, Tensor]]:
     """Loss and predictions of all rows at the initial weights."""
-    bound = objective(made.spec, made.fields, trial_batch(made))
+    bound = made.objective()
     batch = made.train.gather(np.arange(made.num_rows))
     with torch.no_grad():
         numerators, denominators = bound(batch)[1], bound.denominators(batch)
@@ -109,7 +109,7 @@ def test_targets_beside_each_other_are_one_loss_and_metrics_are_their_mean(tmp_p
         tmp_path, {"price": price, "rooms": rooms},
         {"loss": "mse", "data": {"target": ["price", "rooms"], "target_scale": "standard"}},
     )  # fmt: skip
-    bound = objective(made.spec, made.fields, trial_batch(made))
+    bound = made.objective()
     metrics = chosen(bound.terms, ["r2", "rmse"])
     found = evaluate(bound, made.train, np.arange(40), 7, metrics, CPU)
     with torch.no_grad():
@@ -125,7 +125,7 @@ def test_r2_of_large_amounts_with_a_small_spread_does_not_cancel(tmp_path: Path)
     made = job(
         tmp_path, {"y": time}, {"loss": "mse", "data": {"target": "y", "target_scale": "standard"}}
     )
-    bound = objective(made.spec, made.fields, trial_batch(made))
+    bound = made.objective()
     for parameter in bound.parameters():
         parameter.data.zero_()  # predicts the mean
     found = evaluate(bound, made.train, np.arange(40), 8, chosen(bound.terms, ["r2"]), CPU)
@@ -136,7 +136,7 @@ def test_validation_without_any_item_has_no_loss(tmp_path: Path) -> None:
     labels = np.array([0, 1] * 15 + [-100] * 10)
     loss = {"name": "cross_entropy"}
     made = job(tmp_path, {"y": labels}, {"loss": loss, "data": {"target": "y"}})
-    bound = objective(made.spec, made.fields, trial_batch(made))
+    bound = made.objective()
     found = evaluate(bound, made.train, np.arange(30, 40), 4, chosen(bound.terms, None), CPU)
     assert found["loss"] is None
 
@@ -170,7 +170,7 @@ def test_only_amounts_are_scaled_among_the_targets(tmp_path: Path) -> None:
 
 def test_a_model_sees_its_inputs_and_nothing_of_the_target(tmp_path: Path) -> None:
     made = job(tmp_path, {"y": X[:, 0]}, {"loss": "mse", "data": {"target": "y"}})
-    bound = objective(made.spec, made.fields, trial_batch(made))
+    bound = made.objective()
     seen: list[set[str]] = []
 
     class Watching(torch.nn.Module):

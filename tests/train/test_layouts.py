@@ -21,15 +21,16 @@ import pipeline
 from pipeline.checks.job import check
 from pipeline.data.batch import Batch
 from pipeline.distributed import comm
-from pipeline.distributed.buffers import changing
 from pipeline.distributed.ordered import OrderedGradients
 from pipeline.distributed.seeds import Seeds
 from pipeline.errors import RunError, UsageError
+from pipeline.probes.buffers import changing_buffers
 from pipeline.rundir import RunDir
 from pipeline.rundir.journal import Reader
 from pipeline.spec import load
 from pipeline.train import loop, state
-from pipeline.train.job import Job, build_optimizer, objective, prepare, trial_batch
+from pipeline.train.build import build_objective, build_optimizer
+from pipeline.train.job import Job, prepare
 from pipeline.train.weights import load_weights, take_weights
 from pipeline.verify import plain
 from tests.processes import on_workers
@@ -526,9 +527,9 @@ def test_which_buffers_add_up_is_told_from_more_than_the_start(
     name: str, expected: dict[str, bool], precision: str, tmp_path: Path
 ) -> None:
     made = job(tmp_path, name, SGD, 3, precision)
-    bound = objective(made.spec, made.fields)
+    bound = build_objective(made.spec, made.fields)
     bound.model.first = nn.Sequential(bound.model.first, nn.Dropout(0.1))  # type: ignore[arg-type]
-    found = changing(bound, trial_batch(made))
+    found = changing_buffers(bound, made.trial)
     assert found == {f"model.{key}": value for key, value in expected.items()}
 
 
@@ -539,9 +540,9 @@ def test_a_new_process_takes_every_weight_and_buffer(name: str, tmp_path: Path) 
     optimizer = build_optimizer(made.spec, bound.parameters())
     gradients = OrderedGradients(bound, Seeds(0, torch.device("cpu")))
     saved = state.TrainState(bound, optimizer, gradients).snapshot()
-    batch = trial_batch(made)
+    batch = made.trial
     expected = bound.eval().predict(batch)["prediction"]
-    resumed, served = (objective(made.spec, made.fields) for _ in range(2))
+    resumed, served = (build_objective(made.spec, made.fields) for _ in range(2))
     optimizer = build_optimizer(made.spec, resumed.parameters())
     gradients = OrderedGradients(resumed, Seeds(0, torch.device("cpu")))
     state.TrainState(resumed, optimizer, gradients).restore(saved, 2)

@@ -19,7 +19,7 @@ from pipeline import plugins, registry
 from pipeline.rundir import RunDir
 from pipeline.rundir.journal import Reader
 from pipeline.spec import load
-from pipeline.train.job import Job, objective, prepare, trial_batch
+from pipeline.train.job import Job, prepare
 from pipeline.train.loop import train
 from pipeline.verify import plain
 from tests.conftest import JOBS
@@ -123,7 +123,7 @@ def by_hand(name: str, build: Any, criterion: Any) -> list[float]:
     """The losses of a job's first steps with nothing but torch, from its rows and its model."""
     made = prepare(load(JOBS / f"{name}.yaml"), JOBS)
     spec, order = made.spec, made.sampler()
-    model = objective(spec, made.fields, trial_batch(made)).model
+    model = made.objective().model
     optimizer = build(model.parameters())
     (target,) = spec.data.targets
     found = []
