@@ -29,7 +29,7 @@ def _job_options(command: Command) -> Command:
         click.option("--json", "as_json", is_flag=True, help="End with one JSON object on a line."),
         click.option(
             "--import", "imports", multiple=True, metavar="MODULE",
-            help="Module or .py file with own losses, models, metrics, optimizers; repeatable.",
+            help="Module or .py file with custom losses, models, metrics, optimizers; repeatable.",
         ),
         click.option(
             "--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE",
@@ -149,10 +149,10 @@ def prove(
     from pipeline.verify import prove as proving
 
     try:
-        numbers = [int(part) for part in workers.split(",")]
+        counts = [int(part) for part in workers.split(",")]
     except ValueError:
-        numbers = []
-    if not numbers or min(numbers) < 1:
+        counts = []
+    if not counts or min(counts) < 1:
         raise UsageError(f"--workers {workers}: expected numbers such as 1,2,3")
     say = _say(as_json)
     header = iter([render.PROOF_HEADER])
@@ -162,7 +162,7 @@ def prove(
             say(line)
 
     proof = proving.prove(
-        job, _overrides(overrides), imports, steps=steps, workers=numbers, tolerance=tolerance,
+        job, _overrides(overrides), imports, steps=steps, workers=counts, tolerance=tolerance,
         each=each, say=_live,
     )  # fmt: skip
     conclusion = render.proof_conclusion(proof)
@@ -254,7 +254,7 @@ def list_cache(folder: str | None) -> None:
 def clear_cache(names: tuple[str, ...], folder: str | None) -> None:
     """Delete what is kept: all, or the named ones (as `list` prints them).
 
-    Runs that are going on keep their rows until they end; later ones convert them again.
+    Running jobs keep their rows until they end; later ones convert them again.
     """
     from pipeline.data import cache as rows
 
@@ -284,8 +284,8 @@ def main() -> None:
         sys.stderr.close()
         sys.exit(0)
     except OSError as error:
-        place = error.filename2 or error.filename
-        _end(RunError(f"{place}: {error.strerror}" if place else str(error)))
+        path = error.filename2 or error.filename
+        _end(RunError(f"{path}: {error.strerror}" if path else str(error)))
 
 
 def _end(error: PipelineError) -> NoReturn:

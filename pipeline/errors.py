@@ -1,14 +1,14 @@
 """What can go wrong, and the exit code that says so.
 
 PipelineError
-├── InputError            2  the spec, the command or the data is wrong: mend it and run again
+├── InputError            2  the spec, the command or the data is wrong: correct it and run again
 │   ├── SpecError            every fault of a job spec, with line, key path and the nearest name
 │   ├── UsageError           the command line or a Python call is wrong
 │   ├── DataError            a file, column or row is not what the spec says
 │   └── ContractError        loss, prediction and target do not fit each other
 ├── RunError              1  training started and did not finish
 │   ├── NonFiniteError       a loss or gradient became NaN or infinite; names the step
-│   └── StoppedError  130, 143  Ctrl-C or SIGTERM: the state is saved, the same command goes on
+│   └── StoppedError  130, 143  Ctrl-C or SIGTERM: the state is saved, the same command resumes
 └── RecordError           3  training finished, its record in MLflow is not complete
     └── UnrecordedError      of `pipeline.run`; carries the result
 
@@ -51,9 +51,9 @@ class Fault:
     advice: str = ""
 
     def __str__(self) -> str:
-        place = f"line {self.line}, " if self.line else ""
+        line = f"line {self.line}, " if self.line else ""
         advice = f"\n      {self.advice}" if self.advice else ""
-        return f"{place}{self.path}: {self.problem}{advice}"
+        return f"{line}{self.path}: {self.problem}{advice}"
 
 
 class SpecError(InputError):
@@ -120,36 +120,36 @@ class NonFiniteError(RunError):
         where = ""
         if self.rows:
             shown = ", ".join(map(str, self.rows[:8])) + (", ..." if len(self.rows) > 8 else "")
-            numbers = ", ".join(map(str, self.microbatches[:8]))
+            indices = ", ".join(map(str, self.microbatches[:8]))
             where = (
                 f"\n  from {len(self.rows)} training rows (counted from 0: {shown}; micro-batch "
-                f"{numbers} of the step), kept in nonfinite.json of the run's folder"
+                f"{indices} of the step), kept in nonfinite.json of the run's folder"
             )
         return (
             f"step {self.step}: gradient norm {self.gradient_norm:g}, {terms}; the optimizer did "
             f"not take this step{where}\n"
             "  usual causes: a learning rate that is too high, no training.clip_norm, a bad value "
             "in a row, inputs that are not scaled\n"
-            "  the same command with --set training.skip_nonfinite=N leaves up to N such steps out"
+            "  the same command with --set training.skip_nonfinite=N skips up to N such steps"
         )
 
 
 class StoppedError(RunError):
-    """A command that was told to stop by a signal, and can go on from where it was.
+    """A command that was stopped by a signal, and can be resumed.
 
-    `kept` says from where, as the end of a sentence.
+    `where` says from where, as the end of a sentence.
     """
 
     def __init__(
-        self, number: int, kept: str = "; the same command goes on from its newest checkpoint"
+        self, number: int, where: str = "; the same command resumes from its newest checkpoint"
     ) -> None:
-        super().__init__(number, kept)
-        self.number, self.kept = number, kept
+        super().__init__(number, where)
+        self.number, self.where = number, where
         self.exit_code = 128 + number  # what shells report
 
     def __str__(self) -> str:
         name = "Ctrl-C" if self.number == signal.SIGINT else signal.Signals(self.number).name
-        return f"stopped by {name}{self.kept}"
+        return f"stopped by {name}{self.where}"
 
 
 class RecordError(PipelineError):

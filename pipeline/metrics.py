@@ -122,9 +122,9 @@ def r2() -> Metric:
         return torch.stack([part.double().sum(0) for part in parts]).flatten()
 
     def value(s: Tensor) -> float:
-        number, total, squares, errors = s.reshape(4, -1)
-        spread = squares - total**2 / number
-        known = (number > 1) & (spread > 0)
+        count, total, squares, errors = s.reshape(4, -1)
+        spread = squares - total**2 / count
+        known = (count > 1) & (spread > 0)
         return _mean(1 - errors / spread) if bool(known.all()) else math.nan
 
     return Metric(("values",), sums, value, lower_is_better=False, centered=True)
@@ -139,8 +139,8 @@ def rmse() -> Metric:
         return torch.stack([errors.sum(0), torch.ones_like(errors).sum(0)]).double().flatten()
 
     def value(s: Tensor) -> float:
-        errors, number = s.reshape(2, -1)
-        return _mean((errors / number).sqrt())
+        errors, count = s.reshape(2, -1)
+        return _mean((errors / count).sqrt())
 
     return Metric(("values",), sums, value, lower_is_better=True)
 
@@ -154,8 +154,8 @@ def mae() -> Metric:
         return torch.stack([errors.sum(0), torch.ones_like(errors).sum(0)]).double().flatten()
 
     def value(s: Tensor) -> float:
-        errors, number = s.reshape(2, -1)
-        return _mean(errors / number)
+        errors, count = s.reshape(2, -1)
+        return _mean(errors / count)
 
     return Metric(("values",), sums, value, lower_is_better=True)
 

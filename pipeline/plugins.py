@@ -1,4 +1,4 @@
-"""Own losses, models and metrics: modules that the operator names, carried to every worker."""
+"""Custom losses, models and metrics: modules that the user names, carried to every worker."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 from pipeline.errors import UsageError
 
 GROUP = "pipeline.plugins"
-NOT_OWN = {"__main__", "pipeline"}
+NOT_CUSTOM = {"__main__", "pipeline"}
 _seen: dict[str, float] = {}
 """Imported modules and when their files were written."""
 
@@ -72,7 +72,7 @@ def _written(module: ModuleType) -> float:
 
 
 def homes(builds: list[Callable[..., Any]], imports: list[str]) -> list[str]:
-    """The modules to carry: those imported, and those that hold the given own components.
+    """The modules to carry: those imported, and those that hold the given custom components.
 
     Raises UsageError for a component written in a script or notebook cell, which neither workers
     nor the served model could import.
@@ -80,7 +80,7 @@ def homes(builds: list[Callable[..., Any]], imports: list[str]) -> list[str]:
     installed = {
         point.module.partition(".")[0] for point in importlib.metadata.entry_points(group=GROUP)
     }
-    found = list(imports)
+    modules = list(imports)
     for build in builds:
         module = build.__module__
         top = module.partition(".")[0]
@@ -89,9 +89,9 @@ def homes(builds: list[Callable[..., Any]], imports: list[str]) -> list[str]:
                 f"{build.__qualname__} is written in the script itself, where workers and the "
                 "served model cannot import it: put it in a file and pass imports=[that file]"
             )
-        if top != "pipeline" and top not in installed and module not in found:
-            found.append(module)
-    return found
+        if top != "pipeline" and top not in installed and module not in modules:
+            modules.append(module)
+    return modules
 
 
 def carry(modules: list[str], folder: Path) -> None:
@@ -99,66 +99,66 @@ def carry(modules: list[str], folder: Path) -> None:
 
     What they import from their own folder goes with them.
     """
-    for place in _places(modules):
+    for source in _sources(modules):
         folder.mkdir(parents=True, exist_ok=True)
-        if place.is_dir():
+        if source.is_dir():
             ignored = shutil.ignore_patterns("__pycache__", ".*")
-            shutil.copytree(place, folder / place.name, dirs_exist_ok=True, ignore=ignored)
+            shutil.copytree(source, folder / source.name, dirs_exist_ok=True, ignore=ignored)
         else:
-            shutil.copy2(place, folder / place.name)
+            shutil.copy2(source, folder / source.name)
 
 
 def origins(modules: list[str], folder: Path) -> dict[str, str]:
     """The files and packages that `carry` puts into `folder`, and where the user has them."""
-    return {str(folder / place.name): str(place) for place in _places(modules)}
+    return {str(folder / source.name): str(source) for source in _sources(modules)}
 
 
 def sources_sha256(modules: list[str]) -> str:
-    """SHA-256 over what `carry` copies: own losses and models are part of what is trained."""
+    """SHA-256 over what `carry` copies: custom losses and models are part of what is trained."""
     digest = hashlib.sha256()
-    for place in _places(modules):
-        for path in _files(place):
-            digest.update(str(path.relative_to(place.parent)).encode() + path.read_bytes())
+    for source in _sources(modules):
+        for path in _files(source):
+            digest.update(str(path.relative_to(source.parent)).encode() + path.read_bytes())
     return digest.hexdigest() if modules else ""
 
 
 def changed(modules: list[str], folder: Path) -> list[str]:
     """Files that `carry` copied to `folder` and that are other ones now, new, or gone."""
     now = {
-        str(path.relative_to(place.parent)): path.read_bytes()
-        for place in _places(modules)
-        for path in _files(place)
+        str(path.relative_to(source.parent)): path.read_bytes()
+        for source in _sources(modules)
+        for path in _files(source)
     }
     before = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.py")}
     return sorted(name for name in {*now, *before} if now.get(name) != before.get(name))
 
 
-def _places(modules: list[str]) -> list[Path]:
+def _sources(modules: list[str]) -> list[Path]:
     """Files and packages of the modules, and of what they import from their own folder."""
-    places = {_source(sys.modules[name.partition(".")[0]]) for name in modules}
-    left = [place for place in places if "site-packages" not in place.parts]
+    sources = {_source(sys.modules[name.partition(".")[0]]) for name in modules}
+    left = [source for source in sources if "site-packages" not in source.parts]
     while left:
-        place = left.pop()
-        for name in _imported(place):
-            found = _beside(place.parent, name)
-            if found is not None and found not in places:
-                places.add(found)
-                left.append(found)
-    return sorted(places)
+        source = left.pop()
+        for name in _imported(source):
+            sibling = _beside(source.parent, name)
+            if sibling is not None and sibling not in sources:
+                sources.add(sibling)
+                left.append(sibling)
+    return sorted(sources)
 
 
-def _files(place: Path) -> list[Path]:
+def _files(source: Path) -> list[Path]:
     """Python's files of a module or package, without hidden folders, as a notebook's copies."""
-    if not place.is_dir():
-        return [place]
-    found = sorted(place.rglob("*.py"))
-    return [p for p in found if not any(q.startswith(".") for q in p.relative_to(place).parts)]
+    if not source.is_dir():
+        return [source]
+    paths = sorted(source.rglob("*.py"))
+    return [p for p in paths if not any(q.startswith(".") for q in p.relative_to(source).parts)]
 
 
-def _imported(place: Path) -> set[str]:
+def _imported(source: Path) -> set[str]:
     """First parts of all names that a module's source imports, anywhere in it."""
     names = set()
-    for path in _files(place):
+    for path in _files(source):
         try:
             tree = ast.parse(path.read_bytes())
         except (SyntaxError, ValueError):  # nobody can have imported it
@@ -173,14 +173,14 @@ def _imported(place: Path) -> set[str]:
                 is_import = called.rpartition(".")[2] in ("import_module", "__import__")
                 if is_import and isinstance(first, ast.Constant) and isinstance(first.value, str):
                     names.add(first.value.partition(".")[0])
-    return names - NOT_OWN - {""}
+    return names - NOT_CUSTOM - {""}
 
 
 def _beside(folder: Path, name: str) -> Path | None:
     """The module or package of that name in the folder, if Python would import it from there."""
     if name in sys.modules:
-        place = _source(sys.modules[name])
-        return place if place.parent == folder else None
+        source = _source(sys.modules[name])
+        return source if source.parent == folder else None
     if name in sys.stdlib_module_names:
         return None
     if (folder / name / "__init__.py").is_file():

@@ -27,7 +27,7 @@ def redacted(text: str, uri: str = "") -> str:
     """
     if "://" in text:
         text = SPACED_USER.sub(f"://{HIDDEN}@", text)
-        text = URI.sub(lambda found: OPTION.sub(_option, _nobody(found[1])) + found[2], text)
+        text = URI.sub(lambda match: OPTION.sub(_option, _nobody(match[1])) + match[2], text)
     for secret in sorted(_secrets(uri), key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
     return text
@@ -37,7 +37,7 @@ def _secrets(uri: str) -> set[str]:
     """Passwords and keys in a URI, as they stand there and decoded."""
     user = USER.search(uri)
     parts = [user[0][3:-1].rpartition(":")[2]] if user else []  # the password, or a token
-    parts += [found[3] for found in OPTION.finditer(uri) if SECRET_KEY.search(found[2])]
+    parts += [match[3] for match in OPTION.finditer(uri) if SECRET_KEY.search(match[2])]
     return {text for part in parts for text in (part, unquote(part)) if len(text) >= SHORTEST}
 
 
@@ -45,11 +45,11 @@ def _nobody(uri: str) -> str:
     return USER.sub(f"://{HIDDEN}@", uri)
 
 
-def _option(found: re.Match[str]) -> str:
-    mark, key, value = found.groups()
+def _option(match: re.Match[str]) -> str:
+    mark, key, value = match.groups()
     plain = unquote(value)
     if key in HARMLESS and _nobody(plain) == plain:
-        return found[0]
+        return match[0]
     return f"{mark}{key}={HIDDEN}"
 
 

@@ -66,11 +66,11 @@ def _model(job: Job) -> str:
     import torch
 
     bound = job.objective()
-    number = sum(p.numel() for p in bound.parameters() if p.requires_grad)
+    num_parameters = sum(p.numel() for p in bound.parameters() if p.requires_grad)
     with torch.no_grad():
         shapes = {name: list(output.shape[1:]) for name, output in bound.predict(job.trial).items()}
     outputs = [f"{name} [{', '.join(map(str, ['N', *shape]))}]" for name, shape in shapes.items()]
-    return f"{job.spec.model.name}, {number:,} parameters, gives {', '.join(outputs)}"
+    return f"{job.spec.model.name}, {num_parameters:,} parameters, gives {', '.join(outputs)}"
 
 
 def _target(field: Field) -> str:
@@ -121,9 +121,9 @@ def proof_row(outcome: Outcome) -> str:
 def proof_conclusion(proof: Proof) -> list[str]:
     """What the table comes to."""
     compared = [o for o in proof.outcomes if o.verdict not in ("not promised", "reference")]
-    kept = [o for o in compared if o.verdict == "held"]
+    held = [o for o in compared if o.verdict == "held"]
     ways = (
-        f"{len(kept)} of {len(compared)} other ways to run the first {proof.steps} of "
+        f"{len(held)} of {len(compared)} other ways to run the first {proof.steps} of "
         f"{proof.all_steps} steps of {proof.name} are the same"
     )
     blamed = "a component breaks the promise" if proof.suspects else ""

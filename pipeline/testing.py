@@ -1,4 +1,4 @@
-"""For the tests of own losses and models: are they exact under any split, and differentiable?
+"""For the tests of custom losses and models: are they exact under any split, and differentiable?
 
 from pipeline.testing import check_loss, check_model
 check_loss("quantile", torch.randn(8), torch.randn(8), level=0.8)
@@ -45,9 +45,9 @@ def check_loss(name: str, *arguments: Tensor, **options: Any) -> None:
         chosen = entry.options.model_validate(options).model_dump()
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
+        key = ".".join(map(str, first["loc"]))
         known = ", ".join(entry.options.model_fields) or "none"
-        raise ContractError(name, f"option {place}: {first['msg']}", f"options: {known}") from None
+        raise ContractError(name, f"option {key}: {first['msg']}", f"options: {known}") from None
     if odd := [type(a).__name__ for a in arguments if not isinstance(a, Tensor)]:
         fix = "give predictions, then targets, as tensors"
         raise ContractError(name, f"cannot be checked on a {odd[0]}", fix)
@@ -57,21 +57,21 @@ def check_loss(name: str, *arguments: Tensor, **options: Any) -> None:
     loss = build(entry, chosen)
     if loss.head is not None:
         raise ContractError(name, "owns its parameters", "check it as part of a job instead")
-    given = [a.double() if a.is_floating_point() else a for a in arguments]
+    doubles = [a.double() if a.is_floating_point() else a for a in arguments]
     num_predictions = len(loss.roles)
-    if len(given) < num_predictions or len(given[0]) < 4:
+    if len(doubles) < num_predictions or len(doubles[0]) < 4:
         wanted = ", ".join(role.name for role in loss.roles)
         raise ContractError(name, "too little to check", f"give {wanted} and targets of 4 rows")
-    predictions, targets = given[:num_predictions], given[num_predictions:]
+    predictions, targets = doubles[:num_predictions], doubles[num_predictions:]
     if loss.module is not None:
         loss.module.double()
     if loss.per_batch:
         _check_whole(name, loss, predictions, targets)
         _check_gradient(name, loss, predictions, targets)
         return
-    items = loss.items(*given)
-    _check_items(name, items, given[0], targets)
-    denominator = loss.denominator or _counted(items, given[0])
+    items = loss.items(*doubles)
+    _check_items(name, items, doubles[0], targets)
+    denominator = loss.denominator or _counted(items, doubles[0])
     _check_parts(name, loss, denominator, predictions, targets)
     _check_gradient(name, loss, predictions, targets)
 
@@ -112,12 +112,12 @@ def _check_parts(
     name: str, loss: Loss, denominator: Any, predictions: list[Tensor], targets: list[Tensor]
 ) -> None:
     """Numerator and denominator over parts and in other orders."""
-    number = len(predictions[0])
+    num_rows_given = len(predictions[0])
 
     def parts(chosen: Tensor) -> tuple[float, float]:
-        kept = [t[chosen] for t in targets]
-        numerator = loss.items(*(p[chosen] for p in predictions), *kept).sum()
-        counts = denominator(len(chosen), *kept)
+        parts_of = [t[chosen] for t in targets]
+        numerator = loss.items(*(p[chosen] for p in predictions), *parts_of).sum()
+        counts = denominator(len(chosen), *parts_of)
         if counts.shape != (len(chosen),):
             raise ContractError(
                 name,
@@ -126,9 +126,9 @@ def _check_parts(
             )
         return float(numerator.detach()), float(counts.sum())
 
-    everything = torch.arange(number)
+    everything = torch.arange(num_rows_given)
     whole = parts(everything)
-    for cut in (1, number // 2, number - 1):
+    for cut in (1, num_rows_given // 2, num_rows_given - 1):
         one, two = parts(everything[:cut]), parts(everything[cut:])
         for what, left, right, both in zip(
             ("numerators", "denominators"), one, two, whole, strict=True
@@ -188,7 +188,7 @@ def check_model(
     sizes = dict(outputs or {"prediction": None})
     wanted = {output: Output(output, size, "identity") for output, size in sizes.items()}
 
-    def made() -> Objective:
+    def build() -> Objective:
         chosen = registry.models[name].options.model_validate(options).model_dump()
         torch.manual_seed(0)
         return Objective(build_model(name, inputs, wanted, chosen), inputs, [], sizes)
@@ -198,7 +198,7 @@ def check_model(
 
     if table.num_rows < 4:
         refuse(f"{table.num_rows} rows are too few to check it", "give columns of 4 rows or more")
-    one, other = made(), made()
+    one, other = build(), build()
     for suspect in suspects(one, batch, 2, times=50):
         refuse(suspect, "let a row's outputs follow from that row and torch's seed alone")
     _check_outputs(one, batch, sizes, refuse)
@@ -232,12 +232,12 @@ def _check_outputs(
     """Names and shapes of the outputs, of all rows, of none and in another order; gradients."""
     predictions = _predicted(objective, batch)
     if missing := sorted(set(sizes) - set(predictions)):
-        given = ", ".join(predictions)
-        refuse(f"gives no output {missing[0]!r}, only {given}", "return it by name")
+        known = ", ".join(predictions)
+        refuse(f"gives no output {missing[0]!r}, only {known}", "return it by name")
     for name, prediction in predictions.items():
-        shape, number = list(prediction.shape), num_rows(batch)
-        if not shape or shape[0] != number:
-            refuse(f"output {name!r} has shape {shape} for {number} rows", "keep rows first")
+        shape, num_given = list(prediction.shape), num_rows(batch)
+        if not shape or shape[0] != num_given:
+            refuse(f"output {name!r} has shape {shape} for {num_given} rows", "keep rows first")
         if not bool(torch.isfinite(prediction).all()):
             refuse(f"output {name!r} is not finite", "check logarithms and divisions")
     turned = torch.arange(num_rows(batch)).flip(0)
@@ -246,7 +246,7 @@ def _check_outputs(
         refuse("its outputs depend on the order of the rows", "do not index by position")
     try:
         nothing = _predicted(objective, select(batch, turned[:0]))
-    except Exception as error:  # an own model can fail in any way
+    except Exception as error:  # a custom model can fail in any way
         refuse(f"fails on no rows: {error}", "let its operations take empty batches")
     else:
         if any(len(value) for value in nothing.values()):

@@ -1,4 +1,4 @@
-"""Errors of the user's own code: where in it they come from, and the whole traceback in a file."""
+"""Errors of custom code: where in it they come from, and the whole traceback in a file."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def described(error: BaseException) -> str:
 
 
 def in_full(error: BaseException) -> str:
-    """Type and text, the user's own lines below it, and what was noted of it on its way."""
+    """Type and text, the user's lines below it, and what was noted of it on its way."""
     text = str(error).strip()
     lines = [f"{type(error).__name__}: {text}" if text else type(error).__name__]
     for frame in reversed(own_frames(error)[-MOST_FRAMES:]):

@@ -28,7 +28,7 @@ SPECS: dict[str, tuple[Changes, list[str]]] = {
     "no model": ({"model": None}, ["model", "missing"]),
     "no loss": ({"loss": None}, ["loss", "missing"]),
     "an empty list of losses": ({"loss": []}, ["loss", "at least 1"]),
-    "an unknown loss": ({"loss.name": "mze"}, ["loss.name", "'mze'", "'mse'"]),
+    "an unkncustom loss": ({"loss.name": "mze"}, ["loss.name", "'mze'", "'mse'"]),
     "an unknown model": ({"model.name": "mpl"}, ["model.name", "'mpl'", "'mlp'"]),
     "an unknown optimizer": ({"optimizer.name": "adamv"}, ["optimizer.name", "'adam"]),
     "an unknown schedule": ({"schedule": "cosin"}, ["schedule", "'cosin'", "'cosine'"]),
@@ -76,7 +76,7 @@ SPECS: dict[str, tuple[Changes, list[str]]] = {
     "a row weight that is an input": (
         {"data.sample_weight": "a"}, ["data", "a: the sample weight", "input"],
     ),
-    "a row weight that is no column": (
+    "a row weight that is not a column": (
         {"data.sample_weight": "bb"}, ["data.sample_weight", "'bb'", "'b'"],
     ),
     "a row weight of text": ({"data.sample_weight": "color"}, ["data.sample_weight", "'color'"]),
@@ -95,7 +95,7 @@ SPECS: dict[str, tuple[Changes, list[str]]] = {
     "an empty list of inputs": ({"data.inputs": []}, ["data.inputs", "empty"]),
     "an unknown way of scaling": ({"data.scale": "max"}, ["data.scale", "'max'"]),
     "a path as the job's name": ({"name": "../../etc"}, ["name", "../../etc"]),
-    "a term's target that is no target": (
+    "a term's target that is not a target": (
         {"loss": [{"name": "mse", "target": "z"}]}, ["loss.0.target", "'z'"],
     ),
     "a weight of zero": ({"loss": [{"name": "mse", "weight": 0}]}, ["loss.0.weight", "0"]),
@@ -121,9 +121,9 @@ SPECS: dict[str, tuple[Changes, list[str]]] = {
     "a format that is not known": ({"data.train": "job.yaml"}, ["data.train", "job.yaml"]),
     "a bucket that cannot be": ({"data.train": "nope://x/y.csv"}, ["data.train", "nope://x/y.csv"]),
     "an unknown sample": ({"data.train": "sample:diabets"}, ["data.train", "'diabetes'"]),
-    "an input that is no column": ({"data.inputs": ["aa"]}, ["data.inputs", "'aa'", "'a'"]),
-    "a target that is no column": ({"data.target": "yy"}, ["data.target", "'yy'", "'y'"]),
-    "a categorical that is no input": (
+    "an input that is not a column": ({"data.inputs": ["aa"]}, ["data.inputs", "'aa'", "'a'"]),
+    "a target that is not a column": ({"data.target": "yy"}, ["data.target", "'yy'", "'y'"]),
+    "a categorical that is not an input": (
         {"data.categorical": ["kind"]}, ["data.categorical", "'kind'"],
     ),
     "a categorical column of fractions": ({"data.categorical": ["a"]}, ["data.inputs", "'a'"]),

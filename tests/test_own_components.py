@@ -1,4 +1,4 @@
-"""What `check` finds of users' own components before training, each with its fix."""
+"""What `check` finds of users' custom components before training, each with its fix."""
 
 from __future__ import annotations
 

@@ -258,7 +258,7 @@ def test_a_loss_like_none_that_there_is_names_its_own_line(
     """)  # fmt: skip
     code, _, err = command("check", job({"loss": "alike"}), "--import", own)
     assert code == 2
-    assert re.search(r"loss alike \(.*own_like.py:\d+\): like='mze' is no loss.*'mse'", err)
+    assert re.search(r"loss alike \(.*own_like.py:\d+\): like='mze' is not a loss.*'mse'", err)
 
 
 ODD = {
@@ -273,7 +273,7 @@ ODD = {
                             "writes into 'prediction'"),
     "into the target": ("def {name}(prediction, target):",
                         "target.mul_(0.5); return (target - prediction) ** 2", "writes into 'y'"),
-    "a bug": ("def {name}(prediction, target):", "return missing", "fix: mend the loss"),
+    "a bug": ("def {name}(prediction, target):", "return missing", "fix: correct the loss"),
 }  # fmt: skip
 
 

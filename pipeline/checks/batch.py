@@ -44,13 +44,13 @@ def check_batch(objective: Objective, batch: Batch) -> list[Notice]:
             )
         predictions = objective.predict(batch)
     notices = []
-    for number, term in enumerate(objective.terms):
+    for index, term in enumerate(objective.terms):
         arguments = term.arguments(predictions, batch)
         _check_shape(term, arguments, num_rows(batch))
         notices += _check_kinds(term, arguments, objective.model)
         _check_width(term, arguments[0], objective.sizes[term.outputs[0]])
-        _check_left_alone(objective, number, arguments)
-        _check_items(objective, number, predictions, batch)
+        _check_left_alone(objective, index, arguments)
+        _check_items(objective, index, predictions, batch)
     notices += _check_rows(objective, predictions, batch)
     for term in objective.terms:
         if term.loss.per_batch:
@@ -60,12 +60,12 @@ def check_batch(objective: Objective, batch: Batch) -> list[Notice]:
     return notices + _check_parameters(objective, batch) + _check_model(objective)
 
 
-def _check_left_alone(objective: Objective, number: int, arguments: list[object]) -> None:
-    term = objective.terms[number]
+def _check_left_alone(objective: Objective, index: int, arguments: list[object]) -> None:
+    term = objective.terms[index]
     names = [*term.outputs, *(field.name for field in term.targets)]
-    given = {n: a for n, a in zip(names, arguments, strict=False) if isinstance(a, Tensor)}
+    tensors = {n: a for n, a in zip(names, arguments, strict=False) if isinstance(a, Tensor)}
     with torch.no_grad():
-        written = _written(given, partial(objective.computed, number, arguments))
+        written = _written(tensors, partial(objective.computed, index, arguments))
     if written:
         raise ContractError(
             term.label,
@@ -82,7 +82,7 @@ def _written(tensors: dict[str, Tensor], call: Callable[[], object]) -> str | No
 
 
 def _check_width(term: Term, prediction: Tensor, size: int | None) -> None:
-    """An own model gives as many classes, or features, as the loss was made for."""
+    """A custom model gives as many classes, or features, as the loss was made for."""
     counted = term.loss.shape == "classes" or term.loss.head is not None
     if counted and prediction.shape[1] != size:
         raise ContractError(
@@ -202,7 +202,7 @@ def _check_kinds(term: Term, arguments: list[object], model: nn.Module) -> list[
         if role.kind == "log_probabilities" and not _sums_to_one(value.exp()):
             raise ContractError(
                 term.label,
-                f"{where} is no log_softmax (values from {low:.3g} to {high:.3g})",
+                f"{where} is not a log_softmax (values from {low:.3g} to {high:.3g})",
                 "end the model in log_softmax, or use cross_entropy on logits",
             )
         if role.kind == "probabilities" and (low < 0 or high > 1):
@@ -219,17 +219,17 @@ def _check_kinds(term: Term, arguments: list[object], model: nn.Module) -> list[
             )
     if isinstance(term.target, Classes) and isinstance(target, Tensor):
         prediction = arguments[0]
-        kept = target[target != term.loss.ignore_index]
+        classes = target[target != term.loss.ignore_index]
         if (
             isinstance(prediction, Tensor)
-            and kept.numel()
+            and classes.numel()
             and term.loss.shape == "classes"
-            and not 0 <= int(kept.min()) <= int(kept.max()) < prediction.shape[1]
+            and not 0 <= int(classes.min()) <= int(classes.max()) < prediction.shape[1]
         ):
             raise ContractError(
                 term.label,
-                f"target {term.targets[0].name!r} has class numbers {int(kept.min())} to "
-                f"{int(kept.max())}, the model gives {prediction.shape[1]} classes",
+                f"target {term.targets[0].name!r} has class numbers {int(classes.min())} to "
+                f"{int(classes.max())}, the model gives {prediction.shape[1]} classes",
                 "leave model.outputs' size to be inferred, or make it larger",
             )
     return notices
@@ -241,14 +241,14 @@ def _sums_to_one(values: Tensor) -> bool:
 
 
 def _check_items(
-    objective: Objective, number: int, predictions: dict[str, Tensor], batch: Batch
+    objective: Objective, index: int, predictions: dict[str, Tensor], batch: Batch
 ) -> None:
     """The items are finite, as many as the denominator says, and do not depend on each other."""
-    term, rows = objective.terms[number], num_rows(batch)
+    term, rows = objective.terms[index], num_rows(batch)
 
     def items(of: Predictions, chosen: Tensor) -> Tensor:
-        kept = {name: value[chosen] for name, value in of.items()}
-        return objective.items_of(number, kept, select(batch, chosen))
+        parts = {name: value[chosen] for name, value in of.items()}
+        return objective.items_of(index, parts, select(batch, chosen))
 
     with torch.no_grad():
         everything = torch.arange(rows)
@@ -268,7 +268,7 @@ def _check_items(
             )
         if not bool(torch.isfinite(whole).all()):
             fix = (
-                "a target longer than its prediction is infinite: zero_infinity: true leaves it out"
+                "a target longer than its prediction is infinite: zero_infinity: true skips it"
                 if term.loss.blank is not None
                 else "scale the inputs, or look for infinite values in the target"
             )

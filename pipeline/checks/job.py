@@ -76,7 +76,7 @@ def _rewriting(job: Job, bound: Objective, trial: Batch) -> list[Notice]:
         "each micro-batch would do so by its own rows"
     )
     if job.spec.workers.most > 1:
-        fix = "compute with a changed copy, or change it in an own optimizer's step"
+        fix = "compute with a changed copy, or change it in a custom optimizer's step"
         raise UsageError(f"model {job.spec.model.name}: {text}, each worker too: {fix}")
     return [Notice("model", f"{text}; it cannot train on several workers")]
 
@@ -121,7 +121,7 @@ def _try_step(job: Job, bound: Objective, trial: Batch) -> None:
         closure = inspect.signature(optimizer.step).parameters.get("closure")
         if closure is not None and closure.default is inspect.Parameter.empty:
             raise UsageError(
-                f"optimizer {name}: its step asks for a closure that computes the loss again, as "
+                f"optimizer {name}: its step asks for a closure that recomputes the loss, as "
                 "LBFGS does; a step here computes it once: take another optimizer"
             )
         optimizer.step()

@@ -25,53 +25,53 @@ LEAST_BATCHES = 4
 
 def unusual(job: Job, terms: list[Term], trial: Batch) -> list[Notice]:
     """What is allowed, and rarely meant."""
-    spec, found = job.spec, []
+    spec, notices = job.spec, []
     size, warmup = spec.training.batch_size, spec.schedule.warmup_steps
     if size > job.num_rows:
         text = f"{size} is more than the {job.num_rows} training rows: one step per epoch"
-        found.append(Notice("training.batch_size", text))
+        notices.append(Notice("training.batch_size", text))
     if warmup > job.num_steps:
         text = f"{warmup} of {job.num_steps} steps: the learning rate never gets to its full value"
-        found.append(Notice("schedule.warmup_steps", text))
+        notices.append(Notice("schedule.warmup_steps", text))
     if spec.workers.max and spec.workers.max > 1 and not spec.training.microbatch_size:
         text = "without training.microbatch_size a resize changes the curve's last bits"
-        found.append(Notice("workers", text))
+        notices.append(Notice("workers", text))
     if isinstance(job.train, Streamed):
-        found += _of_streaming(job.train.plan, size)
+        notices += _of_streaming(job.train.plan, size)
     asked, held = spec.data.validation, job.num_validation_rows
     if isinstance(asked, float):
-        share, number = held / (held + job.num_rows), held + job.num_rows
-        if abs(share - asked) > 5 * (asked * (1 - asked) / number) ** 0.5:
+        share, total = held / (held + job.num_rows), held + job.num_rows
+        if abs(share - asked) > 5 * (asked * (1 - asked) / total) ** 0.5:
             text = f"{asked:g} asked for, {share:.3g} held out: equal rows stay on one side"
-            found.append(Notice("data.validation", text))
+            notices.append(Notice("data.validation", text))
     if passed := job.facts.index_columns:
         names = ", ".join(repr(name) for name in passed)
-        text = f"{names}: the index that pandas wrote, left out; name it in data.inputs to read it"
-        found.append(Notice("data.inputs", text))
-    found += _of_targets(job, terms)
+        text = f"{names}: the index that pandas wrote, not read; name it in data.inputs to read it"
+        notices.append(Notice("data.inputs", text))
+    notices += _of_targets(job, terms)
     for field in job.fields:
         values, about = field.vocabulary or (), f"column {field.name!r}"
         profile = job.facts.profile.get(field.name, {})
-        numbers = [value for value in values if isinstance(value, str) and _is_number(value)]
-        if values and len(values) > 10 and len(numbers) > 0.9 * len(values):
-            odd = next((value for value in values if value not in numbers), values[0])
+        numeric = [value for value in values if isinstance(value, str) and _is_number(value)]
+        if values and len(values) > 10 and len(numeric) > 0.9 * len(values):
+            odd = next((value for value in values if value not in numeric), values[0])
             text = f"text that is nearly all numbers, as {values[0]!r}; others hold {odd!r}"
-            found.append(Notice(about, text + ": read as categories"))
+            notices.append(Notice(about, text + ": read as categories"))
         elif field.is_input and len(values) > max(20, job.num_rows // 2):
             text = f"{len(values)} categories in {job.num_rows} rows: an id? it cannot generalise"
-            found.append(Notice(about, text))
+            notices.append(Notice(about, text))
         elif _counts_rows(job, field, profile, trial):
             text = "counts the rows, as an index does: the order of rows says nothing of new ones"
-            found.append(Notice(about, text))
+            notices.append(Notice(about, text))
         elif profile.get("distinct") == 1 or (
             isinstance(field, Number) and profile.get("min") == profile.get("max")
         ):
-            found.append(Notice(about, "holds one value in all training rows"))
+            notices.append(Notice(about, "holds one value in all training rows"))
         if field.is_target and isinstance(field, Number) and field.deviation == 1.0:
             spread = profile.get("deviation", 0.0)
             if spread > 50 and any(field in t.targets and type(t.target) is Values for t in terms):
                 text = f"has a deviation of {spread:.3g}: data.target_scale: standard trains better"
-                found.append(Notice(f"target {field.name!r}", text))
+                notices.append(Notice(f"target {field.name!r}", text))
     towers = [
         t.label for t in terms if len(t.loss.roles) > 1 and isinstance(t.target, NoTarget | Signs)
     ]
@@ -80,8 +80,8 @@ def unusual(job: Job, terms: list[Term], trial: Batch) -> list[Notice]:
             f"{towers[0]} compares outputs, and those of {spec.model.name!r} all come from the "
             "same columns: write a model that puts each compared column through one encoder"
         )
-        found.append(Notice("model", text))
-    return found
+        notices.append(Notice("model", text))
+    return notices
 
 
 def _counts_rows(job: Job, field: Field, profile: dict[str, Any], trial: Batch) -> bool:
@@ -108,9 +108,10 @@ def _of_targets(job: Job, terms: list[Term]) -> Iterator[Notice]:
     for field in job.fields:
         if not field.is_target or not field.is_amount:
             continue
-        number = job.facts.profile.get(field.name, {}).get("missing", 0)
-        if field.fill is not None and number:
-            text = f"{number:,} missing values are filled with {field.fill:.6g} and count as truth"
+        num_missing = job.facts.profile.get(field.name, {}).get("missing", 0)
+        if field.fill is not None and num_missing:
+            filled = f"{num_missing:,} missing values are filled with {field.fill:.6g}"
+            text = f"{filled} and count as truth"
             yield Notice(f"target {field.name!r}", text)
         is_left = data.target_scale_of(field.name) != "none" and field.deviation == 1.0
         if is_left and job.facts.profile.get(field.name, {}).get("max") == 1.0:

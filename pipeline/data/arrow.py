@@ -65,17 +65,17 @@ def unreadable(column: Any) -> NDArray[np.bool_]:
     else:
         bad = pc.is_null(values).to_numpy(zero_copy_only=False)
     if offsets is not None:
-        found = np.zeros(len(rows), bool)
-        found[np.searchsorted(offsets, np.flatnonzero(bad), side="right") - 1] = True
-        return found
+        bad_rows = np.zeros(len(rows), bool)
+        bad_rows[np.searchsorted(offsets, np.flatnonzero(bad), side="right") - 1] = True
+        return bad_rows
     nothing = missing(rows)
-    num_rows, found = int((~nothing).sum()), np.zeros(len(rows), bool)
+    num_rows, bad_rows = int((~nothing).sum()), np.zeros(len(rows), bool)
     if not num_rows:
-        return found
-    if len(values) != num_rows * _width(rows.type):  # a list inside is missing, and left out
+        return bad_rows
+    if len(values) != num_rows * _width(rows.type):  # a list inside is missing, and has no items
         return np.array([row is not None and _has_gap(row) for row in rows.to_pylist()], bool)
-    found[~nothing] = bad.reshape(num_rows, -1).any(1)  # missing rows have no values
-    return found
+    bad_rows[~nothing] = bad.reshape(num_rows, -1).any(1)  # missing rows have no values
+    return bad_rows
 
 
 def _width(kind: pa.DataType) -> int:

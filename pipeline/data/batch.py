@@ -160,9 +160,9 @@ def only(batch: Batch, names: tuple[str, ...]) -> Batch:
 
 def side_by_side(batch: Batch, names: tuple[str, ...]) -> Tensor:
     """The columns as one matrix [N, width], without a copy where they stand so already."""
-    found = batch.beside(names) if isinstance(batch, Blocks) else None
-    if found is not None:
-        return found
+    matrix = batch.beside(names) if isinstance(batch, Blocks) else None
+    if matrix is not None:
+        return matrix
     parts = []
     for name in names:
         column = batch[name]

@@ -58,16 +58,16 @@ class Converted:
 
 def root(cache: Cache) -> Path:
     """The cache's folder. Raises UsageError if it cannot be made."""
-    given = cache.folder or os.environ.get("PIPELINE_CACHE")
-    place = Path(given).expanduser() if given else Path("~/.cache/pipeline").expanduser()
+    setting = cache.folder or os.environ.get("PIPELINE_CACHE")
+    folder = Path(setting).expanduser() if setting else Path("~/.cache/pipeline").expanduser()
     try:
-        place.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(
-            f"cache.folder: {place} cannot be made: {error.strerror}; set cache.folder, or "
+            f"cache.folder: {folder} cannot be made: {error.strerror}; set cache.folder, or "
             "PIPELINE_CACHE, to a folder on this machine's own disk"
         ) from None
-    return place.resolve()
+    return folder.resolve()
 
 
 def rows(
@@ -97,13 +97,17 @@ def rows(
 
 
 def _key(
-    found: Located, data: Data, base: Path, readings: Mapping[str, Reading], float_dtype: FloatType
+    located: Located,
+    data: Data,
+    base: Path,
+    readings: Mapping[str, Reading],
+    float_dtype: FloatType,
 ) -> str:
     """What an entry's content follows from."""
     paths = [base / Path(path).expanduser() for path in data.tokenizers.values()]
     tokenizers = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()]
     facts = {
-        "format": FORMAT, "files": found.stamp, "data": data.model_dump(mode="json"),
+        "format": FORMAT, "files": located.stamp, "data": data.model_dump(mode="json"),
         "readings": {name: asdict(reading) for name, reading in readings.items()},
         "tokenizers": tokenizers, "float_dtype": np.dtype(float_dtype).name,
     }  # fmt: skip
@@ -113,8 +117,8 @@ def _key(
 @contextmanager
 def _locked(folder: Path, key: str) -> Iterator[None]:
     """One process of this node at a time; others wait."""
-    lock = FileLock(folder / f"{key}.lock")
     try:
+        lock = _lock(folder, key)
         lock.acquire()
     except OSError as error:
         text = f"cache.folder: {folder} cannot be written: {error.strerror}"
@@ -125,17 +129,23 @@ def _locked(folder: Path, key: str) -> Iterator[None]:
         lock.release()
 
 
+def _lock(folder: Path, key: str) -> FileLock:
+    """The entry's lock, whose file stays when the entry goes: others may wait for it."""
+    (folder / ".locks").mkdir(exist_ok=True)
+    return FileLock(folder / ".locks" / f"{key}.lock")
+
+
 def _is_free(folder: Path, key: str) -> bool:
     """Whether no process reads or writes the entry at this moment."""
     try:
-        with FileLock(folder / f"{key}.lock", timeout=0):
+        with _lock(folder, key).acquire(timeout=0):
             return True
     except Timeout:
         return False
 
 
 def _build(
-    found: Located, base: Path, readings: Mapping[str, Reading], float_dtype: FloatType,
+    located: Located, base: Path, readings: Mapping[str, Reading], float_dtype: FloatType,
     entry: Path, say: Say,
 ) -> None:  # fmt: skip
     """Convert the rows into `entry`, or leave nothing. Raises DataError when there is no room."""
@@ -143,7 +153,7 @@ def _build(
     try:
         shutil.rmtree(entry, ignore_errors=True)
         temporary.mkdir()
-        Conversion(found, base, readings, float_dtype, say).into(temporary)
+        Conversion(located, base, readings, float_dtype, say).into(temporary)
         temporary.rename(entry)
         (entry / READ).touch()  # just now, for its checksums
     except OSError as error:
@@ -188,7 +198,7 @@ def _is_intact(entry: Path, trusted_seconds: float, say: Say) -> bool:
     return True
 
 
-def _opened(entry: Path, found: Located, float_dtype: FloatType) -> Converted:
+def _opened(entry: Path, located: Located, float_dtype: FloatType) -> Converted:
     manifest = _manifest(entry)
     assert manifest is not None
     fields = [from_json(field) for field in manifest.fields]
@@ -196,7 +206,7 @@ def _opened(entry: Path, found: Located, float_dtype: FloatType) -> Converted:
     train = mapped(entry / "train", fields, float_dtype)
     if manifest.stream:
         plan = Plan.from_record(manifest.stream)
-        fetcher = Fetcher(found, fields, float_dtype, plan, manifest.stream.first)
+        fetcher = Fetcher(located, fields, float_dtype, plan, manifest.stream.first)
         train = Streamed(train, plan, fetcher, entry.parent, entry.name)
     validation = None
     if (entry / "validation").exists():
@@ -219,21 +229,21 @@ class Entry:
 
 def entries(folder: Path) -> list[Entry]:
     """What the cache holds, the one used last first."""
-    found = []
-    for place in folder.iterdir() if folder.is_dir() else ():
-        if not place.is_dir() or place.name.startswith("."):
+    held = []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if not path.is_dir() or path.name.startswith("."):
             continue
-        size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
-        manifest = _manifest(place)
-        used = place / USED
-        found.append(
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        manifest = _manifest(path)
+        used = path / USED
+        held.append(
             Entry(
-                place.name, size, (used if used.exists() else place).stat().st_mtime,
+                path.name, size, (used if used.exists() else path).stat().st_mtime,
                 manifest.facts.files if manifest else [],
                 sum(manifest.facts.rows.values()) if manifest else 0,
             )
         )  # fmt: skip
-    return sorted(found, key=lambda entry: -entry.used)
+    return sorted(held, key=lambda entry: -entry.used)
 
 
 def clear(folder: Path, names: list[str] | None = None) -> int:
@@ -260,8 +270,8 @@ def _sweep(folder: Path) -> None:
 def _make_room(folder: Path, most: float, keep: str) -> None:
     """Delete what was not used for longest until the rest is within `most` bytes."""
     _sweep(folder)
-    found = entries(folder)
-    total = sum(entry.size for entry in found)
-    for entry in reversed(found):
+    held = entries(folder)
+    total = sum(entry.size for entry in held)
+    for entry in reversed(held):
         if total > most and entry.name != keep:
             total -= clear(folder, [entry.name])

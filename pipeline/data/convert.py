@@ -235,10 +235,10 @@ class Conversion:
         if size > free:
             raise OSError(errno.ENOSPC, f"{size / 2**30:.1f} GiB needed, {free / 2**30:.1f} free")
 
-    def _tell(self, what: str, number: int) -> None:
+    def _tell(self, what: str, num_rows: int) -> None:
         if time.monotonic() - self.said > 0.5:
             self.said = time.monotonic()
-            self.say(f"rows  {number:,} {what}")
+            self.say(f"rows  {num_rows:,} {what}")
 
 
 def _shown(data: Data) -> str:

@@ -46,32 +46,32 @@ def schema(path: str, filesystem: Any) -> pa.Schema:
     while True:
         with filesystem.open_input_stream(path) as file:
             try:
-                made = pacsv.open_csv(
+                reader = pacsv.open_csv(
                     file, parse_options=_PARSED, convert_options=_converted(types)
                 )
-                wider, last = _read_through(made, types)
+                wider, last = _read_through(reader, types)
             except pa.ArrowInvalid as error:
                 wider = _widened(str(error), path, filesystem)
         if not wider:
             if isinstance(last, str) and ("\n" in last or "\r" in last):
                 _refuse_open_quote(path, filesystem)
-            return made.schema
+            return reader.schema
         types |= wider
 
 
-def _read_through(made: Any, types: dict[str, pa.DataType]) -> tuple[dict[str, pa.DataType], Any]:
+def _read_through(reader: Any, types: dict[str, pa.DataType]) -> tuple[dict[str, pa.DataType], Any]:
     """Columns of floats that may be larger whole numbers, as such; and the file's last cell."""
-    found: dict[str, pa.DataType] = {}
+    types_seen: dict[str, pa.DataType] = {}
     last = None
-    for batch in made:
+    for batch in reader:
         for field, column in zip(batch.schema, batch.columns, strict=True):
-            if pa.types.is_floating(field.type) and field.name not in {*types, *found}:
+            if pa.types.is_floating(field.type) and field.name not in {*types, *types_seen}:
                 numbers = column.drop_null().to_numpy(zero_copy_only=False)
                 if len(numbers) and abs(numbers).max() >= EXACT:
-                    found[field.name] = pa.uint64()
+                    types_seen[field.name] = pa.uint64()
         if len(batch):
             last = batch.column(batch.num_columns - 1)[-1].as_py()
-    return found, last
+    return types_seen, last
 
 
 def _widened(message: str, path: str, filesystem: Any) -> dict[str, pa.DataType]:
@@ -80,10 +80,10 @@ def _widened(message: str, path: str, filesystem: Any) -> dict[str, pa.DataType]
     if misfit is None:
         _refuse_open_quote(path, filesystem)
         raise ValueError(_ragged(path, filesystem) or message)
-    number, kind, value = int(misfit[1]), misfit[2], misfit[3]
+    column, kind, value = int(misfit[1]), misfit[2], misfit[3]
     with filesystem.open_input_stream(path) as file:
         names = pacsv.open_csv(file, parse_options=_PARSED).schema.names
-    return {names[number]: _holding(kind, value)}
+    return {names[column]: _holding(kind, value)}
 
 
 def _holding(kind: str, value: str) -> pa.DataType:
@@ -114,7 +114,7 @@ def _fits(value: str, kind: pa.DataType) -> bool:
 
 
 def _refuse_other_encodings(path: str, filesystem: Any) -> None:
-    """Raise ValueError for bytes that are no UTF-8."""
+    """Raise ValueError for bytes that are not UTF-8."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     with filesystem.open_input_stream(path) as file:
         while part := file.read(READ_BYTES):
@@ -127,14 +127,14 @@ def _refuse_other_encodings(path: str, filesystem: Any) -> None:
 def _not_utf8(path: str, filesystem: Any) -> str:
     fix = "save the file as UTF-8 (iconv -f ENCODING -t UTF-8)"
     with filesystem.open_input_stream(path) as file:
-        for number, line in enumerate(_lines(file), 1):
-            if number == 1 and line[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        for line_number, line in enumerate(_lines(file), 1):
+            if line_number == 1 and line[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
                 return f"{path} is UTF-16, expected UTF-8: {fix}"
             try:
                 line.decode("utf-8")
             except UnicodeDecodeError as error:
                 shown = repr(line[max(error.start - 10, 0) : error.end + 10])
-                return f"line {number} of {path} is not UTF-8 ({shown}): {fix}"
+                return f"line {line_number} of {path} is not UTF-8 ({shown}): {fix}"
     return f"{path} is not UTF-8: {fix}"
 
 

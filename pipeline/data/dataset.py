@@ -172,10 +172,10 @@ class Writer:
         self.fields, self.layout, self.num_rows = fields, Layout.of(fields, float_dtype), 0
         self._records = _Array(folder / "records.npy", self.layout.record)
         self._lists: dict[str, tuple[_Array, _Array]] = {}
-        for number, field in enumerate(fields):
+        for index, field in enumerate(fields):
             if field.is_list:
-                values = _Array(folder / f"{number}-values.npy", field.dtype(float_dtype))
-                offsets = _Array(folder / f"{number}-offsets.npy", np.dtype(np.int64))
+                values = _Array(folder / f"{index}-values.npy", field.dtype(float_dtype))
+                offsets = _Array(folder / f"{index}-offsets.npy", np.dtype(np.int64))
                 offsets.append(np.zeros(1, np.int64))
                 self._lists[field.name] = (values, offsets)
 
@@ -240,20 +240,20 @@ def mapped(folder: Path, fields: list[Field], float_dtype: FloatType, first: int
     lists = {
         field.name: ListColumn(
             field,
-            _map(folder / f"{number}-values.npy"),
-            _map(folder / f"{number}-offsets.npy"),
+            _map(folder / f"{index}-values.npy"),
+            _map(folder / f"{index}-offsets.npy"),
             first,
         )
-        for number, field in enumerate(fields)
+        for index, field in enumerate(fields)
         if field.is_list
     }
     return Dataset(layout, records, lists)
 
 
 def _map(path: Path) -> NDArray[Any]:
-    found = np.load(path, mmap_mode="r")
-    if not len(found):
-        return np.empty(0, found.dtype)
+    array = np.load(path, mmap_mode="r")
+    if not len(array):
+        return np.empty(0, array.dtype)
     # rows are asked for in no order: reading ahead of them would bring in what nobody wants
-    found._mmap.madvise(mmap.MADV_RANDOM)
-    return np.asarray(found)
+    array._mmap.madvise(mmap.MADV_RANDOM)
+    return np.asarray(array)

@@ -80,8 +80,8 @@ def _bytes_of(values: Any) -> Iterator[Any]:
 
 def crc32(path: Path) -> int:
     """CRC-32 of the file, read in parts."""
-    found = 0
+    checksum = 0
     with path.open("rb") as file:
         while part := file.read(READ_BYTES):
-            found = zlib.crc32(part, found)
-    return found
+            checksum = zlib.crc32(part, checksum)
+    return checksum

@@ -29,16 +29,16 @@ def datasets(
     Raises DataError naming the files of one key that have different columns, or types with nothing
     in common.
     """
-    schemas = {key: _schemas(key, found) for key, found in places.items() if found}
+    schemas = {key: _schemas(key, of_key) for key, of_key in places.items() if of_key}
     commons = {key: _common(key, by_file) for key, by_file in schemas.items()}
     types: dict[str, pa.DataType] = {}
-    is_csv = all(place.format == "csv" for found in places.values() for place in found)
+    is_csv = all(place.format == "csv" for of_key in places.values() for place in of_key)
     for common in commons.values():
         for field in common:
             is_text = is_csv and field.name in categorical
             both = merged(types.get(field.name, field.type), field.type, is_text)
             types[field.name] = field.type if both is None else both
-    made = {}
+    datasets_by_key = {}
     for key, common in commons.items():
         fields = []
         for field in common:
@@ -48,8 +48,8 @@ def datasets(
             )
         schema = pa.schema(fields, common.metadata)
         parts = [_dataset(place, schema) for place in places[key]]
-        made[key] = parts[0] if len(parts) == 1 else ds.dataset(parts)
-    return made
+        datasets_by_key[key] = parts[0] if len(parts) == 1 else ds.dataset(parts)
+    return datasets_by_key
 
 
 def merged(one: pa.DataType, other: pa.DataType, as_text: bool) -> pa.DataType | None:
@@ -72,19 +72,19 @@ def merged(one: pa.DataType, other: pa.DataType, as_text: bool) -> pa.DataType |
 
 
 def _schemas(key: str, places: Iterable[Place]) -> Schemas:
-    found: Schemas = {}
+    schemas: Schemas = {}
     for place in places:
         if place.format == "sample":
-            found[place.name, place.name] = samples.sample(place.name).schema
+            schemas[place.name, place.name] = samples.sample(place.name).schema
         for path in place.paths:
             try:
-                found[place.name, path] = _schema(path, place)
+                schemas[place.name, path] = _schema(path, place)
             except (pa.ArrowException, OSError, ValueError) as error:
                 raise DataError(
-                    f"{key}: {redacted(place.name)} is no {place.format} that can be read: "
+                    f"{key}: {redacted(place.name)} is not a {place.format} that can be read: "
                     f"{plainly(error, place.name)}"
                 ) from None
-    return found
+    return schemas
 
 
 def _schema(path: str, place: Place) -> pa.Schema:

@@ -120,12 +120,13 @@ class Loader:
         cut = self.partition
         rows = split_batch(self.sampler.rows(step), cut.microbatch_size, cut.num_workers)
         microbatches: list[tuple[int, Batch]] = []
-        for place, index in enumerate(worker_range(len(rows), cut.worker, cut.num_workers)):
+        own = worker_range(len(rows), cut.worker, cut.num_workers)
+        for slot, index in enumerate(own):
             size = len(rows[index])
-            if place == len(buffers):
+            if slot == len(buffers):
                 buffers.append(Buffer(self.dataset.layout, size, self.pinned))
-            if buffers[place].num_rows < size:
-                buffers[place] = Buffer(self.dataset.layout, size, self.pinned)
-            microbatches.append((index, self.dataset.gather(rows[index], buffers[place])))
+            if buffers[slot].num_rows < size:
+                buffers[slot] = Buffer(self.dataset.layout, size, self.pinned)
+            microbatches.append((index, self.dataset.gather(rows[index], buffers[slot])))
         counts = {index: self.count(batch) for index, batch in microbatches}
         return StepBatch(step, rows, microbatches, counts)

@@ -58,7 +58,7 @@ class Located:
 
     def changed(self, stamp: list[Any]) -> list[str]:
         """Files that are not what they were when the `stamp` was taken."""
-        found = []
+        changes = []
         before = [place for places in stamp for place in places]
         for place, old in zip((*self.train, *self.validation), before, strict=True):
             if place.format == "sample":
@@ -69,8 +69,8 @@ class Located:
                 except OSError:
                     is_same = False
                 if not is_same:
-                    found.append(path)
-        return found
+                    changes.append(path)
+        return changes
 
     @property
     def files(self) -> list[str]:
@@ -87,8 +87,8 @@ def located(data: Data, base: Path) -> Located:
         for key, names in (("data.train", data.train), ("data.validation", validation))
     }
     seen: dict[str, str] = {}
-    for key, found in places.items():
-        for path in (os.path.realpath(path) for place in found for path in place.paths):
+    for key, of_key in places.items():
+        for path in (os.path.realpath(path) for place in of_key for path in place.paths):
             if path in seen:
                 raise DataError(
                     f"{key}: {path} is named a second time, {seen[path]} has it already"
@@ -97,8 +97,8 @@ def located(data: Data, base: Path) -> Located:
     return Located(data, places["data.train"], places["data.validation"])
 
 
-def _located(key: str, given: str | list[str], base: Path) -> list[Place]:
-    names = [given] if isinstance(given, str) else given
+def _located(key: str, uris: str | list[str], base: Path) -> list[Place]:
+    names = [uris] if isinstance(uris, str) else uris
     if len(names) > 1 and any(name.startswith("sample:") for name in names):
         raise DataError(f"{key}: a sample stands alone, found {names}")
     return [_place(key, name, base) for name in names]
@@ -120,8 +120,8 @@ def _place(key: str, name: str, base: Path) -> Place:
             pattern = str(Path(glob.escape(str(base))) / Path(name).expanduser())
             literal = base / Path(name).expanduser()
             is_glob = glob.has_magic(name) and not literal.exists()
-            found = sorted(glob.glob(pattern, recursive=True)) if is_glob else [str(literal)]
-            inside = [file for path in found for file in _files(filesystem, path)]
+            matches = sorted(glob.glob(pattern, recursive=True)) if is_glob else [str(literal)]
+            inside = [file for path in matches for file in _files(filesystem, path)]
             paths = list({os.path.realpath(file): file for file in inside}.values())  # links
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{key}: {shown} cannot be opened: {plainly(error, name)}") from None
@@ -136,7 +136,7 @@ def _place(key: str, name: str, base: Path) -> Place:
         odd = next((path for path in paths if _format(path) is None), paths[0])
         raise DataError(
             f"{key}: expected files of one format ({', '.join(sorted(FORMATS))}), found {odd}; "
-            "in folders, files whose names begin with . or _ are passed over"
+            "in folders, files whose names begin with . or _ are skipped"
         )
     return Place(name, paths, filesystem, str(formats.pop()))
 

@@ -43,7 +43,7 @@ def with_missing(
         fault = "have a mean in columns of numbers only"
     if filled is None and is_named:
         raise DataError(f"data.missing.{stored}: missing values {fault}; {where} is {column.kind}")
-    return filled or column  # a policy for all columns passes over those it does not fit
+    return filled or column  # a policy for all columns skips those it does not fit
 
 
 @dataclass
@@ -75,12 +75,12 @@ class OddRows:
     def refuse(self) -> None:
         """Raise DataError with all of them, if there are any."""
         if self.lines:
-            raise DataError(
-                "\n  ".join(self.lines)
-                + "\n  mend the file, or say in data.missing what becomes of missing values: drop "
+            advice = (
+                "correct the file, or say in data.missing what becomes of missing values: drop "
                 "(the row), mean (numbers; targets only by name, {column: mean}), category (of its "
                 "own), or {constant: value}"
             )
+            raise DataError("\n  ".join([*self.lines, advice]))
 
 
 def kept_rows(

@@ -59,12 +59,12 @@ class Block:
     def named(self, row: int) -> str:
         """The row by its number, and its file where there are several."""
         part = next(p for p in reversed(self.parts) if p.first <= row)
-        number = part.row + row - part.first
-        return f"{number} of {part.path}" if self.has_files else str(self.first + row)
+        row_in_file = part.row + row - part.first
+        return f"{row_in_file} of {part.path}" if self.has_files else str(self.first + row)
 
     def naming(self, rows: Any) -> Callable[[int], str]:
         """How the given rows of the block, counted from 0, are called."""
-        return lambda number: self.named(int(rows[number]))
+        return lambda index: self.named(int(rows[index]))
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Source:
     has_files: bool
     """Whether rows are named by their files, of which there are several."""
     passed: list[str]
-    """Columns of pandas' index, which are no inputs."""
+    """Columns of pandas' index, which are not inputs."""
 
     @property
     def schema(self) -> pa.Schema:
@@ -151,7 +151,7 @@ class Source:
         return self._cut(self._trimmed(groups, rows, first), rows.start, None)
 
     def _trimmed(self, groups: Groups, rows: range, at: int) -> Iterator[_Read]:
-        wanted = [groups.groups[number] for number in groups.holding(rows)]
+        wanted = [groups.groups[index] for index in groups.holding(rows)]
         for batch, part in self._batches(wanted):
             start, end = max(rows.start - at, 0), min(rows.stop - at, len(batch))
             if start < end:
@@ -189,8 +189,8 @@ class Source:
         """Record batches, all or those of some row groups, each with where its rows are from."""
         path, columns = "", list(self.wanted)
         of_file: dict[int, set[int]] = {}
-        for file, number in wanted or ():
-            of_file.setdefault(file, set()).add(number)
+        for file, group in wanted or ():
+            of_file.setdefault(file, set()).add(group)
         try:
             for file, fragment in enumerate(self.dataset.get_fragments()):
                 path, row = getattr(fragment, "path", ""), 0
@@ -199,8 +199,8 @@ class Source:
                 read = _read(
                     fragment, self.dataset.schema, columns, self.block_rows, of_file.get(file)
                 )
-                for batch, number in read:
-                    yield _without_views(batch), Part(0, path, row, (file, number))
+                for batch, group in read:
+                    yield _without_views(batch), Part(0, path, row, (file, group))
                     row += len(batch)
         except (pa.ArrowException, OSError, ValueError) as error:
             after = f" (at or after {path})" if path else ""
@@ -219,22 +219,22 @@ def _read(
     if isinstance(getattr(fragment, "format", None), ds.IpcFileFormat):
         with fragment.filesystem.open_input_file(fragment.path) as file:
             reader = pa.ipc.open_file(file)
-            for number in range(reader.num_record_batches):
-                if wanted is None or number in wanted:
-                    batch = reader.get_batch(number).select(columns)
-                    yield batch.cast(pa.schema([schema.field(name) for name in columns])), number
+            for group in range(reader.num_record_batches):
+                if wanted is None or group in wanted:
+                    batch = reader.get_batch(group).select(columns)
+                    yield batch.cast(pa.schema([schema.field(name) for name in columns])), group
         return
     is_parquet = isinstance(fragment, ds.ParquetFileFragment)
     is_csv = isinstance(getattr(fragment, "format", None), ds.CsvFileFormat)
-    for number, part in enumerate(fragment.split_by_row_group() if is_parquet else [fragment]):
-        if wanted is not None and number not in wanted:
+    for group, part in enumerate(fragment.split_by_row_group() if is_parquet else [fragment]):
+        if wanted is not None and group not in wanted:
             continue
         batches = part.to_batches(
             schema=schema, columns=columns, batch_size=rows,
             batch_readahead=1, fragment_readahead=1,
         )  # fmt: skip
         for batch in batches:
-            yield _without_empty_text(batch) if is_csv else batch, number
+            yield _without_empty_text(batch) if is_csv else batch, group
 
 
 def _without_views(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -271,19 +271,21 @@ def _width(kind: pa.DataType) -> int:
         return LIST_BYTES
 
 
-def opened(found: Located) -> tuple[Source, Source | None]:
+def opened(located: Located) -> tuple[Source, Source | None]:
     """The training rows and those for validation, if they have files of their own.
 
     Of Parquet and Arrow files only schemas are read, CSV files are read through. Raises DataError
     naming the key, the file and the column.
     """
-    places = {"data.train": found.train, "data.validation": found.validation}
-    made = datasets(places, found.data.categorical)
-    train = _of_files(found.data, "data.train", made["data.train"], found.train)
-    if not found.validation:
+    places = {"data.train": located.train, "data.validation": located.validation}
+    datasets_by_key = datasets(places, located.data.categorical)
+    train = _of_files(located.data, "data.train", datasets_by_key["data.train"], located.train)
+    if not located.validation:
         return train, None
-    data = found.data.model_copy(update={"inputs": train.inputs})  # it may have more columns
-    validation = _of_files(data, "data.validation", made["data.validation"], found.validation)
+    data = located.data.model_copy(update={"inputs": train.inputs})  # it may have more columns
+    validation = _of_files(
+        data, "data.validation", datasets_by_key["data.validation"], located.validation
+    )
     for name in validation.wanted:
         column, there = validation.schema.field(name), train.schema.field(name)
         if column.type != there.type:
@@ -345,7 +347,7 @@ def _misnamed(
             yield f"data.target_scale: {column!r} is not a target{nearest(column, data.targets)}"
     for column in data.missing if isinstance(data.missing, dict) else ():
         if column not in wanted:
-            yield f"data.missing: {column!r} is no column that is used{nearest(column, wanted)}"
+            yield f"data.missing: {column!r} is not a column that is used{nearest(column, wanted)}"
 
 
 def _default_inputs(data: Data, columns: list[str]) -> list[str]:
@@ -390,9 +392,9 @@ def indices(schema: pa.Schema) -> list[str]:
     They tell the order of the rows, which a model must not read unless asked.
     """
     try:
-        kept = json.loads((schema.metadata or {}).get(b"pandas", b"{}")).get("index_columns", [])
+        listed = json.loads((schema.metadata or {}).get(b"pandas", b"{}")).get("index_columns", [])
     except ValueError:
-        kept = []
+        listed = []
     return [
-        name for name in schema.names if name in kept or not name.strip() or INDEX.fullmatch(name)
+        name for name in schema.names if name in listed or not name.strip() or INDEX.fullmatch(name)
     ]

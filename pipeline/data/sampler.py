@@ -34,8 +34,8 @@ class Sampler:
 
     def rows(self, step: int) -> Rows:
         """Rows of the global batch of `step` (from 0): computed, whatever was asked for before."""
-        epoch, place = divmod(step, steps_per_epoch(self.num_rows, self.batch_size))
-        start, end = place * self.batch_size, min((place + 1) * self.batch_size, self.num_rows)
+        epoch, batch = divmod(step, steps_per_epoch(self.num_rows, self.batch_size))
+        start, end = batch * self.batch_size, min((batch + 1) * self.batch_size, self.num_rows)
         return np.arange(start, end) if self.seed is None else self._epoch(epoch)[start:end]
 
     def blocks(self, step: int) -> list[int]:
@@ -54,14 +54,14 @@ class Sampler:
 
     def _by_length(self, order: Rows, lengths: Rows, generator: np.random.Generator) -> Rows:
         whole = len(order) // self.batch_size * self.batch_size
-        found = order.copy()
+        sorted_rows = order.copy()
         for start in range(0, whole, WINDOW * self.batch_size):
             window = order[start : min(start + WINDOW * self.batch_size, whole)]
             batches = window[np.argsort(lengths[window], kind="stable")].reshape(
                 -1, self.batch_size
             )
-            found[start : start + len(window)] = generator.permutation(batches).ravel()
-        return found
+            sorted_rows[start : start + len(window)] = generator.permutation(batches).ravel()
+        return sorted_rows
 
 
 class WindowSampler:
@@ -85,17 +85,17 @@ class WindowSampler:
     def rows(self, step: int) -> Rows:
         """Rows of the global batch of `step` (from 0): computed, whatever was asked for before."""
         epoch, batch = divmod(step, steps_per_epoch(self.num_rows, self.batch_size))
-        start, found = batch * self.batch_size, []
-        for number in self._windows_of(epoch, batch):
-            first = int(self._epoch(epoch)[1][number])
-            rows = self._mixed(epoch, number)
-            found.append(rows[max(start - first, 0) : start + self.batch_size - first])
-        return np.concatenate(found)
+        start, parts = batch * self.batch_size, []
+        for window_index in self._windows_of(epoch, batch):
+            first = int(self._epoch(epoch)[1][window_index])
+            rows = self._mixed(epoch, window_index)
+            parts.append(rows[max(start - first, 0) : start + self.batch_size - first])
+        return np.concatenate(parts)
 
     def blocks(self, step: int) -> list[int]:
         """Blocks of the windows that the step uses, and of the one after them, in order."""
         epoch, batch = divmod(step, steps_per_epoch(self.num_rows, self.batch_size))
-        windows = [(epoch, number) for number in self._windows_of(epoch, batch)]
+        windows = [(epoch, window_index) for window_index in self._windows_of(epoch, batch)]
         is_last = windows[-1][1] + 2 == len(self._epoch(epoch)[1])
         if not is_last:
             windows.append((epoch, windows[-1][1] + 1))
@@ -124,23 +124,23 @@ class WindowSampler:
         first_window, last_window = np.searchsorted(starts, [start, last], "right") - 1
         return range(int(first_window), int(last_window) + 1)
 
-    def _blocks(self, epoch: int, number: int) -> Rows:
-        return self._epoch(epoch)[0][number * self.window : (number + 1) * self.window]
+    def _blocks(self, epoch: int, window_index: int) -> Rows:
+        return self._epoch(epoch)[0][window_index * self.window : (window_index + 1) * self.window]
 
-    def _mixed(self, epoch: int, number: int) -> Rows:
+    def _mixed(self, epoch: int, window_index: int) -> Rows:
         """The rows of a window in the order in which they are used."""
-        if (epoch, number) not in self._windows:
-            blocks = self._blocks(epoch, number)
+        if (epoch, window_index) not in self._windows:
+            blocks = self._blocks(epoch, window_index)
             rows = np.concatenate([np.arange(*self.bounds[block : block + 2]) for block in blocks])
             if self.seed is not None:
-                rows = self._drawn(epoch, number + 1).permutation(rows)
+                rows = self._drawn(epoch, window_index + 1).permutation(rows)
             if len(self._windows) > 2:
                 self._windows.pop(next(iter(self._windows)))
-            self._windows[epoch, number] = rows
-        return self._windows[epoch, number]
+            self._windows[epoch, window_index] = rows
+        return self._windows[epoch, window_index]
 
-    def _drawn(self, epoch: int, number: int) -> np.random.Generator:
+    def _drawn(self, epoch: int, window_index: int) -> np.random.Generator:
         """Draws that belong to one part of an epoch, whatever was drawn for others."""
         assert self.seed is not None
-        counter = np.array([0, 0, 0, number], np.uint64)  # its last word is never counted up to
+        counter = np.array([0, 0, 0, window_index], np.uint64)  # the last word is never reached
         return np.random.Generator(np.random.Philox(key=[self.seed, epoch], counter=counter))

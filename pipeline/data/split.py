@@ -108,7 +108,7 @@ def chooser(data: Data, source: Source, first: float | None = None) -> Chooser |
     return later
 
 
-def first_held_out(data: Data, source: Source, kept: Callable[[Block], Any]) -> float | None:
+def first_held_out(data: Data, source: Source, kept_in: Callable[[Block], Any]) -> float | None:
     """Where a split by time begins: the number that stands for it; None for any other split.
 
     `kept(block)` are the numbers of a block's rows that are not dropped. A fraction needs a pass
@@ -122,7 +122,7 @@ def first_held_out(data: Data, source: Source, kept: Callable[[Block], Any]) -> 
     if split.since is not None:
         first = _since(split, source.dataset.schema.field(split.time).type, where)
     if first is None:
-        first = _first(split, source, where, kept)
+        first = _first(split, source, where, kept_in)
     return first.item() if isinstance(first, np.generic) else first  # type: ignore[no-any-return]
 
 
@@ -130,7 +130,9 @@ def _since(split: Split, kind: pa.DataType, where: str) -> Any:
     """The instant that the spec names."""
     if not pa.types.is_temporal(kind):
         if isinstance(split.since, str):
-            raise DataError(f"data.validation.since: {split.since!r} is no {kind}, as {where[17:]}")
+            raise DataError(
+                f"data.validation.since: {split.since!r} is not a {kind}, as {where[17:]}"
+            )
         return split.since
     try:
         values = pa.array([str(split.since)])
@@ -142,20 +144,20 @@ def _since(split: Split, kind: pa.DataType, where: str) -> Any:
         return _instants(values.cast(kind), where)[0]
     except (pa.ArrowException, ValueError, TypeError):
         raise DataError(
-            f"data.validation.since: {split.since!r} is no {kind}, as column {split.column!r} "
+            f"data.validation.since: {split.since!r} is not a {kind}, as column {split.column!r} "
             "holds; write dates as 2013-11-01"
         ) from None
 
 
-def _first(split: Split, source: Source, where: str, kept: Callable[[Block], Any]) -> Any:
+def _first(split: Split, source: Source, where: str, kept_in: Callable[[Block], Any]) -> Any:
     """The first instant of the validation rows: as near to the fraction as equal times allow."""
-    found = []
+    parts = []
     for block in source.blocks():
-        numbers = kept(block)
-        column = block.table[split.column].take(numbers)
-        _refuse_missing(column, where, block.naming(numbers))
-        found.append(_instants(column, where))
-    instants = np.sort(np.concatenate(found)) if found else np.empty(0)
+        kept = kept_in(block)
+        column = block.table[split.column].take(kept)
+        _refuse_missing(column, where, block.naming(kept))
+        parts.append(_instants(column, where))
+    instants = np.sort(np.concatenate(parts)) if parts else np.empty(0)
     if not len(instants):
         return 0
     wanted = len(instants) * (split.fraction or 0.0)
@@ -195,10 +197,10 @@ def _below(hashes: Hashes, fraction: float, seed: int) -> NDArray[np.bool_]:
 
 def _of_rows(table: pa.Table, columns: list[str]) -> Hashes:
     """One hash for each row, of the values in `columns`."""
-    found = np.zeros(len(table), np.uint64)
+    hashes = np.zeros(len(table), np.uint64)
     for column in columns:
-        found = _finished(found * ODD + _of_column(table[column]))
-    return found
+        hashes = _finished(hashes * ODD + _of_column(table[column]))
+    return hashes
 
 
 def _of_column(column: Any) -> Hashes:
@@ -211,11 +213,11 @@ def _of_column(column: Any) -> Hashes:
         lengths = (~missing(array)).astype(np.int64)
         lengths *= len(values) // max(1, int(lengths.sum()))
         offsets = np.concatenate([[0], np.cumsum(lengths)])
-    places = np.arange(len(values)) - np.repeat(offsets[:-1], np.diff(offsets))
-    items = _finished(_of_values(values) + places.astype(np.uint64) * ODD)
+    positions = np.arange(len(values)) - np.repeat(offsets[:-1], np.diff(offsets))
+    items = _finished(_of_values(values) + positions.astype(np.uint64) * ODD)
     sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(items, dtype=np.uint64)])
-    found: Hashes = sums[offsets[1:]] - sums[offsets[:-1]] + np.diff(offsets).astype(np.uint64)
-    return found
+    hashes: Hashes = sums[offsets[1:]] - sums[offsets[:-1]] + np.diff(offsets).astype(np.uint64)
+    return hashes
 
 
 def _of_values(array: Any) -> Hashes:

@@ -154,7 +154,7 @@ class Spool:
 
     def _fetch(self, block: int, path: Path) -> None:
         temporary = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
-        for number in range(TRIES):
+        for attempt in range(TRIES):
             try:
                 shutil.rmtree(temporary, ignore_errors=True)
                 self.fetcher.into(block, temporary, self.is_over)
@@ -163,9 +163,9 @@ class Spool:
             except ChangedError:
                 raise
             except DataError:  # a network has its bad moments
-                if number == TRIES - 1:
+                if attempt == TRIES - 1:
                     raise
-                if self.is_over.wait(FIRST_WAIT_SECONDS * 2**number):
+                if self.is_over.wait(FIRST_WAIT_SECONDS * 2**attempt):
                     raise LeftError from None
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):

@@ -14,7 +14,7 @@ LEAST = torch.iinfo(torch.int64).min
 
 
 @dataclass(frozen=True)
-class Place:
+class Slot:
     """Where a buffer is, and how it was at first: a forward pass may put another tensor there."""
 
     name: str
@@ -27,8 +27,8 @@ class Place:
     @property
     def now(self) -> Tensor | None:
         """The buffer as it is, if it has the shape that it had at first."""
-        found: Tensor | None = getattr(self.module, self.own)
-        return found if found is not None and found.shape == self.first.shape else None
+        buffer: Tensor | None = getattr(self.module, self.own)
+        return buffer if buffer is not None and buffer.shape == self.first.shape else None
 
     def value(self) -> Tensor:
         """The buffer as it is; zeros stand for one of another shape, or none."""
@@ -52,22 +52,22 @@ class Buffers:
 
     def __init__(self, objective: nn.Module, changing: Mapping[str, bool]) -> None:
         """`changing` names those that forward passes change, and says whether they add up."""
-        places = []
+        slots = []
         for path, buffer in objective.named_buffers():
             if buffer.layout != torch.strided:
                 continue
             module, _, own = path.rpartition(".")
             home, adds_up = objective.get_submodule(module), changing.get(path, False)
             first = buffer.new_empty(()).expand(buffer.shape)
-            places.append(Place(path, home, own, first, adds_up))
-        self._summed = [place for place in places if place.is_summed]
-        self._largest = [place for place in places if not place.is_summed]
+            slots.append(Slot(path, home, own, first, adds_up))
+        self._summed = [slot for slot in slots if slot.is_summed]
+        self._largest = [slot for slot in slots if not slot.is_summed]
         self.size = sum(value.numel() for value in self.values)
 
     @property
     def values(self) -> list[Tensor]:
         """Those whose changes are summed, as they are now; complex ones as pairs of numbers."""
-        return [_real(place.value()) for place in self._summed]
+        return [_real(slot.value()) for slot in self._summed]
 
     @property
     def dtypes(self) -> set[torch.dtype]:
@@ -77,8 +77,8 @@ class Buffers:
     @property
     def kept(self) -> Iterator[tuple[str, Tensor, bool]]:
         """Name and value of each, and whether it has the shape that it had at first."""
-        for place in (*self._summed, *self._largest):
-            yield place.name, place.value(), place.now is not None
+        for slot in (*self._summed, *self._largest):
+            yield slot.name, slot.value(), slot.now is not None
 
     def __bool__(self) -> bool:
         return bool(self._summed or self._largest)
@@ -92,12 +92,12 @@ class Buffers:
 
     def restore(self, values: list[Tensor]) -> None:
         """Take the values of an earlier `copy`."""
-        for place, value in zip((*self._summed, *self._largest), values, strict=True):
-            if place.now is None:
+        for slot, value in zip((*self._summed, *self._largest), values, strict=True):
+            if slot.now is None:
                 continue
-            if place.now.requires_grad:  # put there by a forward pass, with its graph
-                setattr(place.module, place.own, place.now.detach().clone())
-            _real(place.now).copy_(value)
+            if slot.now.requires_grad:  # put there by a forward pass, with its graph
+                setattr(slot.module, slot.own, slot.now.detach().clone())
+            _real(slot.now).copy_(value)
 
     def changes(self, before: list[Tensor]) -> Tensor:
         """How far the summed ones are from an earlier `copy`, in one vector.
@@ -105,34 +105,36 @@ class Buffers:
         Exactly 0 for those that no forward pass has touched, whatever their value.
         """
         parts = [
-            torch.zeros_like(then) if place.now is None
+            torch.zeros_like(then) if slot.now is None
             else torch.where(now == then, torch.zeros_like(now), now - _finite(then))
-            for place, now, then in zip(self._summed, self.values, before, strict=False)
+            for slot, now, then in zip(self._summed, self.values, before, strict=False)
         ]  # fmt: skip
         return torch.cat([part.reshape(-1) for part in parts]) if parts else torch.empty(0)
 
-    def change(self, before: list[Tensor], sums: Tensor, number: float, has_rows: bool) -> None:
-        """An earlier `copy`, and the changes of a `number` of micro-batches, which were summed.
+    def change(
+        self, before: list[Tensor], sums: Tensor, num_microbatches: float, has_rows: bool
+    ) -> None:
+        """An earlier `copy`, plus the changes of `num_microbatches`, which were summed.
 
         The largest values are those of workers that had rows.
         """
         pieces = torch.split(sums, [value.numel() for value in before[: len(self._summed)]])
-        for place, then, piece in zip(self._summed, before, pieces, strict=False):
-            if place.now is None:
+        for slot, then, piece in zip(self._summed, before, pieces, strict=False):
+            if slot.now is None:
                 continue
-            setattr(place.module, place.own, place.now.detach())
-            changed = piece if place.adds_up else piece / number
+            setattr(slot.module, slot.own, slot.now.detach())
+            changed = piece if slot.adds_up else piece / num_microbatches
             was_changed = changed.view_as(then) != 0
-            made = _finite(then) + changed.view_as(then).to(then.dtype)
-            _real(place.value()).copy_(torch.where(was_changed, made, then))
+            after = _finite(then) + changed.view_as(then).to(then.dtype)
+            _real(slot.value()).copy_(torch.where(was_changed, after, then))
         if comm.num_workers() == 1:
             return
-        for place in self._largest:
-            value = place.value()
+        for slot in self._largest:
+            value = slot.value()
             own = value.long() if has_rows else torch.full_like(value, LEAST, dtype=torch.int64)
             largest = comm.largest(own)
-            if place.now is not None:
-                place.now.copy_(largest)
+            if slot.now is not None:
+                slot.now.copy_(largest)
 
 
 def _finite(tensor: Tensor) -> Tensor:

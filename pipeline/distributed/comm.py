@@ -83,24 +83,24 @@ def all_agree(values: Tensor) -> Tensor:
 def gather_parts(
     parts: Mapping[int, list[Tensor]], num_parts: int, device: torch.device
 ) -> list[list[Tensor]]:
-    """The tensors of all workers: for each place in their lists, those of parts 0 to `num_parts`.
+    """The tensors of all workers: for each slot in their lists, those of parts 0 to `num_parts`.
 
-    Tensors of one place have one type, and one shape but for their rows. Raises ValueError where
+    Tensors of one slot have one type, and one shape but for their rows. Raises ValueError where
     they have not.
     """
     described = _described(parts)
-    num_places = max((len(tensors) for tensors in described.values()), default=0)
+    num_slots = max((len(tensors) for tensors in described.values()), default=0)
     gathered = []
-    for place in range(num_places):
-        kinds = {(kind, shape[1:]) for kind, shape in (d[place] for d in described.values())}
-        if len(kinds) != 1 or any(not d[place][1] for d in described.values()):
+    for slot in range(num_slots):
+        kinds = {(kind, shape[1:]) for kind, shape in (d[slot] for d in described.values())}
+        if len(kinds) != 1 or any(not d[slot][1] for d in described.values()):
             raise ValueError("its inputs have different shapes in different micro-batches")
         kind, row_shape = kinds.pop()
-        sizes = [described[i][place][1][0] if i in described else 0 for i in range(num_parts)]
+        sizes = [described[i][slot][1][0] if i in described else 0 for i in range(num_parts)]
         whole = torch.zeros((sum(sizes), *row_shape), dtype=kind, device=device)
         pieces = torch.split(whole, sizes)
         for index, tensors in parts.items():
-            pieces[index].copy_(tensors[place])
+            pieces[index].copy_(tensors[slot])
         if num_workers() > 1:  # each row stands on one worker, all others add 0 to it
             sendable = whole.to(torch.uint8) if kind == torch.bool else whole
             dist.all_reduce(sendable)

@@ -188,7 +188,7 @@ def _dtypes(trained: list[nn.Parameter], buffers: Buffers) -> set[torch.dtype]:
     return {parameter.dtype.to_real() for parameter in trained} | buffers.dtypes
 
 
-def _view_as(numbers: Tensor, parameter: Tensor) -> Tensor:
+def _view_as(reals: Tensor, parameter: Tensor) -> Tensor:
     """The numbers [size] as a tensor whose memory is laid out as autograd lays out a gradient.
 
     That is as the parameter's own: fused optimizers walk both in the order of memory. It counts its
@@ -196,5 +196,5 @@ def _view_as(numbers: Tensor, parameter: Tensor) -> Tensor:
     has added to it.
     """
     if parameter.is_complex():
-        numbers = torch.view_as_complex(numbers.view(-1, 2))
-    return numbers.as_strided(parameter.shape, torch.empty_like(parameter).stride()).data
+        reals = torch.view_as_complex(reals.view(-1, 2))
+    return reals.as_strided(parameter.shape, torch.empty_like(parameter).stride()).data

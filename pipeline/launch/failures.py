@@ -89,7 +89,7 @@ def _innermost(error: BaseException) -> BaseException:
             inner = failures[min(failures, key=lambda rank: (is_echo(failures[rank]), rank))]
         attributes = ("_base_exc", "controller_failure", "__cause__", "cause")
         inner = inner or next(
-            (found for a in attributes if (found := getattr(seen, a, None))), None
+            (cause for a in attributes if (cause := getattr(seen, a, None))), None
         )
         if not isinstance(inner, BaseException):
             break
@@ -101,5 +101,5 @@ def _first_line(error: BaseException) -> str:
     """The line of Ray's long texts that says what happened."""
     lines = (str(error).strip() or repr(error)).splitlines()
     telling = [line for line in lines if re.search(r"process has died|\bnode\b", line, re.I)]
-    told = re.sub(r"\.? (Worker exit|Node Id|Some common).*", "", (telling or lines)[0])
-    return redacted(re.sub("The actor (is dead|died) because its", "a", told).strip())
+    text = re.sub(r"\.? (Worker exit|Node Id|Some common).*", "", (telling or lines)[0])
+    return redacted(re.sub("The actor (is dead|died) because its", "a", text).strip())

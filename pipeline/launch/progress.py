@@ -92,7 +92,7 @@ class Progress:
         now = self._trouble()
         if bool(now) != bool(self._told_trouble):
             self._say(
-                f"MLflow cannot be told: {now}; training goes on, it is tried again"
+                f"MLflow cannot be told: {now}; training continues, it is tried again"
                 if now else "MLflow is told again"
             )  # fmt: skip
         self._told_trouble = now
@@ -102,13 +102,13 @@ class Progress:
         if "num_steps" not in event:
             self._again = f"step {event['step']} of {event['reached']}, recomputed"
             return
-        self._again, number = "", event["num_steps"]
+        self._again, num_steps = "", event["num_steps"]
         if "differs" in event and event["differs"] is None:
-            steps = f"{number:,} steps were" if number > 1 else "1 step was"
+            steps = f"{num_steps:,} steps were" if num_steps > 1 else "1 step was"
             self._say(f"{steps} recomputed, with the numbers that stand in the curve")
 
     def _tell(self, event: Event) -> None:
-        """A line for what happened to the run; the first start is no news."""
+        """A line for what happened to the run; the first start is not worth one."""
         if event["event"] == "stop" or event.get("attempt") == 1:
             return
         text = event.get("text") or _resumed(event)
@@ -162,8 +162,8 @@ class Progress:
 
 def _resumed(event: Event) -> str:
     """A run's second or later start."""
-    step, number, again = event["step"], event["workers"], event["reached"] - event["step"]
-    on = f"with {number} worker{'s' if number > 1 else ''} (attempt {event['attempt']})"
+    step, num_workers, again = event["step"], event["workers"], event["reached"] - event["step"]
+    on = f"with {num_workers} worker{'s' if num_workers > 1 else ''} (attempt {event['attempt']})"
     text = f"resuming from step {step} {on}" if step else f"starting again at step 0 {on}"
     if again > 0:
         steps = f"{again:,} steps are" if again > 1 else "1 step is"

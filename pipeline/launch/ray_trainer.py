@@ -53,14 +53,14 @@ def in_process(spec: JobSpec) -> bool:
     return spec.workers.most == 1 and "RAY_ADDRESS" not in os.environ
 
 
-def fit(told: Assignment, max_failures: int = -1) -> None:
+def fit(assignment: Assignment, max_failures: int = -1) -> None:
     """Run a job on its workers, to the end; dead ones are replaced, `max_failures` times.
 
     An assignment that holds the job itself, and not only its spec, is run in this process.
     Raises the first failing worker's own error, which is not tried again, or RunError; and
     StoppedError after a signal, when the workers have saved their state and ended.
     """
-    spec, run = told.spec, told.run
+    spec, run = assignment.spec, assignment.run
     elastic = ELASTIC_ENVIRONMENT if spec.workers.max and not _may_grow() else {}
     for key, value in (DRIVER_ENVIRONMENT | elastic).items():
         os.environ.setdefault(key, value)
@@ -73,14 +73,14 @@ def fit(told: Assignment, max_failures: int = -1) -> None:
         from pipeline.launch.failures import Restarts, cause_of, is_untried, own_error
         from pipeline.train.worker import work
 
-        alone, workers = told.job is not None, spec.workers
+        alone, workers = assignment.job is not None, spec.workers
         worker_environment = {**DRIVER_ENVIRONMENT, "OMP_NUM_THREADS": str(workers.threads)}
         restarts = Restarts(run)
 
         def trainer() -> Any:
             return ray_torch.TorchTrainer(
                 work,
-                train_loop_config={"assignment": told},
+                train_loop_config={"assignment": assignment},
                 torch_config=ray_torch.TorchConfig(
                     backend="nccl" if workers.gpu else "gloo",
                     timeout_s=math.ceil(workers.timeout_seconds),
@@ -109,7 +109,7 @@ def fit(told: Assignment, max_failures: int = -1) -> None:
                     return
                 except StoppedError as stopped:
                     if (error := stopped.__cause__) and (own := own_error(error)):
-                        stopped.kept += f"\n  a worker had failed before: {own}"
+                        stopped.where += f"\n  a worker had failed before: {own}"
                     raise
                 except PipelineError:
                     raise
@@ -209,7 +209,7 @@ def _refuse_unreachable(address: str) -> None:
         refusal = answer.get(timeout=REACH_SECONDS)
     except queue.Empty:
         raise UsageError(
-            f"RAY_ADDRESS {address}: what answers there is no Ray cluster, or too busy"
+            f"RAY_ADDRESS {address}: what answers there is not a Ray cluster, or too busy"
         ) from None
     if refusal is not None:
         is_token = type(refusal).__name__ == "AuthenticationError"
@@ -242,8 +242,8 @@ def _refuse_too_few(spec: JobSpec, nodes: list[dict[str, float]]) -> None:
     workers = spec.workers
     least, cpus, gpus = workers.least, workers.cpus_per_worker, 1 if workers.gpu else 0
     if gpus and sum(node.get("GPU", 0) for node in nodes) < least:
-        number = sum(node.get("GPU", 0) for node in nodes)
-        raise UsageError(f"workers: {least} with a GPU each, the cluster has {number:g} GPUs")
+        num_gpus = sum(node.get("GPU", 0) for node in nodes)
+        raise UsageError(f"workers: {least} with a GPU each, the cluster has {num_gpus:g} GPUs")
     fitting = [
         min(int(node.get("CPU", 0) / cpus), int(node.get("GPU", 0)) if gpus else least)
         for node in nodes

@@ -32,7 +32,7 @@ class Runs:
     """The runs of one job, in its `storage` and in its backups."""
 
     def __init__(self, spec: JobSpec, name: str = "") -> None:
-        """Raises UsageError for a `checkpoint.copy_to` that is no place."""
+        """Raises UsageError for a `checkpoint.copy_to` that is not a place."""
         self.storage, self.slug = storage_of(spec), _slug(name or spec.name)
         self.backups = Backups(spec.checkpoint.copy_to) if spec.checkpoint.copy_to else None
 

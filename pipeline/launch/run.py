@@ -108,8 +108,8 @@ def run(
         if is_finished:
             held.close()
             return _finished(folder, started, tell)
-        told = assignment(job, folder, modules, base_of(path))
-        return _trained(job, told, started, tell)
+        task = assignment(job, folder, modules, base_of(path))
+        return _trained(job, task, started, tell)
 
 
 def assignment(job: Job, folder: RunDir, modules: list[str], base: Path) -> Assignment:
@@ -150,21 +150,21 @@ def refuse_too_many(spec: JobSpec) -> None:
 def _refuse_backup(spec: JobSpec, runs: Any) -> None:
     """MLflow's address must be one, and a backup somewhere else, and reachable."""
     tracking_uri(runs.storage)
-    place = spec.checkpoint.copy_to
-    if place is None:
+    uri = spec.checkpoint.copy_to
+    if uri is None:
         return
-    if "://" not in place and Path(place).expanduser().resolve() == runs.storage:
-        raise UsageError(f"checkpoint.copy_to: {place} is `storage` itself; give another folder")
+    if "://" not in uri and Path(uri).expanduser().resolve() == runs.storage:
+        raise UsageError(f"checkpoint.copy_to: {uri} is `storage` itself; give another folder")
     runs.backups.numbers(runs.slug)
 
 
 @contextlib.contextmanager
-def _threads(number: int) -> Iterator[None]:
+def _threads(num_threads: int) -> Iterator[None]:
     """Torch's threads of one operation, and afterwards the caller's own setting again."""
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(number)
+    torch.set_num_threads(num_threads)
     try:
         yield
     finally:
@@ -183,7 +183,7 @@ def _finished(folder: RunDir, started: float, tell: Tell) -> Result:
     return Result.of(folder, recorded, started)
 
 
-def _trained(job: Job, told: Assignment, started: float, tell: Tell) -> Result:
+def _trained(job: Job, task: Assignment, started: float, tell: Tell) -> Result:
     """Train the job in its folder, from the start or from where it was."""
     from pipeline.launch.progress import Progress
     from pipeline.launch.ray_trainer import fit, in_process
@@ -192,12 +192,12 @@ def _trained(job: Job, told: Assignment, started: float, tell: Tell) -> Result:
     from pipeline.rundir.records import Ended
     from pipeline.tracking import process
 
-    spec, folder = job.spec, told.run
+    spec, folder = job.spec, task.run
     least, most = spec.workers.least, spec.workers.most
-    number = str(most) if least == most else f"{least} to {most}"
-    where = "in this process" if in_process(spec) else f"on {number} Ray workers"
+    num_workers = str(most) if least == most else f"{least} to {most}"
+    where = "in this process" if in_process(spec) else f"on {num_workers} Ray workers"
     tell(f"run   {folder.name}, {job.num_rows:,} rows{_streamed(job)} {where}")
-    waiting = "" if in_process(spec) else f"starting {number} Ray workers ..."
+    waiting = "" if in_process(spec) else f"starting {num_workers} Ray workers ..."
     reader = Reader(folder.journal)
     list(reader.new())  # what an earlier command has shown
     progress = Progress(
@@ -211,7 +211,7 @@ def _trained(job: Job, told: Assignment, started: float, tell: Tell) -> Result:
             with raised(), progress, _threads(spec.workers.threads):
                 if signals:
                     raise StoppedError(signals.pop())
-                fit(told)
+                fit(task)
         except (KeyboardInterrupt, Exception) as error:
             failure = error
         if folder.is_finished:

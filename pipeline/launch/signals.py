@@ -95,8 +95,8 @@ def noted(also: Callable[[], None] = lambda: None) -> Iterator[list[int]]:
     """The numbers of signals that have come; they interrupt nothing, but call `also`."""
     signals: list[int] = []
 
-    def note(number: int) -> None:
-        signals.append(number)
+    def note(signum: int) -> None:
+        signals.append(signum)
         also()
 
     with _handled(note):
@@ -108,11 +108,11 @@ def raised() -> Iterator[None]:
     """Signals end what is done inside at once, as StoppedError; `attended` has its own way."""
     _raised.clear()
 
-    def end(number: int) -> None:
-        _raised.append(number)
+    def end(signum: int) -> None:
+        _raised.append(signum)
         raise KeyboardInterrupt  # which is not caught with every Exception
 
-    told, sys.unraisablehook = sys.unraisablehook, _quietly(sys.unraisablehook)
+    hook, sys.unraisablehook = sys.unraisablehook, _quietly(sys.unraisablehook)
     try:
         with _handled(end):
             yield
@@ -123,7 +123,7 @@ def raised() -> Iterator[None]:
             raise StoppedError(_raised[0]) from error
         raise
     finally:
-        sys.unraisablehook = told
+        sys.unraisablehook = hook
         _raised.clear()
 
 
@@ -139,21 +139,21 @@ def _handled(handler: Callable[[int], None]) -> Iterator[None]:
         yield
         return
 
-    def handle(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGHUP:
+    def handle(signum: int, frame: FrameType | None) -> None:
+        if signum == signal.SIGHUP:
             let_go_of_output(stat.S_ISCHR)
-        handler(number)
+        handler(signum)
 
     before = {
-        number: signal.signal(number, handle)
-        for number in SIGNALS
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+        signum: signal.signal(signum, handle)
+        for signum in SIGNALS
+        if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN
     }
     try:
         yield
     finally:
-        for number, earlier in before.items():
-            signal.signal(number, earlier)
+        for signum, earlier in before.items():
+            signal.signal(signum, earlier)
 
 
 def let_go_of_output(is_gone: Callable[[int], bool] = lambda mode: True) -> None:

@@ -45,7 +45,7 @@ def triplet_batch_hard(*, margin: Positive | Literal["soft"] = "soft") -> Loss:
     """Vectors [N, D] of one class nearer to each other than to any other class by `margin`.
 
     For each row its farthest row of the same class and its nearest of another one, in the global
-    batch; rows without both are left out (Hermans, Beyer, Leibe, 2017). The margin `soft` takes
+    batch; rows without both are skipped (Hermans, Beyer, Leibe, 2017). The margin `soft` takes
     log(1 + exp(x)) for max(0, x + margin).
     """
 

@@ -29,23 +29,23 @@ def _like(prediction: Tensor, weight: Any) -> Tensor | None:
 
 def _per_class(prediction: Tensor, weight: Any) -> Tensor | None:
     """The weights, checked against the number of classes where torch would only say 'size'."""
-    made = _like(prediction, weight)
-    if made is not None and made.numel() != prediction.shape[1]:
+    weights = _like(prediction, weight)
+    if weights is not None and weights.numel() != prediction.shape[1]:
         raise ValueError(
-            f"{made.numel()} class weights for {prediction.shape[1]} classes (dimension 1)"
+            f"{weights.numel()} class weights for {prediction.shape[1]} classes (dimension 1)"
         )
-    return made
+    return weights
 
 
 def _counted(class_weight: Any, ignore_index: int) -> Any:
     """Denominator of class losses: the weights of each row's items that are not ignored."""
 
     def denominator(num_rows: int, target: Tensor) -> Tensor:
-        kept = target != ignore_index
-        counts = kept.double()
+        is_counted = target != ignore_index
+        counts = is_counted.double()
         if class_weight is not None:
             weight = torch.tensor(class_weight, dtype=torch.float64, device=target.device)
-            counts = weight[target.where(kept, 0)] * counts
+            counts = weight[target.where(is_counted, 0)] * counts
         return counts.flatten(1).sum(1) if counts.dim() > 1 else counts
 
     return denominator

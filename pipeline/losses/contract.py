@@ -165,16 +165,16 @@ def build(entry: Entry, options: dict[str, Any]) -> Loss:
             return entry.build(*arguments, **options)  # type: ignore[no-any-return]
 
         return _own(entry, with_options)
-    made = entry.build(**options)
-    if not isinstance(made, Loss):
+    loss = entry.build(**options)
+    if not isinstance(loss, Loss):
         from pipeline.errors import ContractError
 
         raise ContractError(
             entry.name,
-            f"{entry.place} returned {type(made).__name__}",
+            f"{entry.place} returned {type(loss).__name__}",
             "take (prediction, target) and return one number per item, or return a Loss",
         )
-    return made
+    return loss
 
 
 def _refuse_exchanged(entry: Entry) -> None:
@@ -194,17 +194,17 @@ def _refuse_exchanged(entry: Entry) -> None:
 def _own(entry: Entry, function: Callable[..., Tensor]) -> Loss:
     """A user's loss, which reads anything unless it is registered as `like` another."""
     _refuse_exchanged(entry)
-    made = per_item(function, per=entry.per)
+    loss = per_item(function, per=entry.per)
     if entry.like is None:
-        return made
+        return loss
     if entry.like not in registry.losses.entries:
         raise UsageError(
-            f"loss {entry.name} ({entry.place}): like={entry.like!r} is no loss"
+            f"loss {entry.name} ({entry.place}): like={entry.like!r} is not a loss"
             f"{nearest(entry.like, registry.losses.entries)}"
         )
     model = build(registry.losses[entry.like], {})
     return replace(
-        model, items=function, denominator=made.denominator, head=None, per_batch=made.per_batch
+        model, items=function, denominator=loss.denominator, head=None, per_batch=loss.per_batch
     )
 
 

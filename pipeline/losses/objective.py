@@ -69,6 +69,7 @@ class Objective(nn.Module):
 
     def widen(self) -> None:
         """Compute in float64 from now on; what is complex, in complex128."""
+        self.precision = torch.float64
         self.double()
         for tensor in (*self.parameters(), *self.buffers()):
             if tensor.is_complex():
@@ -83,8 +84,8 @@ class Objective(nn.Module):
         with torch.no_grad():
             predictions = self.predict(batch)
             counts = [
-                term.loss.denominator or self._denominator(number, predictions, batch)
-                for number, term in enumerate(self.terms)
+                term.loss.denominator or self._denominator(index, predictions, batch)
+                for index, term in enumerate(self.terms)
             ]
         self.train(was_training)
         return [
@@ -93,10 +94,10 @@ class Objective(nn.Module):
         ]
 
     def _denominator(
-        self, number: int, predictions: Predictions, batch: Batch
+        self, index: int, predictions: Predictions, batch: Batch
     ) -> Callable[..., Tensor]:
         """What a user's loss divides by, from the shape of what it gives."""
-        term, items = self.terms[number], self.items_of(number, predictions, batch)
+        term, items = self.terms[index], self.items_of(index, predictions, batch)
         truth = [column for column in term.truth(batch) if isinstance(column, Tensor)]
         if items.dim() > 0 and items.numel() == num_rows(batch):
             return rows
@@ -113,24 +114,24 @@ class Objective(nn.Module):
             else "give output and target one shape, as by squeezing a last dimension of 1",
         )
 
-    def head(self, number: int) -> nn.Module | None:
-        """Parameters that the loss of term `number` owns and takes as first argument."""
-        owned = self.terms[number].loss.head is not None
-        return self.heads[str(number)] if owned else None
+    def head(self, index: int) -> nn.Module | None:
+        """Parameters that the loss of term `index` owns and takes as first argument."""
+        owned = self.terms[index].loss.head is not None
+        return self.heads[str(index)] if owned else None
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         """The model's outputs by name, from the input columns alone."""
         with self.autocast():
-            made = self.model(self._inputs(batch))
-        if isinstance(made, Tensor):
-            return {"prediction": made}
-        if not isinstance(made, Mapping):
+            outputs = self.model(self._inputs(batch))
+        if isinstance(outputs, Tensor):
+            return {"prediction": outputs}
+        if not isinstance(outputs, Mapping):
+            kind = "nothing" if outputs is None else type(outputs).__name__
             raise UsageError(
-                f"model {type(self.model).__name__}: its forward gives "
-                f"{'nothing' if made is None else type(made).__name__}: return a tensor, or a "
-                f"mapping from outputs' names ({', '.join(self.sizes)}) to tensors"
+                f"model {type(self.model).__name__}: its forward gives {kind}: return a tensor, or "
+                f"a mapping from outputs' names ({', '.join(self.sizes)}) to tensors"
             )
-        return dict(made)
+        return dict(outputs)
 
     @property
     def is_coupled(self) -> bool:
@@ -153,11 +154,11 @@ class Objective(nn.Module):
 
         For a loss that couples rows, its mean loss times the number of rows.
         """
-        return [self._weighted(number, predictions, batch) for number in range(len(self.terms))]
+        return [self._weighted(index, predictions, batch) for index in range(len(self.terms))]
 
-    def _weighted(self, number: int, predictions: Predictions, batch: Batch) -> Tensor:
-        items = self.items_of(number, predictions, batch)
-        if self.terms[number].loss.per_batch:
+    def _weighted(self, index: int, predictions: Predictions, batch: Batch) -> Tensor:
+        items = self.items_of(index, predictions, batch)
+        if self.terms[index].loss.per_batch:
             return items * num_rows(batch)
         if self.sample_weight is None or not num_rows(batch):
             return items
@@ -171,33 +172,35 @@ class Objective(nn.Module):
         assert isinstance(column, Tensor)
         return column
 
-    def items_of(self, number: int, predictions: Predictions, batch: Batch) -> Tensor:
+    def items_of(self, index: int, predictions: Predictions, batch: Batch) -> Tensor:
         """The unreduced numbers of one term. Raises ContractError where the loss fails."""
-        return self.computed(number, self.terms[number].arguments(predictions, batch))
+        return self.computed(index, self.terms[index].arguments(predictions, batch))
 
-    def computed(self, number: int, arguments: list[Any]) -> Tensor:
-        """What the loss of term `number` makes of its predictions and targets."""
-        term, head = self.terms[number], self.head(number)
+    def computed(self, index: int, arguments: list[Any]) -> Tensor:
+        """What the loss of term `index` makes of its predictions and targets."""
+        term, head = self.terms[index], self.head(index)
         try:
-            made: object = term.loss.items(*([head] if head is not None else []), *arguments)
+            items: object = term.loss.items(*([head] if head is not None else []), *arguments)
         except Exception as error:  # a user's loss can fail in any way: say which, keep the cause
             shapes = [list(a.shape) for a in arguments if isinstance(a, Tensor)]
             outputs, targets = shapes[: len(term.outputs)], shapes[len(term.outputs) :]
-            given = f"outputs of {outputs} and targets of {targets}" if shapes else "its arguments"
+            shapes_text = (
+                f"outputs of {outputs} and targets of {targets}" if shapes else "its arguments"
+            )
             raise ContractError(
                 term.label,
-                f"cannot be computed from {given}: {described(error)}",
+                f"cannot be computed from {shapes_text}: {described(error)}",
                 "the model gives the first, data.target the second: do they fit each other?"
                 if re.search(r"size|shape|dim|type", str(error), re.IGNORECASE)
-                else "mend the loss",
+                else "correct the loss",
             ) from error
-        if not isinstance(made, Tensor):
+        if not isinstance(items, Tensor):
             raise ContractError(
                 term.label,
-                f"gives {'nothing' if made is None else type(made).__name__}, not a tensor",
+                f"gives {'nothing' if items is None else type(items).__name__}, not a tensor",
                 "return one number per row or per target element; leave out .item() and .numpy()",
             )
-        return made
+        return items
 
     def denominators(self, batch: Batch) -> Tensor:
         """What each term divides by, from targets and weights alone: float64 [K]."""
@@ -222,12 +225,12 @@ class Objective(nn.Module):
         `counted` says which terms have something to count in the global batch: the others have no
         gradient, not even one of 0.
         """
-        predictions, given = self.predict(batch), shares or {}
+        predictions, known_shares = self.predict(batch), shares or {}
         parts = [
-            self._shared(number, predictions, given[number], num_rows(batch))
-            if number in given
-            else self._summed(self._weighted(number, predictions, batch))
-            for number in range(len(self.terms))
+            self._shared(index, predictions, known_shares[index], num_rows(batch))
+            if index in known_shares
+            else self._summed(self._weighted(index, predictions, batch))
+            for index in range(len(self.terms))
         ]
         numerators, recorded = zip(*parts, strict=True)
         if counted is not None and not all(counted):
@@ -240,35 +243,35 @@ class Objective(nn.Module):
         return items.sum(), items.detach().double().sum()
 
     def _shared(
-        self, number: int, predictions: Predictions, share: Share, rows: int
+        self, index: int, predictions: Predictions, share: Share, rows: int
     ) -> tuple[Tensor, Tensor]:
         """Something that has the share's gradient, and these rows' part of the whole loss."""
         pairs = [
-            *zip(self.terms[number].read(predictions), share.gradients, strict=True),
-            *zip(self.owned(number), share.parameter_gradients, strict=False),
+            *zip(self.terms[index].read(predictions), share.gradients, strict=True),
+            *zip(self.owned(index), share.parameter_gradients, strict=False),
         ]
         numerator = torch.stack([(one * other).sum() for one, other in pairs]).sum()
         value = torch.tensor(share.value * rows, dtype=torch.float64, device=numerator.device)
         return numerator, value
 
-    def owned(self, number: int) -> list[nn.Parameter]:
-        """Parameters of the loss of term `number`."""
-        if str(number) not in self.heads:
+    def owned(self, index: int) -> list[nn.Parameter]:
+        """Parameters of the loss of term `index`."""
+        if str(index) not in self.heads:
             return []
-        return [p for p in self.heads[str(number)].parameters() if p.requires_grad]
+        return [p for p in self.heads[str(index)].parameters() if p.requires_grad]
 
 
 def _heads(terms: list[Term], sizes: Mapping[str, int | None]) -> dict[str, nn.Module]:
     """Modules of the losses' own parameters, by the number of the term."""
     heads: dict[str, nn.Module] = {}
-    for number, term in enumerate(terms):
+    for index, term in enumerate(terms):
         if term.loss.head is not None:
             try:
                 width = sizes[term.outputs[0]] or 1
-                heads[str(number)] = term.loss.head(width, num_classes(term))
+                heads[str(index)] = term.loss.head(width, num_classes(term))
             except ValueError as error:
                 problem = f"{error} ({num_classes(term)} classes)"
                 raise ContractError(term.label, problem, "change its options") from None
         elif term.loss.module is not None:
-            heads[str(number)] = term.loss.module
+            heads[str(index)] = term.loss.module
     return heads

@@ -78,7 +78,7 @@ def triplet_margin_with_distance(
     margin: Positive = 1.0,
     swap: bool = False,
 ) -> Loss:
-    """`triplet_margin` with another distance; own ones by registering an own loss."""
+    """`triplet_margin` with another distance; others by registering a custom loss."""
 
     def between(first: Tensor, second: Tensor) -> Tensor:
         if distance == "cosine":

@@ -74,12 +74,12 @@ class Term:
     def denominator(self, batch: Batch) -> Tensor:
         """What each row adds to the denominator of this term: float64 [N]."""
         assert self.loss.denominator is not None, "resolved by `tried`"
-        number = num_rows(batch)
-        counts = self.loss.denominator(number, *self.truth(batch))
-        if counts.shape != (number,):
+        rows = num_rows(batch)
+        counts = self.loss.denominator(rows, *self.truth(batch))
+        if counts.shape != (rows,):
             raise ContractError(
                 self.label,
-                f"its denominator gives shape {list(counts.shape)} for {number} rows",
+                f"its denominator gives shape {list(counts.shape)} for {rows} rows",
                 "return what each row adds to it: float64 [num_rows]",
             )
         return counts
@@ -94,20 +94,20 @@ class Term:
 
 def readings(spec: JobSpec) -> dict[str, Reading]:
     """How the losses read each target column."""
-    found: dict[str, Reading] = {}
+    readings_by_name: dict[str, Reading] = {}
     for term in spec.loss:
         options = {k: None if _is_open(k, v) else v for k, v in term.options.items()}
         loss = build(registry.losses[term.name], options)
         kind = TARGETS[loss.target]
         for name in _target_names(term, spec):
-            before = found.get(name, Reading())
-            found[name] = Reading(
+            before = readings_by_name.get(name, Reading())
+            readings_by_name[name] = Reading(
                 as_classes=before.as_classes or kind.is_class,
                 as_amounts=before.as_amounts and kind.is_amount,
                 ignored=loss.ignore_index if kind.is_class else before.ignored,
                 is_declared=before.is_declared and kind.is_declared,
             )
-    return found
+    return readings_by_name
 
 
 def _target_names(term: TermSpec, spec: JobSpec) -> list[str]:
@@ -149,9 +149,9 @@ def bind(spec: JobSpec, fields: list[Field]) -> list[Term]:
                 f"reads {len(loss.roles)} predictions ({wanted}), the spec names {len(outputs)}",
                 "give `prediction:` as a list in that order",
             )
-        made = Term(label, term.weight, loss, outputs, bound)
-        made.target.check_fields(label, bound)
-        terms.append(made)
+        bound_term = Term(label, term.weight, loss, outputs, bound)
+        bound_term.target.check_fields(label, bound)
+        terms.append(bound_term)
     return terms
 
 
@@ -201,7 +201,7 @@ def _is_open(option: str, value: Any) -> bool:
 
 
 def _check_ignored(label: str, ignore_index: int, fields: tuple[Field, ...]) -> None:
-    """Only whole numbers can be left out by number."""
+    """Only whole numbers can be ignored by number."""
     texts = [f.name for f in fields if isinstance((f.vocabulary or (0,))[0], str)]
     if texts and ignore_index != IGNORED:
         raise ContractError(
@@ -217,22 +217,22 @@ def outputs(terms: list[Term], spec: JobSpec) -> dict[str, Output]:
     Raises ContractError where an activation is not what a loss takes, or two losses disagree.
     """
     declared = spec.model.outputs
-    made: dict[str, Output] = {}
+    by_name: dict[str, Output] = {}
     for term in terms:
         for role, name in zip(term.loss.roles, term.outputs, strict=True):
-            given = declared.get(name)
-            size = given.size if given and given.size else _size(role, term)
-            activation = (given.activation if given else None) or role.activation
+            setting = declared.get(name)
+            size = setting.size if setting and setting.size else _size(role, term)
+            activation = (setting.activation if setting else None) or role.activation
             if role.kind not in ("any", *ACTIVATIONS[activation]):
                 raise ContractError(
                     term.label,
                     f"reads {role.kind}, but output {name!r} has the activation {activation}",
                     f"set model.outputs.{name}.activation to {role.activation}"
-                    if given
+                    if setting
                     else f"give the losses different outputs with `prediction:`, not both {name!r}",
                 )
             output = Output(name, size, activation)
-            known = made.setdefault(name, output)
+            known = by_name.setdefault(name, output)
             if known != output and role.kind != "any":
                 raise ContractError(
                     term.label,
@@ -240,13 +240,13 @@ def outputs(terms: list[Term], spec: JobSpec) -> dict[str, Output]:
                     f"name another output with `prediction:`, or set model.outputs.{name}",
                 )
     for name in declared:
-        if name not in made:
+        if name not in by_name:
             raise ContractError(
                 terms[0].label,
-                f"model.outputs.{name}: no loss reads it; the losses read {', '.join(made)}",
+                f"model.outputs.{name}: no loss reads it; the losses read {', '.join(by_name)}",
                 "take it out, or name it in a loss's `prediction:`",
             )
-    return made
+    return by_name
 
 
 def _described(output: Output) -> str:

@@ -60,5 +60,5 @@ class CNN(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         image = batch[self.name]
         assert not isinstance(image, Ragged)
-        made: dict[str, Tensor] = self.outputs(self.layers(image.reshape(-1, *self.shape)))
-        return made
+        outputs: dict[str, Tensor] = self.outputs(self.layers(image.reshape(-1, *self.shape)))
+        return outputs

@@ -44,5 +44,5 @@ class MLP(nn.Module):
         self.outputs = Outputs(width, outputs, bias)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        made: dict[str, Tensor] = self.outputs(self.layers(self.features(batch)))
-        return made
+        outputs: dict[str, Tensor] = self.outputs(self.layers(self.features(batch)))
+        return outputs

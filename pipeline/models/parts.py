@@ -28,7 +28,7 @@ class Features(nn.Module):
         self.width = 0
         embeddings: dict[str, nn.Module] = {}
         self.runs: list[tuple[str | None, list[str]]] = []  # numbers that follow each other
-        for place, (name, field) in enumerate(inputs.items()):
+        for index, (name, field) in enumerate(inputs.items()):
             if isinstance(field, Tokens | Series):
                 raise UsageError(
                     f"data.inputs: column {name!r} holds lists of different lengths, which this "
@@ -37,8 +37,8 @@ class Features(nn.Module):
             if isinstance(field, Category):
                 size = min(32, math.ceil(field.num_codes**0.5) + 1)
                 # no training row has the unknown category: 0 rather than noise
-                embeddings[str(place)] = nn.Embedding(field.num_codes, size, padding_idx=UNKNOWN)
-                self.runs.append((str(place), [name]))
+                embeddings[str(index)] = nn.Embedding(field.num_codes, size, padding_idx=UNKNOWN)
+                self.runs.append((str(index), [name]))
             else:
                 size = math.prod(field.shape)
                 if self.runs and self.runs[-1][0] is None:
@@ -50,13 +50,13 @@ class Features(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         parts = []
-        for place, names in self.runs:
-            if place is None:
+        for key, names in self.runs:
+            if key is None:
                 parts.append(side_by_side(batch, tuple(names)))
                 continue
             codes = batch[names[0]]
             assert not isinstance(codes, Ragged)
-            parts.append(self.embeddings[place](codes))
+            parts.append(self.embeddings[key](codes))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
@@ -74,13 +74,15 @@ class Outputs(nn.Module):
         )
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
-        made = {}
+        predictions = {}
         for output, layer in zip(self.outputs, self.layers, strict=True):
             raw: Tensor = layer(features)
             if raw.dim() == 3:
                 raw = raw.transpose(1, 2)  # classes stand in dimension 1, as torch's losses expect
-            made[output.name] = activated(raw if output.size else raw.squeeze(1), output.activation)
-        return made
+            predictions[output.name] = activated(
+                raw if output.size else raw.squeeze(1), output.activation
+            )
+        return predictions
 
 
 def activated(raw: Tensor, activation: str) -> Tensor:

@@ -57,7 +57,7 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         if width % num_heads:
-            raise UsageError(f"transformer: width {width} is no multiple of {num_heads} heads")
+            raise UsageError(f"transformer: width {width} is not a multiple of {num_heads} heads")
         tokens = only(inputs, Tokens, "token lists")
         self.name, self.causal, self.max_length = tokens.name, per == "token", max_length
         self.embedding = nn.Embedding(tokens.num_codes, width)
@@ -90,5 +90,5 @@ class Transformer(nn.Module):
         if not self.causal:
             counted = mask.sum(1, keepdim=True).clamp(min=1)
             hidden = (hidden * mask[..., None]).sum(1) / counted
-        made: dict[str, Tensor] = self.outputs(hidden)
-        return made
+        outputs: dict[str, Tensor] = self.outputs(hidden)
+        return outputs

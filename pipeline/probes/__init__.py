@@ -38,11 +38,11 @@ def suspects(
     """
     few = select(batch, torch.arange(min(num_rows(batch), MOST_ROWS)))
     fewest = select(batch, torch.arange(min(num_rows(batch), FEW_ROWS)))
-    found = unsteady(objective, few, 3) or unsteady(objective, fewest, times)
-    if not found:  # what is unsteady would look as if its rows were coupled
+    faults = unsteady(objective, few, 3) or unsteady(objective, fewest, times)
+    if not faults:  # what is unsteady would look as if its rows were coupled
         wide = in_float64(objective, few)
-        found = coupling.coupled(wide, few, microbatch_size)
-        found += losses.coupled(wide, batch, microbatch_size)
+        faults = coupling.coupled(wide, few, microbatch_size)
+        faults += losses.coupled(wide, batch, microbatch_size)
     if optimizer is not None:
-        found += optimizers.unfaithful(*optimizer, list(objective.parameters()))
-    return [f"{component}: {fault}" for component, fault in found]
+        faults += optimizers.unfaithful(*optimizer, list(objective.parameters()))
+    return [f"{component}: {fault}" for component, fault in faults]

@@ -86,7 +86,7 @@ def _changes(
     with kept_buffers(objective):
         _forward(objective, batch, rows)
         now = dict(objective.named_buffers())
-        found = {}
+        changes = {}
         for name, then in before.items():
             if name not in now or now[name].shape != then.shape:
                 continue
@@ -98,8 +98,8 @@ def _changes(
                     )
             elif not torch.equal(now[name], then):
                 wide = torch.complex128 if then.is_complex() else torch.float64
-                found[name] = now[name].detach().to(wide) - then.to(wide)
-    return found
+                changes[name] = now[name].detach().to(wide) - then.to(wide)
+    return changes
 
 
 def _is_sum(whole: Tensor, one: Tensor, other: Tensor) -> bool:

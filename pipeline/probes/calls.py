@@ -57,8 +57,8 @@ class Call:
         for parameter in trained:
             parameter.grad = None
         with torch.enable_grad():
-            made, leaves = self._made(seed, iter(is_by_row or []), rows)
-            parts = [(t * of(t, place)).sum() for place, t in enumerate(made) if t.requires_grad]
+            outputs, leaves = self._made(seed, iter(is_by_row or []), rows)
+            parts = [(t * of(t, index)).sum() for index, t in enumerate(outputs) if t.requires_grad]
             if parts:
                 torch.stack([part.real for part in parts]).sum().backward()  # type: ignore[no-untyped-call]
         of_weights = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in trained]
@@ -85,8 +85,8 @@ class Call:
         with kept_buffers(self.module):
             torch.manual_seed(seed)
             with torch.autocast("cpu", torch.bfloat16, enabled=low):
-                made = tensors(self.module(*arguments, **keywords))
-        return made, leaves
+                outputs = tensors(self.module(*arguments, **keywords))
+        return outputs, leaves
 
 
 Passed = dict[str, tuple[Call, list[Tensor]]]
@@ -95,19 +95,19 @@ Passed = dict[str, tuple[Call, list[Tensor]]]
 
 def passed(objective: Objective, batch: Batch, seed: int = 0) -> Passed:
     """The first call of every module in one forward pass, in the order in which they end."""
-    given: dict[str, Any] = {}
+    arguments_of: dict[str, Any] = {}
     ended: Passed = {}
 
     def before(name: str) -> Callable[..., None]:
         def keep(module: nn.Module, arguments: Any, keywords: Any) -> None:
-            given.setdefault(name, mapped((arguments, keywords), torch.clone))
+            arguments_of.setdefault(name, mapped((arguments, keywords), torch.clone))
 
         return keep
 
     def after(name: str) -> Callable[..., None]:
         def keep(module: nn.Module, arguments: Any, keywords: Any, output: Any) -> None:
             if name not in ended:
-                call = Call(name, module, given[name], objective.precision)
+                call = Call(name, module, arguments_of[name], objective.precision)
                 ended[name] = call, [tensor.detach().clone() for tensor in tensors(output)]
 
         return keep
@@ -130,8 +130,8 @@ def passed(objective: Objective, batch: Batch, seed: int = 0) -> Passed:
 
 def first_to_differ(one: Passed, other: Passed) -> Call | None:
     """The innermost module that was given the same and gave something else."""
-    for name, (call, made) in one.items():
-        is_odd = name in other and not equal(made, other[name][1])
+    for name, (call, outputs) in one.items():
+        is_odd = name in other and not equal(outputs, other[name][1])
         if is_odd and equal(call.given, other[name][0].given):
             return call
     return None
@@ -150,11 +150,11 @@ def in_float64(objective: Objective, batch: Batch) -> Objective:
     try:
         wide = copy.deepcopy(objective)
         wide.widen()
-        for made, own in zip(wide.parameters(), objective.parameters(), strict=True):
+        for wide_parameter, own in zip(wide.parameters(), objective.parameters(), strict=True):
             for hook in hooks(own):
-                made.register_hook(hook)  # type: ignore[no-untyped-call]
+                wide_parameter.register_hook(hook)  # type: ignore[no-untyped-call]
             for hook in (own._post_accumulate_grad_hooks or {}).values():
-                made.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+                wide_parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
         with kept_buffers(wide), torch.no_grad():
             wide(in_double(batch)) if wide.terms else wide.predict(batch)
     except Exception:  # a user's model can fail in any way where it was not meant to run
@@ -176,9 +176,9 @@ def kept_buffers(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         for name, buffer in module.named_buffers():
-            kept = before.get(name)
-            if kept is not None and kept.shape == buffer.shape and not torch.equal(kept, buffer):
-                buffer.detach().copy_(kept)
+            value = before.get(name)
+            if value is not None and value.shape == buffer.shape and not torch.equal(value, buffer):
+                buffer.detach().copy_(value)
 
 
 @contextmanager
@@ -199,25 +199,25 @@ def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Ragged):
         return Ragged(change(value.values), change(value.lengths))
     if isinstance(value, dict):
-        kept = copy.copy(value)  # of its own class
-        kept.update({key: mapped(item, change) for key, item in value.items()})
-        return kept
+        copied = copy.copy(value)  # of its own class
+        copied.update({key: mapped(item, change) for key, item in value.items()})
+        return copied
     if isinstance(value, list | tuple):
-        made = [mapped(item, change) for item in value]
-        return type(value)(*made) if hasattr(value, "_fields") else type(value)(made)
+        items = [mapped(item, change) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value
 
 
 def tensors(value: Any) -> list[Tensor]:
     """All tensors of a structure that have a dimension."""
-    found: list[Tensor] = []
+    leaves: list[Tensor] = []
 
     def keep(tensor: Tensor) -> Tensor:
-        found.append(tensor)
+        leaves.append(tensor)
         return tensor
 
     mapped(value, keep)
-    return found
+    return leaves
 
 
 def equal(one: list[Tensor], other: list[Tensor]) -> bool:
@@ -245,9 +245,9 @@ def gradients_of(objective: Objective, batch: Batch, scale: float = 1.0) -> dict
         loss = total(objective, batch) * scale
         if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]
-    found = {n: p.grad.clone() for n, p in objective.named_parameters() if p.grad is not None}
+    gradients = {n: p.grad.clone() for n, p in objective.named_parameters() if p.grad is not None}
     objective.zero_grad(set_to_none=True)
-    return {name.removeprefix("model."): gradient for name, gradient in found.items()}
+    return {name.removeprefix("model."): gradient for name, gradient in gradients.items()}
 
 
 @contextmanager

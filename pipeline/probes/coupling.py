@@ -49,8 +49,8 @@ def coupled(objective: Objective, batch: Batch, size: int) -> Found:
     with mode(objective, training=True), without_dropout(objective.model):
         whole = _Whole(objective, batch, size)
         fault, is_sure = whole.numbers() or whole.gradients() or ("", False)
-    found = _innermost(objective, batch) if fault else []
-    return found or ([("model", fault)] if is_sure else [])
+    faults = _innermost(objective, batch) if fault else []
+    return faults or ([("model", fault)] if is_sure else [])
 
 
 class _Whole:
@@ -73,7 +73,7 @@ class _Whole:
             return OTHER_NUMBERS, False
         parts = self.left, self.right, self.all[: self.size], self.all[-self.size :]
         alone = [self._predicted(part) for part in parts]
-        shapes = [[tensor.shape[1:] for tensor in made] for made in (whole, *alone)]
+        shapes = [[tensor.shape[1:] for tensor in values] for values in (whole, *alone)]
         if any(shape != shapes[0] for shape in shapes) or any(len(t) != self.rows for t in whole):
             return None  # as of rows that are filled up to the longest: their losses are asked
         left, right = self.left, self.right
@@ -82,14 +82,14 @@ class _Whole:
         precision = self.objective.precision
         pairs = [
             *(
-                (made, whole, part, SHAPE_RTOL[precision])
-                for made, part in zip(alone, parts, strict=True)
+                (values, whole, part, SHAPE_RTOL[precision])
+                for values, part in zip(alone, parts, strict=True)
             ),
             ([t[: len(left)] for t in exchanged[0]], whole, left, CONTENT_RTOL[precision]),
             ([t[-len(right) :] for t in exchanged[1]], whole, right, CONTENT_RTOL[precision]),
         ]
-        for made, known, part, rtol in pairs:
-            if not all(close(a, b[part], rtol) for a, b in zip(made, known, strict=True)):
+        for values, known, part, rtol in pairs:
+            if not all(close(a, b[part], rtol) for a, b in zip(values, known, strict=True)):
                 return OTHER_NUMBERS, True
         return None
 
@@ -109,20 +109,22 @@ class _Whole:
     def _predicted(self, chosen: Tensor, seed: int = 1) -> list[Tensor]:
         with kept_buffers(self.objective), torch.no_grad():
             torch.manual_seed(seed)
-            made = self.objective.predict(select(self.batch, chosen))
+            outputs = self.objective.predict(select(self.batch, chosen))
         names = [name for term in self.objective.terms for name in term.outputs]
-        return [made[name] for name in names or made]
+        return [outputs[name] for name in names or outputs]
 
     def _gradient(self, chosen: Tensor, scale: float) -> list[Tensor]:
-        found = gradients_of(self.objective, select(self.batch, chosen), scale)
+        gradients = gradients_of(self.objective, select(self.batch, chosen), scale)
         named = self.objective.named_parameters()
-        return [found.get(name.removeprefix("model."), torch.zeros_like(p)) for name, p in named]
+        return [
+            gradients.get(name.removeprefix("model."), torch.zeros_like(p)) for name, p in named
+        ]
 
 
 def _innermost(objective: Objective, batch: Batch) -> Found:
-    found, blamed, rows = [], list[str](), num_rows(batch)
+    faults, blamed, rows = [], list[str](), num_rows(batch)
     names = dict(objective.model.named_modules())
-    kept = {name: attributes_of(module) for name, module in names.items()}
+    before = {name: attributes_of(module) for name, module in names.items()}
     with mode(objective, training=True):
         fewer = passed(objective, select(batch, torch.arange(rows - 1))) if rows > 1 else {}
         whole = passed(objective, batch)
@@ -132,11 +134,11 @@ def _innermost(objective: Objective, batch: Batch) -> Found:
             fault = _asked(call, fewer[name][0] if name in fewer else None, rows)
             if fault:
                 blamed.append(name)
-                found.append((call.title, fault))
+                faults.append((call.title, fault))
         odd = first_to_differ(passed(objective, batch), whole)
     if odd is not None:  # the questions themselves were calls enough for it
-        return [(odd.title, f"{UNSTEADY}{late(MANY)}: {kept_in(kept[odd.name], odd.module)}")]
-    return found
+        return [(odd.title, f"{UNSTEADY}{late(MANY)}: {kept_in(before[odd.name], odd.module)}")]
+    return faults
 
 
 def _asked(call: Call, fewer: Call | None, rows: int) -> str | None:
@@ -172,10 +174,10 @@ def _fault(call: Call, fewer: Call | None, rows: int) -> str | None:
 
 def _by_row(call: Call, fewer: Call | None, rows: int) -> list[bool]:
     """Which of the tensors it is given have a row of the batch in each place; none if unclear."""
-    given, other = call.given, fewer.given if fewer else []
-    if len(given) != len(other) or any(len(t) != rows for t in call.again(1)):
+    inputs, other = call.given, fewer.given if fewer else []
+    if len(inputs) != len(other) or any(len(t) != rows for t in call.again(1)):
         return []
-    lengths = [(len(a), len(b)) for a, b in zip(given, other, strict=True)]
+    lengths = [(len(a), len(b)) for a, b in zip(inputs, other, strict=True)]
     flags = [one != less for one, less in lengths]
     if any(one != less and (one, less) != (rows, rows - 1) for one, less in lengths):
         return []  # as of flat ids with offsets
@@ -212,7 +214,7 @@ def _adds_up(call: Call, flags: list[bool], rows: int) -> bool:
         return True  # it draws random numbers: they follow the micro-batch
 
     def gradients(chosen: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        return call.gradients(1, lambda t, place: _numbers(t, place, rows)[chosen], flags, chosen)
+        return call.gradients(1, lambda t, index: _numbers(t, index, rows)[chosen], flags, chosen)
 
     half, everything = rows // 2, torch.arange(rows)
     whole = gradients(everything)
@@ -224,9 +226,9 @@ def _adds_up(call: Call, flags: list[bool], rows: int) -> bool:
     return _near(summed, [*whole[0], *whole[1]])
 
 
-def _numbers(like: Tensor, place: int, rows: int | None = None) -> Tensor:
+def _numbers(like: Tensor, seed: int, rows: int | None = None) -> Tensor:
     """The same random numbers for as many rows, whatever was drawn before."""
-    generator = torch.Generator().manual_seed(place + 7)
+    generator = torch.Generator().manual_seed(seed + 7)
     shape = like.shape if rows is None else (rows, *like.shape[1:])
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(like.dtype)
 
@@ -251,9 +253,9 @@ def _near(
 def _is_linear(call: Call) -> bool:
     """Whether gradients for sums, and for multiples, are sums and multiples of gradients."""
 
-    def gradients(scale: float, *numbers: int) -> list[Tensor]:
-        def of(output: Tensor, place: int) -> Tensor:
-            parts = [_numbers(output, place + number) for number in numbers]
+    def gradients(scale: float, *seeds: int) -> list[Tensor]:
+        def of(output: Tensor, index: int) -> Tensor:
+            parts = [_numbers(output, index + seed) for seed in seeds]
             return torch.stack(parts).sum(0) * scale
 
         weights, inputs = call.gradients(1, of)

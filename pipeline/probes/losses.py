@@ -16,27 +16,27 @@ TIMES = 50
 
 def coupled(objective: Objective, batch: Batch, size: int) -> Found:
     """Losses whose items or denominator of a row depend on more than the row."""
-    found = []
+    faults = []
     if objective.precision == torch.float64:
         batch = in_double(batch)
     with torch.no_grad(), mode(objective, training=False):
         predictions = objective.predict(batch)
     rows = torch.arange(num_rows(batch))
     pieces, rtol = torch.split(rows, size), SHAPE_RTOL[objective.precision]
-    for number, term in enumerate(objective.terms):
+    for index, term in enumerate(objective.terms):
         if term.loss.per_batch:
             continue
 
-        def counts(chosen: Tensor, seed: int = 1, of: int = number) -> Tensor:
+        def counts(chosen: Tensor, seed: int = 1, of: int = index) -> Tensor:
             torch.manual_seed(seed)
             return objective.terms[of].denominator(select(batch, chosen))
 
-        def items(chosen: Tensor, seed: int = 1, of: int = number) -> Tensor:
-            kept = {name: value[chosen] for name, value in predictions.items()}
+        def items(chosen: Tensor, seed: int = 1, of: int = index) -> Tensor:
+            parts = {name: value[chosen] for name, value in predictions.items()}
             torch.manual_seed(seed)
             with torch.no_grad():
-                given = objective.items_of(of, kept, select(batch, chosen))
-            return given.reshape(len(chosen), -1)
+                items_given = objective.items_of(of, parts, select(batch, chosen))
+            return items_given.reshape(len(chosen), -1)
 
         for ask, what in ((counts, "the denominator"), (items, "the loss")):
             whole = ask(rows)
@@ -48,5 +48,5 @@ def coupled(objective: Objective, batch: Batch, size: int) -> Found:
                 fault = f"{what} of a row depends on the rows beside it"
             else:
                 continue
-            found.append((f"loss {term.label}", fault))
-    return found
+            faults.append((f"loss {term.label}", fault))
+    return faults

@@ -38,7 +38,7 @@ def unfaithful(
         resumed.step(step)
         if not one.equals(resumed):
             own = [f"`{key}`" for key in vars(one.optimizer) if _is_own(key, one.optimizer)]
-            fault = "goes on differently from its state_dict, as after a crash: it keeps state"
+            fault = "continues differently from its state_dict, as after a crash: it keeps state"
             where = f" ({', '.join(own)})" if own else ""
             return [(f"optimizer {name}", f"{fault}{where} outside of self.state")]
     return []
@@ -57,13 +57,13 @@ class _Steps:
         self.weights = [nn.Parameter(p.detach().clone()) for p in like]
         self.optimizer = build(self.weights)
 
-    def step(self, number: int) -> None:
+    def step(self, seed: int) -> None:
         """One step by gradients that follow from its number."""
-        generator = torch.Generator().manual_seed(number)
+        generator = torch.Generator().manual_seed(seed)
         for weight in self.weights:
             drawn = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
             weight.grad = torch.empty_like(weight).copy_(drawn.to(weight.dtype))
-        torch.manual_seed(number)
+        torch.manual_seed(seed)
         self.optimizer.step()
 
     def equals(self, other: _Steps) -> bool:

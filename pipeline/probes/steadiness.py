@@ -39,23 +39,23 @@ def unsteady(objective: Objective, batch: Batch, times: int) -> Found:
     """What differs, within so many calls, for the same rows, weights, buffers and seed."""
     with mode(objective, training=True):
         names = dict(objective.model.named_modules())
-        kept = {name: attributes_of(module) for name, module in names.items()}
+        before = {name: attributes_of(module) for name, module in names.items()}
         if changed := rewritten(objective, batch):
             fault = f"writes its parameter `{changed}` in the forward pass, which no worker shares"
             return [("model", f"{fault}: keep it in a buffer")]
         first, gradients = passed(objective, batch, 1), gradients_of(objective, batch)
-        for number in range(2, times + 1):
+        for attempt in range(2, times + 1):
             odd = first_to_differ(passed(objective, batch, 1), first)
             again = gradients_of(objective, batch)
             other = [name for name, g in again.items() if not equal([g], [gradients.get(name, g)])]
             if other and odd is None:  # a counter in a module may have been reached in between
                 odd = first_to_differ(passed(objective, batch, 1), first)
             if odd is not None:
-                cause = _cause(objective, batch, odd, kept[odd.name])
-                return [(odd.title, f"{UNSTEADY}{late(number)}: {cause}")]
+                cause = _cause(objective, batch, odd, before[odd.name])
+                return [(odd.title, f"{UNSTEADY}{late(attempt)}: {cause}")]
             if other:
                 about = f"the gradient of {other[-1]} is different for the same rows and seed"
-                return [("model", f"{about}{late(number)}")]
+                return [("model", f"{about}{late(attempt)}")]
     return []
 
 
@@ -63,29 +63,29 @@ def rewritten(objective: Objective, batch: Batch) -> str | None:
     """The parameter that a forward pass writes into; afterwards it is as before."""
     before = [(p.detach().clone(), p._version) for p in objective.model.parameters()]
     passed(objective, batch, 1)
-    found, named = None, objective.model.named_parameters()
+    written, named = None, objective.model.named_parameters()
     for (name, parameter), (value, version) in zip(named, before, strict=True):
         if parameter._version != version or not equal([parameter.detach()], [value]):
-            found = found or name
+            written = written or name
             parameter.data.copy_(value)
-    return found
+    return written
 
 
-def late(number: int) -> str:
-    return " after many calls" if number >= MANY else ""
+def late(attempt: int) -> str:
+    return " after many calls" if attempt >= MANY else ""
 
 
 def _cause(objective: Objective, batch: Batch, odd: Call, before: dict[str, Any]) -> str:
     """Why a module is unsteady, as far as it can be told."""
 
     def is_steady(seeds: bool) -> bool:
-        made = []
+        outputs = []
         for _ in range(2):
             if seeds:
                 random.seed(0)
                 np.random.seed(0)
-            made.append(passed(objective, batch, 1))
-        return first_to_differ(*made) is None
+            outputs.append(passed(objective, batch, 1))
+        return first_to_differ(*outputs) is None
 
     if not is_steady(seeds=False) and is_steady(seeds=True):
         return "it draws from Python's or NumPy's random numbers; the pipeline seeds torch's"
@@ -93,31 +93,31 @@ def _cause(objective: Objective, batch: Batch, odd: Call, before: dict[str, Any]
 
 
 def kept_in(before: dict[str, Any], module: nn.Module) -> str:
-    kept = ", ".join(f"`{key}`" for key in _changed(before, module))
-    if not kept:
+    names = ", ".join(f"`{key}`" for key in _changed(before, module))
+    if not names:
         return "it draws from a generator of its own, or keeps something from call to call"
-    return f"it keeps {kept} from call to call, outside its parameters and buffers"
+    return f"it keeps {names} from call to call, outside its parameters and buffers"
 
 
 def attributes_of(module: nn.Module) -> dict[str, Any]:
     """What a module keeps besides parameters, buffers and modules, as far as it can be compared."""
-    kept: dict[str, Any] = {}
+    attributes: dict[str, Any] = {}
     for key, value in vars(module).items():
         if key.startswith("_") and key[1:] in ("parameters", "buffers", "modules"):
             continue
         if isinstance(value, bool | int | float | str | None):
-            kept[key] = value
+            attributes[key] = value
         elif isinstance(value, Tensor):
-            kept[key] = value.detach().clone()
+            attributes[key] = value.detach().clone()
         elif isinstance(value, torch.Generator):
-            kept[key] = value.get_state()
+            attributes[key] = value.get_state()
         elif isinstance(value, np.random.Generator):
-            kept[key] = repr(value.bit_generator.state)
+            attributes[key] = repr(value.bit_generator.state)
         elif isinstance(value, random.Random):
-            kept[key] = hash(value.getstate())
+            attributes[key] = hash(value.getstate())
         elif isinstance(value, Sized) and not key.startswith("_"):
-            kept[key] = len(value)
-    return kept
+            attributes[key] = len(value)
+    return attributes
 
 
 def _changed(before: dict[str, Any], module: nn.Module) -> list[str]:

@@ -103,10 +103,10 @@ class Journal:
 
     def _caught_up(self) -> None:
         """All that was done before the failure has been recomputed."""
-        number, self._num_recomputed = self._num_recomputed, 0
-        if not number:
+        num_steps, self._num_recomputed = self._num_recomputed, 0
+        if not num_steps:
             return
-        event: Event = {"step": self.reached, "event": "again", "num_steps": number}
+        event: Event = {"step": self.reached, "event": "again", "num_steps": num_steps}
         if self._compare:
             event["differs"] = self.first_difference
         self.event(event)
@@ -114,8 +114,8 @@ class Journal:
     def flush(self) -> None:
         """What was written is in the file, though not yet on the disk."""
         self._check()
-        place = os.stat(self._path) if self._path.exists() else None
-        if place is None or not os.path.samestat(os.fstat(self._file.fileno()), place):
+        now = os.stat(self._path) if self._path.exists() else None
+        if now is None or not os.path.samestat(os.fstat(self._file.fileno()), now):
             raise RunError(f"{self._path} was replaced or deleted while it was written")
         with named_errors(self._path):
             self._file.write(b"".join(self._lines))

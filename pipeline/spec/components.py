@@ -48,7 +48,7 @@ class Choice(Section):
         if name not in known:
             raise PydanticCustomError(
                 "unknown_name",
-                "no {kind} {found}{nearest} (known: {known}; own ones need --import)",
+                "no {kind} {found}{nearest} (known: {known}; custom ones need --import)",
                 {
                     "kind": cls.registry.kind,
                     "found": repr(name),

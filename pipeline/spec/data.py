@@ -35,7 +35,7 @@ class Section(BaseModel):
         kind = cls.model_fields[info.field_name or ""].annotation
         if isinstance(value, bool) and kind is not bool:
             raise PydanticCustomError(
-                "bool", "true and false are no {kind}", {"kind": "value here"}
+                "bool", "true and false are not a {kind}", {"kind": "value here"}
             )
         return value
 

@@ -144,8 +144,8 @@ def _positional(path: tuple[Any, ...], tree: Any) -> str | None:
     if path[0] not in CHOICES or name not in CHOICES[path[0]].registry.entries:
         return None
     entry = CHOICES[path[0]].registry[name]
-    found = inspect.signature(entry.build).parameters.get(path[-1])
-    is_option = found is not None and found.default is not found.empty
+    parameter = inspect.signature(entry.build).parameters.get(path[-1])
+    is_option = parameter is not None and parameter.default is not parameter.empty
     return f"{name} ({entry.place})" if is_option else None
 
 

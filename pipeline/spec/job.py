@@ -27,7 +27,7 @@ from pipeline.spec.data import Data, Name, Section
 from pipeline.spec.sections import Cache, Checkpoint, Tracking, Training, Workers
 
 OUTSIDE_DIGEST = ("training.skip_nonfinite",)
-"""Keys of the first half that change no step: only whether the run goes on after it."""
+"""Keys of the first half that change no step: only whether the run continues after it."""
 FIRST_HALF = ("data", "model", "loss", "optimizer", "schedule", "training")
 """Keys of what is trained; all others say how it is carried out."""
 
@@ -62,7 +62,7 @@ class JobSpec(Section):
         if "://" in value:
             raise PydanticCustomError(
                 "folder",
-                "{found} is no folder; give one that the workers share, and the object store as "
+                "{found} is not a folder; give one that the workers share, and the object store as "
                 "`checkpoint.copy_to`",
                 {"found": redacted(value)},
             )
@@ -91,7 +91,7 @@ class JobSpec(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> JobSpec:
-        for number, term in enumerate(self.loss):
+        for index, term in enumerate(self.loss):
             wanted = [term.target] if isinstance(term.target, str) else term.target or []
             for column in wanted:
                 if column not in self.data.targets:
@@ -99,7 +99,7 @@ class JobSpec(Section):
                         "unknown_target",
                         "loss.{number}.target: {found} is not in data.target{nearest}",
                         {
-                            "number": number,
+                            "number": index,
                             "found": repr(column),
                             "nearest": nearest(column, self.data.targets),
                         },
@@ -132,7 +132,7 @@ class JobSpec(Section):
     def labels(self) -> list[str]:
         """Name of each term's curve: its label, its loss's name, or loss and target."""
         names = [term.name for term in self.loss]
-        made = [
+        labels_given = [
             term.label
             or (
                 term.name
@@ -141,7 +141,9 @@ class JobSpec(Section):
             )
             for term in self.loss
         ]
-        return [re.sub(r"[^\w .:/-]", "_", label) for label in made]  # as MLflow's keys must be
+        return [
+            re.sub(r"[^\w .:/-]", "_", label) for label in labels_given
+        ]  # as MLflow's keys must be
 
     def dump(self) -> str:
         """YAML that loads back to an equal spec, but for secrets in URIs, which are hidden."""

@@ -122,7 +122,7 @@ def _index(tree: Any, key: str, path: str) -> Any:
     if not isinstance(tree, list):
         return key
     if not key.isdigit() or int(key) >= len(tree):
-        problem = f"{key!r} is no place in a list of {len(tree)}: they are numbered from 0"
+        problem = f"{key!r} is not an index of a list of {len(tree)}: they are numbered from 0"
         raise SpecError(f"--set {path}", [Fault(path, problem)])
     return int(key)
 

@@ -101,7 +101,7 @@ class Workers(Section):
 
 
 class Checkpoint(Section):
-    """How often the state is saved, from which a run goes on after a failure or a resize."""
+    """How often the state is saved, from which a run resumes after a failure or a resize."""
 
     every_steps: Positive | None = None
     """Steps between checkpoints; by time unless given."""

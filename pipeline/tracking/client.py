@@ -148,8 +148,8 @@ class Client:
         from mlflow.entities import Metric
 
         of_model = {"model_id": model_id, "run_id": run_id} if model_id else {}
-        made = [Metric(one.key, one.value, one.time, one.step, **of_model) for one in metrics]
-        self._client.log_batch(run_id, metrics=made)
+        entities = [Metric(one.key, one.value, one.time, one.step, **of_model) for one in metrics]
+        self._client.log_batch(run_id, metrics=entities)
 
     def log_data(self, run_id: str, data: DataFacts) -> None:
         """The rows as input of the run; all statistics in `data.json`."""

@@ -116,8 +116,8 @@ def _data(job: Job) -> DataFacts:
 
 
 def _versions() -> str:
-    found = [f"{package} {version(package)}" for package in PACKAGES]
-    return ", ".join([f"python {platform.python_version()}", *found])
+    versions = [f"{package} {version(package)}" for package in PACKAGES]
+    return ", ".join([f"python {platform.python_version()}", *versions])
 
 
 def _git() -> dict[str, str]:

@@ -33,9 +33,9 @@ class ServedModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     @classmethod
     def load(cls, artifacts: dict[str, str]) -> ServedModel:
         """The model from the files' paths, without MLflow around it."""
-        made = cls()
-        made._read(artifacts)
-        return made
+        model = cls()
+        model._read(artifacts)
+        return model
 
     def _read(self, artifacts: dict[str, str]) -> None:
         folder = Path(artifacts["spec"]).parent / "imports"
@@ -67,14 +67,14 @@ class ServedModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         encoded = encode(self.inputs, pa.table(columns), float_dtype=kind)
         store = in_memory(self.inputs, encoded, len(model_input), kind)
         batch = store.gather(np.arange(len(model_input)))
-        found: dict[str, Any] = {}
+        columns_out: dict[str, Any] = {}
         with torch.inference_mode():
             predictions = self.objective.predict(batch)
-            for number, term in enumerate(self.objective.terms):
-                served = term.served(self.objective.head(number), predictions)
+            for index, term in enumerate(self.objective.terms):
+                served = term.served(self.objective.head(index), predictions)
                 for name, values in term.target.decode(term, served).items():
-                    found[f"{name}_{term.label}" if name in found else name] = values
-        return pd.DataFrame(found, index=model_input.index)
+                    columns_out[f"{name}_{term.label}" if name in columns_out else name] = values
+        return pd.DataFrame(columns_out, index=model_input.index)
 
 
 def _arrow(cells: pd.Series[Any], field: Field) -> Any:

@@ -229,8 +229,8 @@ def main(run: RunDir, is_alone: bool = False) -> int:
     Signals do not end it: `ray job stop` sends them to all processes, and the command that trains
     says when to end. `is_alone` says that there is no such command any more.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_IGN)
     _lower_priority()
     launcher = Record.read(run.record).launcher
     with FileLock(run.uploader_lock):  # an earlier launcher's upload ends first
@@ -318,7 +318,7 @@ def _wait(run: RunDir, seconds: float) -> None:
 
 
 def _ended(run: RunDir, is_alone: bool) -> Ended | None:
-    """How training ended and why, or None while it goes on."""
+    """How training ended and why, or None while it has not."""
     if ended := run.read_ended():
         is_done = ended.state != "finished" and run.is_finished  # after it was stopped
         return Ended(state="finished") if is_done else ended

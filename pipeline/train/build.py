@@ -70,8 +70,10 @@ def model_error(name: str, error: Exception, inputs: Iterable[str], doing: str =
 def build_optimizer(spec: JobSpec, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """The spec's optimizer over those of the parameters that are trained."""
     chosen, trained = spec.optimizer, [p for p in parameters if p.requires_grad]
-    made: torch.optim.Optimizer = registry.optimizers[chosen.name].build(trained, **chosen.options)
-    return made
+    optimizer: torch.optim.Optimizer = registry.optimizers[chosen.name].build(
+        trained, **chosen.options
+    )
+    return optimizer
 
 
 def build_model(

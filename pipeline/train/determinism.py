@@ -21,7 +21,7 @@ from pipeline.train.job import Job
 def fingerprint(spec: JobSpec) -> dict[str, Any]:
     """Software, device and threads, and the order of sums; equal ones give equal bits.
 
-    Without `training.microbatch_size` the number of workers is part of it, and a run that goes on
+    Without `training.microbatch_size` the number of workers is part of it, and a run that resumes
     from a checkpoint agrees with an undisturbed one to rounding only.
     """
     size, device = spec.training.microbatch_size, platform.machine()

@@ -28,8 +28,10 @@ def refuse(
     if comm.num_workers() == 1:
         return
     shared = list(buffers.kept)
-    grown = comm.all_reduce(torch.tensor([not kept for *_, kept in shared], dtype=torch.float64))
-    caches = {name for (name, *_), number in zip(shared, grown.tolist(), strict=True) if number}
+    grown = comm.all_reduce(
+        torch.tensor([not is_kept for *_, is_kept in shared], dtype=torch.float64)
+    )
+    caches = {name for (name, *_), is_grown in zip(shared, grown.tolist(), strict=True) if is_grown}
     known = [(name, value) for name, value, _ in shared if name not in caches]
     state = dict([*known, *_state(objective, optimizer)])
     if not comm.all_agree(torch.tensor([zlib.crc32("\n".join(state).encode())])).all():
@@ -58,10 +60,10 @@ def _state(objective: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[t
     for parameter, values in optimizer.state.items():
         for key, value in values.items():
             yield from _numbers(f"{key} of {names.get(id(parameter), 'a parameter')}", value)
-    for place, group in enumerate(optimizer.param_groups):
+    for index, group in enumerate(optimizer.param_groups):
         for key, value in group.items():
             if key != "params":
-                yield from _numbers(f"the optimizer's {key} (group {place})", value)
+                yield from _numbers(f"the optimizer's {key} (group {index})", value)
 
 
 def _numbers(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
@@ -70,8 +72,8 @@ def _numbers(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
     elif isinstance(value, bool | int | float):
         yield name, torch.tensor(value, dtype=torch.float64)
     elif isinstance(value, list | tuple):
-        for place, item in enumerate(value):
-            yield from _numbers(f"{name}[{place}]", item)
+        for index, item in enumerate(value):
+            yield from _numbers(f"{name}[{index}]", item)
     elif isinstance(value, dict):
         for key, item in value.items():
             yield from _numbers(f"{name}[{key!r}]", item)

@@ -39,7 +39,7 @@ def chosen(terms: list[Term], names: list[str] | None) -> Named:
 
     Raises UsageError for a metric that fits none of the terms.
     """
-    found: Named = {}
+    metrics_by_name: Named = {}
     tasks = [term.target.task(term) for term in terms]
     wanted = {n for task in tasks if task for n in DEFAULTS[task]} if names is None else set(names)
     for name in sorted(wanted):
@@ -54,33 +54,33 @@ def chosen(terms: list[Term], names: list[str] | None) -> Named:
                 f"{NO_TASK if None in tasks else ''}"
             )
         for i in fitting:
-            found[name if len(fitting) == 1 else f"{terms[i].label}/{name}"] = (i, metric)
-    return found
+            metrics_by_name[name if len(fitting) == 1 else f"{terms[i].label}/{name}"] = (i, metric)
+    return metrics_by_name
 
 
 def _built(name: str) -> Metric:
     entry = registry.metrics[name]
     try:
-        made = entry.build()
+        metric = entry.build()
     except TypeError:
-        made = None
-    if not isinstance(made, Metric):
+        metric = None
+    if not isinstance(metric, Metric):
         raise UsageError(
             f"metrics: {name} ({entry.place}) must be a function without arguments that returns a "
             "Metric: sums that add up over rows, and their value"
         )
-    if odd := [task for task in made.tasks if task not in DEFAULTS]:
+    if odd := [task for task in metric.tasks if task not in DEFAULTS]:
         raise UsageError(
             f"metrics: {name} ({entry.place}) is for {odd[0]!r}; tasks are {', '.join(DEFAULTS)}, "
             'given as a tuple: Metric(("values",), ...)'
         )
-    silent = [t for t in made.tasks if t != "values" and made.reading(t) is None]
+    silent = [t for t in metric.tasks if t != "values" and metric.reading(t) is None]
     if silent:
         raise UsageError(
             f"metrics: {name} ({entry.place}) does not say what it reads for {silent[0]}: "
             'Metric(..., reads="labels"), or reads="probabilities"'
         )
-    return made
+    return metric
 
 
 @torch.no_grad()
@@ -95,10 +95,10 @@ def try_metrics(objective: Objective, store: Dataset, metrics: Named, most: int)
     batch = store.gather(np.arange(min(len(store), FEW_ROWS, most)))
     predictions = objective.predict(batch)
     objective.train(was_training)
-    for name, (number, metric) in metrics.items():
+    for name, (index, metric) in metrics.items():
         try:
-            prediction, truth = _comparable(objective, number, metric, predictions, batch)
-            size, half = _num_sums(objective, number, name, metric), len(truth) // 2
+            prediction, truth = _comparable(objective, index, metric, predictions, batch)
+            size, half = _num_sums(objective, index, name, metric), len(truth) // 2
             whole = _added_up(name, metric, prediction, truth, size)
             parts = [
                 _added_up(name, metric, prediction[part], truth[part], size)
@@ -136,29 +136,29 @@ def _added_up(
 ) -> Tensor:
     """A metric's sums over some items: float64 [size]. Raises UsageError for anything else."""
     with noting(f"in metric {name}"):
-        made = metric.sums(prediction, truth)
-    if not isinstance(made, Tensor) or made.dim() != 1:
-        found = f"shape {list(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
+        sums = metric.sums(prediction, truth)
+    if not isinstance(sums, Tensor) or sums.dim() != 1:
+        shape = f"shape {list(sums.shape)}" if isinstance(sums, Tensor) else type(sums).__name__
         advice = "return a vector, as torch.stack([...]) makes of sums"
-        raise UsageError(f"metrics: {_placed(name)} gives sums of {found}: {advice}")
-    if size is not None and made.numel() != size:
+        raise UsageError(f"metrics: {_placed(name)} gives sums of {shape}: {advice}")
+    if size is not None and sums.numel() != size:
         advice = "as many are wanted for any items (bincount needs minlength)"
-        problem = f"gives {made.numel()} sums for {len(truth)} items and {size} for none"
+        problem = f"gives {sums.numel()} sums for {len(truth)} items and {size} for none"
         raise UsageError(f"metrics: {_placed(name)} {problem}: {advice}")
-    return made.double()
+    return sums.double()
 
 
 def _value(name: str, metric: Metric, sums: Tensor) -> float:
     """A metric's value, NaN where it divides by nothing."""
     with noting(f"in metric {name}"):
         try:
-            made: Any = metric.value(sums)
+            value: Any = metric.value(sums)
         except ZeroDivisionError:
             return math.nan
-    if isinstance(made, Tensor) and made.numel() != 1:
-        problem = f"gives a value of shape {list(made.shape)}, where one number is wanted"
+    if isinstance(value, Tensor) and value.numel() != 1:
+        problem = f"gives a value of shape {list(value.shape)}, where one number is wanted"
         raise UsageError(f"metrics: {_placed(name)} {problem}")
-    return float(made)
+    return float(value)
 
 
 @torch.no_grad()  # not inference_mode: a model may keep what it computed, as RoPE caches
@@ -169,16 +169,16 @@ def evaluate(
     batch_size: int,
     metrics: Named,
     device: torch.device,
-    said: list[str] | None = None,
+    notes: list[str] | None = None,
 ) -> dict[str, float | None]:
     """`loss`, `loss/<term>` and each metric over all validation rows; None without any item.
 
     A loss that couples rows is that of each `batch_size` rows, averaged over rows. What the values
-    do not show, such as that one class is predicted for all rows, is appended to `said`.
+    do not show, such as that one class is predicted for all rows, is appended to `notes`.
     """
     was_training = objective.training
     objective.eval()
-    asked, metrics = metrics, metrics | (_tallies(objective.terms) if said is not None else {})
+    asked, metrics = metrics, metrics | (_tallies(objective.terms) if notes is not None else {})
     sizes = [_num_sums(objective, i, name, metric) for name, (i, metric) in metrics.items()]
     num_terms, starts = len(objective.terms), range(0, len(rows), batch_size)
     parts: dict[int, Tensor] = {}
@@ -193,31 +193,31 @@ def evaluate(
     whole = comm.sum_by_index(parts, len(starts), 2 * num_terms + sum(sizes))
     pieces = np.split(whole.numpy(), np.cumsum([num_terms, num_terms, *sizes])[:-1])
     numerators, denominators, *counted = pieces
-    found: dict[str, float | None] = {}
+    results: dict[str, float | None] = {}
     losses = [
         float(n / d) if d > 0 else None for n, d in zip(numerators, denominators, strict=True)
     ]
     if num_terms > 1:
-        found |= {f"loss/{t.label}": v for t, v in zip(objective.terms, losses, strict=True)}
-    found["loss"] = None  # a term without any item would make the sum another one
+        results |= {f"loss/{t.label}": v for t, v in zip(objective.terms, losses, strict=True)}
+    results["loss"] = None  # a term without any item would make the sum another one
     if None not in losses:
         weighted = [
             t.weight * v for t, v in zip(objective.terms, losses, strict=True) if v is not None
         ]
-        found["loss"] = sum(weighted)
-    for (name, (number, metric)), part in zip(metrics.items(), counted, strict=True):
+        results["loss"] = sum(weighted)
+    for (name, (index, metric)), part in zip(metrics.items(), counted, strict=True):
         if name in asked:
-            found[name] = _value(name, metric, torch.from_numpy(part))
-        elif said is not None and (text := _collapsed(objective.terms[number], part)):
-            said.append(text)
-    return found
+            results[name] = _value(name, metric, torch.from_numpy(part))
+        elif notes is not None and (text := _collapsed(objective.terms[index], part)):
+            notes.append(text)
+    return results
 
 
 def _tallies(terms: list[Term]) -> Named:
     """For each term of few classes, how many items are predicted to be, and are, of each."""
     return {
-        f"tally of {term.label}": (number, TALLY)
-        for number, term in enumerate(terms)
+        f"tally of {term.label}": (index, TALLY)
+        for index, term in enumerate(terms)
         if term.target.task(term) in ("classes", "binary")
         and term.targets[0].num_codes <= MOST_CLASSES
     }
@@ -225,9 +225,11 @@ def _tallies(terms: list[Term]) -> Named:
 
 def _tally(prediction: Tensor, truth: Tensor) -> Tensor:
     is_binary = truth.dtype == torch.bool
-    number = 2 if is_binary else prediction.shape[1]
+    num_classes = 2 if is_binary else prediction.shape[1]
     labels = prediction if is_binary else prediction.argmax(1)
-    both = [torch.bincount(each.long().flatten(), minlength=number) for each in (labels, truth)]
+    both = [
+        torch.bincount(each.long().flatten(), minlength=num_classes) for each in (labels, truth)
+    ]
     return torch.cat(both).double()
 
 

@@ -88,7 +88,7 @@ class TrainState:
         others = {n: b for n, b in self.objective.named_buffers() if n not in weights}
         return {
             "weights": to_cpu(weights),
-            "buffers": to_cpu(others),  # which are no part of a state dict
+            "buffers": to_cpu(others),  # which a state dict does not hold
             "optimizer": to_cpu(self.optimizer.state_dict()),
             "num_skipped": self.num_skipped,
             "best": self.best.kept if self.best else None,  # a copy already

@@ -1,7 +1,7 @@
 """Is the promise kept for this job, on this hardware? Its first steps, run in several ways.
 
 The bits of curve, validation and weights must be the same on any number of workers, and when
-workers are killed and the run goes on with another number of them. A plain torch loop, and other
+workers are killed and the run resumes with another number of them. A plain torch loop, and other
 cuts into micro-batches, must give the same curve to rounding; these are run in float64, since an
 optimizer such as Adam can make much of the last bits of a float32. The components are asked one by
 one, too.
@@ -216,8 +216,8 @@ def _legs(job: Job, size: int, counts: list[int], steps: int) -> Iterator[Leg]:
         order = (max(most - 1, 1), max(most - 2, 1), most)
         kills = ((order[0] - 1, first), (0, second))
         title = (
-            f"{_workers(order[0])}, one killed at step {first}, on with {order[1]}, "
-            f"killed at step {second}, on with {order[2]}"
+            f"{_workers(order[0])}, one killed at step {first}, resumed with {order[1]}, "
+            f"killed at step {second}, resumed with {order[2]}"
         )
         yield Leg(title, "bits", size, order, kills)
 

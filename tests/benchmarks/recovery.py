@@ -3,7 +3,7 @@
 Checkpoints: for a small model and one of 50 million parameters, the milliseconds for which `save`
 keeps the step waiting (the copy), those that the thread then writes beside it, and the copy as a
 share of a step's time. Recovery: three Ray workers of which one is killed; seconds from the last
-step before to the first new one after, and steps computed again. Goodput: three workers for some
+step before to the first new one after, and steps recomputed. Goodput: three workers for some
 minutes, of which one is killed every 60 seconds; the share of the time that went into steps that
 count, of the length that steps of this run have.
 """
@@ -74,7 +74,7 @@ def stall(width: int, batch_size: int, rounds: int) -> tuple[float, float, float
 
 
 def recovery() -> tuple[float, int]:
-    """Seconds without a new step, and steps computed again, after the death of a worker."""
+    """Seconds without a new step, and steps recomputed, after the death of a worker."""
     fit = ray_trainer.fit
 
     def with_a_kill(told: Assignment) -> None:
@@ -110,7 +110,7 @@ class Killer(threading.Thread):
 
 
 def goodput() -> tuple[float, int, float, float]:
-    """Share of the time, number of kills, steps computed again by each, and seconds in all."""
+    """Share of the time, number of kills, steps recomputed by each, and seconds in all."""
     generator = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -1,8 +1,8 @@
-"""Every state of the disk that a power cut can leave is one that a run goes on from.
+"""Every state of the disk that a power cut can leave is one that a run resumes from.
 
 The file operations of an undisturbed run are remembered: journal, checkpoints, lease, weights. What
 each prefix of them would leave on a disk is laid out, with everything, or only what was flushed, or
-with last writes torn; the run goes on from there, and ends as three workers undisturbed do.
+with last writes torn; the run resumes from there, and ends as three workers undisturbed do.
 """
 
 from __future__ import annotations

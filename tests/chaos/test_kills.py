@@ -157,7 +157,7 @@ def test_a_clock_that_jumps_changes_nothing(whole: Case) -> None:
 
 
 def test_steps_that_are_left_out_are_the_same_on_any_workers(whole: Case) -> None:
-    """A row whose loss is infinite: its steps are left out, also when they are computed again."""
+    """A row whose loss is infinite: its steps are skipped, also when they are recomputed."""
     base, _, _ = whole
     tree = harness.spec_of(harness.fresh(base / "odd"), skip_nonfinite=20, best_by=None)
     path = base / "odd" / "rows.parquet"

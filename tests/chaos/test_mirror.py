@@ -1,4 +1,4 @@
-"""A run's copy in an object store: a machine that has nothing of the run goes on from there."""
+"""A run's copy in an object store: a machine that has nothing of the run resumes from there."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_a_damaged_backup_is_skipped(
 def test_the_copy_follows_a_run_that_passed_checkpoints_over(
     whole: Case, server: s3.Server
 ) -> None:
-    """Its curve was damaged before them: what is computed again is copied, old ones are not."""
+    """Its curve was damaged before them: what is recomputed is copied, old ones are not."""
     base, tree, reference = whole
     tree = copying(tree, server.uri("rows/copies"))
     place = harness.fresh(base / "passed-1")

@@ -1,4 +1,4 @@
-"""Told to end at any moment: no step is lost, and the run goes on with the same bits."""
+"""Told to end at any moment: no step is lost, and the run resumes with the same bits."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def test_other_rows_or_another_reading_of_them_are_converted_apart(made: Any) ->
     [pytest.param(200, marks=(pytest.mark.chaos, pytest.mark.timeout(3600)), id="all"),
      pytest.param(12, id="some")],
 )  # fmt: skip
-def test_damage_anywhere_is_noticed_and_mended(made: Any, how: str, times: int) -> None:
+def test_damage_anywhere_is_noticed_and_repaired(made: Any, how: str, times: int) -> None:
     """Bits flipped and files cut at random places, in every kind of file that is kept."""
     first, chance = read(made), random.Random(0)
     files = [p for p in entry(made).rglob("*") if p.is_file() and p.name not in ("read", "used")]
@@ -105,7 +105,7 @@ def test_damage_anywhere_is_noticed_and_mended(made: Any, how: str, times: int) 
             assert path.read_bytes() == whole or path.name == "manifest.json"
 
 
-def test_a_file_that_is_missing_is_noticed_and_mended(made: Any) -> None:
+def test_a_file_that_is_missing_is_noticed_and_repaired(made: Any) -> None:
     first = read(made)
     (entry(made) / "train" / "records.npy").unlink()
     assert same(read(made), first)
@@ -157,7 +157,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(
     with pytest.raises(DataError, match=r"no room.*cache clear"):
         read(made)
     folder = Path(made[2].folder)
-    assert [path.name for path in folder.iterdir() if path.is_dir()] == []
+    assert [path for path in folder.glob("[!.]*") if path.is_dir()] == []
 
 
 def test_what_was_not_used_for_longest_makes_room(made: Any) -> None:

@@ -186,7 +186,7 @@ def test_other_rows_with_the_same_size_and_time_are_noticed(tmp_path: Path) -> N
 
 def test_trust_in_an_entry_is_not_renewed_by_trusting_it(tmp_path: Path) -> None:
     rows(tmp_path, xy([1.0, 2.0]))
-    (entry,) = [p for p in (tmp_path / "c").iterdir() if p.is_dir()]
+    (entry,) = [p for p in (tmp_path / "c").iterdir() if not p.name.startswith(".")]
     os.utime(entry / "read", (1.0, 1.0))
     data = Data(train="rows.parquet", target="y", scale="none")
     where = Cache(folder=str(tmp_path / "c"))
@@ -196,10 +196,10 @@ def test_trust_in_an_entry_is_not_renewed_by_trusting_it(tmp_path: Path) -> None
 
 def test_room_is_not_made_from_what_another_process_uses(tmp_path: Path) -> None:
     rows(tmp_path, xy([1.0, 2.0]))
-    (name,) = [p.name for p in (tmp_path / "c").iterdir() if p.is_dir()]
+    (name,) = [p.name for p in (tmp_path / "c").iterdir() if not p.name.startswith(".")]
     left = tmp_path / "c" / f".{name}.4242"
     left.mkdir()
-    with (tmp_path / "c" / f"{name}.lock").open("a") as held:
+    with (tmp_path / "c" / ".locks" / f"{name}.lock").open("a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         cache._make_room(tmp_path / "c", 0, "another")
         assert (tmp_path / "c" / name).exists()

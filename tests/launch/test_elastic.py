@@ -124,7 +124,7 @@ def test_a_cluster_that_grows_and_shrinks_changes_no_bit(
     brake.unlink()
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
-    assert "going on from step" in err
+    assert "resuming from step" in err
     result = json.loads(out.splitlines()[-1])
     assert result["curve_sha256"] == alone.curve_sha256
     assert result["weights_sha256"] == alone.weights_sha256

@@ -57,7 +57,7 @@ def test_a_run_whose_workers_are_killed_ends_with_the_same_bits_recorded_once(
     assert [(m.step, m.value) for m in history] == list(enumerate(killed.losses, start=1))
     assert client.get_run(killed.run_id).data.tags["pipeline.workers"] == "3, 3, 3"
     err = capsys.readouterr().err
-    assert "going on from step 20 with 3 workers (attempt 2)" in err
+    assert "resuming from step 20 with 3 workers (attempt 2)" in err
     assert "A worker died" not in err, "Ray's own words are long and say less"
 
 

@@ -189,7 +189,7 @@ def test_a_second_command_that_is_stopped_early_names_the_newest_checkpoint(job:
     assert code == 130
     saved = sorted(int(p.name[5:]) for p in (folder / "checkpoints").glob("step-*"))
     assert f"after step {saved[-1]}" in err
-    assert "computed again" in err, "and how many steps"
+    assert "recomputed" in err, "and how many steps"
 
 
 def test_a_signal_after_the_last_step_does_not_undo_the_run(
@@ -296,7 +296,7 @@ def test_a_finished_run_says_so_and_fresh_starts_anew(job: Write, command: Comma
     assert json.loads(changed.splitlines()[-1])["storage"].endswith("small-3")
 
 
-def test_an_unfinished_run_is_not_gone_on_with_as_another_job(job: Write, command: Command) -> None:
+def test_an_unfinished_run_is_not_resumed_as_another_job(job: Write, command: Command) -> None:
     path = job(LONG)
     process = started(path)
     until_step(path, 200, process)

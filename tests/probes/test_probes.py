@@ -120,7 +120,7 @@ def asked(middle: nn.Module, precision: torch.dtype = torch.float32, times: int 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", HONEST)
-def test_honest_modules_are_left_in_peace(name: str, precision: torch.dtype) -> None:
+def test_modules_that_keep_the_promise_are_not_named(name: str, precision: torch.dtype) -> None:
     assert asked(HONEST[name], precision) == []
 
 
@@ -209,7 +209,7 @@ def test_a_fault_that_is_weak_late_or_in_the_gradient_is_named_with_its_cause(na
         assert text in found
 
 
-def test_hooks_that_act_on_any_part_alike_are_left_in_peace() -> None:
+def test_hooks_that_act_on_any_part_alike_are_not_named() -> None:
     for hook in (lambda g: 2 * g, lambda g: g * (torch.arange(WIDTH) % 2)):
         assert asked(Hooked(hook)) == []
 
@@ -250,7 +250,7 @@ class Larger(nn.Module):
 
 
 @pytest.mark.parametrize("middle", [Bag(), RowClip()], ids=lambda m: type(m).__name__)
-def test_what_gives_and_learns_each_row_by_itself_is_left_in_peace(middle: nn.Module) -> None:
+def test_a_module_whose_rows_are_independent_is_not_named(middle: nn.Module) -> None:
     assert asked(middle) == []
 
 
@@ -285,7 +285,7 @@ class Noisy(torch.optim.SGD):
 @pytest.mark.parametrize(
     ("build", "expected"),
     [
-        (Momentum, ["goes on differently from its state_dict", "`momenta`"]),
+        (Momentum, ["continues differently from its state_dict", "`momenta`"]),
         (Noisy, ["moves weights differently for the same gradients", "elsewhere than torch"]),
     ],
 )
@@ -296,6 +296,6 @@ def test_an_optimizer_is_named_with_its_cause(build: Any, expected: list[str]) -
 
 
 @pytest.mark.parametrize("name", built_in("optimizers"))
-def test_torchs_own_optimizers_are_left_in_peace(name: str) -> None:
+def test_torchs_own_optimizers_are_not_named(name: str) -> None:
     build = registry.optimizers[name].build
     assert unfaithful(name, build, [nn.Parameter(torch.ones(3, 3))]) == []

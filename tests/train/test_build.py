@@ -27,7 +27,8 @@ class LearnedDistance(nn.Module):
         self.layer = nn.Linear(1, 4)
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return self.layer((prediction - target)[:, None]).square().mean(1) + 0.1
+        distances: Tensor = self.layer((prediction - target)[:, None])
+        return distances.square().mean(1) + 0.1
 
 
 SPEC: dict[str, Any] = {

@@ -80,7 +80,7 @@ class Reading:
     """Only amounts are scaled."""
     ignored: int | None = None
     is_declared: bool = True
-    """Whether the losses say what they read; else a column of 0 and 1 only is no amount."""
+    """Whether the losses say what they read; else a column of 0 and 1 only is not an amount."""
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ class Field(ABC):
         if self.fill is None:
             refuse_rows(missing(column), "missing values", "fill them in first")
         what = "NaN, infinity or a missing item"
-        refuse_rows(unreadable(column), what, "mend or drop them first")
+        refuse_rows(unreadable(column), what, "correct or drop them first")
 
     @abstractmethod
     def encode(self, column: Any, dtype: np.dtype[Any]) -> Encoded:
@@ -225,7 +225,7 @@ class Field(ABC):
 
         Raises ColumnError for a row that cannot be decoded.
         """
-        raise NotImplementedError(f"columns of {self.kind} are no lists")
+        raise NotImplementedError(f"columns of {self.kind} are not lists")
 
     def numbers(self, column: Tensor) -> Tensor:
         """An encoded column as the numbers it stands for, if its values are numbers."""

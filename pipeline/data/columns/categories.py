@@ -39,7 +39,7 @@ class Category(Field):
     vocabulary: tuple[Any, ...] | None = None
     counts: tuple[int, ...] | None = None
     ignored: int | None = None
-    """A raw class number that marks items to skip; encoded as IGNORED, it is no class."""
+    """A raw class number that marks items to skip; encoded as IGNORED, it is not a class."""
     has_missing: bool = False
     """Whether missing is a category of its own, the last one."""
 
@@ -106,7 +106,7 @@ class Labels(Field):
 
     num_classes: int = 0
     ignored: int | None = None
-    """A raw class number that marks items to skip; encoded as IGNORED, it is no class."""
+    """A raw class number that marks items to skip; encoded as IGNORED, it is not a class."""
 
     kind: ClassVar[str] = "labels"
 
@@ -153,7 +153,7 @@ class Distinct:
         self.counts: Counter[Any] = Counter()
 
     def add(self, values: Any) -> None:
-        """Take in some values. Raises ColumnError for those that are no classes, or too many."""
+        """Take in some values. Raises ColumnError for those that are not classes, or too many."""
         types = pa.types
         if not (types.is_integer(values.type) or is_name(values.type)):
             problem = f"is {values.type}, but is read as classes"

@@ -59,7 +59,7 @@ class Image(Field):
         return batch
 
     def decode(self, content: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """One image [*shape]. Raises ValueError for bytes that are no image."""
+        """One image [*shape]. Raises ValueError for bytes that are not an image."""
         from PIL import Image as Pillow
 
         is_grey = len(self.shape) == 2

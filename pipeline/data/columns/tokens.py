@@ -34,7 +34,7 @@ class Tokens(Field):
     vocabulary: tuple[Any, ...] | None = None
     """Of tokens that are text; None for class numbers."""
     ignored: int | None = None
-    """A raw class number that marks items to skip; encoded as IGNORED, it is no class."""
+    """A raw class number that marks items to skip; encoded as IGNORED, it is not a class."""
 
     kind: ClassVar[str] = "tokens"
     is_list: ClassVar[bool] = True
@@ -112,8 +112,8 @@ class WordStatistics(Statistics):
 
     def fit(self) -> Field:
         words = self.distinct.sorted_without(self.field.ignored)
-        number = len(words) + (0 if self.field.is_target else 1)
-        return replace(self.field, vocabulary=words, num_classes=number)
+        num_classes = len(words) + (0 if self.field.is_target else 1)
+        return replace(self.field, vocabulary=words, num_classes=num_classes)
 
     def profile(self) -> Profile:
         return self.distinct.profile()

@@ -84,8 +84,8 @@ def unscaled(fields: Sequence[Field], values: Tensor, centered: bool = False) ->
     """Values in the unit of the target columns, float64; `centered`, less their training mean."""
 
     def stacked(amounts: list[Any]) -> Tensor:
-        made = values.new_tensor(amounts, dtype=torch.float64)
-        return made[0] if len(amounts) == 1 else made
+        tensor = values.new_tensor(amounts, dtype=torch.float64)
+        return tensor[0] if len(amounts) == 1 else tensor
 
     mean = stacked([field.mean for field in fields])
     if centered:

@@ -57,9 +57,9 @@ class Classes(Vocabulary):
     def compared(
         self, term: Term, served: Tensor, truth: Tensor, reads: Reads | None, centered: bool
     ) -> tuple[Tensor, Tensor]:
-        kept = truth != IGNORED
-        served = served.movedim(1, -1)[kept]
-        return served.argmax(1) if reads == "labels" else served, truth[kept]
+        is_counted = truth != IGNORED
+        served = served.movedim(1, -1)[is_counted]
+        return served.argmax(1) if reads == "labels" else served, truth[is_counted]
 
     def nothing(self, term: Term, width: int, reads: Reads | None) -> tuple[Tensor, Tensor]:
         numbers = torch.zeros(0, dtype=torch.int64)
