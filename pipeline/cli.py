@@ -15,7 +15,7 @@ import click
 
 from pipeline import plugins, render, spec
 from pipeline.errors import PipelineError, RunError, StoppedError, UnrecordedError, UsageError
-from pipeline.redact import redacted
+from pipeline.redact import redact
 from pipeline.registry import REGISTRIES
 
 STARTED = time.time()
@@ -91,7 +91,7 @@ def run(
             fresh=fresh, say=_say(as_json), live=_live, started=STARTED,
         )  # fmt: skip
     except UnrecordedError as error:
-        click.echo(f"error: {redacted(str(error))}", err=True)
+        click.echo(f"error: {redact(str(error))}", err=True)
         finish(error.result)
         sys.exit(error.exit_code)
     for line in render.result_lines(result):
@@ -218,10 +218,10 @@ def schema(imports: tuple[str, ...], markdown: bool) -> None:
 @click.argument("folder", type=click.Path(exists=True, file_okay=False))
 def sync(folder: str) -> None:
     """Finish the MLflow record of a run's folder, after the server was down."""
-    from pipeline.launch.signals import noted
+    from pipeline.launch.signals import collect_signals
     from pipeline.tracking import process
 
-    with noted() as signals:
+    with collect_signals() as signals:
         recorded = process.finish(folder, signals)
     click.echo(f"mlflow run {recorded.run_id} in {recorded.tracking_uri} has the whole record")
 
@@ -292,7 +292,7 @@ def _end(error: PipelineError) -> NoReturn:
     """Say what went wrong, and end with its exit code."""
     from pipeline.launch.signals import is_left_behind, let_go_of_output
 
-    text = redacted("\n  ".join([str(error), *getattr(error, "__notes__", [])]))
+    text = redact("\n  ".join([str(error), *getattr(error, "__notes__", [])]))
     try:
         click.echo(text if isinstance(error, StoppedError) else f"error: {text}", err=True)
         if "--json" in sys.argv:

@@ -45,7 +45,7 @@ def _load(name: str) -> str:
     sys.path.insert(0, str(folder))  # before copies that a loaded model has brought along
     try:
         loaded = importlib.import_module(module)
-        written = _written(loaded)
+        written = _write_time(loaded)
         if _seen.setdefault(module, written) != written:  # edited since, in a notebook's process
             importlib.reload(loaded)
             _seen[module] = written
@@ -67,7 +67,7 @@ def _same(one: Path, other: Path) -> bool:
     )
 
 
-def _written(module: ModuleType) -> float:
+def _write_time(module: ModuleType) -> float:
     return Path(module.__file__).stat().st_mtime if module.__file__ else 0.0
 
 
@@ -139,7 +139,7 @@ def _sources(modules: list[str]) -> list[Path]:
     left = [source for source in sources if "site-packages" not in source.parts]
     while left:
         source = left.pop()
-        for name in _imported(source):
+        for name in _imports_of(source):
             sibling = _beside(source.parent, name)
             if sibling is not None and sibling not in sources:
                 sources.add(sibling)
@@ -155,7 +155,7 @@ def _files(source: Path) -> list[Path]:
     return [p for p in paths if not any(q.startswith(".") for q in p.relative_to(source).parts)]
 
 
-def _imported(source: Path) -> set[str]:
+def _imports_of(source: Path) -> set[str]:
     """First parts of all names that a module's source imports, anywhere in it."""
     names = set()
     for path in _files(source):

@@ -20,7 +20,7 @@ SHORTEST = 4
 OPTION = re.compile(r"([?&;#])([^?&;#=]*)=([^?&;#]*)")
 
 
-def redacted(text: str, uri: str = "") -> str:
+def redact(text: str, uri: str = "") -> str:
     """The text with users, passwords and keys in its URIs hidden, and rather too much than less.
 
     Those of `uri` are hidden wherever they stand: some errors tell parts of an address.
@@ -53,12 +53,12 @@ def _option(match: re.Match[str]) -> str:
     return f"{mark}{key}={HIDDEN}"
 
 
-def redacted_tree(value: Any) -> Any:
+def redact_tree(value: Any) -> Any:
     """The same of all texts in lists and mappings."""
     if isinstance(value, str):
-        return redacted(value)
+        return redact(value)
     if isinstance(value, list | tuple):
-        return [redacted_tree(item) for item in value]
+        return [redact_tree(item) for item in value]
     if isinstance(value, dict):
-        return {key: redacted_tree(item) for key, item in value.items()}
+        return {key: redact_tree(item) for key, item in value.items()}
     return value

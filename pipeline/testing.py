@@ -71,7 +71,7 @@ def check_loss(name: str, *arguments: Tensor, **options: Any) -> None:
         return
     items = loss.items(*doubles)
     _check_items(name, items, doubles[0], targets)
-    denominator = loss.denominator or _counted(items, doubles[0])
+    denominator = loss.denominator or _count(items, doubles[0])
     _check_parts(name, loss, denominator, predictions, targets)
     _check_gradient(name, loss, predictions, targets)
 
@@ -104,7 +104,7 @@ def _check_whole(name: str, loss: Loss, predictions: list[Tensor], targets: list
         raise ContractError(name, "depends on the order of the rows", "do not index by position")
 
 
-def _counted(items: Tensor, prediction: Tensor) -> Any:
+def _count(items: Tensor, prediction: Tensor) -> Any:
     return rows if items.numel() == len(prediction) else elements
 
 
@@ -209,7 +209,7 @@ def check_model(
         for parameter in one.parameters():
             parameter.add_(torch.randn_like(parameter))
     other.load_state_dict(one.state_dict())
-    if not _same(_predicted(one, batch), _predicted(other, batch)):
+    if not _same(_predict(one, batch), _predict(other, batch)):
         refuse("its state is more than its state_dict", "keep it in parameters and buffers")
 
 
@@ -220,7 +220,7 @@ def _column(values: Any) -> Any:
     return values
 
 
-def _predicted(objective: Objective, batch: Batch) -> dict[str, Tensor]:
+def _predict(objective: Objective, batch: Batch) -> dict[str, Tensor]:
     objective.eval()
     with torch.no_grad():
         return objective.predict(batch)
@@ -230,7 +230,7 @@ def _check_outputs(
     objective: Objective, batch: Batch, sizes: dict[str, int | None], refuse: Any
 ) -> None:
     """Names and shapes of the outputs, of all rows, of none and in another order; gradients."""
-    predictions = _predicted(objective, batch)
+    predictions = _predict(objective, batch)
     if missing := sorted(set(sizes) - set(predictions)):
         known = ", ".join(predictions)
         refuse(f"gives no output {missing[0]!r}, only {known}", "return it by name")
@@ -241,11 +241,11 @@ def _check_outputs(
         if not bool(torch.isfinite(prediction).all()):
             refuse(f"output {name!r} is not finite", "check logarithms and divisions")
     turned = torch.arange(num_rows(batch)).flip(0)
-    again = _predicted(objective, select(batch, turned))
+    again = _predict(objective, select(batch, turned))
     if not _same(again, {name: value[turned] for name, value in predictions.items()}):
         refuse("its outputs depend on the order of the rows", "do not index by position")
     try:
-        nothing = _predicted(objective, select(batch, turned[:0]))
+        nothing = _predict(objective, select(batch, turned[:0]))
     except Exception as error:  # a custom model can fail in any way
         refuse(f"fails on no rows: {error}", "let its operations take empty batches")
     else:

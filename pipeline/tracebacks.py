@@ -43,7 +43,7 @@ def _place(frame: traceback.FrameSummary) -> str:
     return f"{Path(copied_from[known[0]], inside)}:{frame.lineno}"
 
 
-def described(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
     """Type and text of an error in one line, with the user's line that it comes from."""
     own = own_frames(error)
     at = f" ({_place(own[-1])})" if own else ""

@@ -20,7 +20,7 @@ from pipeline.losses.terms import bind
 from pipeline.metrics import Metric
 from pipeline.spec import load
 from pipeline.train.best import Best
-from pipeline.train.evaluate import chosen, evaluate
+from pipeline.train.evaluate import choose_metrics, evaluate
 from pipeline.train.job import prepare
 from tests.conftest import JOBS, built_in
 from tests.processes import on_workers
@@ -92,10 +92,10 @@ def test_best_by_asks_an_own_metric_which_way_is_better() -> None:
         pipeline.metrics.register(f"t_way_{lower}")(lambda lower=lower: own(lower))
     terms = bind(load(JOBS / "diabetes.yaml"), prepare(load(JOBS / "diabetes.yaml"), JOBS).fields)
     for lower in (True, False):
-        named = chosen(terms, [f"t_way_{lower}"])
+        named = choose_metrics(terms, [f"t_way_{lower}"])
         assert Best(f"t_way_{lower}", terms, named).lower_is_better is lower
     with pytest.raises(UsageError, match="which way is better: Metric"):
-        Best("t_way_None", terms, chosen(terms, ["t_way_None"]))
+        Best("t_way_None", terms, choose_metrics(terms, ["t_way_None"]))
     for name in built_in("metrics"):
         assert registry.metrics[name].build().lower_is_better == (name in ("rmse", "mae"))
 
@@ -111,7 +111,7 @@ def test_a_metric_that_divides_by_nothing_has_no_value() -> None:
     check(job)
     bound = job.objective()
     assert job.validation is not None
-    named = chosen(bound.terms, job.spec.metrics)
+    named = choose_metrics(bound.terms, job.spec.metrics)
     found = evaluate(bound, job.validation, np.arange(9), 4, named, torch.device("cpu"))
     assert found["t_nothing"] is not None
     assert np.isnan(found["t_nothing"])
@@ -130,7 +130,7 @@ def test_a_model_that_draws_in_evaluation_draws_the_same_whoever_evaluates() -> 
     found = []
     for seed in (1, 2):  # as generators of workers stand anywhere
         torch.manual_seed(seed)
-        metrics = chosen(bound.terms, None)
+        metrics = choose_metrics(bound.terms, None)
         cpu = torch.device("cpu")
         found.append(evaluate(bound, job.validation, np.arange(11), 4, metrics, cpu))
     assert found[0] == found[1]
@@ -142,7 +142,7 @@ def evaluated(name: str, rank: int, num: int) -> dict[str, float | None]:
     bound = job.objective()
     assert job.validation is not None
     rows: Rows = np.arange(11)  # in batches of 4: three batches, so five workers leave two idle
-    metrics = chosen(bound.terms, spec.metrics)
+    metrics = choose_metrics(bound.terms, spec.metrics)
     return evaluate(bound, job.validation, rows, 4, metrics, torch.device("cpu"))
 
 
@@ -185,7 +185,7 @@ def test_an_own_metric_reads_probabilities_if_it_says_so() -> None:
     bound = made.objective()
     rows = np.arange(made.num_rows)
     found = evaluate(
-        bound, made.train, rows, 50, chosen(bound.terms, ["t_auc"]), torch.device("cpu")
+        bound, made.train, rows, 50, choose_metrics(bound.terms, ["t_auc"]), torch.device("cpu")
     )
     batch = made.train.gather(rows)
     with torch.no_grad():
@@ -199,4 +199,4 @@ def test_an_own_metric_that_does_not_say_what_it_reads_is_refused() -> None:
     made = prepare(load(JOBS / "breast_cancer.yaml"), JOBS)
     bound = made.objective()
     with pytest.raises(UsageError, match=r'does not say what it reads .* reads="labels"'):
-        chosen(bound.terms, ["t_silent"])
+        choose_metrics(bound.terms, ["t_silent"])

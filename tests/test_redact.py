@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.redact import redacted
+from pipeline.redact import redact
 
 SECRETS = (
     "http://me:SECRET@host:5000/path", "http://me:a'SECRET@host", 'http://me:a"b/SECRET@host',
@@ -17,7 +17,7 @@ SECRETS = (
 @pytest.mark.parametrize("uri", SECRETS)
 def test_nothing_of_a_secret_is_left(uri: str) -> None:
     for text in (uri, f"{uri}: no such file", f"['{uri}', 'b']", f'{{"uri": "{uri}"}} and more'):
-        found = redacted(text)
+        found = redact(text)
         assert "SECRET" not in found
         assert "***" in found
 
@@ -31,4 +31,4 @@ def test_nothing_of_a_secret_is_left(uri: str) -> None:
     ],
 )  # fmt: skip
 def test_what_is_no_secret_stays(text: str) -> None:
-    assert redacted(text) == text
+    assert redact(text) == text

@@ -37,7 +37,7 @@ def check_batch(objective: Objective, batch: Batch) -> list[Notice]:
     objective.eval()
     columns = {name: column for name, column in batch.items() if isinstance(column, Tensor)}
     with torch.no_grad():
-        if written := _written(columns, lambda: objective.predict(batch)):
+        if written := _find_written(columns, lambda: objective.predict(batch)):
             raise UsageError(
                 f"model {type(objective.model).__name__}: writes into the column {written!r} of "
                 "its batch, which is read again: compute a new tensor"
@@ -65,7 +65,7 @@ def _check_left_alone(objective: Objective, index: int, arguments: list[object])
     names = [*term.outputs, *(field.name for field in term.targets)]
     tensors = {n: a for n, a in zip(names, arguments, strict=False) if isinstance(a, Tensor)}
     with torch.no_grad():
-        written = _written(tensors, partial(objective.computed, index, arguments))
+        written = _find_written(tensors, partial(objective.computed, index, arguments))
     if written:
         raise ContractError(
             term.label,
@@ -74,7 +74,7 @@ def _check_left_alone(objective: Objective, index: int, arguments: list[object])
         )
 
 
-def _written(tensors: dict[str, Tensor], call: Callable[[], object]) -> str | None:
+def _find_written(tensors: dict[str, Tensor], call: Callable[[], object]) -> str | None:
     """The name of a tensor that the call writes into."""
     before = {name: tensor._version for name, tensor in tensors.items()}
     call()

@@ -17,10 +17,10 @@ from pipeline.losses.objective import Objective
 from pipeline.losses.terms import check_targets
 from pipeline.probes.buffers import changing_buffers
 from pipeline.probes.steadiness import rewritten
-from pipeline.tracebacks import described
+from pipeline.tracebacks import describe
 from pipeline.train.best import Best
 from pipeline.train.build import build_optimizer, model_error
-from pipeline.train.evaluate import chosen, try_metrics
+from pipeline.train.evaluate import choose_metrics, try_metrics
 from pipeline.train.job import Job
 
 
@@ -31,7 +31,7 @@ def check(job: Job) -> list[Notice]:
     for rows in (job.train, job.validation):
         for batch in rows.parts(targets) if rows is not None and targets else ():
             check_targets(bound.terms, batch)
-    metrics = chosen(bound.terms, job.spec.metrics)
+    metrics = choose_metrics(bound.terms, job.spec.metrics)
     try:
         notices = check_batch(bound, trial)
         if job.validation:
@@ -46,13 +46,13 @@ def check(job: Job) -> list[Notice]:
         Best(job.spec.training.best_by, bound.terms, metrics)
     notices += _rewriting(job, bound, trial)
     changing = changing_buffers(bound, trial)
-    notices += [_averaged(bound, name) for name, adds_up in changing.items() if not adds_up]
+    notices += [_averaging_notice(bound, name) for name, adds_up in changing.items() if not adds_up]
     _try_smallest(job, bound, trial)
     _try_step(job, bound, trial)
     return notices + unusual(job, bound.terms, trial)
 
 
-def _averaged(bound: Objective, name: str) -> Notice:
+def _averaging_notice(bound: Objective, name: str) -> Notice:
     is_mean = bound.get_buffer(name).is_floating_point() or bound.get_buffer(name).is_complex()
     taken = "the mean" if is_mean else "the largest"
     text = (
@@ -97,7 +97,7 @@ def _try_smallest(job: Job, bound: Objective, trial: Batch) -> None:
     except Exception as error:
         raise UsageError(
             f"model {job.spec.model.name}: fails on {size} row{'s' if size > 1 else ''}, which the "
-            f"smallest micro-batch of an epoch has: {described(error)}\n  {job.num_rows} rows, "
+            f"smallest micro-batch of an epoch has: {describe(error)}\n  {job.num_rows} rows, "
             f"training.batch_size {settings.batch_size}, microbatch_size "
             f"{settings.microbatch_size}, up to {most} workers: change one of them, or BatchNorm "
             "to GroupNorm or LayerNorm"
@@ -128,9 +128,7 @@ def _try_step(job: Job, bound: Objective, trial: Batch) -> None:
     except InputError:
         raise
     except Exception as error:  # a user's optimizer can fail in any way
-        raise UsageError(
-            f"optimizer {name}: fails in its first step: {described(error)}"
-        ) from error
+        raise UsageError(f"optimizer {name}: fails in its first step: {describe(error)}") from error
 
 
 def _is_reentrant(result: torch.Tensor) -> bool:

@@ -139,14 +139,14 @@ def select(batch: Batch, rows: Tensor) -> Batch:
     return _each(batch, lambda tensor: tensor[rows])
 
 
-def moved(batch: Batch, device: torch.device) -> Batch:
+def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch on `device`."""
     if device.type == "cpu":  # where batches are made
         return batch
     return _each(batch, lambda tensor: tensor.to(device, non_blocking=True))
 
 
-def in_double(batch: Batch) -> Batch:
+def to_float64(batch: Batch) -> Batch:
     """The batch with its fractions in float64."""
     return _each(batch, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
 

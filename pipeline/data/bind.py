@@ -41,15 +41,15 @@ def bind(
     """
     types = {field.name: field.type for field in source.schema}
     binders: dict[str, Callable[[], Statistics]] = {
-        name: partial(_input, data, name, types[name], base, source) for name in source.inputs
+        name: partial(_bind_input, data, name, types[name], base, source) for name in source.inputs
     }
     for name in data.targets:
         stored = data.shift.get(name, name)
         reading = readings.get(name, Reading())
-        binders[name] = partial(_target, data, name, stored, reading, types[stored], source)
+        binders[name] = partial(_bind_target, data, name, stored, reading, types[stored], source)
     if data.sample_weight is not None:
         name = data.sample_weight.column
-        binders[name] = partial(_weight, data, name, types[name], source)
+        binders[name] = partial(_bind_weight, data, name, types[name], source)
     bound: dict[str, Statistics] = {}
     faults = []
     for name, binder in binders.items():
@@ -62,7 +62,7 @@ def bind(
         block = next(source.blocks(), None)
         if block is None:
             raise DataError(f"{source.key}: no rows in {source.shown}")
-        kept_rows(data, source, unfitted(bound), block, odd)
+        kept_rows(data, source, unfitted_fields(bound), block, odd)
         raise DataError("\n  ".join(dict.fromkeys([*faults, *odd.lines])))
     return bound
 
@@ -71,7 +71,7 @@ def fit_table(data: Data, table: pa.Table, readings: Mapping[str, Reading]) -> l
     """Fields of a table in memory, all of whose rows are for training."""
     source = in_memory(data, table)
     bound, odd = bind(data, source, readings, Path()), OddRows()
-    fields = unfitted(bound)
+    fields = unfitted_fields(bound)
     for block in source.blocks():
         kept_rows(data, source, fields, block, odd)
         odd.refuse()
@@ -88,16 +88,16 @@ def fit(data: Data, name: str, statistics: Statistics, source: Source) -> Field:
         return statistics.fit()
 
 
-def unfitted(bound: Mapping[str, Statistics]) -> dict[str, Field]:
+def unfitted_fields(bound: Mapping[str, Statistics]) -> dict[str, Field]:
     """The fields as they are before they have seen a row."""
     return {name: statistics.field for name, statistics in bound.items()}
 
 
-def _input(
+def _bind_input(
     data: Data, name: str, arrow_type: pa.DataType, base: Path, source: Source
 ) -> Statistics:
     where = source.where(name)
-    field = _named_input(data, name, arrow_type, base) or of_type(name, arrow_type, where)
+    field = _declared_input(data, name, arrow_type, base) or of_type(name, arrow_type, where)
     if name in data.categorical:
         if not field.is_single:
             raise DataError(f"{where} is {arrow_type}: only single values can be categorical")
@@ -110,7 +110,7 @@ def _input(
     return with_missing(field, data, name, where, arrow_type).statistics(data.scale_of(name))
 
 
-def _named_input(data: Data, name: str, arrow_type: pa.DataType, base: Path) -> Field | None:
+def _declared_input(data: Data, name: str, arrow_type: pa.DataType, base: Path) -> Field | None:
     """The field of a column that the spec says how to read."""
     types = pa.types
     if name in data.dates:
@@ -133,7 +133,7 @@ def _named_input(data: Data, name: str, arrow_type: pa.DataType, base: Path) -> 
     return None
 
 
-def _target(
+def _bind_target(
     data: Data, name: str, stored: str, reading: Reading, arrow_type: pa.DataType, source: Source
 ) -> Statistics:
     where = source.where(stored) if name == stored else f"data.target: column {stored!r}"
@@ -148,7 +148,7 @@ def _target(
     return field.statistics(scale, unless_binary)
 
 
-def _weight(data: Data, name: str, arrow_type: pa.DataType, source: Source) -> Statistics:
+def _bind_weight(data: Data, name: str, arrow_type: pa.DataType, source: Source) -> Statistics:
     where = source.where(name)
     if not isinstance(of_type(name, arrow_type, where), Number):
         raise DataError(f"{where} is {arrow_type}, expected numbers")

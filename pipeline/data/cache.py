@@ -24,9 +24,9 @@ from filelock import FileLock, Timeout
 
 from pipeline.data.columns import Field, FloatType, Reading, from_json
 from pipeline.data.convert import EXAMPLE, MANIFEST, Conversion, Facts, Manifest, Say
-from pipeline.data.dataset import Dataset, mapped
+from pipeline.data.dataset import Dataset, open_dataset
 from pipeline.data.fingerprint import crc32
-from pipeline.data.locate import Located, located
+from pipeline.data.locate import Located, locate
 from pipeline.data.plan import Plan
 from pipeline.data.spool import Fetcher
 from pipeline.data.streaming import Streamed
@@ -80,18 +80,18 @@ def rows(
     `trusted_seconds` ago is not read through again. Raises DataError naming the key, the file and
     the column.
     """
-    files = located(data, base)
+    files = locate(data, base)
     folder = root(cache)
     key = _key(files, data, base, readings, float_dtype)
     entry = folder / key
-    with _locked(folder, key):
+    with _lock_entry(folder, key):
         if not _is_intact(entry, trusted_seconds, say):
-            _build(files, base, readings, float_dtype, entry, say)
-            if _key(located(data, base), data, base, readings, float_dtype) != key:
+            _build_entry(files, base, readings, float_dtype, entry, say)
+            if _key(locate(data, base), data, base, readings, float_dtype) != key:
                 shutil.rmtree(entry)
                 raise DataError("data: files changed while they were read; try again")
         (entry / USED).touch()
-        converted = _opened(entry, files, float_dtype)
+        converted = _open_entry(entry, files, float_dtype)
     _make_room(folder, cache.most_gib * 2**30, key)
     return converted
 
@@ -115,7 +115,7 @@ def _key(
 
 
 @contextmanager
-def _locked(folder: Path, key: str) -> Iterator[None]:
+def _lock_entry(folder: Path, key: str) -> Iterator[None]:
     """One process of this node at a time; others wait."""
     try:
         lock = _lock(folder, key)
@@ -144,7 +144,7 @@ def _is_free(folder: Path, key: str) -> bool:
         return False
 
 
-def _build(
+def _build_entry(
     located: Located, base: Path, readings: Mapping[str, Reading], float_dtype: FloatType,
     entry: Path, say: Say,
 ) -> None:  # fmt: skip
@@ -198,19 +198,19 @@ def _is_intact(entry: Path, trusted_seconds: float, say: Say) -> bool:
     return True
 
 
-def _opened(entry: Path, located: Located, float_dtype: FloatType) -> Converted:
+def _open_entry(entry: Path, located: Located, float_dtype: FloatType) -> Converted:
     manifest = _manifest(entry)
     assert manifest is not None
     fields = [from_json(field) for field in manifest.fields]
     example = pa.ipc.open_file(entry / EXAMPLE).read_all()
-    train = mapped(entry / "train", fields, float_dtype)
+    train = open_dataset(entry / "train", fields, float_dtype)
     if manifest.stream:
         plan = Plan.from_record(manifest.stream)
         fetcher = Fetcher(located, fields, float_dtype, plan, manifest.stream.first)
         train = Streamed(train, plan, fetcher, entry.parent, entry.name)
     validation = None
     if (entry / "validation").exists():
-        validation = mapped(entry / "validation", fields, float_dtype)
+        validation = open_dataset(entry / "validation", fields, float_dtype)
     return Converted(fields, train, validation, manifest.fingerprint, example, manifest.facts)
 
 

@@ -19,14 +19,14 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.data.arrow import missing
-from pipeline.data.bind import bind, fit, unfitted
+from pipeline.data.bind import bind, fit, unfitted_fields
 from pipeline.data.columns import Field, FloatType, Profile, Reading, column_errors, encode
 from pipeline.data.dataset import Layout, Writer
 from pipeline.data.fingerprint import crc32, digest_rows
 from pipeline.data.locate import Located
 from pipeline.data.missing import OddRows
 from pipeline.data.plan import Plan, PlanRecord
-from pipeline.data.reader import Block, Source, opened
+from pipeline.data.reader import Block, Source, open_sources
 from pipeline.data.split import SPLITS, SplitRows, Splitter
 from pipeline.errors import DataError
 from pipeline.files.sealed import Sealed
@@ -90,9 +90,9 @@ class Conversion:
             float_dtype,
             say,
         )
-        self.train, self.validation = opened(located)
+        self.train, self.validation = open_sources(located)
         self.statistics = bind(self.data, self.train, readings, base)
-        self.splitter = Splitter(self.data, self.train, unfitted(self.statistics))
+        self.splitter = Splitter(self.data, self.train, unfitted_fields(self.statistics))
         stream = self.data.stream
         self.plan = Plan.of(stream, self.train) if stream else None
         self.digests = {split: hashlib.sha256() for split in SPLITS}
@@ -223,8 +223,9 @@ class Conversion:
         if self.validation is not None and not num_validation:
             raise DataError(f"data.validation: no rows in {self.validation.shown}{dropped}")
         if self.splitter.choose is not None and not (num_train and num_validation):
+            split, num_rows = _describe_split(self.data), num_train + num_validation
             raise DataError(
-                f"data.validation: {_shown(self.data)} of {num_train + num_validation} rows leaves "
+                f"data.validation: {split} of {num_rows} rows leaves "
                 f"{num_validation} for validation and {num_train} for training{dropped}"
             )
 
@@ -241,6 +242,6 @@ class Conversion:
             self.say(f"rows  {num_rows:,} {what}")
 
 
-def _shown(data: Data) -> str:
+def _describe_split(data: Data) -> str:
     split = data.validation
     return str(split if isinstance(split, float) else split.model_dump(exclude_none=True))  # type: ignore[union-attr]

@@ -30,13 +30,13 @@ _MISFIT = re.compile(
 _PARSED = pacsv.ParseOptions(newlines_in_values=True)  # else blocks are cut inside of quotes
 
 
-def _converted(types: dict[str, pa.DataType] | None = None) -> pacsv.ConvertOptions:
+def _convert(types: dict[str, pa.DataType] | None = None) -> pacsv.ConvertOptions:
     return pacsv.ConvertOptions(strings_can_be_null=False, column_types=types)
 
 
 def reader() -> Any:
     """How data sets of CSV files are read; with their schema given, columns have its types."""
-    return ds.CsvFileFormat(parse_options=_PARSED, convert_options=_converted())
+    return ds.CsvFileFormat(parse_options=_PARSED, convert_options=_convert())
 
 
 def schema(path: str, filesystem: Any) -> pa.Schema:
@@ -47,11 +47,11 @@ def schema(path: str, filesystem: Any) -> pa.Schema:
         with filesystem.open_input_stream(path) as file:
             try:
                 reader = pacsv.open_csv(
-                    file, parse_options=_PARSED, convert_options=_converted(types)
+                    file, parse_options=_PARSED, convert_options=_convert(types)
                 )
                 wider, last = _read_through(reader, types)
             except pa.ArrowInvalid as error:
-                wider = _widened(str(error), path, filesystem)
+                wider = _widen(str(error), path, filesystem)
         if not wider:
             if isinstance(last, str) and ("\n" in last or "\r" in last):
                 _refuse_open_quote(path, filesystem)
@@ -74,12 +74,12 @@ def _read_through(reader: Any, types: dict[str, pa.DataType]) -> tuple[dict[str,
     return types_seen, last
 
 
-def _widened(message: str, path: str, filesystem: Any) -> dict[str, pa.DataType]:
+def _widen(message: str, path: str, filesystem: Any) -> dict[str, pa.DataType]:
     """The type that a column needs for the value that its type does not hold."""
     misfit = _MISFIT.search(message)
     if misfit is None:
         _refuse_open_quote(path, filesystem)
-        raise ValueError(_ragged(path, filesystem) or message)
+        raise ValueError(_explain_ragged(path, filesystem) or message)
     column, kind, value = int(misfit[1]), misfit[2], misfit[3]
     with filesystem.open_input_stream(path) as file:
         names = pacsv.open_csv(file, parse_options=_PARSED).schema.names
@@ -106,7 +106,7 @@ def _fits(value: str, kind: pa.DataType) -> bool:
     text = pa.py_buffer(b'"x"\n"' + value.replace('"', '""').encode() + b'"\n')
     try:
         pacsv.read_csv(
-            pa.BufferReader(text), parse_options=_PARSED, convert_options=_converted({"x": kind})
+            pa.BufferReader(text), parse_options=_PARSED, convert_options=_convert({"x": kind})
         )
     except pa.ArrowInvalid:
         return False
@@ -159,7 +159,7 @@ def _refuse_open_quote(path: str, filesystem: Any) -> None:
         )
 
 
-def _ragged(path: str, filesystem: Any) -> str | None:
+def _explain_ragged(path: str, filesystem: Any) -> str | None:
     """Which row has more or fewer cells than the header, if one has."""
     with filesystem.open_input_stream(path) as file:
         rows, start = _rows(file), 0

@@ -228,7 +228,9 @@ class _Array:
         npy.write_array_header_1_0(self._file, described)
 
 
-def mapped(folder: Path, fields: list[Field], float_dtype: FloatType, first: int = 0) -> Dataset:
+def open_dataset(
+    folder: Path, fields: list[Field], float_dtype: FloatType, first: int = 0
+) -> Dataset:
     """The store whose files a `Writer` wrote, of rows from number `first` on.
 
     Raises ValueError for files that are not those.

@@ -12,7 +12,7 @@ import pyarrow.fs as pafs
 from pipeline.data import csv, samples
 from pipeline.data.locate import Place, plainly
 from pipeline.errors import DataError
-from pipeline.redact import redacted
+from pipeline.redact import redact
 
 Schemas = dict[tuple[str, str], pa.Schema]
 """By name of the place and path of the file."""
@@ -81,7 +81,7 @@ def _schemas(key: str, places: Iterable[Place]) -> Schemas:
                 schemas[place.name, path] = _schema(path, place)
             except (pa.ArrowException, OSError, ValueError) as error:
                 raise DataError(
-                    f"{key}: {redacted(place.name)} is not a {place.format} that can be read: "
+                    f"{key}: {redact(place.name)} is not a {place.format} that can be read: "
                     f"{plainly(error, place.name)}"
                 ) from None
     return schemas
@@ -108,7 +108,7 @@ def _common(key: str, schemas: Schemas) -> pa.Schema:
         if not is_same or None in kinds:
             both = (path, first_path) if name == first_name else (name, first_name)
             raise DataError(
-                f"{key}: {' and '.join(map(redacted, both))} have different columns or types:\n"
+                f"{key}: {' and '.join(map(redact, both))} have different columns or types:\n"
                 + _difference(schema, first)
             )
         if len(kinds) == len(fields):

@@ -13,7 +13,7 @@ import pyarrow.fs as pafs
 
 from pipeline.data import samples
 from pipeline.errors import DataError
-from pipeline.redact import redacted
+from pipeline.redact import redact
 from pipeline.spec.data import Data
 
 FORMATS = {
@@ -79,11 +79,11 @@ class Located:
         return [path for p in places for path in p.paths or [p.name]]
 
 
-def located(data: Data, base: Path) -> Located:
+def locate(data: Data, base: Path) -> Located:
     """Find what `data` names; relative paths start at `base`. Raises DataError with the key."""
     validation = data.validation if isinstance(data.validation, str | list) else []
     places = {
-        key: _located(key, names, base)
+        key: _locate_key(key, names, base)
         for key, names in (("data.train", data.train), ("data.validation", validation))
     }
     seen: dict[str, str] = {}
@@ -97,15 +97,15 @@ def located(data: Data, base: Path) -> Located:
     return Located(data, places["data.train"], places["data.validation"])
 
 
-def _located(key: str, uris: str | list[str], base: Path) -> list[Place]:
+def _locate_key(key: str, uris: str | list[str], base: Path) -> list[Place]:
     names = [uris] if isinstance(uris, str) else uris
     if len(names) > 1 and any(name.startswith("sample:") for name in names):
         raise DataError(f"{key}: a sample stands alone, found {names}")
-    return [_place(key, name, base) for name in names]
+    return [_locate_one(key, name, base) for name in names]
 
 
-def _place(key: str, name: str, base: Path) -> Place:
-    shown = redacted(name)
+def _locate_one(key: str, name: str, base: Path) -> Place:
+    shown = redact(name)
     if not name.strip():
         raise DataError(f"{key}: an empty path")
     if name.startswith("sample:"):
@@ -167,5 +167,5 @@ def plainly(error: Exception, names: str | list[str]) -> str:
     """Arrow's message without the secrets of the URIs it repeats, and without its C++ lines."""
     text = str(error).partition("\n")[0]
     for name in [names] if isinstance(names, str) else names:
-        text = text.replace(name, redacted(name))
+        text = text.replace(name, redact(name))
     return text

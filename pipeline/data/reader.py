@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline.data.formats import datasets
 from pipeline.data.locate import Located, Place, plainly
 from pipeline.errors import DataError
-from pipeline.redact import redacted
+from pipeline.redact import redact
 from pipeline.registry import nearest
 from pipeline.spec.data import Data, Split
 
@@ -148,9 +148,9 @@ class Source:
     def read(self, groups: Groups, rows: range) -> Iterator[Block]:
         """The blocks of these rows only, from the row groups that hold them."""
         first = int(groups.starts[groups.holding(rows)[0]])
-        return self._cut(self._trimmed(groups, rows, first), rows.start, None)
+        return self._cut(self._trim(groups, rows, first), rows.start, None)
 
-    def _trimmed(self, groups: Groups, rows: range, at: int) -> Iterator[_Read]:
+    def _trim(self, groups: Groups, rows: range, at: int) -> Iterator[_Read]:
         wanted = [groups.groups[index] for index in groups.holding(rows)]
         for batch, part in self._batches(wanted):
             start, end = max(rows.start - at, 0), min(rows.stop - at, len(batch))
@@ -200,7 +200,7 @@ class Source:
                     fragment, self.dataset.schema, columns, self.block_rows, of_file.get(file)
                 )
                 for batch, group in read:
-                    yield _without_views(batch), Part(0, path, row, (file, group))
+                    yield _replace_views(batch), Part(0, path, row, (file, group))
                     row += len(batch)
         except (pa.ArrowException, OSError, ValueError) as error:
             after = f" (at or after {path})" if path else ""
@@ -234,10 +234,10 @@ def _read(
             batch_readahead=1, fragment_readahead=1,
         )  # fmt: skip
         for batch in batches:
-            yield _without_empty_text(batch) if is_csv else batch, group
+            yield _empty_text_to_missing(batch) if is_csv else batch, group
 
 
-def _without_views(batch: pa.RecordBatch) -> pa.RecordBatch:
+def _replace_views(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Views of text as text: Arrow has no way to take rows of them."""
     views = [pa.types.is_string_view(column.type) for column in batch.columns]
     if not any(views):
@@ -249,7 +249,7 @@ def _without_views(batch: pa.RecordBatch) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, batch.schema.names)
 
 
-def _without_empty_text(batch: pa.RecordBatch) -> pa.RecordBatch:
+def _empty_text_to_missing(batch: pa.RecordBatch) -> pa.RecordBatch:
     """An empty cell of text as a missing value, as it is in other columns; "NA" is a text."""
     columns = [
         pc.if_else(pc.equal(column, ""), pa.scalar(None, column.type), column)
@@ -271,7 +271,7 @@ def _width(kind: pa.DataType) -> int:
         return LIST_BYTES
 
 
-def opened(located: Located) -> tuple[Source, Source | None]:
+def open_sources(located: Located) -> tuple[Source, Source | None]:
     """The training rows and those for validation, if they have files of their own.
 
     Of Parquet and Arrow files only schemas are read, CSV files are read through. Raises DataError
@@ -298,16 +298,18 @@ def opened(located: Located) -> tuple[Source, Source | None]:
 
 def in_memory(data: Data, table: pa.Table) -> Source:
     """The training rows of `data` that are in memory already."""
-    return _used(data, "data.train", ds.dataset(table), "the table", has_files=False)
+    return _select_columns(data, "data.train", ds.dataset(table), "the table", has_files=False)
 
 
 def _of_files(data: Data, key: str, dataset: ds.Dataset, places: list[Place]) -> Source:
-    shown = ", ".join(redacted(place.name) for place in places)
+    shown = ", ".join(redact(place.name) for place in places)
     has_files = sum(len(place.paths) for place in places) > 1
-    return _used(data, key, dataset, shown, has_files)
+    return _select_columns(data, key, dataset, shown, has_files)
 
 
-def _used(data: Data, key: str, dataset: ds.Dataset, shown: str, has_files: bool) -> Source:
+def _select_columns(
+    data: Data, key: str, dataset: ds.Dataset, shown: str, has_files: bool
+) -> Source:
     """The source with the columns that are used. Raises DataError for one that is not there."""
     columns = dataset.schema.names
     named = {*data.categorical, *data.dates, *data.images, *data.tokenizers, *data.targets}
@@ -317,14 +319,14 @@ def _used(data: Data, key: str, dataset: ds.Dataset, shown: str, has_files: bool
         raise DataError(f"data.inputs: {shown} has no column besides the target")
     if any(not name.strip() for name in (*inputs, *data.targets)):
         raise DataError(f"data.inputs: a column of {shown} has no name: give it one in its file")
-    wanted = _wanted(data, inputs, columns, shown)
-    if faults := list(_misnamed(data, inputs, columns, wanted, shown)):
+    wanted = _wanted_columns(data, inputs, columns, shown)
+    if faults := list(_name_faults(data, inputs, columns, wanted, shown)):
         known = f"\n  columns: {', '.join(c or repr(c) for c in columns[:50])}{_delimiter(columns)}"
         raise DataError("\n".join(faults) + known)
     return Source(key, shown, dataset, wanted, inputs, has_files, passed)
 
 
-def _misnamed(
+def _name_faults(
     data: Data, inputs: list[str], columns: list[str], wanted: dict[str, str], shown: str
 ) -> Iterator[str]:
     """What the spec says of columns that are not there, or have no such part."""
@@ -361,7 +363,9 @@ def _default_inputs(data: Data, columns: list[str]) -> list[str]:
     return [column for column in columns if column not in others]
 
 
-def _wanted(data: Data, inputs: list[str], columns: list[str], shown: str) -> dict[str, str]:
+def _wanted_columns(
+    data: Data, inputs: list[str], columns: list[str], shown: str
+) -> dict[str, str]:
     wanted: dict[str, str] = dict.fromkeys(inputs, "data.inputs")
     for column in data.targets:
         if column not in data.shift:

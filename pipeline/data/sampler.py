@@ -88,7 +88,7 @@ class WindowSampler:
         start, parts = batch * self.batch_size, []
         for window_index in self._windows_of(epoch, batch):
             first = int(self._epoch(epoch)[1][window_index])
-            rows = self._mixed(epoch, window_index)
+            rows = self._mix(epoch, window_index)
             parts.append(rows[max(start - first, 0) : start + self.batch_size - first])
         return np.concatenate(parts)
 
@@ -127,7 +127,7 @@ class WindowSampler:
     def _blocks(self, epoch: int, window_index: int) -> Rows:
         return self._epoch(epoch)[0][window_index * self.window : (window_index + 1) * self.window]
 
-    def _mixed(self, epoch: int, window_index: int) -> Rows:
+    def _mix(self, epoch: int, window_index: int) -> Rows:
         """The rows of a window in the order in which they are used."""
         if (epoch, window_index) not in self._windows:
             blocks = self._blocks(epoch, window_index)

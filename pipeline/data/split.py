@@ -51,7 +51,7 @@ class Splitter:
     ) -> None:
         self.data, self.fields = data, fields
         if first is None:
-            first = first_held_out(data, source, lambda block: self._kept(source, block))
+            first = first_held_out(data, source, lambda block: self._kept_rows(source, block))
         self.first = first
         self.choose: Chooser | None = chooser(data, source, first)
 
@@ -60,8 +60,8 @@ class Splitter:
 
         Missing values that have no policy, and invalid ones, are added to `odd`.
         """
-        kept = self._kept(source, block, odd)
-        table, row_name = _taken(block.table, kept), block.naming(kept)
+        kept = self._kept_rows(source, block, odd)
+        table, row_name = _take(block.table, kept), block.naming(kept)
         if source.key == "data.validation":
             held_out = np.ones(len(table), bool)
         elif self.choose is None:
@@ -72,10 +72,10 @@ class Splitter:
         for split, chosen in zip(SPLITS, (~held_out, held_out), strict=True):
             if chosen.any():
                 rows = np.flatnonzero(chosen)
-                splits.append(SplitRows(split, _taken(table, rows), block.naming(kept[rows])))
+                splits.append(SplitRows(split, _take(table, rows), block.naming(kept[rows])))
         return splits
 
-    def _kept(self, source: Source, block: Block, odd: OddRows | None = None) -> Rows:
+    def _kept_rows(self, source: Source, block: Block, odd: OddRows | None = None) -> Rows:
         return kept_rows(self.data, source, self.fields, block, odd or OddRows())
 
 
@@ -190,7 +190,7 @@ def _instants(column: Any, where: str) -> NDArray[Any]:
 
 def _below(hashes: Hashes, fraction: float, seed: int) -> NDArray[np.bool_]:
     """True for about `fraction` of all hashes, drawn by `seed`."""
-    mixed = _finished(hashes + np.uint64(seed * int(ODD) % 2**64))
+    mixed = _finalize(hashes + np.uint64(seed * int(ODD) % 2**64))
     chosen: NDArray[np.bool_] = mixed < np.uint64(fraction * 2.0**64)
     return chosen
 
@@ -199,7 +199,7 @@ def _of_rows(table: pa.Table, columns: list[str]) -> Hashes:
     """One hash for each row, of the values in `columns`."""
     hashes = np.zeros(len(table), np.uint64)
     for column in columns:
-        hashes = _finished(hashes * ODD + _of_column(table[column]))
+        hashes = _finalize(hashes * ODD + _of_column(table[column]))
     return hashes
 
 
@@ -214,7 +214,7 @@ def _of_column(column: Any) -> Hashes:
         lengths *= len(values) // max(1, int(lengths.sum()))
         offsets = np.concatenate([[0], np.cumsum(lengths)])
     positions = np.arange(len(values)) - np.repeat(offsets[:-1], np.diff(offsets))
-    items = _finished(_of_values(values) + positions.astype(np.uint64) * ODD)
+    items = _finalize(_of_values(values) + positions.astype(np.uint64) * ODD)
     sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(items, dtype=np.uint64)])
     hashes: Hashes = sums[offsets[1:]] - sums[offsets[:-1]] + np.diff(offsets).astype(np.uint64)
     return hashes
@@ -239,14 +239,14 @@ def _of_values(array: Any) -> Hashes:
     return np.asarray(hash_array(array.to_numpy(zero_copy_only=False)), np.uint64)
 
 
-def _finished(values: Hashes) -> Hashes:
+def _finalize(values: Hashes) -> Hashes:
     """Every bit of each value spread over all its bits (the finaliser of splitmix64)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
 
 
-def _taken(table: pa.Table, rows: Rows) -> pa.Table:
+def _take(table: pa.Table, rows: Rows) -> pa.Table:
     """The given rows, in order; the table itself if these are all."""
     if len(rows) == len(table):
         return table

@@ -17,11 +17,11 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 
 from pipeline.data.columns import Field, FloatType, encode
-from pipeline.data.dataset import Dataset, Writer, mapped
+from pipeline.data.dataset import Dataset, Writer, open_dataset
 from pipeline.data.fingerprint import digest_rows
 from pipeline.data.locate import Located
 from pipeline.data.plan import Plan
-from pipeline.data.reader import Source, opened
+from pipeline.data.reader import Source, open_sources
 from pipeline.data.split import Splitter
 from pipeline.errors import DataError
 
@@ -93,7 +93,7 @@ class Fetcher:
     def _source(self) -> tuple[Source, Splitter]:
         with self._lock:
             if self._opened is None:
-                source = opened(self.located)[0]
+                source = open_sources(self.located)[0]
                 fields = {field.name: field for field in self.fields}
                 self._opened = source, Splitter(self.located.data, source, fields, self._first)
             return self._opened
@@ -187,7 +187,9 @@ class Spool:
                 self.fetch(block, wait=True)
                 fetcher, first = self.fetcher, int(self.fetcher.plan.bounds[block])
                 path = self.folder / str(block)
-                self._datasets[block] = mapped(path, fetcher.fields, fetcher.float_dtype, first)
+                self._datasets[block] = open_dataset(
+                    path, fetcher.fields, fetcher.float_dtype, first
+                )
         raise DataError(f"cache.folder: {self.root} was deleted while rows were read from it")
 
     def keep(self, blocks: Iterable[int]) -> None:

@@ -97,7 +97,7 @@ class Streamed(Dataset):
             buffer.records[indices] = dataset.records[local]
             for name, lists in dataset.lists.items():
                 apart[name].append((indices, lists.gather(local)))
-        joined = {name: _joined(parts, len(rows)) for name, parts in apart.items()}
+        joined = {name: _join(parts, len(rows)) for name, parts in apart.items()}
         return Blocks(buffer.blocks(len(rows)), self.layout.slots, joined)
 
     def parts(self, names: list[str], size: int = 2**16) -> Iterable[Blocks]:
@@ -105,7 +105,7 @@ class Streamed(Dataset):
         return self.head.parts(names, size)
 
 
-def _joined(parts: list[tuple[Rows, Column]], num_rows: int) -> Column:
+def _join(parts: list[tuple[Rows, Column]], num_rows: int) -> Column:
     """One column of the parts' rows, each at its index."""
     first = parts[0][1]
     if isinstance(first, Tensor):

@@ -88,7 +88,7 @@ def gather_parts(
     Tensors of one slot have one type, and one shape but for their rows. Raises ValueError where
     they have not.
     """
-    described = _described(parts)
+    described = _describe_parts(parts)
     num_slots = max((len(tensors) for tensors in described.values()), default=0)
     gathered = []
     for slot in range(num_slots):
@@ -111,7 +111,7 @@ def gather_parts(
     return gathered
 
 
-def _described(parts: Mapping[int, list[Tensor]]) -> dict[int, list[tuple[torch.dtype, Any]]]:
+def _describe_parts(parts: Mapping[int, list[Tensor]]) -> dict[int, list[tuple[torch.dtype, Any]]]:
     """Type and shape of each tensor of all workers, by the index of its part."""
     own = {index: [(t.dtype, tuple(t.shape)) for t in tensors] for index, tensors in parts.items()}
     if num_workers() == 1:

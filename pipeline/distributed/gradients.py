@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from pipeline.data.batch import Batch, moved
+from pipeline.data.batch import Batch, to_device
 from pipeline.data.loader import StepBatch
 from pipeline.distributed import comm
 from pipeline.distributed.buffers import Buffers
@@ -72,7 +72,7 @@ class Gradients(ABC):
 
     def _prepare(self, index: int, rows: Batch | None) -> tuple[int, Batch | None]:
         self.seeds.set(self._step, index)  # dropout follows the rows, not the worker
-        return index, rows and moved(rows, self.seeds.device)
+        return index, rows and to_device(rows, self.seeds.device)
 
 
 def with_reached(message: Tensor, reached: Sequence[bool]) -> Tensor:

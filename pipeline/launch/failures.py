@@ -9,7 +9,7 @@ from ray.train import UserCallback
 
 from pipeline.distributed.comm import is_echo
 from pipeline.errors import PipelineError, RunError
-from pipeline.redact import redacted
+from pipeline.redact import redact
 from pipeline.rundir import RunDir
 from pipeline.rundir.journal import Reader
 
@@ -102,4 +102,4 @@ def _first_line(error: BaseException) -> str:
     lines = (str(error).strip() or repr(error)).splitlines()
     telling = [line for line in lines if re.search(r"process has died|\bnode\b", line, re.I)]
     text = re.sub(r"\.? (Worker exit|Node Id|Some common).*", "", (telling or lines)[0])
-    return redacted(re.sub("The actor (is dead|died) because its", "a", text).strip())
+    return redact(re.sub("The actor (is dead|died) because its", "a", text).strip())

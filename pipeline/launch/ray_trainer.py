@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.errors import PipelineError, StoppedError, UsageError
-from pipeline.launch.signals import attended
+from pipeline.launch.signals import attend
 from pipeline.spec import JobSpec
 from pipeline.train.assignment import Assignment
 
@@ -105,7 +105,7 @@ def fit(assignment: Assignment, max_failures: int = -1) -> None:
         with _own_signals(ray), _cluster(spec, ray, alone):
             while True:
                 try:
-                    attended(trainer().fit, run, waits_for_workers=not alone)
+                    attend(trainer().fit, run, waits_for_workers=not alone)
                     return
                 except StoppedError as stopped:
                     if (error := stopped.__cause__) and (own := own_error(error)):

@@ -149,7 +149,7 @@ def changes(run: RunDir, job: Job, modules: list[str]) -> list[str]:
         return [] if step else [f"{run.record.name} is damaged: what it trained is not known"]
     before, now = record.params, params(job.spec)
     lines = [
-        f"{key}: {_shown(before.get(key))} -> {_shown(now.get(key))}"
+        f"{key}: {_show(before.get(key))} -> {_show(now.get(key))}"
         for key in sorted({*before, *now})
         if key.partition(".")[0] in FIRST_HALF
         and key not in OUTSIDE_DIGEST
@@ -177,5 +177,5 @@ def _slug(name: str) -> str:
     return slug if slug == name else f"{slug}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
-def _shown(value: str | None) -> str:
+def _show(value: str | None) -> str:
     return "not given" if value in (None, "None") else str(value)

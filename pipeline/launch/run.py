@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import plugins, registry
 from pipeline.errors import PipelineError, RunError, StoppedError, UsageError
 from pipeline.launch.result import Result
-from pipeline.redact import redacted
+from pipeline.redact import redact
 from pipeline.spec import JobSpec, load
 from pipeline.tracking.names import tracking_uri
 
@@ -107,9 +107,9 @@ def run(
                 runs.back_up_record(folder)
         if is_finished:
             held.close()
-            return _finished(folder, started, tell)
+            return _finish(folder, started, tell)
         task = assignment(job, folder, modules, base_of(path))
-        return _trained(job, task, started, tell)
+        return _train(job, task, started, tell)
 
 
 def assignment(job: Job, folder: RunDir, modules: list[str], base: Path) -> Assignment:
@@ -171,23 +171,23 @@ def _threads(num_threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _finished(folder: RunDir, started: float, tell: Tell) -> Result:
+def _finish(folder: RunDir, started: float, tell: Tell) -> Result:
     """The result of a run that is finished; what MLflow still lacks is uploaded."""
-    from pipeline.launch.signals import noted
+    from pipeline.launch.signals import collect_signals
     from pipeline.tracking import process
 
     recorded = folder.read_recorded()
     if not recorded.complete or not recorded.model_uri:
-        with folder.locked(), noted() as signals:
+        with folder.locked(), collect_signals() as signals:
             recorded = process.wait(process.start(folder, process.ALONE), folder, tell, signals)
     return Result.of(folder, recorded, started)
 
 
-def _trained(job: Job, task: Assignment, started: float, tell: Tell) -> Result:
+def _train(job: Job, task: Assignment, started: float, tell: Tell) -> Result:
     """Train the job in its folder, from the start or from where it was."""
     from pipeline.launch.progress import Progress
     from pipeline.launch.ray_trainer import fit, in_process
-    from pipeline.launch.signals import noted, raised
+    from pipeline.launch.signals import collect_signals, signals_raise
     from pipeline.rundir.journal import Reader
     from pipeline.rundir.records import Ended
     from pipeline.tracking import process
@@ -205,10 +205,12 @@ def _trained(job: Job, task: Assignment, started: float, tell: Tell) -> Result:
         lambda: process.trouble(folder), waiting,
     )  # fmt: skip
     failure: BaseException | None = None
-    with noted() as signals:  # that come when training has ended: they cut the recording off
+    with (
+        collect_signals() as signals
+    ):  # that come when training has ended: they cut the recording off
         uploading = process.start(folder)
         try:
-            with raised(), progress, _threads(spec.workers.threads):
+            with signals_raise(), progress, _threads(spec.workers.threads):
                 if signals:
                     raise StoppedError(signals.pop())
                 fit(task)
@@ -219,7 +221,7 @@ def _trained(job: Job, task: Assignment, started: float, tell: Tell) -> Result:
         elif failure is None:
             failure = RunError(f"the workers ended without a result in {folder.path}")
         state = _state(failure)
-        reason = redacted(str(failure) or repr(failure)) if state == "failed" else ""
+        reason = redact(str(failure) or repr(failure)) if state == "failed" else ""
         ended = Ended(state=state, reason=reason)
         recorded = process.end(uploading, folder, ended, tell, signals)
     if failure is not None:

@@ -36,7 +36,7 @@ _raised: list[int] = []
 """Signals since `raised` began: what it raises may be caught by a library on its way here."""
 
 
-def attended(fit: Callable[[], Any], run: RunDir, waits_for_workers: bool) -> None:
+def attend(fit: Callable[[], Any], run: RunDir, waits_for_workers: bool) -> None:
     """Run `fit` in a thread, so that signals come here and not to Ray, which would abort it.
 
     Raises StoppedError when a signal came, after the workers have ended; where `fit` has to wait
@@ -57,7 +57,7 @@ def attended(fit: Callable[[], Any], run: RunDir, waits_for_workers: bool) -> No
     thread = threading.Thread(target=guarded, name=TRAINING, daemon=True)
     starts, stops = _count(run, "start"), _count(run, "stop")
     is_told, until = False, math.inf
-    with noted(ask) as signals:
+    with collect_signals(ask) as signals:
         if _raised:
             raise StoppedError(_raised[0])
         thread.start()
@@ -79,7 +79,7 @@ def attended(fit: Callable[[], Any], run: RunDir, waits_for_workers: bool) -> No
         if len(signals) > 1:
             thread.join(LAST_SECONDS)
     if signals and not run.is_finished:
-        raise StoppedError(signals[0], _saved(run)) from (failure[0] if failure else None)
+        raise StoppedError(signals[0], _saved_at(run)) from (failure[0] if failure else None)
     _raised.extend(signals)  # of which whoever called this may have more to do
     if failure:
         raise failure[0]
@@ -91,7 +91,7 @@ def is_left_behind() -> bool:
 
 
 @contextmanager
-def noted(also: Callable[[], None] = lambda: None) -> Iterator[list[int]]:
+def collect_signals(also: Callable[[], None] = lambda: None) -> Iterator[list[int]]:
     """The numbers of signals that have come; they interrupt nothing, but call `also`."""
     signals: list[int] = []
 
@@ -99,12 +99,12 @@ def noted(also: Callable[[], None] = lambda: None) -> Iterator[list[int]]:
         signals.append(signum)
         also()
 
-    with _handled(note):
+    with _handle_signals(note):
         yield signals
 
 
 @contextmanager
-def raised() -> Iterator[None]:
+def signals_raise() -> Iterator[None]:
     """Signals end what is done inside at once, as StoppedError; `attended` has its own way."""
     _raised.clear()
 
@@ -114,7 +114,7 @@ def raised() -> Iterator[None]:
 
     hook, sys.unraisablehook = sys.unraisablehook, _quietly(sys.unraisablehook)
     try:
-        with _handled(end):
+        with _handle_signals(end):
             yield
     except StoppedError:
         raise
@@ -133,7 +133,7 @@ def _quietly(otherwise: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 @contextmanager
-def _handled(handler: Callable[[int], None]) -> Iterator[None]:
+def _handle_signals(handler: Callable[[int], None]) -> Iterator[None]:
     """Signals go to `handler`, where they can be handled at all; `nohup` stays what it is."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -174,7 +174,7 @@ def _count(run: RunDir, event: str) -> int:
     return sum(line["event"] == event for line in events(run.journal))
 
 
-def _saved(run: RunDir) -> str:
+def _saved_at(run: RunDir) -> str:
     """Where the same command resumes: after the last step if the workers could save its state."""
     last = next(reversed(list(events(run.journal))), None)
     if last is not None and last["event"] == "stop":

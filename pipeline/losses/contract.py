@@ -158,13 +158,13 @@ def build(entry: Entry, options: dict[str, Any]) -> Loss:
     if inspect.isclass(entry.build) and issubclass(entry.build, nn.Module):
         unreduced = {"reduction": "none"} if "reduction" in parameters else {}
         module = entry.build(**{**options, **unreduced})
-        return replace(_own(entry, module), module=module)
+        return replace(_custom(entry, module), module=module)
     if any(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters.values()):
 
         def with_options(*arguments: Tensor) -> Tensor:
             return entry.build(*arguments, **options)  # type: ignore[no-any-return]
 
-        return _own(entry, with_options)
+        return _custom(entry, with_options)
     loss = entry.build(**options)
     if not isinstance(loss, Loss):
         from pipeline.errors import ContractError
@@ -177,7 +177,7 @@ def build(entry: Entry, options: dict[str, Any]) -> Loss:
     return loss
 
 
-def _refuse_exchanged(entry: Entry) -> None:
+def _refuse_swapped(entry: Entry) -> None:
     """Raise UsageError for a loss that calls its first argument the target."""
     import inspect
 
@@ -191,9 +191,9 @@ def _refuse_exchanged(entry: Entry) -> None:
         )
 
 
-def _own(entry: Entry, function: Callable[..., Tensor]) -> Loss:
+def _custom(entry: Entry, function: Callable[..., Tensor]) -> Loss:
     """A user's loss, which reads anything unless it is registered as `like` another."""
-    _refuse_exchanged(entry)
+    _refuse_swapped(entry)
     loss = per_item(function, per=entry.per)
     if entry.like is None:
         return loss

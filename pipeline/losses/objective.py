@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.data.batch import Batch, in_double, num_rows, only
+from pipeline.data.batch import Batch, num_rows, only, to_float64
 from pipeline.errors import ContractError, UsageError
 from pipeline.losses.contract import elements, rows
 from pipeline.losses.memory import dense_gradients, own_memory
 from pipeline.losses.terms import Predictions, Term, num_classes
 from pipeline.spec.data import SampleWeight
-from pipeline.tracebacks import described
+from pipeline.tracebacks import describe
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Objective(nn.Module):
         own_memory(self)
         dense_gradients(self)
         if trial is not None:
-            self.terms = self._tried(trial)
+            self.terms = self._resolve_denominators(trial)
 
     def widen(self) -> None:
         """Compute in float64 from now on; what is complex, in complex128."""
@@ -75,7 +75,7 @@ class Objective(nn.Module):
             if tensor.is_complex():
                 tensor.data = tensor.data.to(torch.complex128)
 
-    def _tried(self, batch: Batch) -> list[Term]:
+    def _resolve_denominators(self, batch: Batch) -> list[Term]:
         """The terms with every denominator known: users' losses are tried on one batch."""
         if all(term.loss.denominator is not None for term in self.terms):
             return self.terms
@@ -147,16 +147,16 @@ class Objective(nn.Module):
     def _inputs(self, batch: Batch) -> Batch:
         """The columns that the model reads, in its precision."""
         columns = only(batch, tuple(self.inputs))
-        return in_double(columns) if self.precision == torch.float64 else columns
+        return to_float64(columns) if self.precision == torch.float64 else columns
 
     def items(self, predictions: Predictions, batch: Batch) -> list[Tensor]:
         """What the numerator of each term is the sum of: items times the weights of their rows.
 
         For a loss that couples rows, its mean loss times the number of rows.
         """
-        return [self._weighted(index, predictions, batch) for index in range(len(self.terms))]
+        return [self._weigh(index, predictions, batch) for index in range(len(self.terms))]
 
-    def _weighted(self, index: int, predictions: Predictions, batch: Batch) -> Tensor:
+    def _weigh(self, index: int, predictions: Predictions, batch: Batch) -> Tensor:
         items = self.items_of(index, predictions, batch)
         if self.terms[index].loss.per_batch:
             return items * num_rows(batch)
@@ -189,7 +189,7 @@ class Objective(nn.Module):
             )
             raise ContractError(
                 term.label,
-                f"cannot be computed from {shapes_text}: {described(error)}",
+                f"cannot be computed from {shapes_text}: {describe(error)}",
                 "the model gives the first, data.target the second: do they fit each other?"
                 if re.search(r"size|shape|dim|type", str(error), re.IGNORECASE)
                 else "correct the loss",
@@ -227,9 +227,9 @@ class Objective(nn.Module):
         """
         predictions, known_shares = self.predict(batch), shares or {}
         parts = [
-            self._shared(index, predictions, known_shares[index], num_rows(batch))
+            self._apply_share(index, predictions, known_shares[index], num_rows(batch))
             if index in known_shares
-            else self._summed(self._weighted(index, predictions, batch))
+            else self._sum(self._weigh(index, predictions, batch))
             for index in range(len(self.terms))
         ]
         numerators, recorded = zip(*parts, strict=True)
@@ -239,10 +239,10 @@ class Objective(nn.Module):
         return torch.stack(numerators), torch.stack(recorded)
 
     @staticmethod
-    def _summed(items: Tensor) -> tuple[Tensor, Tensor]:
+    def _sum(items: Tensor) -> tuple[Tensor, Tensor]:
         return items.sum(), items.detach().double().sum()
 
-    def _shared(
+    def _apply_share(
         self, index: int, predictions: Predictions, share: Share, rows: int
     ) -> tuple[Tensor, Tensor]:
         """Something that has the share's gradient, and these rows' part of the whole loss."""

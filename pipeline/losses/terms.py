@@ -123,7 +123,7 @@ def bind(spec: JobSpec, fields: list[Field]) -> list[Term]:
     for label, term in zip(spec.labels, spec.loss, strict=True):
         names = _target_names(term, spec)
         bound = tuple(targets[name] for name in names)
-        options = _weighted(label, term.options, bound)
+        options = _with_class_weights(label, term.options, bound)
         if "ignore_index" in options:
             _check_ignored(label, options["ignore_index"], bound)
             options = options | {"ignore_index": IGNORED}  # as the column is encoded
@@ -155,7 +155,9 @@ def bind(spec: JobSpec, fields: list[Field]) -> list[Term]:
     return terms
 
 
-def _weighted(label: str, options: dict[str, Any], fields: tuple[Field, ...]) -> dict[str, Any]:
+def _with_class_weights(
+    label: str, options: dict[str, Any], fields: tuple[Field, ...]
+) -> dict[str, Any]:
     """The options with weights that are `balanced` or given by label as plain numbers."""
     open_options = {k: v for k, v in options.items() if _is_open(k, v)}
     if not open_options:
@@ -236,7 +238,7 @@ def outputs(terms: list[Term], spec: JobSpec) -> dict[str, Output]:
             if known != output and role.kind != "any":
                 raise ContractError(
                     term.label,
-                    f"output {name!r}: {_described(output)}; another loss: {_described(known)}",
+                    f"output {name!r}: {_describe(output)}; another loss: {_describe(known)}",
                     f"name another output with `prediction:`, or set model.outputs.{name}",
                 )
     for name in declared:
@@ -249,7 +251,7 @@ def outputs(terms: list[Term], spec: JobSpec) -> dict[str, Output]:
     return by_name
 
 
-def _described(output: Output) -> str:
+def _describe(output: Output) -> str:
     return f"{output.size or 1} number(s) per row, activation {output.activation}"
 
 

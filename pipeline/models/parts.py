@@ -79,13 +79,13 @@ class Outputs(nn.Module):
             raw: Tensor = layer(features)
             if raw.dim() == 3:
                 raw = raw.transpose(1, 2)  # classes stand in dimension 1, as torch's losses expect
-            predictions[output.name] = activated(
+            predictions[output.name] = activate(
                 raw if output.size else raw.squeeze(1), output.activation
             )
         return predictions
 
 
-def activated(raw: Tensor, activation: str) -> Tensor:
+def activate(raw: Tensor, activation: str) -> Tensor:
     """The activation by name, over dimension 1 where it has one; in full precision."""
     raw = raw.float() if raw.dtype in (torch.bfloat16, torch.float16) else raw
     if activation == "identity":

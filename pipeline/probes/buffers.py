@@ -28,9 +28,9 @@ def changing_buffers(objective: Objective, batch: Batch) -> dict[str, bool]:
     names = [name for name, buffer in objective.named_buffers() if id(buffer) not in known]
     for in_float64 in (True, False) if names else ():
         try:
-            tried = _copied(objective, in_float64)
+            tried = _copy(objective, in_float64)
             with without_dropout(tried):
-                return _tried(tried, batch, names)
+                return _try_parts(tried, batch, names)
         except UsageError:
             raise
         except Exception:  # it takes no float64, or no such part of a batch
@@ -38,7 +38,7 @@ def changing_buffers(objective: Objective, batch: Batch) -> dict[str, bool]:
     return {}
 
 
-def _tried(objective: Objective, batch: Batch, names: list[str]) -> dict[str, bool]:
+def _try_parts(objective: Objective, batch: Batch, names: list[str]) -> dict[str, bool]:
     """As `changing_buffers` says, of the buffers that are named.
 
     One that adds up changes by all rows as by two parts of them together, at first and later too: a
@@ -59,7 +59,7 @@ def _tried(objective: Objective, batch: Batch, names: list[str]) -> dict[str, bo
     return is_sum
 
 
-def _copied(objective: Objective, in_float64: bool) -> Objective:
+def _copy(objective: Objective, in_float64: bool) -> Objective:
     """The objective in training; itself where it cannot be copied."""
     try:
         tried = copy.deepcopy(objective)

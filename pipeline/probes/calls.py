@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.data.batch import Batch, Ragged, in_double
+from pipeline.data.batch import Batch, Ragged, to_float64
 from pipeline.losses.objective import Objective
 
 Found = list[tuple[str, str]]
@@ -46,7 +46,7 @@ class Call:
         `is_by_row` tells for each tensor given whether its first dimension is that of the rows.
         """
         with torch.no_grad():
-            return self._made(seed, iter(is_by_row or []), rows)[0]
+            return self._call(seed, iter(is_by_row or []), rows)[0]
 
     def gradients(
         self, seed: int, of: Callable[[Tensor, int], Tensor],
@@ -57,7 +57,7 @@ class Call:
         for parameter in trained:
             parameter.grad = None
         with torch.enable_grad():
-            outputs, leaves = self._made(seed, iter(is_by_row or []), rows)
+            outputs, leaves = self._call(seed, iter(is_by_row or []), rows)
             parts = [(t * of(t, index)).sum() for index, t in enumerate(outputs) if t.requires_grad]
             if parts:
                 torch.stack([part.real for part in parts]).sum().backward()  # type: ignore[no-untyped-call]
@@ -67,7 +67,7 @@ class Call:
         of_inputs = [torch.zeros_like(t) if t.grad is None else t.grad for t in leaves]
         return of_weights, of_inputs
 
-    def _made(
+    def _call(
         self, seed: int, flags: Iterator[bool], rows: Tensor | None
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Outputs, and the leaves that it was given copies of."""
@@ -156,7 +156,7 @@ def in_float64(objective: Objective, batch: Batch) -> Objective:
             for hook in (own._post_accumulate_grad_hooks or {}).values():
                 wide_parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
         with kept_buffers(wide), torch.no_grad():
-            wide(in_double(batch)) if wide.terms else wide.predict(batch)
+            wide(to_float64(batch)) if wide.terms else wide.predict(batch)
     except Exception:  # a user's model can fail in any way where it was not meant to run
         return objective
     return wide

@@ -68,17 +68,17 @@ class _Whole:
 
     def numbers(self) -> tuple[str, bool] | None:
         """Of rows in other batches: smaller ones, and as large with other rows beside them."""
-        whole = self._predicted(self.all)
-        if not equal(whole, self._predicted(self.all, seed=2)):
+        whole = self._predict(self.all)
+        if not equal(whole, self._predict(self.all, seed=2)):
             return OTHER_NUMBERS, False
         parts = self.left, self.right, self.all[: self.size], self.all[-self.size :]
-        alone = [self._predicted(part) for part in parts]
+        alone = [self._predict(part) for part in parts]
         shapes = [[tensor.shape[1:] for tensor in values] for values in (whole, *alone)]
         if any(shape != shapes[0] for shape in shapes) or any(len(t) != self.rows for t in whole):
             return None  # as of rows that are filled up to the longest: their losses are asked
         left, right = self.left, self.right
         others = (torch.cat([left, left, left])[: self.rows], torch.cat([right, right, right]))
-        exchanged = [self._predicted(others[0]), self._predicted(others[1][-self.rows :])]
+        exchanged = [self._predict(others[0]), self._predict(others[1][-self.rows :])]
         precision = self.objective.precision
         pairs = [
             *(
@@ -106,7 +106,7 @@ class _Whole:
                 return OTHER_GRADIENT, not _near(summed, whole)
         return None
 
-    def _predicted(self, chosen: Tensor, seed: int = 1) -> list[Tensor]:
+    def _predict(self, chosen: Tensor, seed: int = 1) -> list[Tensor]:
         with kept_buffers(self.objective), torch.no_grad():
             torch.manual_seed(seed)
             outputs = self.objective.predict(select(self.batch, chosen))
@@ -131,7 +131,7 @@ def _innermost(objective: Objective, batch: Batch) -> Found:
         for name, (call, _) in whole.items():  # innermost first, as they end
             if any(_is_within(inner, name) for inner in blamed):
                 continue
-            fault = _asked(call, fewer[name][0] if name in fewer else None, rows)
+            fault = _ask(call, fewer[name][0] if name in fewer else None, rows)
             if fault:
                 blamed.append(name)
                 faults.append((call.title, fault))
@@ -141,7 +141,7 @@ def _innermost(objective: Objective, batch: Batch) -> Found:
     return faults
 
 
-def _asked(call: Call, fewer: Call | None, rows: int) -> str | None:
+def _ask(call: Call, fewer: Call | None, rows: int) -> str | None:
     """The fault of a module, none if it cannot be called apart from the model it is in."""
     try:
         first = call.again(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pipeline.data.batch import Batch, in_double, num_rows, select
+from pipeline.data.batch import Batch, num_rows, select, to_float64
 from pipeline.losses.objective import Objective
 from pipeline.probes.calls import Found, close, equal, mode
 from pipeline.probes.coupling import SHAPE_RTOL
@@ -18,7 +18,7 @@ def coupled(objective: Objective, batch: Batch, size: int) -> Found:
     """Losses whose items or denominator of a row depend on more than the row."""
     faults = []
     if objective.precision == torch.float64:
-        batch = in_double(batch)
+        batch = to_float64(batch)
     with torch.no_grad(), mode(objective, training=False):
         predictions = objective.predict(batch)
     rows = torch.arange(num_rows(batch))

@@ -93,7 +93,7 @@ def _cause(objective: Objective, batch: Batch, odd: Call, before: dict[str, Any]
 
 
 def kept_in(before: dict[str, Any], module: nn.Module) -> str:
-    names = ", ".join(f"`{key}`" for key in _changed(before, module))
+    names = ", ".join(f"`{key}`" for key in _changed_attributes(before, module))
     if not names:
         return "it draws from a generator of its own, or keeps something from call to call"
     return f"it keeps {names} from call to call, outside its parameters and buffers"
@@ -120,7 +120,7 @@ def attributes_of(module: nn.Module) -> dict[str, Any]:
     return attributes
 
 
-def _changed(before: dict[str, Any], module: nn.Module) -> list[str]:
+def _changed_attributes(before: dict[str, Any], module: nn.Module) -> list[str]:
     """What the module keeps otherwise than before."""
     after = attributes_of(module)
 

@@ -26,7 +26,7 @@ import pyarrow.fs as pafs
 
 from pipeline.errors import RunError, UsageError
 from pipeline.files.atomic import replacing
-from pipeline.redact import redacted
+from pipeline.redact import redact
 from pipeline.rundir.checkpoint import MANIFEST, STATE, Checkpoints
 from pipeline.rundir.layout import RunDir, facts_of
 from pipeline.rundir.records import Done, Launcher, Manifest, Record, Segment
@@ -43,7 +43,7 @@ class Backups:
 
     def __init__(self, uri: str) -> None:
         """Raises UsageError for a place that is none."""
-        self.uri, self.shown = uri, redacted(uri)
+        self.uri, self.shown = uri, redact(uri)
         try:
             if "://" in uri:
                 self.filesystem, self.root = pafs.FileSystem.from_uri(uri)
@@ -63,7 +63,7 @@ class Backups:
     def numbers(self, name: str) -> list[int]:
         """Numbers of the runs of a job that have a backup, in order. Raises UsageError."""
         try:
-            names = listed(self.filesystem, self.root)
+            names = list_names(self.filesystem, self.root)
         except OSError as error:
             raise self._unusable(error) from None
         matches = [re.fullmatch(rf"{re.escape(name)}-(\d+)", entry) for entry in names]
@@ -193,7 +193,7 @@ class Backup:
 
     def checkpoints(self) -> list[str]:
         """Names of the checkpoints, in order."""
-        names = listed(self._filesystem, self.folder)
+        names = list_names(self._filesystem, self.folder)
         return [name for name in names if re.fullmatch(r"step-\d{10}", name)]
 
     def _has(self, name: str) -> bool:
@@ -298,7 +298,7 @@ class BackupThread:
                 self._backup.push_result(self._run)
 
 
-def listed(filesystem: Any, folder: str) -> list[str]:
+def list_names(filesystem: Any, folder: str) -> list[str]:
     """Names in a folder, in order; none if there is no folder. Raises OSError."""
     infos = filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
     return sorted(info.base_name for info in infos)
@@ -306,4 +306,4 @@ def listed(filesystem: Any, folder: str) -> list[str]:
 
 def reason(error: Exception) -> str:
     """The first line of a file system's long texts, without secrets."""
-    return redacted(re.sub(r"^\[Errno \d+\] ", "", str(error).partition("\n")[0]))
+    return redact(re.sub(r"^\[Errno \d+\] ", "", str(error).partition("\n")[0]))

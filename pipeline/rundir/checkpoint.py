@@ -135,7 +135,7 @@ def newest(run: RunDir, identity: Identity, most: float = math.inf) -> tuple[int
     for saved in reversed(run.saved_steps()):
         path = run.checkpoint(saved)
         try:
-            step = _checked(path, identity)
+            step = _check(path, identity)
             if step <= most:
                 return step, skipped
             skipped.append(f"{path.name} skipped: the curve ends before it")
@@ -146,7 +146,7 @@ def newest(run: RunDir, identity: Identity, most: float = math.inf) -> tuple[int
     return 0, skipped
 
 
-def _checked(path: Path, identity: Identity) -> int:
+def _check(path: Path, identity: Identity) -> int:
     """The step of an intact checkpoint. Raises ValueError or OSError when it is not."""
     try:
         manifest = Manifest.from_bytes((path / MANIFEST).read_bytes())

@@ -77,7 +77,7 @@ class Journal:
         if first is not None:
             if self._compare and self.first_difference is None and not _is_equal(point, first):
                 self.first_difference = point["step"]
-            self._recomputed(point)
+            self._note_recomputed(point)
             return
         if "train" in point:
             self._caught_up()
@@ -94,7 +94,7 @@ class Journal:
             self.flush()
             self._flushed = now
 
-    def _recomputed(self, point: StepPoint | EvaluationPoint) -> None:
+    def _note_recomputed(self, point: StepPoint | EvaluationPoint) -> None:
         """A step or evaluation was recomputed; say now and then how far that is."""
         self._num_recomputed += "train" in point
         if self._num_recomputed and time.monotonic() - self._told >= AGAIN_SECONDS:

@@ -12,6 +12,8 @@ import socket
 import time
 from pathlib import Path
 
+import psutil
+
 from pipeline.errors import RunError
 from pipeline.files.atomic import delete_temporaries
 from pipeline.rundir.layout import RunDir
@@ -19,6 +21,8 @@ from pipeline.rundir.records import Holder
 
 WAIT_SECONDS = 10.0
 """For a process that was killed to be gone."""
+CLOCK_SECONDS = 1.0
+"""By which a process may seem to have started at another time, once the clock was corrected."""
 
 
 class Lease:
@@ -38,7 +42,7 @@ class Lease:
             _end(before)
         holder = Holder(
             number=before.number + 1 if before else 1, host=socket.gethostname(), pid=os.getpid(),
-            started=_started(os.getpid()), is_own_process=is_own_process,
+            started=_start_of(os.getpid()), is_own_process=is_own_process,
         )  # fmt: skip
         holder.write(run.lease)
         for path in (run.journal, run.weights, run.done, run.checkpoints / "step-*"):
@@ -71,7 +75,7 @@ def _end(holder: Holder) -> None:
     ):  # fmt: skip
         return
     until = time.monotonic() + WAIT_SECONDS
-    while _started(holder.pid) == holder.started and time.monotonic() < until:
+    while _is_running(holder) and time.monotonic() < until:
         try:
             os.kill(holder.pid, signal.SIGKILL)
         except OSError:
@@ -79,10 +83,14 @@ def _end(holder: Holder) -> None:
         time.sleep(0.05)
 
 
-def _started(pid: int) -> str:
-    """When the process started, in the kernel's ticks: tells it from others of that id."""
+def _is_running(holder: Holder) -> bool:
+    return abs(_start_of(holder.pid) - holder.started) < CLOCK_SECONDS
+
+
+def _start_of(pid: int) -> float:
+    """When the process started, which tells it from others of that id; 0 if there is none."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if fields[0] == "Z" else fields[19]
+        process = psutil.Process(pid)
+        return 0.0 if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except psutil.Error:
+        return 0.0

@@ -64,8 +64,8 @@ class Holder(Sealed):
     """Of the attempt, from 1."""
     host: str
     pid: int
-    started: str
-    """In the kernel's ticks: tells the process from others of its id."""
+    started: float
+    """In seconds since 1970: tells the process from others of its id."""
     is_own_process: bool
     """Whether the process does nothing else, so that its successor may kill it."""
 

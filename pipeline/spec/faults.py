@@ -41,13 +41,13 @@ def faults_of(
         elif item["type"] == "missing":
             problem, advice = "missing", ""
         elif item["type"] in ("model_type", "model_attributes_type", "dict_type"):
-            problem = f"expected a mapping, found {shortened(item['input'])}"
+            problem = f"expected a mapping, found {shorten(item['input'])}"
             known = _keys_beside((*path, ""), tree)
             advice = f"with keys such as {', '.join(known)}" if known else ""
         else:
             own = item["type"] in _OWN_ERRORS
             message = item["msg"] if own else _in_plain_words(item["msg"])
-            problem = message if own else f"{message}, found {shortened(item['input'])}"
+            problem = message if own else f"{message}, found {shorten(item['input'])}"
             advice = ""
         shown = dotted(path)
         if own_path := re.match(r"^((?:loss|training)\.[\w.]+): (.*)", problem):
@@ -162,7 +162,7 @@ def dotted(path: tuple[Any, ...]) -> str:
     return ".".join(str(key) for key in path) or "job spec"
 
 
-def shortened(value: Any) -> str:
+def shorten(value: Any) -> str:
     """A value for a message."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

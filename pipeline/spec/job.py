@@ -20,7 +20,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from pipeline import registry
-from pipeline.redact import redacted, redacted_tree
+from pipeline.redact import redact, redact_tree
 from pipeline.registry import nearest
 from pipeline.spec.components import Model, Optimizer, Schedule, Term
 from pipeline.spec.data import Data, Name, Section
@@ -64,7 +64,7 @@ class JobSpec(Section):
                 "folder",
                 "{found} is not a folder; give one that the workers share, and the object store as "
                 "`checkpoint.copy_to`",
-                {"found": redacted(value)},
+                {"found": redact(value)},
             )
         return value
 
@@ -147,14 +147,14 @@ class JobSpec(Section):
 
     def dump(self) -> str:
         """YAML that loads back to an equal spec, but for secrets in URIs, which are hidden."""
-        tree = redacted_tree(self.model_dump(mode="json"))
+        tree = redact_tree(self.model_dump(mode="json"))
         dumped: str = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
         return dumped
 
     @property
     def digest(self) -> str:
         """SHA-256 of the first half: what is trained, not on what, nor what it is called."""
-        first_half = redacted_tree(self.model_dump(mode="json", include=set(FIRST_HALF)))
+        first_half = redact_tree(self.model_dump(mode="json", include=set(FIRST_HALF)))
         for section, _, key in (path.partition(".") for path in OUTSIDE_DIGEST):
             first_half[section].pop(key)
         return hashlib.sha256(json.dumps(first_half, sort_keys=True).encode()).hexdigest()
@@ -198,4 +198,4 @@ def flat(spec: JobSpec) -> dict[str, Any]:
         else:
             yield path, value
 
-    return dict(walk(redacted_tree(spec.model_dump(mode="json")), ""))
+    return dict(walk(redact_tree(spec.model_dump(mode="json")), ""))

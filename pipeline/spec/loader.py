@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from pipeline.errors import Fault, SpecError
-from pipeline.spec.faults import Lines, dotted, faults_of, shortened
+from pipeline.spec.faults import Lines, dotted, faults_of, shorten
 from pipeline.spec.job import FLOAT, JobSpec
 
 LARGEST_SPEC_BYTES = 1_000_000
@@ -150,9 +150,7 @@ def load(
             raise SpecError(name, [Fault("file", f"cannot be read: {reason}")]) from None
         tree, lines, faults = _parse(text, name)
     if not isinstance(tree, dict):
-        problem = (
-            f"expected a mapping with the keys name, data, model, loss; found {shortened(tree)}"
-        )
+        problem = f"expected a mapping with the keys name, data, model, loss; found {shorten(tree)}"
         raise SpecError(name, [*faults, Fault("job spec", problem, 1)])
     texts = {}
     for path, value in overrides.items():
@@ -172,7 +170,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     """Key path and value of one `key.path=value`, the value read as YAML."""
     path, equals, value = text.partition("=")
     if not equals or not re.fullmatch(r"[A-Za-z_][\w-]*(\.[\w-]+)*", path.strip()):
-        problem = f"expected key.path=value, found {shortened(text)}"
+        problem = f"expected key.path=value, found {shorten(text)}"
         raise SpecError("--set", [Fault("override", problem)])
     tree, _, faults = _parse(value, f"--set {text}")
     if faults:

@@ -60,13 +60,13 @@ def log_model(run: RunDir, model_id: str, record: Record) -> str:
             code_paths=[str(Path(pipeline.__file__).parent), *custom],
             signature=_signature(frame, predicted, [from_json(field) for field in record.fields]),
             input_example=frame,
-            pip_requirements=[f"{package}=={_released(package)}" for package in packages],
+            pip_requirements=[f"{package}=={_released_version(package)}" for package in packages],
             registered_model_name=record.register_as,
         )
     return str(info.model_uri)
 
 
-def _released(package: str) -> str:
+def _released_version(package: str) -> str:
     """Its version as an index has it: without what names a build, such as `+cpu`."""
     return version(package).partition("+")[0]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline import spec as specs
 from pipeline.errors import UsageError
-from pipeline.redact import redacted
+from pipeline.redact import redact
 from pipeline.spec import JobSpec
 
 SCHEMES = ("databricks", "file", "http", "https", "mssql", "mysql", "postgresql", "sqlite")
@@ -47,7 +47,7 @@ def environment_uri() -> str:
 
 def with_password(uri: str) -> str:
     """MLflow's address as it can be used: records hide passwords, the environment has them."""
-    return environment_uri() if redacted(environment_uri()) == uri else uri
+    return environment_uri() if redact(environment_uri()) == uri else uri
 
 
 def mlflow_key(name: str) -> str:

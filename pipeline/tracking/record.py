@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from pipeline import plugins
 from pipeline.files.atomic import delete_temporaries
-from pipeline.redact import redacted
+from pipeline.redact import redact
 from pipeline.rundir import RunDir
 from pipeline.rundir.records import ColumnFacts, DataFacts, Launcher, Record
 from pipeline.tracking.names import params, tracking_uri
@@ -30,7 +30,7 @@ def write_record(run: RunDir, job: Job, modules: list[str]) -> None:
     """Write the record, and clear what commands before this one left of their end."""
     for path in (run.record, run.ended, run.recorded):  # of commands that were killed
         delete_temporaries(path)
-    _record(run, job, modules).write(run.record)
+    _build_record(run, job, modules).write(run.record)
     if run.recorded.exists():
         before = run.read_recorded()
         before.model_copy(update={"complete": False, "error": ""}).write(run.recorded)
@@ -39,10 +39,10 @@ def write_record(run: RunDir, job: Job, modules: list[str]) -> None:
     run.spec.write_text(job.spec.dump(), encoding="utf-8")
 
 
-def _record(run: RunDir, job: Job, modules: list[str]) -> Record:
+def _build_record(run: RunDir, job: Job, modules: list[str]) -> Record:
     spec, before = job.spec, run.read_recorded()
     launcher = Launcher(id=uuid.uuid4().hex, pid=os.getpid(), host=socket.gethostname())
-    token = _token(run)
+    token = _choose_token(run)
     imports_sha256 = plugins.sources_sha256(modules) if modules else ""
     tags = {
         "pipeline.run": token,
@@ -50,7 +50,7 @@ def _record(run: RunDir, job: Job, modules: list[str]) -> Record:
         "pipeline.spec_digest": spec.digest,
         "pipeline.data_fingerprint": job.fingerprint,
         "pipeline.storage": str(run.path),
-        "pipeline.versions": _versions(),
+        "pipeline.versions": _describe_versions(),
         "pipeline.bits": json.dumps(determinism.fingerprint(spec)),
         "pipeline.bits_sha256": determinism.fingerprint_sha256(spec),
         **({"pipeline.imports": imports_sha256} if modules else {}),
@@ -58,7 +58,7 @@ def _record(run: RunDir, job: Job, modules: list[str]) -> Record:
         **_ray_job(),
     }
     # the record of a resumed run stays where it began
-    uri = before.tracking_uri if before.run_id else redacted(tracking_uri(run.path.parent))
+    uri = before.tracking_uri if before.run_id else redact(tracking_uri(run.path.parent))
     return Record(
         name=run.name,
         job=spec.name,
@@ -66,10 +66,10 @@ def _record(run: RunDir, job: Job, modules: list[str]) -> Record:
         register_as=spec.tracking.register_as,
         tracking_uri=uri,
         params=params(spec),
-        data=_data(job),
+        data=_describe_data(job),
         spec=spec.dump(),
         fields=[field.to_json() for field in job.fields],
-        example=_encoded(job.example),
+        example=_encode(job.example),
         tags=tags,
         token=token,
         digest=spec.digest,
@@ -81,7 +81,7 @@ def _record(run: RunDir, job: Job, modules: list[str]) -> Record:
     )
 
 
-def _token(run: RunDir) -> str:
+def _choose_token(run: RunDir) -> str:
     """What tells this run from all others, also after it is resumed."""
     try:
         record = run.read_record()
@@ -90,7 +90,7 @@ def _token(run: RunDir) -> str:
     return record.token if record else uuid.uuid4().hex
 
 
-def _encoded(table: pa.Table) -> str:
+def _encode(table: pa.Table) -> str:
     """A small table as text."""
     content = io.BytesIO()
     with pa.ipc.new_file(content, table.schema) as writer:
@@ -98,7 +98,7 @@ def _encoded(table: pa.Table) -> str:
     return base64.b64encode(content.getvalue()).decode()
 
 
-def _data(job: Job) -> DataFacts:
+def _describe_data(job: Job) -> DataFacts:
     facts = job.facts
     return DataFacts(
         name=job.spec.name,
@@ -115,7 +115,7 @@ def _data(job: Job) -> DataFacts:
     )
 
 
-def _versions() -> str:
+def _describe_versions() -> str:
     versions = [f"{package} {version(package)}" for package in PACKAGES]
     return ", ".join([f"python {platform.python_version()}", *versions])
 

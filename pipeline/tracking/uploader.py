@@ -20,7 +20,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from pipeline.redact import redacted
+from pipeline.redact import redact
 from pipeline.rundir import RunDir
 from pipeline.rundir.journal import Reader
 from pipeline.rundir.records import (
@@ -65,7 +65,7 @@ class Uploader:
             uri = with_password(before.tracking_uri)
         else:  # nothing is there yet: a server may have moved
             uri = environment_uri() or with_password(self.record.tracking_uri)
-        facts = {"complete": False, "error": "", "tracking_uri": redacted(uri)}
+        facts = {"complete": False, "error": "", "tracking_uri": redact(uri)}
         self.state = before.model_copy(update=facts)
         self.reader = Reader(run.journal)
         self.unsent: list[StepPoint | EvaluationPoint] = []
@@ -89,7 +89,7 @@ class Uploader:
         if not self.state.run_id:
             experiment_id = self.client.experiment_id(self.record.experiment)
             run_id = self.client.find_run(experiment_id, self.record.token)
-            delivered = self._taken_over(run_id) if run_id else {}
+            delivered = self._take_over(run_id) if run_id else {}
             run_id = run_id or self.client.create_run(
                 experiment_id, self.record.name, self.record.tags
             )
@@ -98,7 +98,7 @@ class Uploader:
             )
         elif self.state.launcher != launcher:  # it is resumed
             if self.client.launcher(self.state.run_id) not in (self.state.launcher, launcher):
-                self.save(delivered=self._taken_over(self.state.run_id))
+                self.save(delivered=self._take_over(self.state.run_id))
             self.client.take_over(self.state.run_id, launcher)
             self.save(launcher=launcher)
         if not self.state.begun:
@@ -108,7 +108,7 @@ class Uploader:
             self.save(begun=True)
         self.has_begun = True
 
-    def _taken_over(self, run_id: str) -> dict[str, int]:
+    def _take_over(self, run_id: str) -> dict[str, int]:
         """Take the run from another machine; how far that has uploaded it."""
         self.client.take_over(run_id, self.record.launcher.id)
         time.sleep(SETTLE_SECONDS)
@@ -239,14 +239,14 @@ def main(run: RunDir, is_alone: bool = False) -> int:
 
 def _upload(run: RunDir, launcher: Launcher, is_alone: bool) -> int:
     """Upload as long as `launcher` has not handed the run over to another one."""
-    while _is_starting(run) and not _ended(run, is_alone):
+    while _is_starting(run) and not _read_end(run, is_alone):
         time.sleep(0.1)
     uploader: Uploader | None = None
     deadline, pause, printed = float("inf"), EVERY_SECONDS, ""
     while True:
         if Record.read(run.record).launcher != launcher:
             return 0  # another command has resumed the run, and uploads it
-        ended = _ended(run, is_alone)
+        ended = _read_end(run, is_alone)
         if ended and deadline == float("inf"):
             deadline = time.monotonic() + _patience(ended.state == "killed" and not is_alone)
         try:
@@ -266,7 +266,7 @@ def _upload(run: RunDir, launcher: Launcher, is_alone: bool) -> int:
         except Exception as error:  # whatever a server or disk does, training is not to feel it
             reason = _reason(error, uploader)
             if reason != printed:
-                text = redacted(traceback.format_exc(), environment_uri())
+                text = redact(traceback.format_exc(), environment_uri())
                 print(text, file=sys.stderr, flush=True)
             printed = reason
             if uploader is not None:
@@ -287,7 +287,7 @@ def _patience(is_short: bool) -> float:
 
 def _reason(error: Exception, uploader: Uploader | None) -> str:
     """What keeps MLflow from being told, where, and whether another server could be told."""
-    reason = redacted(str(error).partition("\n")[0] or type(error).__name__, environment_uri())
+    reason = redact(str(error).partition("\n")[0] or type(error).__name__, environment_uri())
     reason = " ".join(reason.split())
     if "Max retries exceeded" in reason or "Connection aborted" in reason:
         reason = "MLflow's server does not answer"
@@ -317,7 +317,7 @@ def _wait(run: RunDir, seconds: float) -> None:
         time.sleep(0.02)
 
 
-def _ended(run: RunDir, is_alone: bool) -> Ended | None:
+def _read_end(run: RunDir, is_alone: bool) -> Ended | None:
     """How training ended and why, or None while it has not."""
     if ended := run.read_ended():
         is_done = ended.state != "finished" and run.is_finished  # after it was stopped

@@ -16,7 +16,7 @@ from pipeline.errors import InputError, UsageError
 from pipeline.losses.objective import Objective
 from pipeline.losses.terms import Output, Term, bind, outputs
 from pipeline.spec import JobSpec
-from pipeline.tracebacks import described
+from pipeline.tracebacks import describe
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -64,7 +64,7 @@ def build_objective(
 def model_error(name: str, error: Exception, inputs: Iterable[str], doing: str = "") -> UsageError:
     """What is said of an error in a user's model."""
     columns = f"; `batch` holds {', '.join(inputs)}" * isinstance(error, KeyError)
-    return UsageError(f"model {name}: {doing}{described(error)}{columns}")
+    return UsageError(f"model {name}: {doing}{describe(error)}{columns}")
 
 
 def build_optimizer(spec: JobSpec, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

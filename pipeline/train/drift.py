@@ -35,15 +35,15 @@ def refuse(
     known = [(name, value) for name, value, _ in shared if name not in caches]
     state = dict([*known, *_state(objective, optimizer)])
     if not comm.all_agree(torch.tensor([zlib.crc32("\n".join(state).encode())])).all():
-        raise _drifted(step, ["names in the optimizer's state"])
+        raise _find_drift(step, ["names in the optimizer's state"])
     checksums = torch.stack([_checksum(value) for value in state.values()])
     is_same = comm.all_agree(checksums).tolist()
     odd = [name for name, same in zip(state, is_same, strict=True) if not same]
     if odd:
-        raise _drifted(step, odd)
+        raise _find_drift(step, odd)
 
 
-def _drifted(step: int, names: list[str]) -> RunError:
+def _find_drift(step: int, names: list[str]) -> RunError:
     more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
     return RunError(
         f"after step {step} the workers no longer hold the same {', '.join(names[:MOST_NAMES])}"

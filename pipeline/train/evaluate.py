@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline import registry
-from pipeline.data.batch import Batch, Ragged, moved
+from pipeline.data.batch import Batch, Ragged, to_device
 from pipeline.data.dataset import Buffer, Dataset
 from pipeline.data.partition import worker_range
 from pipeline.data.sampler import Rows
@@ -23,7 +23,7 @@ from pipeline.errors import UsageError
 from pipeline.losses.objective import Objective
 from pipeline.losses.terms import Term
 from pipeline.metrics import CONFUSION, DEFAULTS, Metric
-from pipeline.tracebacks import described, noting
+from pipeline.tracebacks import describe, noting
 
 MOST_CLASSES = 1000
 """Of a target, up to which predictions of each are counted."""
@@ -34,7 +34,7 @@ Named = dict[str, tuple[int, Metric]]
 """Metrics by their name in the record, each with the number of its term."""
 
 
-def chosen(terms: list[Term], names: list[str] | None) -> Named:
+def choose_metrics(terms: list[Term], names: list[str] | None) -> Named:
     """The metrics of each term: those named, or what its task usually wants.
 
     Raises UsageError for a metric that fits none of the terms.
@@ -43,7 +43,7 @@ def chosen(terms: list[Term], names: list[str] | None) -> Named:
     tasks = [term.target.task(term) for term in terms]
     wanted = {n for task in tasks if task for n in DEFAULTS[task]} if names is None else set(names)
     for name in sorted(wanted):
-        metric = _built(name)
+        metric = _build_metric(name)
         fitting = [i for i, task in enumerate(tasks) if task in metric.tasks]
         if not fitting and names is not None:
             kinds = ", ".join(
@@ -58,7 +58,7 @@ def chosen(terms: list[Term], names: list[str] | None) -> Named:
     return metrics_by_name
 
 
-def _built(name: str) -> Metric:
+def _build_metric(name: str) -> Metric:
     entry = registry.metrics[name]
     try:
         metric = entry.build()
@@ -99,9 +99,9 @@ def try_metrics(objective: Objective, store: Dataset, metrics: Named, most: int)
         try:
             prediction, truth = _comparable(objective, index, metric, predictions, batch)
             size, half = _num_sums(objective, index, name, metric), len(truth) // 2
-            whole = _added_up(name, metric, prediction, truth, size)
+            whole = _add_up(name, metric, prediction, truth, size)
             parts = [
-                _added_up(name, metric, prediction[part], truth[part], size)
+                _add_up(name, metric, prediction[part], truth[part], size)
                 for part in (slice(half), slice(half, None))
                 if len(truth[part])
             ]
@@ -110,28 +110,28 @@ def try_metrics(objective: Objective, store: Dataset, metrics: Named, most: int)
         except UsageError:
             raise
         except Exception as error:  # a user's metric can fail in any way
-            problem = f"fails on the first rows: {described(error)}"
-            raise UsageError(f"metrics: {_placed(name)} {problem}") from error
+            problem = f"fails on the first rows: {describe(error)}"
+            raise UsageError(f"metrics: {_locate_metric(name)} {problem}") from error
         if parts and not torch.allclose(sum(parts, torch.zeros_like(whole)), whole, equal_nan=True):
             raise UsageError(
-                f"metrics: {_placed(name)} gives sums that do not add up: {_shown(whole)} for "
-                f"{len(truth)} items, {' and '.join(map(_shown, parts))} for two parts of them; "
+                f"metrics: {_locate_metric(name)} gives sums that do not add up: {_show(whole)} "
+                f"for {len(truth)} items, {' and '.join(map(_show, parts))} for two parts of them; "
                 "return sums over the items and their number, and divide in `value`"
             )
 
 
-def _shown(sums: Tensor) -> str:
+def _show(sums: Tensor) -> str:
     values = [f"{value:.6g}" for value in sums[:4].tolist()]
     return f"[{', '.join(values)}{', ...' if len(sums) > 4 else ''}]"
 
 
-def _placed(name: str) -> str:
+def _locate_metric(name: str) -> str:
     """A metric's name, with file and line."""
     entry = registry.metrics.entries.get(name) or registry.metrics.entries.get(name.split("/")[-1])
     return f"{name} ({entry.place})" if entry else name
 
 
-def _added_up(
+def _add_up(
     name: str, metric: Metric, prediction: Tensor, truth: Tensor, size: int | None = None
 ) -> Tensor:
     """A metric's sums over some items: float64 [size]. Raises UsageError for anything else."""
@@ -140,11 +140,11 @@ def _added_up(
     if not isinstance(sums, Tensor) or sums.dim() != 1:
         shape = f"shape {list(sums.shape)}" if isinstance(sums, Tensor) else type(sums).__name__
         advice = "return a vector, as torch.stack([...]) makes of sums"
-        raise UsageError(f"metrics: {_placed(name)} gives sums of {shape}: {advice}")
+        raise UsageError(f"metrics: {_locate_metric(name)} gives sums of {shape}: {advice}")
     if size is not None and sums.numel() != size:
         advice = "as many are wanted for any items (bincount needs minlength)"
         problem = f"gives {sums.numel()} sums for {len(truth)} items and {size} for none"
-        raise UsageError(f"metrics: {_placed(name)} {problem}: {advice}")
+        raise UsageError(f"metrics: {_locate_metric(name)} {problem}: {advice}")
     return sums.double()
 
 
@@ -157,7 +157,7 @@ def _value(name: str, metric: Metric, sums: Tensor) -> float:
             return math.nan
     if isinstance(value, Tensor) and value.numel() != 1:
         problem = f"gives a value of shape {list(value.shape)}, where one number is wanted"
-        raise UsageError(f"metrics: {_placed(name)} {problem}")
+        raise UsageError(f"metrics: {_locate_metric(name)} {problem}")
     return float(value)
 
 
@@ -208,7 +208,7 @@ def evaluate(
     for (name, (index, metric)), part in zip(metrics.items(), counted, strict=True):
         if name in asked:
             results[name] = _value(name, metric, torch.from_numpy(part))
-        elif notes is not None and (text := _collapsed(objective.terms[index], part)):
+        elif notes is not None and (text := _explain_collapse(objective.terms[index], part)):
             notes.append(text)
     return results
 
@@ -236,7 +236,7 @@ def _tally(prediction: Tensor, truth: Tensor) -> Tensor:
 TALLY = Metric(("classes", "binary"), _tally, lambda sums: 0.0, reads=CONFUSION)
 
 
-def _collapsed(term: Term, counts: NDArray[np.float64]) -> str:
+def _explain_collapse(term: Term, counts: NDArray[np.float64]) -> str:
     """That one class is predicted for all items although there are others; or nothing."""
     predicted, actual = counts.reshape(2, -1)
     chosen = int(predicted.argmax())
@@ -253,13 +253,13 @@ def _sums(
 ) -> Tensor:
     """Numerators, denominators and sums of the metrics of one batch: float64 vector."""
     denominators = objective.denominators(batch)
-    batch = moved(batch, device)
+    batch = to_device(batch, device)
     predictions = objective.predict(batch)
     items = objective.items(predictions, batch)
     parts = [torch.stack([item.double().sum() for item in items]).cpu(), denominators]
     for (name, (number, metric)), size in zip(metrics.items(), sizes, strict=True):
         both = _comparable(objective, number, metric, predictions, batch)
-        parts.append(_added_up(name, metric, *both, size).cpu())
+        parts.append(_add_up(name, metric, *both, size).cpu())
     return torch.cat(parts)
 
 
@@ -284,4 +284,4 @@ def _num_sums(objective: Objective, number: int, name: str, metric: Metric) -> i
         width = term.targets[0].num_codes
     task = term.target.task(term)
     assert task is not None, "a metric is chosen for a task"
-    return _added_up(name, metric, *term.target.nothing(term, width, metric.reading(task))).numel()
+    return _add_up(name, metric, *term.target.nothing(term, width, metric.reading(task))).numel()

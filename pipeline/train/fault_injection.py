@@ -12,7 +12,7 @@ Fault = tuple[int, int]
 """Rank and step: this worker is killed before this step (from 0), once."""
 
 
-def planned(faults: Sequence[Fault], run: RunDir, rank: int) -> Callable[[int], None]:
+def plan_faults(faults: Sequence[Fault], run: RunDir, rank: int) -> Callable[[int], None]:
     """What the worker calls before each step.
 
     A fault that has struck leaves a file in the run's folder, and does not strike again.

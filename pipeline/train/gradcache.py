@@ -15,7 +15,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from pipeline.data.batch import moved
+from pipeline.data.batch import to_device
 from pipeline.data.loader import StepBatch
 from pipeline.distributed import comm
 from pipeline.distributed.gradients import Gradients
@@ -39,7 +39,7 @@ def shares(
     arguments: dict[int, dict[int, list[Tensor]]] = {k: {} for k in coupled}
     for index, rows in batch.microbatches:
         seeds.set(batch.step, index)
-        rows = moved(rows, seeds.device)
+        rows = to_device(rows, seeds.device)
         with torch.no_grad():
             predictions = objective.predict(rows)
             for k, term in coupled.items():

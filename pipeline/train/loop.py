@@ -50,12 +50,12 @@ def train(
     _resume(job, run, state, lease, last_step)
     recorder = Recorder(job, run, state.step, last_step, lease) if lease else Follower()
     partition = Partition(settings.microbatch_size, comm.rank(), comm.num_workers())
-    count, steps = _counter(job, state.objective), range(state.step, last_step)
+    count, steps = _choose_counter(job, state.objective), range(state.step, last_step)
     loader = Loader(job.train, job.sampler(), count, steps, partition, device.type == "cuda")
     is_exact = settings.microbatch_size is not None
     rows = job.train.opened(str(run.path.resolve()))
     with determinism.deterministic(is_exact), rows, loader, recorder:
-        _train_steps(job, state, _announced(loader, before_step), recorder, last_step)
+        _train_steps(job, state, _announce(loader, before_step), recorder, last_step)
     if state.step == last_step:
         recorder.finish(state)
         comm.barrier()
@@ -70,7 +70,7 @@ def _train_steps(
         _evaluate(job, state, recorder)
     for batch in batches:
         state.set_learning_rate(batch.step)
-        with _explained(job, state, batch, recorder):
+        with _explain_errors(job, state, batch, recorder):
             losses = train_step(
                 state.objective, state.optimizer, state.gradients, batch,
                 clip_norm=settings.clip_norm, requests=recorder.requests(batch.step + 1),
@@ -122,7 +122,7 @@ def _resume(job: Job, run: RunDir, state: TrainState, lease: Lease | None, last_
         state.restore(checkpoint.load(run, step), step)
 
 
-def _announced(
+def _announce(
     batches: Iterable[StepBatch], before_step: Callable[[int], None]
 ) -> Iterator[StepBatch]:
     for batch in batches:
@@ -130,7 +130,7 @@ def _announced(
         yield batch
 
 
-def _counter(job: Job, objective: Objective) -> Callable[[Batch], Tensor]:
+def _choose_counter(job: Job, objective: Objective) -> Callable[[Batch], Tensor]:
     """What the losses count in a batch; of rows that nobody has looked at, they are checked."""
 
     def checked(batch: Batch) -> Tensor:
@@ -141,7 +141,9 @@ def _counter(job: Job, objective: Objective) -> Callable[[Batch], Tensor]:
 
 
 @contextmanager
-def _explained(job: Job, state: TrainState, batch: StepBatch, recorder: Follower) -> Iterator[None]:
+def _explain_errors(
+    job: Job, state: TrainState, batch: StepBatch, recorder: Follower
+) -> Iterator[None]:
     """Errors of a step name it, and one of a number that is not finite the rows it comes from."""
     try:
         yield

@@ -21,7 +21,7 @@ from pipeline.probes.buffers import changing_buffers
 from pipeline.schedules import learning_rate_factor
 from pipeline.train.best import Best
 from pipeline.train.build import build_optimizer
-from pipeline.train.evaluate import Named, chosen
+from pipeline.train.evaluate import Named, choose_metrics
 from pipeline.train.job import Job
 from pipeline.train.step import StepLosses
 from pipeline.train.weights import take_weights, to_cpu, weights_sha256
@@ -65,7 +65,7 @@ class TrainState:
             learning_rate_factor, spec.schedule.name, spec.schedule.options,
             spec.schedule.warmup_steps, num_steps=job.num_steps,
         )  # fmt: skip
-        metrics, best = chosen(bound.terms, spec.metrics), None
+        metrics, best = choose_metrics(bound.terms, spec.metrics), None
         if spec.training.best_by and comm.rank() == 0:
             best = Best(spec.training.best_by, bound.terms, metrics)
         return cls(bound, optimizer, gradients, schedule, metrics, best)

@@ -36,7 +36,7 @@ def work(config: dict[str, Assignment]) -> None:
             f"worker {comm.rank()} reads other rows from {told.spec.data.train} than the command "
             "that started it: every node must see the same files"
         )
-    before_step = fault_injection.planned(told.faults, told.run, comm.rank())
+    before_step = fault_injection.plan_faults(told.faults, told.run, comm.rank())
     try:
         train(
             job, told.run, before_step, told.num_steps,

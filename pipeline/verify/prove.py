@@ -145,15 +145,15 @@ def prove(
     counts = sorted({1, *workers})
     outcomes: list[Outcome] = []
     runner = _Runner(job, folder, modules, launch.base_of(path), steps, tolerance)
-    most = _changed(job, Leg("", "bits", size, (max(counts),))).spec
+    most = _job_of(job, Leg("", "bits", size, (max(counts),))).spec
     launch.refuse_too_many(most)
     legs = list(_legs(job, size, counts, steps))
     told = launch.assignment(job, folder, modules, launch.base_of(path))
     session = ray_trainer.session(most) if max(counts) > 1 else contextlib.nullcontext()
     try:
-        with signals.raised(), session:
+        with signals.signals_raise(), session:
             say("asking the components, here and in other processes ...")
-            same_cuts, found_suspects = _asked(job, size, steps)
+            same_cuts, found_suspects = _ask_components(job, size, steps)
             found_suspects += diagnose.suspects(told)
             for leg in legs:
                 if leg.promise == "rounding" and leg.microbatch_size not in same_cuts:
@@ -168,7 +168,7 @@ def prove(
         if len(outcomes) < len(legs):
             text = f"; {len(outcomes)} of {len(legs)} ways have run: no verdict"
             raise StoppedError(error.number, text) from error
-    fingerprint = determinism.fingerprint(_changed(job, Leg("", "bits", size, (1,))).spec)
+    fingerprint = determinism.fingerprint(_job_of(job, Leg("", "bits", size, (1,))).spec)
     return Proof(
         spec.name, steps, job.num_steps, size, fingerprint, spec.digest, job.fingerprint, outcomes,
         found_suspects, spec.tracking.experiment or spec.name, str(folder.path),
@@ -179,7 +179,7 @@ def _batch_size(job: Job) -> int:
     return min(job.spec.training.batch_size, job.num_rows)
 
 
-def _asked(job: Job, size: int, steps: int) -> tuple[set[int | None], list[str]]:
+def _ask_components(job: Job, size: int, steps: int) -> tuple[set[int | None], list[str]]:
     """Cuts into micro-batches that give one curve, and which components break a promise.
 
     Random numbers, as of dropout, follow the micro-batch.
@@ -240,7 +240,7 @@ def _workers(number: int) -> str:
     return f"{number} worker{'s' if number > 1 else ''}"
 
 
-def _changed(job: Job, leg: Leg) -> Job:
+def _job_of(job: Job, leg: Leg) -> Job:
     """The job as this leg runs it, on the first of its numbers of workers."""
     tree = job.spec.model_dump(mode="json")
     tree["training"]["microbatch_size"] = leg.microbatch_size
@@ -276,7 +276,7 @@ class _Runner:
             return Outcome(leg.title, leg.promise, "not promised", text=text)
         started = time.perf_counter()
         try:
-            points, weights = self._plainly(leg) if leg.is_plain else self._trained(leg)
+            points, weights = self._train_plainly(leg) if leg.is_plain else self._train(leg)
         except StoppedError:
             raise
         except PipelineError as error:
@@ -304,31 +304,31 @@ class _Runner:
             verdict = "held" if difference <= self.tolerance else "broken"
         return replace(given, verdict=verdict, difference=difference, first_step=step, text=text)
 
-    def _prepared(self, leg: Leg) -> Job:
+    def _prepare(self, leg: Leg) -> Job:
         """The job as the leg runs it, its rows in the leg's precision."""
         from pipeline.train.job import prepare
 
-        job = _changed(self.job, leg)
+        job = _job_of(self.job, leg)
         if leg.precision is None:
             return job
         if self.wide is None:
             self.wide = prepare(job.spec, self.base)
         return replace(self.wide, spec=job.spec)
 
-    def _plainly(self, leg: Leg) -> tuple[Sequence[Point], str]:
+    def _train_plainly(self, leg: Leg) -> tuple[Sequence[Point], str]:
         """Points and weights of a plain torch loop. Raises RunError where that fails."""
         from pipeline.train.weights import weights_sha256
         from pipeline.verify import plain
 
         try:
-            points, bound = plain.steps(self._prepared(leg), self.steps)
+            points, bound = plain.steps(self._prepare(leg), self.steps)
         except PipelineError:
             raise
         except Exception as error:  # a user's components can fail in any way
-            raise RunError(tracebacks.described(error)) from error
+            raise RunError(tracebacks.describe(error)) from error
         return points, weights_sha256(bound.state_dict())
 
-    def _trained(self, leg: Leg) -> tuple[Sequence[Point], str]:
+    def _train(self, leg: Leg) -> tuple[Sequence[Point], str]:
         """Points of the journal and SHA-256 of the weights, after all kills."""
         from pipeline.launch.ray_trainer import fit
         from pipeline.rundir import RunDir
@@ -340,7 +340,7 @@ class _Runner:
         if self.modules:
             run.imports.symlink_to(self.folder.imports)
         for number, workers in enumerate(leg.workers):
-            job = self._prepared(replace(leg, workers=(workers,)))
+            job = self._prepare(replace(leg, workers=(workers,)))
             run.spec.write_text(job.spec.dump(), encoding="utf-8")
             told = launch.assignment(job, run, self.modules, self.base)
             faults = leg.kills[number : number + 1]  # which must not strike this process

@@ -181,7 +181,7 @@ def _run_one(
         timeout=timedelta(seconds=20),
     )  # fmt: skip
     try:
-        strike = fault_injection.planned(kills, RunDir(place), rank)
+        strike = fault_injection.plan_faults(kills, RunDir(place), rank)
 
         def before(step: int) -> None:
             time.sleep(pause)  # for what happens beside training

@@ -87,7 +87,7 @@ def test_the_record_is_whole(
         "optimizer": {"name": "adam", "lr": 0.01}, "schedule": "cosine",
     }  # fmt: skip
     fault = Fault(mode, phase, skip, tmp_path / "runs")
-    monkeypatch.setattr(fault_injection, "planned", lambda *_: fault.wait)
+    monkeypatch.setattr(fault_injection, "plan_faults", lambda *_: fault.wait)
     with proxy.in_front_of(server, fault) as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         result = pipeline.run(spec)

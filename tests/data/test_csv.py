@@ -13,15 +13,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.locate import located
-from pipeline.data.reader import opened
+from pipeline.data.locate import locate
+from pipeline.data.reader import open_sources
 from pipeline.errors import DataError
 from pipeline.spec.data import Data
 
 
 def source(folder: Path, **data: Any) -> Any:
     given_data = {"train": "rows.csv", "target": "y"} | data
-    return opened(located(Data(**given_data), folder))
+    return open_sources(locate(Data(**given_data), folder))
 
 
 def cells(folder: Path, **data: Any) -> dict[str, list[Any]]:

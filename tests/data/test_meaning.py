@@ -115,7 +115,7 @@ def test_each_position_of_a_vector_has_its_own_mean_and_deviation(
 
 
 def test_scaled_vector_targets_are_served_in_their_own_unit(tmp_path: Path) -> None:
-    from pipeline.train.evaluate import chosen, evaluate
+    from pipeline.train.evaluate import choose_metrics, evaluate
 
     values = RNG.normal(size=(50, 2)) * [1.0, 1000.0] + [0.0, 5e6]
     table = pa.table({"a": values[:, 0], "y": vectors(values, "fixed")})
@@ -124,7 +124,7 @@ def test_scaled_vector_targets_are_served_in_their_own_unit(tmp_path: Path) -> N
     bound = made.objective()
     with torch.no_grad():
         raw = bound.predict(made.train.gather(np.arange(50)))["prediction"].numpy()
-    metrics = chosen(bound.terms, ["mae"])
+    metrics = choose_metrics(bound.terms, ["mae"])
     found = evaluate(bound, made.train, np.arange(50), 7, metrics, torch.device("cpu"))
     wanted = abs(raw * values.std(0) + values.mean(0) - values).mean(0).mean()
     assert found["mae"] == pytest.approx(wanted, rel=1e-5)

@@ -28,7 +28,7 @@ TABLE = pa.table(
 def held_out(table: pa.Table, folder: Path, validation: Any, **more: Any) -> Any:
     pq.write_table(table, folder / "rows.parquet")
     data = Data(train="rows.parquet", target="y", inputs=["x", "z"], validation=validation, **more)
-    train, _ = reader.opened(locate.located(data, folder))
+    train, _ = reader.open_sources(locate.locate(data, folder))
     first = split.first_held_out(data, train, lambda block: np.arange(len(block.table)))
     choose = split.chooser(data, train, first)
     assert choose is not None

@@ -166,7 +166,7 @@ def test_the_served_accuracy_is_the_recorded_one(storage: Path) -> None:
     from pipeline.data import locate, reader, split
 
     spec = pipeline.load(JOBS / "digits.yaml")
-    train, _ = reader.opened(locate.located(spec.data, JOBS))
+    train, _ = reader.open_sources(locate.locate(spec.data, JOBS))
     first = split.first_held_out(spec.data, train, lambda block: np.arange(len(block.table)))
     choose = split.chooser(spec.data, train, first)
     assert choose is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from pipeline.redact import redacted
+from pipeline.redact import redact
 from pipeline.rundir.records import Event
 from pipeline.tracking.uploader import _tags
 
@@ -29,9 +29,9 @@ def test_bits_are_told_from_the_step_where_each_began() -> None:
 def test_of_an_address_only_secrets_are_hidden_elsewhere() -> None:
     uri = "postgresql://mlflow:se%20cret@mlflow-db/x?sslmode=require&api_token=T0KEN-99"
     told = "mlflow-db not found, SSL required: GET /x?api_token=T0KEN-99 (se cret, se%20cret)"
-    assert redacted(told, uri) == (
+    assert redact(told, uri) == (
         "mlflow-db not found, SSL required: GET /x?api_token=*** (***, ***)"
     )
-    assert redacted(f"cannot use {uri}", uri) == (
+    assert redact(f"cannot use {uri}", uri) == (
         "cannot use postgresql://***@mlflow-db/x?sslmode=***&api_token=***"
     )

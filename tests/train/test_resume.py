@@ -50,7 +50,7 @@ def worked(
     if by_ddp:
         ordered.SMALL = 0
     run = RunDir(folder)
-    train(job, run, fault_injection.planned(kills, run, rank), STEPS)
+    train(job, run, fault_injection.plan_faults(kills, run, rank), STEPS)
 
 
 def trained(
