@@ -20,13 +20,14 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.data.arrow import missing
 from pipeline.data.bind import bind, fit, unfitted_fields
+from pipeline.data.blocks import Block
 from pipeline.data.columns import Field, FloatType, Profile, Reading, column_errors, encode
 from pipeline.data.dataset import Layout, Writer
 from pipeline.data.fingerprint import crc32, digest_rows
 from pipeline.data.locate import Located
 from pipeline.data.missing import OddRows
 from pipeline.data.plan import Plan, PlanRecord
-from pipeline.data.reader import Block, Source, open_sources
+from pipeline.data.reader import Source, open_sources
 from pipeline.data.split import SPLITS, SplitRows, Splitter
 from pipeline.errors import DataError
 from pipeline.files.sealed import Sealed

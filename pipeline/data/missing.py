@@ -10,9 +10,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.data.arrow import missing, unreadable
+from pipeline.data.blocks import Block
 from pipeline.data.columns import Field, RowName, column_errors
 from pipeline.data.columns.base import FIRST_ROWS, in_rows
-from pipeline.data.reader import Block, Source
+from pipeline.data.reader import Source
 from pipeline.errors import DataError
 from pipeline.spec.data import Constant, Data
 

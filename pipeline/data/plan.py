@@ -10,8 +10,9 @@ from functools import cached_property
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.data.blocks import Block, Group, Groups
 from pipeline.data.fingerprint import digest_rows
-from pipeline.data.reader import Block, Group, Groups, Source
+from pipeline.data.reader import Source
 from pipeline.data.sampler import Rows
 from pipeline.data.split import SplitRows
 from pipeline.spec.data import Stream

@@ -16,10 +16,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.data.arrow import flat, missing, plain
+from pipeline.data.blocks import Block
 from pipeline.data.columns import Field, RowName
 from pipeline.data.columns.base import column_errors, refuse_rows
 from pipeline.data.missing import OddRows, kept_rows
-from pipeline.data.reader import Block, Source
+from pipeline.data.reader import Source
 from pipeline.data.sampler import Rows
 from pipeline.errors import DataError
 from pipeline.spec.data import Data, Split

@@ -22,7 +22,7 @@ from pipeline.train.loop import train
 from tests.benchmarks.harness import Result
 from tests.conftest import JOBS
 from tests.processes import on_workers
-from tests.train.test_same_bits import JOB_NAMES, TRANSFORMER, transformer
+from tests.scenarios.test_same_bits import JOB_NAMES, TRANSFORMER, transformer
 
 ROUNDS, STEPS, WORKERS = 1, 50, (2, 3, 4)
 Losses = dict[str, list[float | None]]

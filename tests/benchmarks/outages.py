@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import pipeline
-from tests import tracking
+from tests import mlflow_server
 from tests.benchmarks.harness import Result, take_turns
 from tests.chaos import proxy
 
@@ -41,7 +41,7 @@ def write(path: Path) -> None:
     pq.write_table(pa.table({**columns, "y": np.tanh(x[:, 0])}), path)
 
 
-def speed(folder: Path, server: tracking.Server, mode: str, quick: bool) -> float:
+def speed(folder: Path, server: mlflow_server.Server, mode: str, quick: bool) -> float:
     """Rows per second of the job."""
     epochs = 2 if quick else 16
     steps = epochs * -(-ROWS // BATCH)
@@ -73,7 +73,7 @@ def results(rounds: int, quick: bool) -> Iterator[Result]:
         os.environ["PIPELINE_CACHE"] = str(folder / "cache")
         write(folder / "rows.parquet")
         (folder / "mlflow").mkdir()
-        with tracking.running(folder / "mlflow") as server:
+        with mlflow_server.running(folder / "mlflow") as server:
             contestants = {mode: partial(speed, folder, server, mode, quick) for mode in modes}
             speeds = take_turns(contestants, rounds)
     for mode in modes:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tests.tracking import Server
+from tests.mlflow_server import Server
 
 MODES = ("down", "slow", "failing", "lost", "read-only", "locked", "restarted")
 HOP_BY_HOP = ("host", "connection", "transfer-encoding", "content-length")

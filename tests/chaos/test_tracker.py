@@ -19,7 +19,7 @@ import pipeline
 from pipeline.tracking.client import make_database
 from pipeline.tracking.model import load_model
 from pipeline.train import fault_injection
-from tests import tracking
+from tests import mlflow_server
 from tests.chaos import proxy
 from tests.conftest import rows
 from tests.processes import FORKED
@@ -35,8 +35,8 @@ SOME = {
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tracking.Server]:
-    with tracking.running(tmp_path_factory.mktemp("mlflow")) as found:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[mlflow_server.Server]:
+    with mlflow_server.running(tmp_path_factory.mktemp("mlflow")) as found:
         yield found
 
 
@@ -74,7 +74,7 @@ CASES = [(mode, phase, skip) for mode in proxy.MODES for phase in PHASES for ski
     [pytest.param(*c, marks=() if c in SOME else ALL, id="-".join(map(str, c))) for c in CASES],
 )
 def test_the_record_is_whole(
-    server: tracking.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str,
+    server: mlflow_server.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str,
     phase: str, skip: int,
 ) -> None:  # fmt: skip
     (tmp_path / "data.csv").write_text(rows())

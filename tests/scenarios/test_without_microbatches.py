@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 
 from tests.benchmarks import curves
-from tests.train.test_same_bits import JOB_NAMES
+from tests.scenarios.test_same_bits import JOB_NAMES
 
 WORKERS = 3  # two cannot show an order of sums
 # The hardest triplets are chosen by comparing distances, and Adam makes a step of its full length

@@ -30,7 +30,7 @@ from pipeline.train import determinism, fault_injection
 from pipeline.train.job import prepare
 from pipeline.train.loop import train
 from tests.processes import on_workers
-from tests.train.test_same_bits import transformer
+from tests.scenarios.test_same_bits import transformer
 
 STEPS = 40
 

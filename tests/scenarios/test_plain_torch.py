@@ -24,7 +24,7 @@ from pipeline.train.loop import train
 from pipeline.verify import plain
 from tests.conftest import JOBS
 from tests.processes import on_workers
-from tests.train.test_same_bits import JOB_NAMES, TRANSFORMER, transformer
+from tests.scenarios.test_same_bits import JOB_NAMES, TRANSFORMER, transformer
 
 STEPS = 12
 TOLERANCES = {"float64": 1e-10, "float32": 1e-4}

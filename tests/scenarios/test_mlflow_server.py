@@ -22,13 +22,13 @@ from pipeline.rundir.journal import line_of, read_line
 from pipeline.rundir.records import Launcher, Point, Record
 from pipeline.tracking import process
 from pipeline.tracking.client import LAUNCHER
-from tests import tracking
+from tests import mlflow_server
 from tests.conftest import JOBS
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with tracking.running(tmp_path_factory.mktemp("server")) as found:
+    with mlflow_server.running(tmp_path_factory.mktemp("server")) as found:
         yield found.uri
 
 
