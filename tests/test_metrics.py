@@ -84,7 +84,7 @@ def test_a_metric_that_cannot_be_is_refused_before_training(case: str) -> None:
     assert f"{name} ({__file__}:" in str(raised.value)
 
 
-def test_best_by_asks_an_own_metric_which_way_is_better() -> None:
+def test_best_by_asks_a_custom_metric_which_way_is_better() -> None:
     def own(lower: bool | None) -> Metric:
         return Metric(("values",), registry.metrics["mae"].build().sums, float, lower)
 
@@ -151,7 +151,7 @@ METRICS = {"digits": ["accuracy", "f1"], "multi_term": ["accuracy", "r2", "preci
 
 @pytest.mark.parametrize("num", [2, 3, 5])
 @pytest.mark.parametrize("name", METRICS)
-def test_workers_find_together_what_one_finds_alone(name: str, num: int) -> None:
+def test_metrics_on_several_workers_are_those_of_one(name: str, num: int) -> None:
     alone = evaluated(name, 0, 1)
     assert {"loss", *METRICS[name]} <= set(alone)
     for found in on_workers(num, partial(evaluated, name)):
@@ -180,7 +180,7 @@ def silent() -> Metric:
     return Metric(("binary",), lambda p, t: (p == t).sum()[None].double(), float)
 
 
-def test_an_own_metric_reads_probabilities_if_it_says_so() -> None:
+def test_a_custom_metric_reads_probabilities_if_it_says_so() -> None:
     made = prepare(load(JOBS / "breast_cancer.yaml", {"metrics": ["t_auc"]}), JOBS)
     bound = made.objective()
     rows = np.arange(made.num_rows)
@@ -195,7 +195,7 @@ def test_an_own_metric_reads_probabilities_if_it_says_so() -> None:
     assert abs(float(found["t_auc"] or 0) - 0.5) > 0.01
 
 
-def test_an_own_metric_that_does_not_say_what_it_reads_is_refused() -> None:
+def test_a_custom_metric_that_does_not_say_what_it_reads_is_refused() -> None:
     made = prepare(load(JOBS / "breast_cancer.yaml"), JOBS)
     bound = made.objective()
     with pytest.raises(UsageError, match=r'does not say what it reads .* reads="labels"'):

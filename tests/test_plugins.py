@@ -63,7 +63,7 @@ def test_a_module_with_reduction_is_a_loss_of_elements(job: Write, tmp_path: Pat
     assert float(weights["heads.0.scale"]) != 2.0, "the loss's own parameter is trained"
 
 
-def test_a_model_of_ones_own_gets_columns_and_options(job: Write, tmp_path: Path) -> None:
+def test_a_custom_model_gets_columns_and_options(job: Write, tmp_path: Path) -> None:
     own = module(tmp_path, "own_model", """
         from pipeline.models.parts import Features
 
@@ -151,7 +151,7 @@ def test_a_model_that_does_not_fit_its_loss_is_refused_with_the_fix(
     assert expected in err
 
 
-def test_a_batch_norm_and_an_idle_parameter_are_said(
+def test_check_warns_of_a_batch_norm_and_an_idle_parameter(
     job: Write, tmp_path: Path, command: Command
 ) -> None:
     own = module(tmp_path, "own_norm", """
@@ -202,7 +202,7 @@ def test_an_import_path_in_a_spec_is_no_name(job: Write, command: Command) -> No
     assert "no loss 'os.system'" in err
 
 
-def test_list_prints_own_entries_with_their_options(tmp_path: Path, command: Command) -> None:
+def test_list_prints_custom_entries_with_their_options(tmp_path: Path, command: Command) -> None:
     own = module(tmp_path, "own_listed", """
         @pipeline.losses.register("listed")
         def listed(prediction, target, *, factor: float = 2.5):
@@ -226,7 +226,7 @@ def test_what_a_loss_returns_must_be_a_loss(tmp_path: Path, job: Write) -> None:
         pipeline.check(job({"loss": "factory"}), imports=[own])
 
 
-def test_an_own_module_is_what_it_imports_and_not_what_lies_beside_it(tmp_path: Path) -> None:
+def test_a_custom_module_is_what_it_imports_and_not_what_lies_beside_it(tmp_path: Path) -> None:
     (tmp_path / "t_helper.py").write_text("import itertools, json, sys\nFACTOR = 2.0\n")
     (tmp_path / "t_bystander.py").write_text("ONE = 1\n")
     own = module(tmp_path, "t_with_helper", """
@@ -248,7 +248,7 @@ def test_an_own_module_is_what_it_imports_and_not_what_lies_beside_it(tmp_path: 
     assert plugins.changed(modules, tmp_path / "copy") == ["t_helper.py"]
 
 
-def test_a_loss_like_none_that_there_is_names_its_own_line(
+def test_a_loss_like_an_unknown_one_is_an_error_with_its_line(
     job: Write, tmp_path: Path, command: Command
 ) -> None:
     own = module(tmp_path, "own_like", """
@@ -294,7 +294,7 @@ def test_an_odd_loss_is_named_with_what_is_odd(
     assert expected in err
 
 
-def test_an_option_that_is_none_says_how_it_becomes_one(
+def test_a_positional_parameter_is_reported_with_how_to_make_it_an_option(
     job: Write, tmp_path: Path, command: Command
 ) -> None:
     own = module(tmp_path, "own_positional", """
@@ -320,7 +320,7 @@ def test_an_option_that_is_none_says_how_it_becomes_one(
         ("batch['rooms']", "`batch` holds a, b"),
     ],
 )
-def test_what_does_not_fit_an_own_model_is_shown(
+def test_the_mismatch_of_a_custom_model_is_shown(
     value: str, expected: str, job: Write, tmp_path: Path, command: Command,
     request: pytest.FixtureRequest,
 ) -> None:  # fmt: skip

@@ -39,7 +39,7 @@ def test_the_spec_on_the_first_screen_is_the_job_it_runs(tmp_path: Path) -> None
     assert load(path) == load(JOBS / "diabetes.yaml")
 
 
-def test_own_loss_model_and_metric_work_as_printed(
+def test_the_custom_loss_model_and_metric_of_the_docs_work(
     job: Write, command: Command, tmp_path: Path
 ) -> None:
     shown = [*blocks("python"), *blocks("python", JOB_SPECS)]

@@ -45,7 +45,7 @@ def test_built_in_losses_pass() -> None:
     check_loss("cross_entropy", logits, classes, class_weight=[1.0, 2.0, 0.5])
 
 
-def test_an_own_loss_of_rows_passes() -> None:
+def test_a_custom_loss_of_rows_passes() -> None:
     @pipeline.losses.register("t_rows")
     def t_rows(prediction: Tensor, target: Tensor, *, power: float = 2.0) -> Tensor:
         return (prediction - target).abs() ** power
@@ -63,7 +63,7 @@ BROKEN: dict[str, tuple[Callable[..., Tensor], str]] = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_what_is_broken_is_said(name: str) -> None:
+def test_each_broken_loss_is_explained(name: str) -> None:
     function, expected = BROKEN[name]
     pipeline.losses.register(name)(lambda prediction, target: function(prediction, target))
     with pytest.raises(ContractError, match=expected):
@@ -155,7 +155,7 @@ def test_good_models_pass() -> None:
 
 
 @pytest.mark.parametrize("expected", BROKEN_MODELS)
-def test_what_is_wrong_with_a_model_is_said(expected: str) -> None:
+def test_each_broken_model_is_explained(expected: str) -> None:
     pipeline.models.register("t_broken")(BROKEN_MODELS[expected])
     with pytest.raises(UsageError, match=expected):
         check_model("t_broken", COLUMNS)
@@ -174,7 +174,7 @@ def test_images_are_given_as_arrays() -> None:
         ((PREDICTION, TARGET), {"dleta": 1.0}, "option dleta: .*\n.*options: delta"),
     ],
 )
-def test_a_check_that_cannot_be_made_is_said(arguments: Any, options: Any, expected: str) -> None:
+def test_a_probe_that_fails_is_reported(arguments: Any, options: Any, expected: str) -> None:
     with pytest.raises(ContractError, match=expected):
         check_loss("huber", *arguments, **options)
 

@@ -117,7 +117,7 @@ def test_the_users_own_line_is_named_and_the_traceback_is_kept(
     assert first.name in names
 
 
-def test_the_same_command_goes_on_with_the_run_that_failed_and_a_changed_one_starts_anew(
+def test_the_same_command_resumes_a_failed_run_and_a_changed_one_starts_a_new_one(
     job: Write, command: Command, tmp_path: Path
 ) -> None:
     module = tmp_path / "own_again.py"

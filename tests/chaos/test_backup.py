@@ -212,7 +212,9 @@ def test_the_same_command_on_another_machine(
 
 
 @pytest.mark.chaos
-def test_of_two_machines_with_one_copy_the_later_goes_on(job: Write, tmp_path: Path) -> None:
+def test_of_two_machines_with_one_backup_the_later_one_continues(
+    job: Write, tmp_path: Path
+) -> None:
     """The first was only cut off: it stops at its next copy, and MLflow holds each step once."""
     path = job({
         "model": {"name": "mlp", "hidden": [8], "dropout": 0.1},
@@ -258,7 +260,7 @@ def test_of_two_machines_with_one_copy_the_later_goes_on(job: Write, tmp_path: P
     assert [(m.step, m.value) for m in history] == list(enumerate(alone.losses, start=1))
 
 
-def test_a_store_that_cannot_be_used_is_said_before_training(job: Write) -> None:
+def test_an_unusable_object_store_is_refused_before_training(job: Write) -> None:
     nowhere = "s3://k:s@rows/x?scheme=http&endpoint_override=127.0.0.1:9"
     with pytest.raises(UsageError, match=r"checkpoint.copy_to: s3://\*\*\*@rows"):
         pipeline.run(job({"checkpoint": {"copy_to": nowhere}}))

@@ -38,7 +38,7 @@ def test_every_state_of_the_disk_is_resumed_from(whole: Case, every: int) -> Non
         assert not list(place.glob("checkpoints/.step-*"))
 
 
-def test_every_state_of_a_mark_is_one_that_was_written(tmp_path: Path) -> None:
+def test_every_crash_state_of_a_record_is_one_that_was_written(tmp_path: Path) -> None:
     """The delivery's high-water mark, and all that is written like it."""
     disk = Disk(tmp_path / "seen")
     (tmp_path / "seen").mkdir()

@@ -73,7 +73,7 @@ CASES = [(mode, phase, skip) for mode in proxy.MODES for phase in PHASES for ski
     ("mode", "phase", "skip"),
     [pytest.param(*c, marks=() if c in SOME else ALL, id="-".join(map(str, c))) for c in CASES],
 )
-def test_the_record_is_whole(
+def test_the_record_is_complete_after_any_fault_of_the_tracker(
     server: mlflow_server.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str,
     phase: str, skip: int,
 ) -> None:  # fmt: skip
@@ -112,7 +112,7 @@ def test_the_record_is_whole(
     assert recorded["complete"]
 
 
-def test_a_database_whose_making_was_cut_off_is_made_anew(tmp_path: Path) -> None:
+def test_an_interrupted_database_creation_is_started_again(tmp_path: Path) -> None:
     """Half of MLflow's tables could not be repaired."""
     path = tmp_path / "mlflow.db"
     for seconds in (0.3, 1.0, 1.7):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 import random
@@ -22,6 +23,7 @@ from pipeline.errors import DataError
 from pipeline.spec import Cache
 from pipeline.spec.data import Data
 from tests.conftest import Command, Write
+from tests.data.tables import converted, list_of, xy
 
 
 def table(num_rows: int = 500) -> pa.Table:
@@ -139,7 +141,7 @@ def test_what_a_killed_conversion_left_is_taken_away(made: Any) -> None:
 
 
 @pytest.mark.parametrize("after", [0, 3000])
-def test_a_full_disk_is_said_and_leaves_nothing(
+def test_a_full_disk_is_an_error_and_leaves_nothing(
     made: Any, after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pipeline.data import dataset
@@ -190,7 +192,7 @@ def test_the_commands_show_and_delete(
     assert "0 in " in command("cache", "list", "--folder", where)[1]
 
 
-def test_a_folder_that_cannot_be_is_said(made: Any, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_an_error(made: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     code = Cache(folder=str(tmp_path / "file" / "cache"))
     with pytest.raises(Exception, match="PIPELINE_CACHE"):
@@ -235,3 +237,39 @@ def test_blocks_are_the_same_for_any_layout(
     field = cache.rows(whole, tmp_path, {}, np.float32, Cache()).fields[0]
     assert field.mean == pytest.approx(numbers.mean(), rel=1e-13)
     assert field.deviation == pytest.approx(numbers.std(), rel=1e-13)
+
+
+def test_other_rows_with_the_same_size_and_time_are_noticed(tmp_path: Path) -> None:
+    first = list_of(converted(tmp_path, xy([1.0, 2.0, 3.0])), "x")
+    path = tmp_path / "rows.parquet"
+    before = path.stat()
+    pq.write_table(xy([3.0, 2.0, 1.0]), tmp_path / "new.parquet")
+    os.utime(tmp_path / "new.parquet", ns=(before.st_atime_ns, before.st_mtime_ns))
+    (tmp_path / "new.parquet").replace(path)
+    assert path.stat().st_size == before.st_size
+    assert list_of(converted(tmp_path), "x") == first[::-1]
+
+
+def test_trust_in_an_entry_is_not_renewed_by_trusting_it(tmp_path: Path) -> None:
+    converted(tmp_path, xy([1.0, 2.0]))
+    (entry,) = [p for p in (tmp_path / "c").iterdir() if not p.name.startswith(".")]
+    os.utime(entry / "read", (1.0, 1.0))
+    data = Data(train="rows.parquet", target="y", scale="none")
+    where = Cache(folder=str(tmp_path / "c"))
+    cache.rows(data, tmp_path, {}, np.float32, where, trusted_seconds=1e12)
+    assert (entry / "read").stat().st_mtime == 1.0
+
+
+def test_room_is_not_made_from_what_another_process_uses(tmp_path: Path) -> None:
+    converted(tmp_path, xy([1.0, 2.0]))
+    (name,) = [p.name for p in (tmp_path / "c").iterdir() if not p.name.startswith(".")]
+    left = tmp_path / "c" / f".{name}.4242"
+    left.mkdir()
+    with (tmp_path / "c" / ".locks" / f"{name}.lock").open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        cache._make_room(tmp_path / "c", 0, "another")
+        assert (tmp_path / "c" / name).exists()
+        assert left.exists()
+    cache._make_room(tmp_path / "c", 0, "another")
+    assert not (tmp_path / "c" / name).exists()
+    assert not left.exists()

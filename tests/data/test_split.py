@@ -14,6 +14,7 @@ from pipeline.data import cache, locate, reader, split
 from pipeline.errors import DataError
 from pipeline.spec import Cache
 from pipeline.spec.data import Data
+from tests.data.tables import converted, xy
 
 RNG = np.random.default_rng(0)
 DAYS = np.datetime64("2024-01-01") + np.arange(2000)
@@ -97,3 +98,20 @@ def test_splits_that_cannot_be_are_refused(validation: Any, said: str, tmp_path:
     data = Data(train="rows.parquet", target="y", inputs=["x"], validation=validation)
     with pytest.raises(DataError, match=said):
         cache.rows(data, tmp_path, {}, np.float32, Cache())
+
+
+def test_the_latest_rows_are_as_near_to_the_fraction_as_equal_times_allow(tmp_path: Path) -> None:
+    times = pa.array([1] * 10 + [2] * 90 + [3] * 9)
+    table = xy([0.0] * 109).append_column("t", times)
+    split = {"fraction": 0.1, "time": "t"}
+    found = converted(tmp_path, table, inputs=["x"], validation=split)
+    assert found.facts.rows == {"train": 100, "validation": 9}
+
+
+def test_dropped_rows_are_on_no_side(tmp_path: Path) -> None:
+    times = pa.array([*range(99), None])
+    x = pa.array([1.0] * 55 + [None] * 44 + [1.0])
+    table = pa.table({"x": x, "t": times, "y": np.zeros(100)})
+    split = {"fraction": 0.4, "time": "t"}
+    found = converted(tmp_path, table, inputs=["x"], validation=split, missing="drop")
+    assert found.facts.rows == {"train": 33, "validation": 22}

@@ -140,7 +140,7 @@ def test_streamed_rows_are_the_cached_ones(tmp_path: Path, kind: str, validation
 
 @settings(deadline=None, max_examples=10)
 @given(st.integers(30, 1000), st.integers(7, 300))
-def test_files_cut_otherwise_give_the_same_rows(
+def test_any_row_groups_give_the_same_rows(
     tmp_path_factory: pytest.TempPathFactory, rows_per_file: int, group: int
 ) -> None:
     base = tmp_path_factory.mktemp("layout")
@@ -250,7 +250,7 @@ def test_who_leaves_does_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
                 opened.gather(np.array([999]))
 
 
-def test_a_cache_that_is_deleted_meanwhile_is_said(tmp_path: Path) -> None:
+def test_a_cache_that_is_deleted_while_it_is_read_is_an_error(tmp_path: Path) -> None:
     found = streamed(read(written(tmp_path / "rows"), tmp_path))
     with found.opened("run") as opened:
         opened.gather(np.array([450]))

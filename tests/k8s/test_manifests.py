@@ -192,7 +192,7 @@ def allowed_hosts(found: Documents) -> list[str]:
     return environment(spec["containers"][0])["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
 
 
-def test_the_tracking_server_answers_to_every_name_of_its_service_and_to_no_other(
+def test_the_tracking_server_allows_the_host_names_of_its_service_only(
     found: Documents, allowed_hosts: list[str]
 ) -> None:
     from mlflow.server.security_utils import is_allowed_host_header

@@ -94,7 +94,7 @@ def test_workers_that_die_again_and_again_end_the_run(
 
 @pytest.mark.ray
 @pytest.mark.chaos
-def test_a_worker_that_hangs_is_noticed_and_the_run_goes_on_with_the_same_bits(
+def test_a_worker_that_hangs_is_replaced_and_the_run_resumes_with_the_same_bits(
     job: Write, tmp_path: Path
 ) -> None:
     own = tmp_path / "hanging.py"

@@ -90,7 +90,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.ray
-def test_a_wrong_token_is_said_soon_and_by_name(job: Write, head: tuple[str, str]) -> None:
+def test_a_wrong_token_is_refused_soon_and_by_name(job: Write, head: tuple[str, str]) -> None:
     address, _ = head
     code, err, seconds = ran(
         job(), RAY_ADDRESS=address, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(16)
@@ -113,7 +113,7 @@ def test_a_cluster_that_is_too_small_is_refused_before_there_is_a_run(
 
 
 @pytest.mark.parametrize("kind", ["closed", "silent", "http"])
-def test_an_address_without_a_cluster_is_said_soon(kind: str, job: Write) -> None:
+def test_an_address_without_a_cluster_is_refused_soon(kind: str, job: Write) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         if kind == "silent":

@@ -58,7 +58,7 @@ def test_numerator_over_denominator_is_torchs_own_mean(name: str, seed: int, row
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_a_loss_of_the_whole_batch_says_so_and_its_parts_do_not_add_up(name: str) -> None:
+def test_a_loss_of_the_whole_batch_is_declared_and_its_parts_do_not_add_up(name: str) -> None:
     made = case(name, 3, 8)
     objective = made.objective()
     assert objective.is_coupled

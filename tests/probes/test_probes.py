@@ -131,7 +131,7 @@ def test_the_innermost_faulty_module_is_named(name: str) -> None:
     assert found.startswith(expected)
 
 
-def test_a_model_that_draws_is_told_from_one_that_does_not() -> None:
+def test_a_model_that_draws_random_numbers_is_recognised() -> None:
     for middle, expected in ((nn.Dropout(0.5), "middle (Dropout)"), (nn.Identity(), None)):
         objective = Objective(Around(middle), ["x"], [], {"prediction": None})
         assert draws(objective, {"x": torch.ones(8, 4)}) == expected

@@ -141,7 +141,7 @@ class FocalClass(nn.Module):
 
 
 @pytest.mark.parametrize("loss", ["t_focal", "t_focal_class"])
-def test_an_own_loss_like_another_has_metrics_labels_and_probabilities(
+def test_a_custom_loss_like_another_has_metrics_labels_and_probabilities(
     loss: str, job: Write, tmp_path: Path
 ) -> None:
     changes = {"loss": loss, "data.target": "color", "data.inputs": ["a", "b"]}

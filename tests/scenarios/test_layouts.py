@@ -523,7 +523,7 @@ def test_it_trains_as_in_a_plain_torch_loop(
         ("ChannelsLast", {}),
     ],
 )
-def test_which_buffers_add_up_is_told_from_more_than_the_start(
+def test_whether_buffers_add_up_is_tried_beyond_the_first_step(
     name: str, expected: dict[str, bool], precision: str, tmp_path: Path
 ) -> None:
     made = job(tmp_path, name, SGD, 3, precision)

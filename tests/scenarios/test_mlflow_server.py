@@ -97,7 +97,7 @@ def test_points_of_another_machine_are_not_sent_again(
     assert client.get_run(result.run_id).info.status == "FINISHED"
 
 
-def test_what_mlflow_has_no_room_for_is_whole_in_the_spec(
+def test_params_too_long_for_mlflow_are_complete_in_the_spec(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """500 columns, some with names that MLflow refuses as keys."""

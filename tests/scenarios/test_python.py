@@ -212,7 +212,9 @@ def test_steps_that_are_not_finite_can_be_left_out(job: Write, command: Command)
     assert "step 5: gradient norm" in err
 
 
-def test_a_validation_without_a_value_is_said_and_not_a_crash(job: Write, command: Command) -> None:
+def test_a_validation_without_a_value_is_reported_and_not_a_crash(
+    job: Write, command: Command
+) -> None:
     path = job({"data.validation": 0.05})  # one row: no R2
     code, out, err = command("run", path)
     assert code == 0, err
@@ -251,7 +253,7 @@ def test_a_loss_in_the_script_itself_is_refused_before_training(tmp_path: Path) 
     assert "put it in a file and pass imports=" in done.stderr
 
 
-def test_what_an_own_module_imports_beside_it_goes_with_it(job: Write, tmp_path: Path) -> None:
+def test_what_a_custom_module_imports_beside_it_is_copied_too(job: Write, tmp_path: Path) -> None:
     (tmp_path / "beside_it.py").write_text("FACTOR = 2.0\n")
     own = tmp_path / "with_sibling.py"
     own.write_text(
@@ -309,7 +311,7 @@ def test_a_copy_in_the_storage_itself_is_refused(tmp_path: Path) -> None:
         pipeline.run(JOBS / "linear.yaml", places)
 
 
-def test_a_run_that_predicts_one_class_says_so_at_its_end_and_in_mlflow(tmp_path: Path) -> None:
+def test_predicting_one_class_is_reported_at_the_end_and_in_mlflow(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     rows = {"a": rng.normal(size=400), "y": np.where(np.arange(400) % 20 == 0, "yes", "no")}
     pd.DataFrame(rows).to_csv(tmp_path / "rows.csv", index=False)

@@ -121,7 +121,7 @@ def test_a_signal_to_the_whole_process_group_loses_no_step_of_ray_workers(job: W
     assert status(path) == "KILLED"
 
 
-def test_a_signal_to_the_delivery_too_leaves_the_record_whole(job: Write) -> None:
+def test_a_signal_to_the_uploader_too_leaves_the_record_complete(job: Write) -> None:
     """`ray job stop` signals every process that the command has started."""
     path = job({**LONG, "training.epochs": 100_000})
     process = started(path)
@@ -240,7 +240,7 @@ def test_ctrl_c_that_also_ends_the_reader_of_its_output(job: Write, closed: str)
         left.close()
 
 
-def test_sync_takes_no_other_process_for_the_command_that_was_killed(job: Write) -> None:
+def test_sync_does_not_mistake_another_process_for_the_killed_command(job: Write) -> None:
     """Its number can be another one's by then, as that of the first process of a container."""
     path = job({**LONG, "training.epochs": 100_000})
     process = started(path)
@@ -256,13 +256,13 @@ def test_sync_takes_no_other_process_for_the_command_that_was_killed(job: Write)
     assert status(path) == "FAILED"
 
 
-def test_names_that_only_differ_where_folders_cannot_are_other_jobs(job: Write) -> None:
+def test_job_names_with_the_same_folder_name_are_different_jobs(job: Write) -> None:
     one, two = (Path(pipeline.run(job({"name": name})).storage).name for name in ("a b", "a-b"))
     assert (one[:4], two) == ("a-b-", "a-b-1")
     assert one != two
 
 
-def test_an_address_that_mlflow_cannot_take_is_said_before_training(
+def test_an_address_that_mlflow_cannot_take_is_refused_before_training(
     job: Write, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "htp://somewhere")
@@ -351,7 +351,7 @@ def test_a_second_signal_ends_at_once(job: Write) -> None:
 
 
 @pytest.mark.chaos
-def test_a_dead_server_is_said_while_it_trains_and_recording_can_be_cut_off(
+def test_a_dead_server_is_reported_during_training_and_recording_can_be_interrupted(
     job: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")

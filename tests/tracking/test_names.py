@@ -38,7 +38,7 @@ def test_two_names_never_become_one_key(one: str, other: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["flow m//s", "ä" * 200, "a.b: (c) #1"])
-def test_a_whole_run_whose_names_are_odd_is_recorded(name: str, tmp_path: Path) -> None:
+def test_a_run_with_odd_names_is_recorded(name: str, tmp_path: Path) -> None:
     columns = [name, f"also {name}", f"in {name}"]
     header = ",".join(f'"{column}"' for column in columns)
     rows = [f"{i}.5,{i % 5}.5,{i % 7}" for i in range(40)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import mlflow
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from packaging.version import Version
 
@@ -96,7 +99,7 @@ def test_a_column_that_is_needed_and_absent_is_named(model: Any) -> None:
     ],
     ids=str,
 )
-def test_values_of_another_kind_are_refused_by_column(
+def test_served_values_of_another_type_are_refused_by_column(
     changes: Any, message: str, model: Any
 ) -> None:
     with pytest.raises(Exception, match=message):
@@ -129,3 +132,56 @@ def test_its_requirements_can_be_installed_from_an_index(
     pins = dict(line.split("==") for line in text.split() if "==" in line)
     assert {"torch", "numpy", "pandas", "pyarrow"} <= set(pins)
     assert not any(Version(version).local for version in pins.values())
+
+
+def test_the_served_model_takes_raw_columns_with_missing_values(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    amounts = rng.normal(50, 10, 300)
+    table = pa.table(
+        {
+            "age": pa.array(np.where(rng.random(300) < 0.2, np.nan, amounts)),
+            "city": pa.array([None if i % 7 == 0 else "AB"[i % 2] for i in range(300)]),
+            "when": pa.array(np.datetime64("2024-01-01") + np.arange(300)),
+            "y": pa.array(amounts / 10 + np.arange(300) % 2),
+        }
+    )
+    pq.write_table(table, tmp_path / "rows.parquet")
+    result = pipeline.run(
+        {
+            "name": "raw",
+            "data": {"train": str(tmp_path / "rows.parquet"), "target": "y", "validation": 0.2,
+                     "dates": {"when": ["week"]}, "missing": {"age": "mean", "city": "category"}},
+            "model": {"name": "mlp", "hidden": [8]}, "loss": "mse",
+            "training": {"epochs": 3, "batch_size": 16}, "storage": str(tmp_path / "runs"),
+        }
+    )  # fmt: skip
+    frame = pd.DataFrame(
+        {"age": [40.0, np.nan], "city": ["A", None], "when": pd.to_datetime(["2024-02-01"] * 2)}
+    )
+    frame["when"] = frame["when"].dt.date
+    said = result.model.predict(frame)["y"]
+    assert np.isfinite(said).all()
+    fields = json.loads((Path(result.storage) / "record.json").read_text())["fields"]
+    mean = next(field["fill"] for field in fields if field["name"] == "age")
+    again = result.model.predict(frame.assign(age=[40.0, mean]))["y"]
+    assert again.tolist() == said.tolist()
+
+
+def test_a_served_row_may_miss_any_value_that_has_a_policy(tmp_path: Path) -> None:
+    whole = pa.array([None if i == 250 else i % 9 for i in range(300)])
+    when = pa.array(np.datetime64("2024-01-01") + np.arange(300)).cast(pa.timestamp("us", "UTC"))
+    table = pa.table({"rooms": whole, "when": when, "y": np.arange(300.0)})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    result = pipeline.run(
+        {
+            "name": "holes",
+            "data": {"train": str(tmp_path / "rows.parquet"), "target": "y", "dates": ["when"],
+                     "missing": {"rooms": "mean"}, "target_scale": "standard"},
+            "model": "linear", "loss": "mse", "training": {"epochs": 1, "batch_size": 50},
+            "storage": str(tmp_path / "runs"),
+        }
+    )  # fmt: skip
+    assert result.state == "finished", "although MLflow's schemas know no time zones"
+    frame = pd.DataFrame({"rooms": [np.nan], "when": pd.to_datetime(["2024-02-01"])})
+    assert np.isfinite(result.model.predict(frame)["y"]).all()
+    assert len(result.model.predict(frame.head(0))) == 0

@@ -13,7 +13,7 @@ def start(step: int, workers: int, order: str) -> Event:
     return {"step": step, "event": "start", "workers": workers, "bits": {"order": order}}
 
 
-def test_bits_are_told_from_the_step_where_each_began() -> None:
+def test_tags_say_from_which_step_bits_depend_on_what() -> None:
     assert _tags([]) == {}
     same = [start(0, 2, "micro-batches of 4"), start(30, 3, "micro-batches of 4")]
     assert _tags(same) == {"pipeline.workers": "2, 3"}

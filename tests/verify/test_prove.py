@@ -299,7 +299,7 @@ def test_a_dropout_that_ignores_the_seed_is_named(
 
 
 @pytest.mark.ray
-def test_an_honest_job_holds_with_kills_and_other_numbers_of_workers(
+def test_an_ordinary_job_is_proved_with_kills_and_other_numbers_of_workers(
     job: Write, command: Command, faulty: Path, tmp_path: Path
 ) -> None:
     path = job({"model": "t_honest"})
@@ -348,13 +348,13 @@ def test_a_model_that_cannot_run_in_float64_is_not_called_broken(
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float64"])
-def test_other_precisions_are_proved_too(job: Write, command: Command, precision: str) -> None:
+def test_every_precision_can_be_proved(job: Write, command: Command, precision: str) -> None:
     path = job({"model": "mlp", "training.precision": precision})
     code, out, err = command("prove", path, "--workers", "1", "--steps", "5")
     assert code == 0, out + err
 
 
-def test_numbers_of_workers_that_are_none_are_refused(job: Write, command: Command) -> None:
+def test_invalid_numbers_of_workers_are_refused(job: Write, command: Command) -> None:
     code, _, err = command("prove", job(), "--workers", "1,two")
     assert code == 2
     assert "expected numbers such as 1,2,3" in err

@@ -1,0 +1,60 @@
+"""What a job may do and its user rarely means."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline.errors import DataError
+from tests.data.tables import FRAME, RNG, inputs, job_of, notices
+
+
+@pytest.mark.parametrize(
+    ("write", "name", "index"),
+    [
+        (lambda frame, path: frame.to_csv(path), "rows.csv", ""),
+        (lambda frame, path: frame.reset_index(names="Unnamed: 0").to_csv(path, index=False),
+         "rows.csv", "Unnamed: 0"),
+        (lambda frame, path: frame.set_index(frame.index.rename("row") ** 2).to_parquet(path),
+         "rows.parquet", "row"),
+        (lambda frame, path: frame.set_index(frame.index * 2 + 1).to_parquet(path),
+         "rows.parquet", "__index_level_0__"),
+    ],
+)  # fmt: skip
+def test_pandas_index_is_no_input(write: Any, name: str, index: str, tmp_path: Path) -> None:
+    frame = FRAME.copy()
+    frame.index = pd.Index(np.arange(40) ** 2 % 41) if "level" in index else frame.index
+    write(frame, tmp_path / name)
+    made = job_of(tmp_path, name)
+    assert inputs(made) == ["a"]
+    assert re.search(rf"data.inputs: '{index}': the index that pandas wrote", notices(made))
+    if index:
+        assert inputs(job_of(tmp_path, name, data={"inputs": [index, "a"]})) == [index, "a"]
+    else:
+        with pytest.raises(DataError, match=r"a column of .* has no name"):
+            job_of(tmp_path, name, data={"inputs": ["", "a"]})
+
+
+def test_a_column_that_counts_the_rows_is_pointed_out(tmp_path: Path) -> None:
+    FRAME.assign(number=np.arange(1, 41), age=RNG.integers(1, 41, 40)).to_csv(
+        tmp_path / "rows.csv", index=False
+    )
+    found = notices(job_of(tmp_path, "rows.csv", data={"validation": 0.25}))
+    assert "column 'number': counts the rows" in found
+    assert "'age'" not in found
+
+
+def test_the_unit_of_a_losss_option_is_explained(tmp_path: Path) -> None:
+    FRAME.assign(y=FRAME["y"] * 100).to_csv(tmp_path / "rows.csv", index=False)
+    loss = {"name": "huber", "delta": 50}
+    found = notices(job_of(tmp_path, "rows.csv", loss=loss, data={"target_scale": "standard"}))
+    deviation = (FRAME["y"] * 100).std(ddof=0)
+    assert (
+        f"delta 50 is in units of data.target_scale, {50 * deviation:.4g} in those of 'y'" in found
+    )
+    assert "delta" not in notices(job_of(tmp_path, "rows.csv", loss=loss))
