@@ -24,6 +24,7 @@ from pipeline.data.columns import encode
 from pipeline.data.dataset import in_memory
 from pipeline.errors import ContractError, UsageError
 from pipeline.losses.contract import Loss, build, elements, rows
+from pipeline.losses.modes import evaluating
 from pipeline.losses.objective import Objective
 from pipeline.losses.terms import Output
 from pipeline.probes import suspects, total
@@ -221,8 +222,7 @@ def _column(values: Any) -> Any:
 
 
 def _predict(objective: Objective, batch: Batch) -> dict[str, Tensor]:
-    objective.eval()
-    with torch.no_grad():
+    with evaluating(objective), torch.no_grad():
         return objective.predict(batch)
 
 
@@ -251,7 +251,6 @@ def _check_outputs(
     else:
         if any(len(value) for value in nothing.values()):
             refuse("gives rows for no rows", "keep rows first")
-    objective.train()
     objective.zero_grad(set_to_none=True)
     total(objective, batch).backward()  # type: ignore[no-untyped-call]
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.data.batch import Batch, num_rows, select
 from pipeline.errors import ContractError, UsageError
+from pipeline.losses.modes import evaluating
 from pipeline.losses.objective import Objective
 from pipeline.losses.targets import Classes
 from pipeline.losses.terms import Predictions, Term
@@ -33,8 +34,17 @@ def check_batch(objective: Objective, batch: Batch) -> list[Notice]:
 
     Raises ContractError with the fix; returns what is allowed but worth knowing.
     """
-    was_training = objective.training
-    objective.eval()
+    with evaluating(objective):
+        notices = _check_predictions(objective, batch)
+    for term in objective.terms:
+        if term.loss.per_batch:
+            text = "needs the whole global batch: every step gathers it, and runs the model twice"
+            notices.append(Notice(f"loss {term.label}", text))
+    return notices + _check_parameters(objective, batch) + _check_model(objective)
+
+
+def _check_predictions(objective: Objective, batch: Batch) -> list[Notice]:
+    """Whether model and losses fit each other, and leave their inputs alone."""
     columns = {name: column for name, column in batch.items() if isinstance(column, Tensor)}
     with torch.no_grad():
         if written := _find_written(columns, lambda: objective.predict(batch)):
@@ -51,13 +61,7 @@ def check_batch(objective: Objective, batch: Batch) -> list[Notice]:
         _check_width(term, arguments[0], objective.sizes[term.outputs[0]])
         _check_left_alone(objective, index, arguments)
         _check_items(objective, index, predictions, batch)
-    notices += _check_rows(objective, predictions, batch)
-    for term in objective.terms:
-        if term.loss.per_batch:
-            text = "needs the whole global batch: every step gathers it, and runs the model twice"
-            notices.append(Notice(f"loss {term.label}", text))
-    objective.train(was_training)
-    return notices + _check_parameters(objective, batch) + _check_model(objective)
+    return notices + _check_rows(objective, predictions, batch)
 
 
 def _check_left_alone(objective: Objective, index: int, arguments: list[object]) -> None:

@@ -67,7 +67,6 @@ def _rewriting(job: Job, bound: Objective, trial: Batch) -> list[Notice]:
 
     Raises UsageError where there are several.
     """
-    bound.train()
     name = rewritten(bound, trial)
     if name is None:
         return []
@@ -91,7 +90,6 @@ def _try_smallest(job: Job, bound: Objective, trial: Batch) -> None:
     ]
     size = min(map(len, parts))
     try:
-        bound.train()
         with torch.no_grad():
             bound.predict(select(trial, torch.arange(min(size, num_rows(trial)))))
     except Exception as error:

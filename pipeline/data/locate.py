@@ -33,6 +33,13 @@ class Place:
     format: str = "sample"
 
     @property
+    def identities(self) -> list[str]:
+        """What each file is called on its file system, without links."""
+        if isinstance(self.filesystem, pafs.LocalFileSystem):
+            return [os.path.realpath(path) for path in self.paths]
+        return [f"{self.filesystem.type_name}://{path}" for path in self.paths]
+
+    @property
     def stamp(self) -> list[Any]:
         """What tells at little cost whether the rows are the same: sizes and times of change."""
         if self.format == "sample":
@@ -88,7 +95,7 @@ def locate(data: Data, base: Path) -> Located:
     }
     seen: dict[str, str] = {}
     for key, of_key in places.items():
-        for path in (os.path.realpath(path) for place in of_key for path in place.paths):
+        for path in (path for place in of_key for path in place.identities):
             if path in seen:
                 raise DataError(
                     f"{key}: {path} is named a second time, {seen[path]} has it already"
@@ -131,14 +138,19 @@ def _locate_one(key: str, name: str, base: Path) -> Place:
             raise DataError(f"{key}: the folder {shown} holds no file")
         where = f" (looked in {base.resolve()})" if is_near else ""
         raise DataError(f"{key}: no such file or folder: {shown}{where}")
-    formats = {_format(path) for path in paths}
-    if None in formats or len(formats) > 1:
-        odd = next((path for path in paths if _format(path) is None), paths[0])
+    by_format: dict[str | None, str] = {}
+    for path in paths:
+        by_format.setdefault(_format(path), path)
+    if unknown := by_format.get(None):
         raise DataError(
-            f"{key}: expected files of one format ({', '.join(sorted(FORMATS))}), found {odd}; "
+            f"{key}: expected files that end in {', '.join(sorted(FORMATS))}, found {unknown}; "
             "in folders, files whose names begin with . or _ are skipped"
         )
-    return Place(name, paths, filesystem, str(formats.pop()))
+    if len(by_format) > 1:
+        raise DataError(
+            f"{key}: {shown} holds files of several formats: {', '.join(by_format.values())}"
+        )
+    return Place(name, paths, filesystem, str(next(iter(by_format))))
 
 
 def _files(filesystem: Any, path: str) -> list[str]:

@@ -15,6 +15,7 @@ from pipeline.data.batch import Batch, num_rows, only, to_float64
 from pipeline.errors import ContractError, UsageError
 from pipeline.losses.contract import elements, rows
 from pipeline.losses.memory import dense_gradients, own_memory
+from pipeline.losses.modes import evaluating
 from pipeline.losses.terms import Predictions, Term, num_classes
 from pipeline.spec.data import SampleWeight
 from pipeline.tracebacks import describe
@@ -79,15 +80,13 @@ class Objective(nn.Module):
         """The terms with every denominator known: users' losses are tried on one batch."""
         if all(term.loss.denominator is not None for term in self.terms):
             return self.terms
-        was_training = self.training
-        self.eval()  # a trial leaves no trace, as in the statistics of a BatchNorm
-        with torch.no_grad():
+        # a trial leaves no trace, as in the statistics of a BatchNorm
+        with evaluating(self), torch.no_grad():
             predictions = self.predict(batch)
             counts = [
                 term.loss.denominator or self._denominator(index, predictions, batch)
                 for index, term in enumerate(self.terms)
             ]
-        self.train(was_training)
         return [
             replace(term, loss=replace(term.loss, denominator=count))
             for term, count in zip(self.terms, counts, strict=True)

@@ -69,7 +69,7 @@ def _copy(objective: Objective, in_float64: bool) -> Objective:
         tried.widen()
     elif tried.precision == torch.bfloat16:
         tried.precision = torch.float32
-    return tried.train()
+    return tried
 
 
 def _forward(objective: Objective, batch: Batch, rows: Tensor) -> None:

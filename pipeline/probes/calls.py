@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.data.batch import Batch, Ragged, to_float64
+from pipeline.losses.modes import evaluating
 from pipeline.losses.objective import Objective
 
 Found = list[tuple[str, str]]
@@ -183,13 +184,9 @@ def kept_buffers(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def mode(module: nn.Module, training: bool) -> Iterator[None]:
-    """The module in training or in evaluation."""
-    was_training = module.training
-    module.train(training)
-    try:
+    """The module as it is trained, or in evaluation."""
+    with nullcontext() if training else evaluating(module):
         yield
-    finally:
-        module.train(was_training)
 
 
 def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -261,4 +258,4 @@ def without_dropout(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         for m, was_training in zip(off, modes, strict=True):
-            m.train(was_training)
+            m.training = was_training

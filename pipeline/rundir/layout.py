@@ -190,16 +190,16 @@ class RunDir:
         try:
             lock.acquire()
         except Timeout:
-            with contextlib.suppress(OSError):
-                raise UsageError(
-                    f"{self.name} is being trained or recorded right now, by "
-                    f"{holder.read_text()}; wait for it, or start another run with --fresh"
-                ) from None
-            raise
+            name = holder.read_text() if holder.exists() else "another command"
+            raise UsageError(
+                f"{self.name} is being trained or recorded right now, by {name}; wait for it, or "
+                "start another run with --fresh"
+            ) from None
         try:
             holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
             yield
         finally:
+            holder.unlink(missing_ok=True)
             lock.release()
 
 

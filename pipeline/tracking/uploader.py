@@ -73,6 +73,7 @@ class Uploader:
         self.notes: list[str] = []
         """Of the last evaluation."""
         self.rate: float | None = None
+        """The learning rate that MLflow was told last."""
         self.has_begun = False
         self.client = Client(uri)
 
@@ -134,32 +135,21 @@ class Uploader:
                 self.unsent.append(point)
         while self.unsent:
             metrics: list[Value] = []
-            num_points = 0
+            num_points, rate = 0, self.rate
             delivered = dict(self.state.delivered)
             for point in self.unsent:
-                new = list(values_of(self._without_known_rate(point)))
+                new = list(values_of(_without_rate(point, rate)))
                 if metrics and len(metrics) + len(new) > BATCH:
                     break
                 metrics += new
                 num_points += 1
                 delivered[_kind(point)] = point["step"]
+                rate = point["train"]["learning_rate"] if "train" in point else rate
             self._refuse_superseded()
             self.client.log_metrics(self.state.run_id, metrics)
             del self.unsent[:num_points]
+            self.rate = rate
             self.save(delivered=delivered)
-
-    def _without_known_rate(
-        self, point: StepPoint | EvaluationPoint
-    ) -> StepPoint | EvaluationPoint:
-        """The point without a learning rate that is the last one's: MLflow costs 0.1 ms a value."""
-        if "validation" in point:
-            return point
-        rate = point["train"].get("learning_rate")
-        if rate is None or rate != self.rate or "rows_per_second" in point["train"]:
-            self.rate = rate or self.rate
-            return point
-        train = {name: value for name, value in point["train"].items() if name != "learning_rate"}
-        return {**point, "train": train}
 
     def finish(self, ended: Ended) -> None:
         """The rest of the curve, the model of a finished run, and the run's status."""
@@ -201,6 +191,21 @@ class Uploader:
         metrics = [value for point in points for value in values_of(point)]
         self.client.log_metrics(run_id, metrics, self.state.model_id)
         self.save(model_uri=uri)
+
+
+def _without_rate(
+    point: StepPoint | EvaluationPoint, rate: float | None
+) -> StepPoint | EvaluationPoint:
+    """The point without a learning rate that is still `rate`: MLflow costs 0.1 ms a value.
+
+    Once a second, with the speed, it is told all the same.
+    """
+    if "validation" in point or "rows_per_second" in point["train"]:
+        return point
+    if point["train"]["learning_rate"] != rate:
+        return point
+    train = {name: value for name, value in point["train"].items() if name != "learning_rate"}
+    return {**point, "train": train}
 
 
 def _kind(point: StepPoint | EvaluationPoint) -> str:

@@ -20,6 +20,7 @@ from pipeline.data.sampler import Rows
 from pipeline.distributed import comm
 from pipeline.distributed.seeds import Seeds
 from pipeline.errors import UsageError
+from pipeline.losses.modes import evaluating
 from pipeline.losses.objective import Objective
 from pipeline.losses.terms import Term
 from pipeline.metrics import CONFUSION, DEFAULTS, Metric
@@ -90,11 +91,9 @@ def try_metrics(objective: Objective, store: Dataset, metrics: Named, most: int)
     Raises UsageError for one that fails, or whose sums do not add up: it would have another value
     on another number of workers.
     """
-    was_training = objective.training
-    objective.eval()
     batch = store.gather(np.arange(min(len(store), FEW_ROWS, most)))
-    predictions = objective.predict(batch)
-    objective.train(was_training)
+    with evaluating(objective):
+        predictions = objective.predict(batch)
     for name, (index, metric) in metrics.items():
         try:
             prediction, truth = _comparable(objective, index, metric, predictions, batch)
@@ -176,20 +175,18 @@ def evaluate(
     A loss that couples rows is that of each `batch_size` rows, averaged over rows. What the values
     do not show, such as that one class is predicted for all rows, is appended to `notes`.
     """
-    was_training = objective.training
-    objective.eval()
     asked, metrics = metrics, metrics | (_tallies(objective.terms) if notes is not None else {})
     sizes = [_num_sums(objective, i, name, metric) for name, (i, metric) in metrics.items()]
     num_terms, starts = len(objective.terms), range(0, len(rows), batch_size)
     parts: dict[int, Tensor] = {}
     buffer = Buffer(store.layout, min(batch_size, len(rows)), device.type == "cuda")
     seeds = Seeds(0, device)
-    for index in worker_range(len(starts), comm.rank(), comm.num_workers()):
-        start = starts[index]
-        seeds.set(0, index)  # for a model that draws even here
-        batch = store.gather(rows[start : start + batch_size], buffer)
-        parts[index] = _sums(objective, batch, metrics, sizes, device)
-    objective.train(was_training)
+    with evaluating(objective):
+        for index in worker_range(len(starts), comm.rank(), comm.num_workers()):
+            start = starts[index]
+            seeds.set(0, index)  # for a model that draws even here
+            batch = store.gather(rows[start : start + batch_size], buffer)
+            parts[index] = _sums(objective, batch, metrics, sizes, device)
     whole = comm.sum_by_index(parts, len(starts), 2 * num_terms + sum(sizes))
     pieces = np.split(whole.numpy(), np.cumsum([num_terms, num_terms, *sizes])[:-1])
     numerators, denominators, *counted = pieces

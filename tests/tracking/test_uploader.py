@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 
+import mlflow
+
+import pipeline
 from pipeline.redact import redact
 from pipeline.rundir.records import Event
 from pipeline.tracking.uploader import _tags
+from tests.conftest import Write
 
 
 def start(step: int, workers: int, order: str) -> Event:
@@ -35,3 +39,13 @@ def test_of_an_address_only_secrets_are_hidden_elsewhere() -> None:
     assert redact(f"cannot use {uri}", uri) == (
         "cannot use postgresql://***@mlflow-db/x?sslmode=***&api_token=***"
     )
+
+
+def test_every_change_of_the_learning_rate_reaches_mlflow(job: Write) -> None:
+    """Also where a batch of metrics ends: MLflow takes a thousand of them at once."""
+    result = pipeline.run(job({"training.epochs": 250, "schedule": "cosine"}))
+    rates = [point["train"]["learning_rate"] for point in result.curve if "train" in point]
+    assert len(rates) > 700
+    client = mlflow.MlflowClient(result.tracking_uri)
+    history = client.get_metric_history(result.run_id, "train/learning_rate")
+    assert [metric.value for metric in history] == rates

@@ -185,6 +185,8 @@ class NumberStatistics(Statistics):
         self.raw, self.scaled = Moments(), Moments()
         is_vector = isinstance(field, FixedTensor) and len(field.shape) == 1
         self.width = field.shape[0] if is_vector else None
+        self.lengths: set[int] = set()
+        """Of lists, until there are two."""
         self.by_position: tuple[Moments, Moments] | None = None
         self.is_binary = True
 
@@ -195,18 +197,13 @@ class NumberStatistics(Statistics):
             numbers = np.where(np.isnan(numbers), self.field.fill, numbers)
         known = numbers[~np.isnan(numbers)]
         self.is_binary = self.is_binary and bool(((known == 0) | (known == 1)).all())
-        is_first = not self.raw.count
         self.raw.add(known)
         logs = known
         if self.scale == "log":
             logs = log1p(numbers, _rows_of(numbers <= -1, len(column), offsets))[~np.isnan(numbers)]
             self.scaled.add(logs)
         if isinstance(self.field, Series) and offsets is not None:
-            lengths = set(np.diff(offsets).tolist())
-            if is_first and len(lengths) == 1:
-                self.width = lengths.pop() or None
-            elif lengths - {self.width}:
-                self.width = None
+            self._observe_lengths(np.diff(offsets))
         if self.width is None or len(known) < len(numbers) or not len(known):
             self.by_position = None if self.width is None else self.by_position
             return  # a list with a gap is refused, when all have been counted
@@ -214,6 +211,12 @@ class NumberStatistics(Statistics):
             self.by_position = Moments(self.width), Moments(self.width)
         for moments, part in zip(self.by_position, (known, logs), strict=True):
             moments.add(part.reshape(-1, self.width))
+
+    def _observe_lengths(self, lengths: NDArray[np.int64]) -> None:
+        """Lists of one length, whichever block they are in, are vectors."""
+        if len(self.lengths) < 2:
+            self.lengths |= set(lengths.tolist())
+        self.width = next(iter(self.lengths)) or None if len(self.lengths) == 1 else None
 
     def fit(self) -> Field:
         if not self.raw.count and self.field.is_single:

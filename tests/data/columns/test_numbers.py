@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pipeline.data.columns import encode
+from pipeline.data.columns import Series, encode
 from pipeline.errors import DataError
 from tests.conftest import Command, Write
 from tests.data.tables import (
@@ -107,3 +107,12 @@ def test_the_row_of_a_bad_logarithm_is_named(tmp_path: Path) -> None:
         converted(tmp_path, xy([None, None, 1.0, -3.0]), missing="mean", scale="log")
     with pytest.raises(DataError, match="numbers of -1 or less"):
         converted(tmp_path, xy([[1.0, 2.0], [5.0, -2.0]]), scale="log")
+
+
+@pytest.mark.parametrize("order", [[[[], []], [[1.0, 2.0], [3.0, 4.0]]], [[[1.0, 2.0]], [[]]]])
+def test_lists_of_one_length_are_vectors_whatever_block_comes_first(order: Any) -> None:
+    """An empty list is another length, also before any number was seen."""
+    statistics = Series("v", "list<double>").statistics("standard")
+    for block in order:
+        statistics.observe(pa.array(block, pa.list_(pa.float64())))
+    assert isinstance(statistics.fit(), Series)
