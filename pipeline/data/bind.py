@@ -25,7 +25,7 @@ from pipeline.data.columns import (
     Tokens,
     column_errors,
 )
-from pipeline.data.missing import OddRows, kept_rows, with_missing
+from pipeline.data.missing import InvalidRows, kept_rows, with_missing
 from pipeline.data.reader import Source, in_memory
 from pipeline.errors import DataError
 from pipeline.spec.data import Data
@@ -58,23 +58,23 @@ def bind(
         except DataError as fault:
             faults.append(str(fault))
     if faults:
-        odd = OddRows()
+        invalid = InvalidRows()
         block = next(source.blocks(), None)
         if block is None:
             raise DataError(f"{source.key}: no rows in {source.shown}")
-        kept_rows(data, source, unfitted_fields(bound), block, odd)
-        raise DataError("\n  ".join(dict.fromkeys([*faults, *odd.lines])))
+        kept_rows(data, source, unfitted_fields(bound), block, invalid)
+        raise DataError("\n  ".join(dict.fromkeys([*faults, *invalid.lines])))
     return bound
 
 
 def fit_table(data: Data, table: pa.Table, readings: Mapping[str, Reading]) -> list[Field]:
     """Fields of a table in memory, all of whose rows are for training."""
     source = in_memory(data, table)
-    bound, odd = bind(data, source, readings, Path()), OddRows()
+    bound, invalid = bind(data, source, readings, Path()), InvalidRows()
     fields = unfitted_fields(bound)
     for block in source.blocks():
-        kept_rows(data, source, fields, block, odd)
-        odd.refuse()
+        kept_rows(data, source, fields, block, invalid)
+        invalid.refuse()
         for name, statistics in bound.items():
             stored = data.shift.get(name, name)
             with column_errors(source.where(stored), block.named):

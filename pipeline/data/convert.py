@@ -25,7 +25,7 @@ from pipeline.data.columns import Field, FloatType, Profile, Reading, column_err
 from pipeline.data.dataset import Layout, Writer
 from pipeline.data.fingerprint import crc32, digest_rows
 from pipeline.data.locate import Located
-from pipeline.data.missing import OddRows
+from pipeline.data.missing import InvalidRows
 from pipeline.data.plan import Plan, PlanRecord
 from pipeline.data.reader import Source, open_sources
 from pipeline.data.split import SPLITS, SplitRows, Splitter
@@ -143,10 +143,10 @@ class Conversion:
 
     def _observe(self) -> None:
         """First pass: column statistics, numbers of rows, fingerprint."""
-        odd = OddRows()
+        invalid = InvalidRows()
         faults: dict[str, str] = {}
         for source, block in self._blocks():
-            splits = self.splitter.split(source, block, odd)
+            splits = self.splitter.split(source, block, invalid)
             self.dropped += len(block.table) - sum(len(rows.table) for rows in splits)
             for rows in splits:
                 digest_rows(rows.table, self.digests[rows.split])
@@ -156,7 +156,7 @@ class Conversion:
             if self.plan is not None and source is self.train:
                 self.plan.add(block, splits)
             self._tell("read", block.first + len(block.table))
-        odd.refuse()
+        invalid.refuse()
         if faults:
             raise DataError("\n  ".join(faults.values()))
 

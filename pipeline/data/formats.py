@@ -145,9 +145,9 @@ def _reader(place: Place) -> Any:
         return csv.reader()
     if place.format == "parquet":
         # what a disk gives bit by bit is asked of a network at once, for a whole row group
-        is_near = isinstance(place.filesystem, pafs.LocalFileSystem)
+        is_local = isinstance(place.filesystem, pafs.LocalFileSystem)
         options = ds.ParquetFragmentScanOptions(
-            use_buffered_stream=is_near, pre_buffer=not is_near, page_checksum_verification=True
+            use_buffered_stream=is_local, pre_buffer=not is_local, page_checksum_verification=True
         )
         return ds.ParquetFileFormat(default_fragment_scan_options=options)
     return place.format

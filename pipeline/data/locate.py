@@ -133,10 +133,10 @@ def _locate_one(key: str, name: str, base: Path) -> Place:
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{key}: {shown} cannot be opened: {plainly(error, name)}") from None
     if not paths:
-        is_near = "://" not in name
-        if is_near and (base / Path(name).expanduser()).is_dir():
+        is_local = "://" not in name
+        if is_local and (base / Path(name).expanduser()).is_dir():
             raise DataError(f"{key}: the folder {shown} holds no file")
-        where = f" (looked in {base.resolve()})" if is_near else ""
+        where = f" (looked in {base.resolve()})" if is_local else ""
         raise DataError(f"{key}: no such file or folder: {shown}{where}")
     by_format: dict[str | None, str] = {}
     for path in paths:

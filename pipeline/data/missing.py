@@ -48,7 +48,7 @@ def with_missing(
 
 
 @dataclass
-class OddRows:
+class InvalidRows:
     """Missing and invalid values of each column, counted; the first rows by name."""
 
     counts: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -85,11 +85,11 @@ class OddRows:
 
 
 def kept_rows(
-    data: Data, source: Source, fields: Mapping[str, Field], block: Block, odd: OddRows
+    data: Data, source: Source, fields: Mapping[str, Field], block: Block, invalid: InvalidRows
 ) -> NDArray[np.int64]:
     """Indices of the block's rows that are not dropped.
 
-    Missing values that have no policy, and invalid ones, are added to `odd`.
+    Missing values that have no policy, and invalid ones, are added to `invalid`.
     """
     keep = np.ones(len(block.table), bool)
     by_stored: dict[str, list[Field]] = {}
@@ -109,5 +109,5 @@ def kept_rows(
         what = "infinity, or NaN or nothing inside a list,"
         bad_rows.append((where, what, unreadable(values)))
     for where, what, bad in bad_rows:
-        odd.add(where, what, bad & keep, block.named)
+        invalid.add(where, what, bad & keep, block.named)
     return np.flatnonzero(keep)

@@ -19,7 +19,7 @@ from pipeline.data.arrow import flat, missing, plain
 from pipeline.data.blocks import Block
 from pipeline.data.columns import Field, RowName
 from pipeline.data.columns.base import column_errors, refuse_rows
-from pipeline.data.missing import OddRows, kept_rows
+from pipeline.data.missing import InvalidRows, kept_rows
 from pipeline.data.reader import Source
 from pipeline.data.sampler import Rows
 from pipeline.errors import DataError
@@ -29,7 +29,7 @@ SPLITS = ("train", "validation")
 Chooser = Callable[[pa.Table, RowName], NDArray[np.bool_]]
 """True for each row that is held out; rows have names for messages."""
 Hashes = NDArray[np.uint64]
-ODD = np.uint64(0x9E3779B97F4A7C15)
+GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,14 @@ class Splitter:
         self.first = first
         self.choose: Chooser | None = chooser(data, source, first)
 
-    def split(self, source: Source, block: Block, odd: OddRows | None = None) -> list[SplitRows]:
+    def split(
+        self, source: Source, block: Block, invalid: InvalidRows | None = None
+    ) -> list[SplitRows]:
         """The block's rows for training and for validation, where it has any.
 
-        Missing values that have no policy, and invalid ones, are added to `odd`.
+        Missing values that have no policy, and invalid ones, are added to `invalid`.
         """
-        kept = self._kept_rows(source, block, odd)
+        kept = self._kept_rows(source, block, invalid)
         table, row_name = _take(block.table, kept), block.naming(kept)
         if source.key == "data.validation":
             held_out = np.ones(len(table), bool)
@@ -76,8 +78,8 @@ class Splitter:
                 splits.append(SplitRows(split, _take(table, rows), block.naming(kept[rows])))
         return splits
 
-    def _kept_rows(self, source: Source, block: Block, odd: OddRows | None = None) -> Rows:
-        return kept_rows(self.data, source, self.fields, block, odd or OddRows())
+    def _kept_rows(self, source: Source, block: Block, invalid: InvalidRows | None = None) -> Rows:
+        return kept_rows(self.data, source, self.fields, block, invalid or InvalidRows())
 
 
 def chooser(data: Data, source: Source, first: float | None = None) -> Chooser | None:
@@ -132,7 +134,8 @@ def _since(split: Split, kind: pa.DataType, where: str) -> Any:
     if not pa.types.is_temporal(kind):
         if isinstance(split.since, str):
             raise DataError(
-                f"data.validation.since: {split.since!r} is not a {kind}, as {where[17:]}"
+                f"data.validation.since: {split.since!r} is not a {kind}, as column "
+                f"{split.column!r} holds"
             )
         return split.since
     try:
@@ -191,7 +194,7 @@ def _instants(column: Any, where: str) -> NDArray[Any]:
 
 def _below(hashes: Hashes, fraction: float, seed: int) -> NDArray[np.bool_]:
     """True for about `fraction` of all hashes, drawn by `seed`."""
-    mixed = _finalize(hashes + np.uint64(seed * int(ODD) % 2**64))
+    mixed = _finalize(hashes + np.uint64(seed * int(GOLDEN_GAMMA) % 2**64))
     chosen: NDArray[np.bool_] = mixed < np.uint64(fraction * 2.0**64)
     return chosen
 
@@ -200,7 +203,7 @@ def _of_rows(table: pa.Table, columns: list[str]) -> Hashes:
     """One hash for each row, of the values in `columns`."""
     hashes = np.zeros(len(table), np.uint64)
     for column in columns:
-        hashes = _finalize(hashes * ODD + _of_column(table[column]))
+        hashes = _finalize(hashes * GOLDEN_GAMMA + _of_column(table[column]))
     return hashes
 
 
@@ -215,7 +218,7 @@ def _of_column(column: Any) -> Hashes:
         lengths *= len(values) // max(1, int(lengths.sum()))
         offsets = np.concatenate([[0], np.cumsum(lengths)])
     positions = np.arange(len(values)) - np.repeat(offsets[:-1], np.diff(offsets))
-    items = _finalize(_of_values(values) + positions.astype(np.uint64) * ODD)
+    items = _finalize(_of_values(values) + positions.astype(np.uint64) * GOLDEN_GAMMA)
     sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(items, dtype=np.uint64)])
     hashes: Hashes = sums[offsets[1:]] - sums[offsets[:-1]] + np.diff(offsets).astype(np.uint64)
     return hashes
@@ -262,6 +265,6 @@ def _is_nested(kind: pa.DataType) -> bool:
 
 
 def _whole(column: pa.ChunkedArray) -> Any:
-    """The column in memory of its own: of slices of nested lists Arrow 25 takes wrong rows."""
+    """A copy in one piece: of slices of nested lists `take` gives wrong rows (Arrow 25)."""
     half = len(column) // 2
     return pa.concat_arrays([*column.slice(0, half).chunks, *column.slice(half).chunks])

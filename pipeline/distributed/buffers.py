@@ -19,35 +19,37 @@ class Slot:
 
     name: str
     module: nn.Module
-    own: str
-    first: Tensor
+    attribute: str
+    template: Tensor
     """Its type, shape and device, in the memory of one number."""
     adds_up: bool
 
     @property
     def now(self) -> Tensor | None:
         """The buffer as it is, if it has the shape that it had at first."""
-        buffer: Tensor | None = getattr(self.module, self.own)
-        return buffer if buffer is not None and buffer.shape == self.first.shape else None
+        buffer: Tensor | None = getattr(self.module, self.attribute)
+        return buffer if buffer is not None and buffer.shape == self.template.shape else None
 
     def value(self) -> Tensor:
         """The buffer as it is; zeros stand for one of another shape, or none."""
-        return torch.zeros_like(self.first) if self.now is None else self.now.detach()
+        return torch.zeros_like(self.template) if self.now is None else self.now.detach()
 
     @property
     def is_summed(self) -> bool:
         """Whether its changes are summed over micro-batches, and not the largest value taken."""
-        return self.adds_up or self.first.is_floating_point() or self.first.is_complex()
+        return self.adds_up or self.template.is_floating_point() or self.template.is_complex()
 
 
 class Buffers:
     """The buffers of a model, and what becomes of them when several micro-batches change them.
 
-    Each micro-batch starts from the step's buffers. Of one that adds up over rows, as a sum or a
-    count of them, the changes are summed, as all rows at once would change it; of another, such as
-    a running mean, their mean is taken; of whole numbers, and of yes and no, the largest value. One
-    whose shape is changed, as a cache that grows with what it is asked for, is left as it is; and
-    so are sparse ones, which no forward pass may change.
+    Each micro-batch starts from the step's buffers. Afterwards a buffer
+
+    - that adds up over rows, as a sum or a count of them, has the sum of the changes,
+    - of other fractions, as a running mean, their mean,
+    - of whole numbers or booleans, the largest value,
+    - whose shape was changed, as a cache that grows, is each worker's own,
+    - that is sparse is unchanged: no forward pass may change it.
     """
 
     def __init__(self, objective: nn.Module, changing: Mapping[str, bool]) -> None:
@@ -56,10 +58,10 @@ class Buffers:
         for path, buffer in objective.named_buffers():
             if buffer.layout != torch.strided:
                 continue
-            module, _, own = path.rpartition(".")
-            home, adds_up = objective.get_submodule(module), changing.get(path, False)
-            first = buffer.new_empty(()).expand(buffer.shape)
-            slots.append(Slot(path, home, own, first, adds_up))
+            module, _, attribute = path.rpartition(".")
+            owner, adds_up = objective.get_submodule(module), changing.get(path, False)
+            template = buffer.new_empty(()).expand(buffer.shape)
+            slots.append(Slot(path, owner, attribute, template, adds_up))
         self._summed = [slot for slot in slots if slot.is_summed]
         self._largest = [slot for slot in slots if not slot.is_summed]
         self.size = sum(value.numel() for value in self.values)
@@ -75,7 +77,7 @@ class Buffers:
         return {value.dtype for value in self.values if value.is_floating_point()}
 
     @property
-    def kept(self) -> Iterator[tuple[str, Tensor, bool]]:
+    def entries(self) -> Iterator[tuple[str, Tensor, bool]]:
         """Name and value of each, and whether it has the shape that it had at first."""
         for slot in (*self._summed, *self._largest):
             yield slot.name, slot.value(), slot.now is not None
@@ -96,7 +98,7 @@ class Buffers:
             if slot.now is None:
                 continue
             if slot.now.requires_grad:  # put there by a forward pass, with its graph
-                setattr(slot.module, slot.own, slot.now.detach().clone())
+                setattr(slot.module, slot.attribute, slot.now.detach().clone())
             _real(slot.now).copy_(value)
 
     def changes(self, before: list[Tensor]) -> Tensor:
@@ -122,7 +124,7 @@ class Buffers:
         for slot, then, piece in zip(self._summed, before, pieces, strict=False):
             if slot.now is None:
                 continue
-            setattr(slot.module, slot.own, slot.now.detach())
+            setattr(slot.module, slot.attribute, slot.now.detach())
             changed = piece if slot.adds_up else piece / num_microbatches
             was_changed = changed.view_as(then) != 0
             after = _finite(then) + changed.view_as(then).to(then.dtype)
@@ -131,8 +133,8 @@ class Buffers:
             return
         for slot in self._largest:
             value = slot.value()
-            own = value.long() if has_rows else torch.full_like(value, LEAST, dtype=torch.int64)
-            largest = comm.largest(own)
+            given = value.long() if has_rows else torch.full_like(value, LEAST, dtype=torch.int64)
+            largest = comm.largest(given)
             if slot.now is not None:
                 slot.now.copy_(largest)
 

@@ -95,7 +95,7 @@ class _AnyRows(nn.Module):
         self.trained = [p for p in objective.parameters() if p.requires_grad]
 
     def forward(
-        self, rows: Batch | None, shares: Shares | None, counted: Sequence[bool]
+        self, rows: Batch | None, shares: Shares | None, has_items: Sequence[bool]
     ) -> tuple[Tensor, Tensor]:
         """Numerators [K] with their gradient, and in float64 for the record [K]."""
         if rows is None:
@@ -103,7 +103,7 @@ class _AnyRows(nn.Module):
             numerators = torch.zeros(num_terms, dtype=like.dtype.to_real(), device=like.device)
             recorded = torch.zeros(num_terms, dtype=torch.float64, device=like.device)
         else:
-            numerators, recorded = self.objective(rows, shares, counted)
+            numerators, recorded = self.objective(rows, shares, has_items)
         reporting: Tensor = _Reporting.apply(numerators, *self.trained)  # type: ignore[no-untyped-call]
         return reporting, recorded
 

@@ -37,7 +37,7 @@ class Runs:
         self.backups = Backups(spec.checkpoint.copy_to) if spec.checkpoint.copy_to else None
 
     @contextmanager
-    def choosing(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Let one command at a time choose its folder; others wait."""
         try:
             self.storage.mkdir(parents=True, exist_ok=True)
@@ -50,14 +50,14 @@ class Runs:
         finally:
             lock.release()
 
-    def choose(
+    def resume_or_create(
         self, job: Job, modules: list[str], fresh: bool, tell: Callable[[str], None]
     ) -> RunDir:
         """The last run's folder if this is the same job, else a new one.
 
         Raises UsageError when an unfinished run would be resumed as another job.
         """
-        last = None if fresh else self.latest()
+        last = None if fresh else self.find_latest()
         if last is not None:
             changed = changes(last, job, modules)
             if not changed:
@@ -67,7 +67,7 @@ class Runs:
                 tell(f"note  {last.name} is left, as what it trains has changed: {changed[0]}")
         return self.new()
 
-    def latest(self) -> RunDir | None:
+    def find_latest(self) -> RunDir | None:
         """The last run that has a record; one that only the backups have is copied back."""
         numbered = {
             int(match[1]): RunDir(path)

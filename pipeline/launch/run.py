@@ -88,8 +88,8 @@ def run(
             from pipeline.launch.ray_trainer import session
 
             held.enter_context(session(spec))
-        with runs.choosing():
-            folder = runs.choose(job, modules, fresh, tell)
+        with runs.lock():
+            folder = runs.resume_or_create(job, modules, fresh, tell)
             if not folder.is_intact:
                 held.enter_context(folder.locked())
                 for text in runs.recover(folder, job):

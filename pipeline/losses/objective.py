@@ -216,12 +216,12 @@ class Objective(nn.Module):
         return torch.tensor(weights, dtype=torch.float64)
 
     def forward(
-        self, batch: Batch, shares: Shares | None = None, counted: Sequence[bool] | None = None
+        self, batch: Batch, shares: Shares | None = None, has_items: Sequence[bool] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Numerator of each term: differentiable [K], and summed in float64 for the record [K].
 
         Losses that couple rows take the batch for the whole one, unless their `shares` are given.
-        `counted` says which terms have something to count in the global batch: the others have no
+        `has_items` says which terms have something to count in the global batch: the others have no
         gradient, not even one of 0.
         """
         predictions, known_shares = self.predict(batch), shares or {}
@@ -232,8 +232,8 @@ class Objective(nn.Module):
             for index in range(len(self.terms))
         ]
         numerators, recorded = zip(*parts, strict=True)
-        if counted is not None and not all(counted):
-            both = zip(numerators, counted, strict=True)
+        if has_items is not None and not all(has_items):
+            both = zip(numerators, has_items, strict=True)
             numerators = tuple(part if counts else part.detach() for part, counts in both)
         return torch.stack(numerators), torch.stack(recorded)
 

@@ -32,10 +32,9 @@ Kind = Literal["train", "validation", "event"]
 class Journal:
     """Appends points to a run's journal; each gets its time of writing, in milliseconds.
 
-    A run that resumes from an earlier step recomputes some points. They stand already, with the
-    time of their first writing: a recomputed point is not appended, but compared with the first
-    where the same bits are promised; the event `again` says how far that has come, and how many
-    they were.
+    A run that resumes from an earlier step recomputes some points. Those in the file keep the time
+    of their first writing: a recomputed point is compared with the first where the same bits are
+    promised, and not appended. The event `again` tells the progress, and at the end the number.
     """
 
     def __init__(
@@ -80,7 +79,7 @@ class Journal:
             self._note_recomputed(point)
             return
         if "train" in point:
-            self._caught_up()
+            self._end_recomputation()
         self._append(point)
 
     def event(self, event: Event) -> None:
@@ -101,8 +100,8 @@ class Journal:
             self._told = time.monotonic()
             self.event({"step": point["step"], "event": "again", "reached": self.reached})
 
-    def _caught_up(self) -> None:
-        """All that was done before the failure has been recomputed."""
+    def _end_recomputation(self) -> None:
+        """Append how many steps were recomputed, now that all of them are."""
         num_steps, self._num_recomputed = self._num_recomputed, 0
         if not num_steps:
             return
@@ -112,7 +111,10 @@ class Journal:
         self.event(event)
 
     def flush(self) -> None:
-        """What was written is in the file, though not yet on the disk."""
+        """Write all lines to the file, though not yet to the disk.
+
+        Raises RunError if the file was replaced or deleted.
+        """
         self._check()
         now = os.stat(self._path) if self._path.exists() else None
         if now is None or not os.path.samestat(os.fstat(self._file.fileno()), now):
@@ -128,7 +130,7 @@ class Journal:
 
     def close(self) -> None:
         """Everything written is on the disk."""
-        self._caught_up()
+        self._end_recomputation()
         self.flush()
         self.sync()
         self._file.close()

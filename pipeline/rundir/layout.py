@@ -24,7 +24,7 @@ class RunDir:
 
     @property
     def name(self) -> str:
-        """Of the run: JOB-NUMBER."""
+        """The run's name, JOB-NUMBER."""
         return self.path.name
 
     # written by the command
@@ -99,7 +99,7 @@ class RunDir:
 
     @property
     def tracebacks(self) -> list[Path]:
-        """Those of all workers."""
+        """The traceback files of all workers, in order."""
         return sorted(self.path.glob("traceback-*.txt"))
 
     @property
@@ -121,7 +121,7 @@ class RunDir:
         """Left by a planned fault that has struck."""
         return self.path / f".fault-{rank}-{step}"
 
-    # what is in them
+    # contents
 
     def checkpoint(self, step: int) -> Path:
         """The folder of the checkpoint after `step` steps."""
@@ -134,7 +134,7 @@ class RunDir:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the last step is done; that its files are intact is what `damage` says."""
+        """Whether `done.json` is there. Does not look at the other files: see `damage`."""
         return self.done.exists()
 
     @property
@@ -146,7 +146,10 @@ class RunDir:
         return self.is_finished and not self.damage()
 
     def damage(self) -> str:
-        """What is not as a finished run has left it; empty if it never was finished."""
+        """Why the files of a finished run are invalid; empty if they are not, or it is unfinished.
+
+        Reads journal and weights completely.
+        """
         if not self.is_finished:
             return ""
         try:

@@ -27,7 +27,7 @@ def refuse(
     """Raise RunError on every worker, with names, when their states after `step` steps differ."""
     if comm.num_workers() == 1:
         return
-    shared = list(buffers.kept)
+    shared = list(buffers.entries)
     grown = comm.all_reduce(
         torch.tensor([not is_kept for *_, is_kept in shared], dtype=torch.float64)
     )

@@ -25,7 +25,7 @@ from pipeline.rundir.repair import repair
 from pipeline.train import determinism, drift
 from pipeline.train.evaluate import evaluate
 from pipeline.train.job import Job
-from pipeline.train.recorder import Follower, Recorder
+from pipeline.train.recorder import NullRecorder, RunRecorder
 from pipeline.train.state import TrainState
 from pipeline.train.step import train_step
 
@@ -48,7 +48,7 @@ def train(
     settings, state = job.spec.training, TrainState.create(job, device)
     lease = Lease.take(run, is_own_process) if comm.rank() == 0 else None
     _resume(job, run, state, lease, last_step)
-    recorder = Recorder(job, run, state.step, last_step, lease) if lease else Follower()
+    recorder = RunRecorder(job, run, state.step, last_step, lease) if lease else NullRecorder()
     partition = Partition(settings.microbatch_size, comm.rank(), comm.num_workers())
     count, steps = _choose_counter(job, state.objective), range(state.step, last_step)
     loader = Loader(job.train, job.sampler(), count, steps, partition, device.type == "cuda")
@@ -62,7 +62,11 @@ def train(
 
 
 def _train_steps(
-    job: Job, state: TrainState, batches: Iterable[StepBatch], recorder: Follower, last_step: int
+    job: Job,
+    state: TrainState,
+    batches: Iterable[StepBatch],
+    recorder: NullRecorder,
+    last_step: int,
 ) -> None:
     """One step a batch, with evaluations and checkpoints where they are due; or until a stop."""
     settings = job.spec.training
@@ -74,7 +78,7 @@ def _train_steps(
             losses = train_step(
                 state.objective, state.optimizer, state.gradients, batch,
                 clip_norm=settings.clip_norm, requests=recorder.requests(batch.step + 1),
-                may_skip=state.num_skipped < settings.skip_nonfinite,
+                skip_nonfinite=state.num_skipped < settings.skip_nonfinite,
             )  # fmt: skip
         state.advance(losses)
         recorder.log_step(state, batch, losses)
@@ -88,7 +92,7 @@ def _train_steps(
             return
 
 
-def _evaluate(job: Job, state: TrainState, recorder: Follower) -> None:
+def _evaluate(job: Job, state: TrainState, recorder: NullRecorder) -> None:
     """Loss and metrics of the validation rows, and whether the weights are the best so far."""
     assert job.validation is not None
     settings, objective = job.spec.training, state.objective
@@ -142,7 +146,7 @@ def _choose_counter(job: Job, objective: Objective) -> Callable[[Batch], Tensor]
 
 @contextmanager
 def _explain_errors(
-    job: Job, state: TrainState, batch: StepBatch, recorder: Follower
+    job: Job, state: TrainState, batch: StepBatch, recorder: NullRecorder
 ) -> Iterator[None]:
     """Errors of a step name it, and one of a number that is not finite the rows it comes from."""
     try:

@@ -30,8 +30,8 @@ MOST_ROWS = 100
 """Rows of a skipped step that are named in the journal."""
 
 
-class Follower:
-    """Records nothing: what all workers do but the first, whose `Recorder` does."""
+class NullRecorder:
+    """Records nothing, as on all workers but the first, which has a `RunRecorder`."""
 
     def __enter__(self) -> Self:
         return self
@@ -40,7 +40,7 @@ class Follower:
         pass
 
     def requests(self, step: int) -> Requests:
-        """What to ask of all workers in the step with which `step` steps are done."""
+        """What this worker asks of all in the step that completes `step` steps."""
         return Requests()
 
     def log_step(self, state: TrainState, batch: StepBatch, losses: StepLosses) -> None:
@@ -61,7 +61,7 @@ class Follower:
         """The end of the run."""
 
 
-class Recorder(Follower):
+class RunRecorder(NullRecorder):
     """Records the journal, checkpoints, and the end of the run."""
 
     def __init__(
@@ -131,8 +131,8 @@ class Recorder(Follower):
             "step": state.step, "epoch": state.step / self.job.steps_per_epoch,
             "terms": dict(zip(labels, losses.terms, strict=True)), "train": train,
         }  # fmt: skip
-        if losses.fault is not None:
-            fault = losses.fault.with_rows(batch.rows)
+        if losses.nonfinite is not None:
+            fault = losses.nonfinite.with_rows(batch.rows)
             self.log_nonfinite(fault)
             point["skipped"] = list(fault.rows[:MOST_ROWS])
         self.journal.write(point)

@@ -80,7 +80,7 @@ class TrainState:
     def advance(self, losses: StepLosses) -> None:
         """One more step is done."""
         self.step += 1
-        self.num_skipped += losses.fault is not None
+        self.num_skipped += losses.nonfinite is not None
 
     def snapshot(self) -> dict[str, Any]:
         """The state as a checkpoint saves it, on the CPU: later steps do not change it."""

@@ -46,40 +46,39 @@ class StepLosses:
     gradient_norm: float
     requests: Requests = NO_REQUESTS
     """What any of the workers asked for."""
-    fault: NonFiniteError | None = None
-    """What was not finite, in a step that was skipped for it."""
+    nonfinite: NonFiniteError | None = None
+    """What was not finite, if the step was skipped for it."""
 
 
 def train_step(
     objective: Objective, optimizer: torch.optim.Optimizer, gradients: Gradients, batch: StepBatch,
-    *, clip_norm: float | None = None, requests: Requests = NO_REQUESTS, may_skip: bool = False,
+    *, clip_norm: float | None = None, requests: Requests = NO_REQUESTS,
+    skip_nonfinite: bool = False,
 ) -> StepLosses:  # fmt: skip
     """Move the weights by the gradient of the global batch's mean loss, and return the loss.
 
-    Where the loss or gradient is not finite, raises NonFiniteError on every worker, or skips the
-    step if it `may_skip`: weights, optimizer and buffers are as before then.
+    A loss or gradient that is not finite raises NonFiniteError on every worker; with
+    `skip_nonfinite` the step changes nothing instead.
     """
-    denominators = _denominators(objective, batch)
+    denominators = _exchange_denominators(objective, batch)
     scales = objective.scales(denominators).to(gradients.seeds.device)  # weight / denominator
-    counted = (denominators > 0).tolist()
+    has_items = (denominators > 0).tolist()
     shares = gradcache.shares(objective, gradients, batch)  # of losses that need all rows at once
-    message = Message(batch, len(counted), gradients.seeds.device, requests)
-    for index, rows in gradients.accumulate(batch):  # in a fixed order, each with its own seed
-        numerators, message.losses[index] = gradients.model(rows, shares.get(index), counted)
+    message = Message(batch, len(has_items), gradients.seeds.device, requests)
+    for index, rows in gradients.accumulate(batch):  # from zero, each with its own seed
+        numerators, message.losses[index] = gradients.model(rows, shares.get(index), has_items)
         loss = (numerators * scales.to(numerators.dtype)).sum()
         if loss.requires_grad:  # else nothing counts in this step
             loss.backward()
-    message.vector = gradients.all_reduce(message.vector)  # and the gradients themselves
-    if batch.next:
-        batch.next.denominators = message.next_counts.sum(0)
+    message.take(gradients.all_reduce(message.vector))  # the gradients, and these beside them
     norm = gradients.clip(clip_norm)
     losses = _losses(objective, message, denominators, norm)
-    if fault := _fault(objective, batch, message, losses):
-        if not may_skip:
-            raise fault
+    if error := _check_finite(objective, batch, message, losses):
+        if not skip_nonfinite:
+            raise error
         gradients.restore_buffers()
-        return replace(losses, fault=fault)
-    gradients.seeds.set(batch.step)
+        return replace(losses, nonfinite=error)
+    gradients.seeds.set(batch.step)  # for optimizers that draw random numbers
     optimizer.step()
     return losses
 
@@ -95,7 +94,7 @@ class Message:
     def __init__(
         self, batch: StepBatch, num_terms: int, device: torch.device, requests: Requests
     ) -> None:
-        self._num_terms, self._width = num_terms, num_terms + len(requests)
+        self._batch, self._num_terms, self._width = batch, num_terms, num_terms + len(requests)
         self._num_losses = batch.num_microbatches * self._width
         num_next = batch.next.num_microbatches if batch.next else 0
         self.vector = comm.zeros(self._num_losses + num_next * num_terms, device)
@@ -105,14 +104,20 @@ class Message:
         for index, count in batch.next.counts.items() if batch.next else ():
             self.next_counts[index] = count
 
+    def take(self, sums: Tensor) -> None:
+        """The vector summed over workers: the next batch's denominators are known."""
+        self.vector = sums
+        if self._batch.next:
+            self._batch.next.denominators = self.next_counts.sum(0)
+
     @property
     def table(self) -> Tensor:
-        """Losses and requests [M, K + 2]."""
+        """Losses and requests [M, K + 2], of M micro-batches and K terms."""
         return self.vector[: self._num_losses].view(-1, self._width)
 
     @property
     def losses(self) -> Tensor:
-        """The sum of each term's loss over each micro-batch's items [M, K]."""
+        """The sum of each term's loss over each micro-batch's items: numerators [M, K]."""
         return self.table[:, : self._num_terms]
 
     @property
@@ -121,9 +126,12 @@ class Message:
         return self.vector[self._num_losses :].view(-1, self._num_terms)
 
 
-def _denominators(objective: Objective, batch: StepBatch) -> Tensor:
-    """What each term is divided by: float64 [K], of the global batch."""
-    if batch.denominators is None:  # there was no step before, with which they would have come
+def _exchange_denominators(objective: Objective, batch: StepBatch) -> Tensor:
+    """What each term is divided by: float64 [K], of the global batch.
+
+    They came with the step before; in the first one all workers exchange them here.
+    """
+    if batch.denominators is None:
         num_terms = len(objective.terms)
         batch.denominators = comm.sum_by_index(batch.counts, batch.num_microbatches, num_terms)
     return batch.denominators
@@ -134,18 +142,20 @@ def _losses(
 ) -> StepLosses:
     """The sums of all workers as losses."""
     *numerators, num_stopping, num_saving = message.table.sum(0).tolist()
-    both = zip(numerators, denominators.tolist(), strict=True)
-    terms = tuple(n / d if d > 0 else None for n, d in both)
+    terms = tuple(
+        numerator / denominator if denominator > 0 else None
+        for numerator, denominator in zip(numerators, denominators.tolist(), strict=True)
+    )
     weights = [term.weight for term in objective.terms]
     weighted = [w * t for w, t in zip(weights, terms, strict=True) if t is not None]
     requests = Requests(num_stopping > 0, num_saving > 0)
     return StepLosses(terms, sum(weighted) if weighted else None, norm, requests)
 
 
-def _fault(
+def _check_finite(
     objective: Objective, batch: StepBatch, message: Message, losses: StepLosses
 ) -> NonFiniteError | None:
-    """What is not finite in this step, and in which micro-batches."""
+    """The error of a step whose losses or gradient are not finite, with its micro-batches."""
     if math.isfinite(losses.gradient_norm) and math.isfinite(losses.total or 0.0):
         return None
     labels = [term.label for term in objective.terms]

@@ -459,15 +459,17 @@ def test_a_step_that_is_left_out_leaves_no_trace(ordered: bool) -> None:
     batch: Any = {"features": torch.randn(9, 6), "label": torch.arange(9) % 4}
     own: Any = [(i, {k: v[i * 3 : i * 3 + 3] for k, v in batch.items()}) for i in range(3)]
 
-    def stepped(step: int, may_skip: bool) -> Any:
+    def stepped(step: int, skip_nonfinite: bool) -> Any:
         batch = step_batch(objective, own, 3, step)
-        return train_step(objective, optimizer, gradients, batch, clip_norm=1.0, may_skip=may_skip)
+        return train_step(
+            objective, optimizer, gradients, batch, clip_norm=1.0, skip_nonfinite=skip_nonfinite
+        )
 
-    assert stepped(0, True).fault is None
+    assert stepped(0, True).nonfinite is None
     before = weights_sha256(objective.state_dict()), str(optimizer.state_dict())
     own[1][1]["features"][0, 0] = torch.nan
     found = stepped(1, True)
-    assert 1 in found.fault.microbatches
+    assert 1 in found.nonfinite.microbatches
     assert (weights_sha256(objective.state_dict()), str(optimizer.state_dict())) == before
     with pytest.raises(NonFiniteError):
         stepped(1, False)
