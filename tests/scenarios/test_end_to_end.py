@@ -82,7 +82,7 @@ def test_negative_row_weights_are_refused_with_their_row(tmp_path: Path) -> None
     weight = np.ones(40)
     weight[7] = -0.5
     data = {"target": "y", "sample_weight": "w"}
-    with pytest.raises(DataError, match=r"data.sample_weight: column 'w' holds -0.5, .*first at row 7"):
+    with pytest.raises(DataError, match=r"column 'w' holds -0.5, .*first at row 7"):
         job(tmp_path, {"y": X[:, 0], "w": weight}, {"loss": "mse", "data": data})
 
 
