@@ -19,6 +19,15 @@ except PackageNotFoundError:  # run from a source tree that is not installed
     __version__ = "0"
 
 __all__ = [
-    "JobSpec", "Result", "__version__", "check", "load", "losses", "metrics", "models",
-    "optimizers", "run", "schedules",
-]  # fmt: skip
+    "JobSpec",
+    "Result",
+    "__version__",
+    "check",
+    "load",
+    "losses",
+    "metrics",
+    "models",
+    "optimizers",
+    "run",
+    "schedules",
+]

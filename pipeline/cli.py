@@ -28,15 +28,21 @@ def _job_options(command: Command) -> Command:
     for add in (
         click.option("--json", "as_json", is_flag=True, help="End with one JSON object on a line."),
         click.option(
-            "--import", "imports", multiple=True, metavar="MODULE",
+            "--import",
+            "imports",
+            multiple=True,
+            metavar="MODULE",
             help="Module or .py file with custom losses, models, metrics, optimizers; repeatable.",
         ),
         click.option(
-            "--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE",
+            "--set",
+            "overrides",
+            multiple=True,
+            metavar="KEY.PATH=VALUE",
             help="Override one value of the spec, as in --set training.epochs=3; repeatable.",
         ),
         click.argument("job", metavar="JOB.yaml"),
-    ):  # fmt: skip
+    ):
         command = add(command)
     return command
 
@@ -87,9 +93,14 @@ def run(
 
     try:
         result = launch.run(
-            job, _overrides(overrides), imports,
-            fresh=fresh, say=_say(as_json), live=_live, started=STARTED,
-        )  # fmt: skip
+            job,
+            _overrides(overrides),
+            imports,
+            fresh=fresh,
+            say=_say(as_json),
+            live=_live,
+            started=STARTED,
+        )
     except UnrecordedError as error:
         click.echo(f"error: {redact(str(error))}", err=True)
         finish(error.result)
@@ -129,17 +140,38 @@ def check(job: str, overrides: tuple[str, ...], imports: tuple[str, ...], as_jso
 
 @cli.command()
 @_job_options
-@click.option("--steps", default=50, show_default=True, type=click.IntRange(1),
-              help="How many of the job's first steps to run each time.")  # fmt: skip
-@click.option("--workers", default="1,2,3,4", show_default=True, metavar="N,N,...",
-              help="Numbers of workers to compare.")  # fmt: skip
-@click.option("--tolerance", default=1e-5, show_default=True, type=click.FloatRange(0),
-              help="Largest relative difference where only rounding may differ.")  # fmt: skip
+@click.option(
+    "--steps",
+    default=50,
+    show_default=True,
+    type=click.IntRange(1),
+    help="How many of the job's first steps to run each time.",
+)
+@click.option(
+    "--workers",
+    default="1,2,3,4",
+    show_default=True,
+    metavar="N,N,...",
+    help="Numbers of workers to compare.",
+)
+@click.option(
+    "--tolerance",
+    default=1e-5,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="Largest relative difference where only rounding may differ.",
+)
 @click.option("--track", is_flag=True, help="Record table and verdict in MLflow.")
 def prove(
-    job: str, overrides: tuple[str, ...], imports: tuple[str, ...], as_json: bool,
-    steps: int, workers: str, tolerance: float, track: bool,
-) -> None:  # fmt: skip
+    job: str,
+    overrides: tuple[str, ...],
+    imports: tuple[str, ...],
+    as_json: bool,
+    steps: int,
+    workers: str,
+    tolerance: float,
+    track: bool,
+) -> None:
     """Show that a job's curve does not depend on how it is run, here and now.
 
     Its first steps on several numbers of workers, with workers killed and replaced by fewer and by
@@ -162,9 +194,15 @@ def prove(
             say(line)
 
     proof = proving.prove(
-        job, _overrides(overrides), imports, steps=steps, workers=counts, tolerance=tolerance,
-        each=each, say=_live,
-    )  # fmt: skip
+        job,
+        _overrides(overrides),
+        imports,
+        steps=steps,
+        workers=counts,
+        tolerance=tolerance,
+        each=each,
+        say=_live,
+    )
     conclusion = render.proof_conclusion(proof)
     for line in conclusion:
         say(line)

@@ -81,7 +81,9 @@ class ContractError(InputError):
 
     def __init__(self, term: str, problem: str, fix: str) -> None:
         super().__init__(term, problem, fix)
-        self.term, self.problem, self.fix = term, problem, fix
+        self.term = term
+        self.problem = problem
+        self.fix = fix
 
     def __str__(self) -> str:
         return f"loss {self.term}: {self.problem}\n  fix: {self.fix}"
@@ -107,8 +109,11 @@ class NonFiniteError(RunError):
         rows: Sequence[int] = (),
     ) -> None:
         super().__init__(step, gradient_norm, terms, tuple(microbatches), tuple(rows))
-        self.step, self.gradient_norm, self.terms = step, gradient_norm, terms
-        self.microbatches, self.rows = tuple(microbatches), tuple(rows)
+        self.step = step
+        self.gradient_norm = gradient_norm
+        self.terms = terms
+        self.microbatches = tuple(microbatches)
+        self.rows = tuple(rows)
 
     def with_rows(self, microbatches: Sequence[Iterable[int]]) -> NonFiniteError:
         """The error with the rows of its micro-batches, out of those of all."""

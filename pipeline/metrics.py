@@ -173,7 +173,8 @@ def _confusion(prediction: Tensor, truth: Tensor) -> Tensor:
     if truth.dtype == torch.bool:
         chosen = prediction
         return torch.stack([(chosen & truth).sum(), chosen.sum(), truth.sum()]).double()
-    chosen, num_classes = prediction.argmax(1), prediction.shape[1]
+    chosen = prediction.argmax(1)
+    num_classes = prediction.shape[1]
     return torch.cat(
         [
             torch.bincount(part.flatten(), minlength=num_classes).double()

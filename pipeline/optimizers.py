@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor, optim
     from torch.optim import Optimizer
 else:
-    torch, optim = lazy("torch"), lazy("torch.optim")
+    torch = lazy("torch")
+    optim = lazy("torch.optim")
 
 Rate = Annotated[float, Field(gt=0)]
 Decay = Annotated[float, Field(ge=0)]

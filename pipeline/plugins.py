@@ -169,7 +169,8 @@ def _imports_of(source: Path) -> set[str]:
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 names.add(node.module.partition(".")[0])
             elif isinstance(node, ast.Call) and node.args:  # importlib.import_module("name")
-                called, first = ast.unparse(node.func), node.args[0]
+                called = ast.unparse(node.func)
+                first = node.args[0]
                 is_import = called.rpartition(".")[2] in ("import_module", "__import__")
                 if is_import and isinstance(first, ast.Constant) and isinstance(first.value, str):
                     names.add(first.value.partition(".")[0])

@@ -101,7 +101,8 @@ class Registry(Generic[E]):
         """
 
         def put(build: E) -> E:
-            entry, known = Entry(name, self.kind, build, per, like), self._entries.get(name)
+            entry = Entry(name, self.kind, build, per, like)
+            known = self._entries.get(name)
             if known and known.origin != entry.origin:
                 raise UsageError(
                     f"{self.kind} {name!r} is registered twice: {known.place} and {entry.place}"

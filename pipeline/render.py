@@ -91,7 +91,8 @@ def cache_lines(entries: Sequence[Entry], folder: Path) -> list[str]:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
         more = f" and {len(entry.files) - 1} more" if len(entry.files) > 1 else ""
         name = f"{entry.files[0]}{more}" if entry.files else "(damaged)"
-        size, rows = size_text(entry.size), f"{entry.num_rows:>13,} rows"
+        size = size_text(entry.size)
+        rows = f"{entry.num_rows:>13,} rows"
         lines.append(f"{entry.name[:8]}  {size:>9}  {used}  {rows}  {name}")
     total = size_text(sum(entry.size for entry in entries))
     return [*lines, f"{len(entries)} in {folder}, {total}"]

@@ -66,5 +66,6 @@ def learning_rate_factor(
     """Factor of the learning rate at `step` (from 0) of `num_steps`."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
-    after, left = step - warmup_steps, max(num_steps - warmup_steps, 1)
+    after = step - warmup_steps
+    left = max(num_steps - warmup_steps, 1)
     return float(registry.schedules[name].build(after / left, after, **options))

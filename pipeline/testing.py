@@ -63,7 +63,8 @@ def check_loss(name: str, *arguments: Tensor, **options: Any) -> None:
     if len(doubles) < num_predictions or len(doubles[0]) < 4:
         wanted = ", ".join(role.name for role in loss.roles)
         raise ContractError(name, "too little to check", f"give {wanted} and targets of 4 rows")
-    predictions, targets = doubles[:num_predictions], doubles[num_predictions:]
+    predictions = doubles[:num_predictions]
+    targets = doubles[num_predictions:]
     if loss.module is not None:
         loss.module.double()
     if loss.per_batch:
@@ -94,13 +95,15 @@ def _check_whole(name: str, loss: Loss, predictions: list[Tensor], targets: list
     value = loss.items(*predictions, *targets)
     if value.dim() != 0:
         raise ContractError(
-            name, f"is declared per batch, and gives shape {list(value.shape)}",
+            name,
+            f"is declared per batch, and gives shape {list(value.shape)}",
             "return the mean loss of all rows given, one number",
-        )  # fmt: skip
+        )
     if not bool(torch.isfinite(value)):
         raise ContractError(name, "is not finite on these rows", "check logarithms and divisions")
     turned = loss.items(*(tensor.flip(0) for tensor in (*predictions, *targets)))
-    one, other = float(value.detach()), float(turned.detach())
+    one = float(value.detach())
+    other = float(turned.detach())
     if abs(one - other) > TOLERANCE * max(1.0, abs(one)):
         raise ContractError(name, "depends on the order of the rows", "do not index by position")
 
@@ -130,7 +133,8 @@ def _check_parts(
     everything = torch.arange(num_rows_given)
     whole = parts(everything)
     for cut in (1, num_rows_given // 2, num_rows_given - 1):
-        one, two = parts(everything[:cut]), parts(everything[cut:])
+        one = parts(everything[:cut])
+        two = parts(everything[cut:])
         for what, left, right, both in zip(
             ("numerators", "denominators"), one, two, whole, strict=True
         ):
@@ -199,7 +203,8 @@ def check_model(
 
     if table.num_rows < 4:
         refuse(f"{table.num_rows} rows are too few to check it", "give columns of 4 rows or more")
-    one, other = build(), build()
+    one = build()
+    other = build()
     for suspect in suspects(one, batch, 2, times=50):
         refuse(suspect, "let a row's outputs follow from that row and torch's seed alone")
     _check_outputs(one, batch, sizes, refuse)
@@ -235,7 +240,8 @@ def _check_outputs(
         known = ", ".join(predictions)
         refuse(f"gives no output {missing[0]!r}, only {known}", "return it by name")
     for name, prediction in predictions.items():
-        shape, num_given = list(prediction.shape), num_rows(batch)
+        shape = list(prediction.shape)
+        num_given = num_rows(batch)
         if not shape or shape[0] != num_given:
             refuse(f"output {name!r} has shape {shape} for {num_given} rows", "keep rows first")
         if not bool(torch.isfinite(prediction).all()):

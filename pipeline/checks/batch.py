@@ -139,7 +139,8 @@ def _check_shape(term: Term, arguments: list[object], rows: int) -> None:
                 f"output {name!r} has shape {_shape(prediction)} for {rows} rows",
                 "keep rows as the first dimension of every output",
             )
-    first, shape = predictions[0], term.loss.shape
+    first = predictions[0]
+    shape = term.loss.shape
     if shape == "rows" and first.dim() != 2:
         raise ContractError(
             term.label,
@@ -181,7 +182,9 @@ def _check_kinds(term: Term, arguments: list[object], model: nn.Module) -> list[
     for name, role, value in zip(term.outputs, term.loss.roles, arguments, strict=False):
         if not isinstance(value, Tensor) or not value.numel():
             continue
-        low, high, where = float(value.min()), float(value.max()), f"output {name!r}"
+        low = float(value.min())
+        high = float(value.max())
+        where = f"output {name!r}"
         if role.kind == "logits" and role.size == "classes" and _sums_to_one(value) and low >= 0:
             raise ContractError(
                 term.label,
@@ -248,7 +251,8 @@ def _check_items(
     objective: Objective, index: int, predictions: dict[str, Tensor], batch: Batch
 ) -> None:
     """The items are finite, as many as the denominator says, and do not depend on each other."""
-    term, rows = objective.terms[index], num_rows(batch)
+    term = objective.terms[index]
+    rows = num_rows(batch)
 
     def items(of: Predictions, chosen: Tensor) -> Tensor:
         parts = {name: value[chosen] for name, value in of.items()}
@@ -318,9 +322,10 @@ def _check_parameters(objective: Objective, batch: Batch) -> list[Notice]:
 
 def _check_model(objective: Objective) -> list[Notice]:
     normed = [
-        name for name, module in objective.named_modules()
+        name
+        for name, module in objective.named_modules()
         if isinstance(module, nn.modules.batchnorm._BatchNorm)
-    ]  # fmt: skip
+    ]
     if not normed:
         return []
     return [

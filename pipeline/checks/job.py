@@ -27,7 +27,8 @@ from pipeline.train.job import Job
 def check(job: Job) -> list[Notice]:
     """Everything that can be known before training. Raises ContractError with the fix."""
     targets = [field.name for field in job.fields if field.is_target]
-    trial, bound = job.trial, job.objective()
+    trial = job.trial
+    bound = job.objective()
     for rows in (job.train, job.validation):
         for batch in rows.parts(targets) if rows is not None and targets else ():
             check_targets(bound.terms, batch)
@@ -131,7 +132,8 @@ def _try_step(job: Job, bound: Objective, trial: Batch) -> None:
 
 def _is_reentrant(result: torch.Tensor) -> bool:
     """Whether `torch.utils.checkpoint` with use_reentrant=True is on the way of the gradient."""
-    seen, left = set(), [result.grad_fn]
+    seen = set()
+    left = [result.grad_fn]
     while left:
         node = left.pop()
         if node is None or node in seen:

@@ -25,7 +25,8 @@ LEAST_BATCHES = 4
 
 def unusual(job: Job, terms: list[Term], trial: Batch) -> list[Notice]:
     """What is allowed, and rarely meant."""
-    spec, notices = job.spec, []
+    spec = job.spec
+    notices = []
     size, warmup = spec.training.batch_size, spec.schedule.warmup_steps
     if size > job.num_rows:
         text = f"{size} is more than the {job.num_rows} training rows: one step per epoch"
@@ -40,7 +41,8 @@ def unusual(job: Job, terms: list[Term], trial: Batch) -> list[Notice]:
         notices += _of_streaming(job.train.plan, size)
     asked, held = spec.data.validation, job.num_validation_rows
     if isinstance(asked, float):
-        share, total = held / (held + job.num_rows), held + job.num_rows
+        share = held / (held + job.num_rows)
+        total = held + job.num_rows
         if abs(share - asked) > 5 * (asked * (1 - asked) / total) ** 0.5:
             text = f"{asked:g} asked for, {share:.3g} held out: equal rows stay on one side"
             notices.append(Notice("data.validation", text))
@@ -50,7 +52,8 @@ def unusual(job: Job, terms: list[Term], trial: Batch) -> list[Notice]:
         notices.append(Notice("data.inputs", text))
     notices += _of_targets(job, terms)
     for field in job.fields:
-        values, about = field.vocabulary or (), f"column {field.name!r}"
+        values = field.vocabulary or ()
+        about = f"column {field.name!r}"
         profile = job.facts.profile.get(field.name, {})
         numeric = [value for value in values if isinstance(value, str) and _is_number(value)]
         if values and len(values) > 10 and len(numeric) > 0.9 * len(values):
@@ -121,7 +124,8 @@ def _of_targets(job: Job, terms: list[Term]) -> Iterator[Notice]:
         option = IN_TARGETS_UNIT.get(asked.name)
         deviation = term.targets[0].deviation if term.targets else 1.0
         if option and isinstance(deviation, float) and deviation != 1.0:
-            value, name = float(asked.options.get(option, 1.0)), term.targets[0].name
+            value = float(asked.options.get(option, 1.0))
+            name = term.targets[0].name
             text = (
                 f"{option} {value:g} is in units of data.target_scale, {value * deviation:.4g} in "
                 f"those of {name!r}; {value / deviation:.4g} would be {value:g} of them"

@@ -27,7 +27,8 @@ def plain(column: Any) -> Any:
 
 def flat(column: Any) -> tuple[Any, Any]:
     """Innermost values and, for lists of different lengths, the int64 offsets of the rows."""
-    array, offsets = plain(column), None
+    array = plain(column)
+    offsets = None
     while pa.types.is_nested(array.type):
         if offsets is None and not pa.types.is_fixed_size_list(array.type):
             lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
@@ -69,7 +70,8 @@ def unreadable(column: Any) -> NDArray[np.bool_]:
         bad_rows[np.searchsorted(offsets, np.flatnonzero(bad), side="right") - 1] = True
         return bad_rows
     nothing = missing(rows)
-    num_rows, bad_rows = int((~nothing).sum()), np.zeros(len(rows), bool)
+    num_rows = int((~nothing).sum())
+    bad_rows = np.zeros(len(rows), bool)
     if not num_rows:
         return bad_rows
     if len(values) != num_rows * _width(rows.type):  # a list inside is missing, and has no items

@@ -95,7 +95,9 @@ class Blocks(Mapping[str, Column]):
     """
 
     def __init__(self, blocks: Sequence[Tensor], slots: Slots, apart: Mapping[str, Column]) -> None:
-        self.blocks, self.slots, self.apart = list(blocks), slots, apart
+        self.blocks = list(blocks)
+        self.slots = slots
+        self.apart = apart
 
     def __getitem__(self, name: str) -> Column:
         slot = self.slots.get(name)

@@ -70,7 +70,8 @@ def bind(
 def fit_table(data: Data, table: pa.Table, readings: Mapping[str, Reading]) -> list[Field]:
     """Fields of a table in memory, all of whose rows are for training."""
     source = in_memory(data, table)
-    bound, invalid = bind(data, source, readings, Path()), InvalidRows()
+    bound = bind(data, source, readings, Path())
+    invalid = InvalidRows()
     fields = unfitted_fields(bound)
     for block in source.blocks():
         kept_rows(data, source, fields, block, invalid)
@@ -163,7 +164,9 @@ def of_type(
 
     Raises DataError for types that nothing is made of.
     """
-    types, value_type, text = pa.types, arrow_type, str(arrow_type)
+    types = pa.types
+    value_type = arrow_type
+    text = str(arrow_type)
     shape: tuple[int, ...] = ()
     as_classes = reading is not None and reading.as_classes
     ignored = reading.ignored if reading is not None and reading.as_classes else None

@@ -71,9 +71,15 @@ def root(cache: Cache) -> Path:
 
 
 def rows(
-    data: Data, base: Path, readings: Mapping[str, Reading], float_dtype: FloatType, cache: Cache,
-    *, say: Say = lambda _: None, trusted_seconds: float = 0.0,
-) -> Converted:  # fmt: skip
+    data: Data,
+    base: Path,
+    readings: Mapping[str, Reading],
+    float_dtype: FloatType,
+    cache: Cache,
+    *,
+    say: Say = lambda _: None,
+    trusted_seconds: float = 0.0,
+) -> Converted:
     """The rows that `data` names, from the cache or converted now.
 
     `say` is told how far a conversion has come. An entry that was read through less than
@@ -107,10 +113,13 @@ def _key(
     paths = [base / Path(path).expanduser() for path in data.tokenizers.values()]
     tokenizers = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()]
     facts = {
-        "format": FORMAT, "files": located.stamp, "data": data.model_dump(mode="json"),
+        "format": FORMAT,
+        "files": located.stamp,
+        "data": data.model_dump(mode="json"),
         "readings": {name: asdict(reading) for name, reading in readings.items()},
-        "tokenizers": tokenizers, "float_dtype": np.dtype(float_dtype).name,
-    }  # fmt: skip
+        "tokenizers": tokenizers,
+        "float_dtype": np.dtype(float_dtype).name,
+    }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -145,9 +154,13 @@ def _is_free(folder: Path, key: str) -> bool:
 
 
 def _build_entry(
-    located: Located, base: Path, readings: Mapping[str, Reading], float_dtype: FloatType,
-    entry: Path, say: Say,
-) -> None:  # fmt: skip
+    located: Located,
+    base: Path,
+    readings: Mapping[str, Reading],
+    float_dtype: FloatType,
+    entry: Path,
+    say: Say,
+) -> None:
     """Convert the rows into `entry`, or leave nothing. Raises DataError when there is no room."""
     temporary = entry.parent / f".{entry.name}.{os.getpid()}"
     try:
@@ -188,9 +201,11 @@ def _is_intact(entry: Path, trusted_seconds: float, say: Say) -> bool:
     is_trusted = stamp.exists() and time.time() - stamp.stat().st_mtime < trusted_seconds
     for name, stored in manifest.files.items():
         path = entry / name
-        if not path.exists() or path.stat().st_size != stored.bytes or (
-            not is_trusted and crc32(path) != stored.crc32
-        ):  # fmt: skip
+        if (
+            not path.exists()
+            or path.stat().st_size != stored.bytes
+            or (not is_trusted and crc32(path) != stored.crc32)
+        ):
             say(f"cache {entry.name}/{name} is damaged: converting again")
             return False
     if not is_trusted:
@@ -238,11 +253,13 @@ def entries(folder: Path) -> list[Entry]:
         used = path / USED
         held.append(
             Entry(
-                path.name, size, (used if used.exists() else path).stat().st_mtime,
+                path.name,
+                size,
+                (used if used.exists() else path).stat().st_mtime,
                 manifest.facts.files if manifest else [],
                 sum(manifest.facts.rows.values()) if manifest else 0,
             )
-        )  # fmt: skip
+        )
     return sorted(held, key=lambda entry: -entry.used)
 
 

@@ -82,15 +82,17 @@ class Conversion:
     """Two passes over the source: what its columns are, then the records."""
 
     def __init__(
-        self, located: Located, base: Path, readings: Mapping[str, Reading],
-        float_dtype: FloatType, say: Say,
-    ) -> None:  # fmt: skip
-        self.located, self.data, self.float_dtype, self.say = (
-            located,
-            located.data,
-            float_dtype,
-            say,
-        )
+        self,
+        located: Located,
+        base: Path,
+        readings: Mapping[str, Reading],
+        float_dtype: FloatType,
+        say: Say,
+    ) -> None:
+        self.located = located
+        self.data = located.data
+        self.float_dtype = float_dtype
+        self.say = say
         self.train, self.validation = open_sources(located)
         self.statistics = bind(self.data, self.train, readings, base)
         self.splitter = Splitter(self.data, self.train, unfitted_fields(self.statistics))
@@ -99,7 +101,8 @@ class Conversion:
         self.digests = {split: hashlib.sha256() for split in SPLITS}
         self.counts = dict.fromkeys(SPLITS, 0)
         self.missing: dict[str, int] = {}
-        self.dropped, self.said = 0, time.monotonic()
+        self.dropped = 0
+        self.said = time.monotonic()
         self.example: pa.Table | None = None
 
     def into(self, folder: Path) -> None:
@@ -137,9 +140,13 @@ class Conversion:
             for name, one in self.statistics.items()
         }
         return Facts(
-            rows=self.counts, dropped=self.dropped, files=files[:1000], num_files=len(files),
-            profile=profile, index_columns=self.train.passed,
-        )  # fmt: skip
+            rows=self.counts,
+            dropped=self.dropped,
+            files=files[:1000],
+            num_files=len(files),
+            profile=profile,
+            index_columns=self.train.passed,
+        )
 
     def _observe(self) -> None:
         """First pass: column statistics, numbers of rows, fingerprint."""
@@ -189,9 +196,12 @@ class Conversion:
                 raise DataError("data: files changed while they were read; try again")
 
     def _copy(
-        self, source: Source, fields: list[Field], writers: Mapping[str, Writer],
+        self,
+        source: Source,
+        fields: list[Field],
+        writers: Mapping[str, Writer],
         most: Mapping[str, int],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Append the source's rows, up to so `most` of each split."""
         is_short = self.plan is not None and self.splitter.choose is None and source is self.train
         for block in source.blocks(self._every(source)):
@@ -224,7 +234,8 @@ class Conversion:
         if self.validation is not None and not num_validation:
             raise DataError(f"data.validation: no rows in {self.validation.shown}{dropped}")
         if self.splitter.choose is not None and not (num_train and num_validation):
-            split, num_rows = _describe_split(self.data), num_train + num_validation
+            split = _describe_split(self.data)
+            num_rows = num_train + num_validation
             raise DataError(
                 f"data.validation: {split} of {num_rows} rows leaves "
                 f"{num_validation} for validation and {num_train} for training{dropped}"

@@ -22,8 +22,15 @@ READ_BYTES = 2**24
 END = "\N{END OF TEXT}"
 EXACT = 2.0**53
 """Whole numbers from here on are not told apart by floats."""
-_GUESSES = (pa.int64(), pa.uint64(), pa.bool_(), pa.date32(), pa.timestamp("s"),
-            pa.timestamp("ns"), pa.float64())  # fmt: skip
+_GUESSES = (
+    pa.int64(),
+    pa.uint64(),
+    pa.bool_(),
+    pa.date32(),
+    pa.timestamp("s"),
+    pa.timestamp("ns"),
+    pa.float64(),
+)
 _MISFIT = re.compile(
     r"In CSV column #(\d+): .*conversion error to (.+?): invalid value '(.*)'$", re.S
 )
@@ -80,7 +87,9 @@ def _widen(message: str, path: str, filesystem: Any) -> dict[str, pa.DataType]:
     if misfit is None:
         _refuse_open_quote(path, filesystem)
         raise ValueError(_explain_ragged(path, filesystem) or message)
-    column, kind, value = int(misfit[1]), misfit[2], misfit[3]
+    column = int(misfit[1])
+    kind = misfit[2]
+    value = misfit[3]
     with filesystem.open_input_stream(path) as file:
         names = pacsv.open_csv(file, parse_options=_PARSED).schema.names
     return {names[column]: _holding(kind, value)}
@@ -149,9 +158,12 @@ def _lines(file: Any) -> Any:
 def _refuse_open_quote(path: str, filesystem: Any) -> None:
     """Raise ValueError where the last quoted cell never ends: it would be all rows after it."""
     with filesystem.open_input_stream(path) as file:
-        rows, end, row = _rows(file, [END]), 0, [END]
+        rows = _rows(file, [END])
+        end = 0
+        row = [END]
         for row in rows:  # noqa: B007 (the last one is looked at)
-            begins, end = end + 1, rows.line_num
+            begins = end + 1
+            end = rows.line_num
     if row != [END]:
         raise ValueError(
             f"{path}: the row that begins in line {begins} has a quote that is never closed, and "
@@ -162,7 +174,8 @@ def _refuse_open_quote(path: str, filesystem: Any) -> None:
 def _explain_ragged(path: str, filesystem: Any) -> str | None:
     """Which row has more or fewer cells than the header, if one has."""
     with filesystem.open_input_stream(path) as file:
-        rows, start = _rows(file), 0
+        rows = _rows(file)
+        start = 0
         header: list[str] = next(rows, [])
         for row in rows:
             if row and len(row) != len(header):

@@ -79,7 +79,8 @@ class ListColumn:
 
     def gather(self, rows: Rows) -> Column:
         """The lists of `rows`, padded with 0 to the longest of them; images decoded."""
-        starts, lengths = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
+        starts = self.offsets[rows]
+        lengths = self.offsets[rows + 1] - self.offsets[rows]
         where = f"{self.field.where}: column {self.field.name!r}"
         with column_errors(where, lambda row: f"{rows[row] + self.first} of those kept"):
             return self.field.gather(self.values, starts, lengths)
@@ -116,7 +117,9 @@ class Dataset:
     def __init__(
         self, layout: Layout, records: NDArray[Any], lists: Mapping[str, ListColumn]
     ) -> None:
-        self.layout, self.records, self.lists = layout, records, lists
+        self.layout = layout
+        self.records = records
+        self.lists = lists
         self._whole = records.view(np.dtype((np.void, layout.record.itemsize)))
 
     def __len__(self) -> int:
@@ -169,7 +172,9 @@ class Writer:
 
     def __init__(self, folder: Path, fields: list[Field], float_dtype: FloatType) -> None:
         folder.mkdir()
-        self.fields, self.layout, self.num_rows = fields, Layout.of(fields, float_dtype), 0
+        self.fields = fields
+        self.layout = Layout.of(fields, float_dtype)
+        self.num_rows = 0
         self._records = _Array(folder / "records.npy", self.layout.record)
         self._lists: dict[str, tuple[_Array, _Array]] = {}
         for index, field in enumerate(fields):
@@ -223,8 +228,9 @@ class _Array:
     def _header(self) -> None:
         described = {
             "descr": npy.dtype_to_descr(self._dtype),
-            "fortran_order": False, "shape": (self._length,),
-        }  # fmt: skip
+            "fortran_order": False,
+            "shape": (self._length,),
+        }
         npy.write_array_header_1_0(self._file, described)
 
 

@@ -40,8 +40,9 @@ def _type_name(kind: pa.DataType) -> str:
     for name, tests in {
         "text": (types.is_string, types.is_large_string),
         "bytes": (types.is_binary, types.is_large_binary),
-        "time": (types.is_timestamp,), "date": (types.is_date,),
-    }.items():  # fmt: skip
+        "time": (types.is_timestamp,),
+        "date": (types.is_date,),
+    }.items():
         if any(test(kind) for test in tests):
             return name
     return str(kind)

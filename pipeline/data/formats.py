@@ -117,7 +117,8 @@ def _common(key: str, schemas: Schemas) -> pa.Schema:
 
 
 def _difference(one: pa.Schema, other: pa.Schema) -> str:
-    here, there = _columns(one), _columns(other)
+    here = _columns(one)
+    there = _columns(other)
     first = ", ".join(f"{name}: {kind}" for name, kind in here if (name, kind) not in there)
     second = ", ".join(f"{name}: {kind}" for name, kind in there if (name, kind) not in here)
     return (

@@ -68,11 +68,20 @@ class Loader:
     """
 
     def __init__(
-        self, dataset: Dataset, sampler: Sampler | WindowSampler, count: Callable[[Batch], Tensor],
-        steps: range, partition: Partition, pinned: bool = False,
-    ) -> None:  # fmt: skip
-        self.dataset, self.sampler, self.count = dataset, sampler, count
-        self.steps, self.partition, self.pinned = steps, partition, pinned
+        self,
+        dataset: Dataset,
+        sampler: Sampler | WindowSampler,
+        count: Callable[[Batch], Tensor],
+        steps: range,
+        partition: Partition,
+        pinned: bool = False,
+    ) -> None:
+        self.dataset = dataset
+        self.sampler = sampler
+        self.count = count
+        self.steps = steps
+        self.partition = partition
+        self.pinned = pinned
         self._ready: queue.SimpleQueue[_Gathered | BaseException] = queue.SimpleQueue()
         self._free: queue.SimpleQueue[list[Buffer] | None] = queue.SimpleQueue()
         for _ in range(PREFETCH + 2):

@@ -17,10 +17,13 @@ from pipeline.redact import redact
 from pipeline.spec.data import Data
 
 FORMATS = {
-    ".parquet": "parquet", ".pq": "parquet",
-    ".arrow": "ipc", ".ipc": "ipc", ".feather": "feather",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".arrow": "ipc",
+    ".ipc": "ipc",
+    ".feather": "feather",
     ".csv": "csv",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,8 @@ def kept_rows(
         by_stored.setdefault(data.shift.get(name, name), []).append(column)
     bad_rows: list[tuple[str, str, NDArray[np.bool_]]] = []
     for stored in source.wanted:
-        values, where = block.table[stored], source.where(stored)
+        values = block.table[stored]
+        where = source.where(stored)
         empty = missing(values)
         is_dropped = data.missing_in(stored) == "drop"
         if is_dropped:

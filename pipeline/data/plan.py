@@ -70,10 +70,13 @@ class Plan:
     def record(self, first: int | float | None) -> PlanRecord:
         """The plan as it is stored, with where a split by time begins."""
         return PlanRecord(
-            block_rows=self.block_rows, window=self.window, counts=self.counts,
-            digests=self.digests, first=first,
+            block_rows=self.block_rows,
+            window=self.window,
+            counts=self.counts,
+            digests=self.digests,
+            first=first,
             groups=[(*group, rows) for group, rows in self.groups.items()],
-        )  # fmt: skip
+        )
 
     @classmethod
     def from_record(cls, record: PlanRecord) -> Plan:

@@ -22,7 +22,8 @@ from pipeline.registry import nearest
 from pipeline.spec.data import Data, Split
 
 INDEX = re.compile(r"__index_level_\d+__|Unnamed: \d+")
-SMALLEST_BLOCK, LARGEST_BLOCK = 64, 2**16
+SMALLEST_BLOCK = 64
+LARGEST_BLOCK = 2**16
 BLOCK_BYTES = 2**25
 LIST_BYTES = 2**10
 """What a value of no fixed size is taken for."""
@@ -79,7 +80,8 @@ class Source:
     def _trim(self, groups: Groups, rows: range, at: int) -> Iterator[_Read]:
         wanted = [groups.groups[index] for index in groups.holding(rows)]
         for batch, part in self._batches(wanted):
-            start, end = max(rows.start - at, 0), min(rows.stop - at, len(batch))
+            start = max(rows.start - at, 0)
+            end = min(rows.stop - at, len(batch))
             if start < end:
                 row = groups.row_in_file(at + start, part.group[0])
                 yield batch.slice(start, end - start), replace(part, row=row)
@@ -90,9 +92,11 @@ class Source:
     def _cut(self, batches: Iterator[_Read], first: int, every: int | None) -> Iterator[Block]:
         held: list[pa.Table] = []
         parts: list[Part] = []
-        num_held, end = 0, self._end(first, every)
+        num_held = 0
+        end = self._end(first, every)
         for batch, part in batches:
-            table, start = pa.Table.from_batches([batch]), 0
+            table = pa.Table.from_batches([batch])
+            start = 0
             while start < len(table):
                 some = table.slice(start, end - first - num_held)
                 parts.append(replace(part, first=num_held, row=part.row + start))
@@ -101,7 +105,10 @@ class Source:
                 num_held += len(some)
                 if first + num_held == end:
                     yield Block(pa.concat_tables(held), first, parts, self.has_files)
-                    first, num_held, held, parts = end, 0, [], []
+                    first = end
+                    num_held = 0
+                    held = []
+                    parts = []
                     end = self._end(first, every)
         if held:
             yield Block(pa.concat_tables(held), first, parts, self.has_files)
@@ -113,13 +120,15 @@ class Source:
 
     def _batches(self, wanted: Sequence[Group] | None = None) -> Iterator[_Read]:
         """Record batches, all or those of some row groups, each with where its rows are from."""
-        path, columns = "", list(self.wanted)
+        path = ""
+        columns = list(self.wanted)
         of_file: dict[int, set[int]] = {}
         for file, group in wanted or ():
             of_file.setdefault(file, set()).add(group)
         try:
             for file, fragment in enumerate(self.dataset.get_fragments()):
-                path, row = getattr(fragment, "path", ""), 0
+                path = getattr(fragment, "path", "")
+                row = 0
                 if wanted is not None and file not in of_file:
                     continue
                 read = _read(
@@ -156,9 +165,12 @@ def _read(
         if wanted is not None and group not in wanted:
             continue
         batches = part.to_batches(
-            schema=schema, columns=columns, batch_size=rows,
-            batch_readahead=1, fragment_readahead=1,
-        )  # fmt: skip
+            schema=schema,
+            columns=columns,
+            batch_size=rows,
+            batch_readahead=1,
+            fragment_readahead=1,
+        )
         for batch in batches:
             yield _empty_text_to_missing(batch) if is_csv else batch, group
 
@@ -213,7 +225,8 @@ def open_sources(located: Located) -> tuple[Source, Source | None]:
         data, "data.validation", datasets_by_key["data.validation"], located.validation
     )
     for name in validation.wanted:
-        column, there = validation.schema.field(name), train.schema.field(name)
+        column = validation.schema.field(name)
+        there = train.schema.field(name)
         if column.type != there.type:
             raise DataError(
                 f"data.validation: column {name!r} is {column.type}, "
@@ -263,9 +276,12 @@ def _name_faults(
         if columns.count(column) > 1:
             yield f"{at}: column {column!r} stands twice in {shown}"
     about: dict[str, Any] = {
-        "categorical": data.categorical, "dates": data.dates, "images": data.images,
-        "tokenizers": data.tokenizers, "scale": data.scale,
-    }  # fmt: skip
+        "categorical": data.categorical,
+        "dates": data.dates,
+        "images": data.images,
+        "tokenizers": data.tokenizers,
+        "scale": data.scale,
+    }
     for name, listed in about.items():
         for column in listed if not isinstance(listed, str) else ():
             if column not in inputs:

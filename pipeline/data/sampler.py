@@ -28,14 +28,17 @@ class Sampler:
     def __init__(
         self, num_rows: int, batch_size: int, seed: int | None, lengths: Rows | None = None
     ) -> None:
-        self.num_rows, self.batch_size, self.seed = num_rows, batch_size, seed
+        self.num_rows = num_rows
+        self.batch_size = batch_size
+        self.seed = seed
         self.lengths = lengths
         self._epochs: dict[int, Rows] = {}
 
     def rows(self, step: int) -> Rows:
         """Rows of the global batch of `step` (from 0): computed, whatever was asked for before."""
         epoch, batch = divmod(step, steps_per_epoch(self.num_rows, self.batch_size))
-        start, end = batch * self.batch_size, min((batch + 1) * self.batch_size, self.num_rows)
+        start = batch * self.batch_size
+        end = min((batch + 1) * self.batch_size, self.num_rows)
         return np.arange(start, end) if self.seed is None else self._epoch(epoch)[start:end]
 
     def blocks(self, step: int) -> list[int]:
@@ -85,7 +88,8 @@ class WindowSampler:
     def rows(self, step: int) -> Rows:
         """Rows of the global batch of `step` (from 0): computed, whatever was asked for before."""
         epoch, batch = divmod(step, steps_per_epoch(self.num_rows, self.batch_size))
-        start, parts = batch * self.batch_size, []
+        start = batch * self.batch_size
+        parts = []
         for window_index in self._windows_of(epoch, batch):
             first = int(self._epoch(epoch)[1][window_index])
             rows = self._mix(epoch, window_index)
@@ -119,7 +123,8 @@ class WindowSampler:
 
     def _windows_of(self, epoch: int, batch: int) -> range:
         """Numbers of the windows that one of the epoch's batches uses."""
-        start, starts = batch * self.batch_size, self._epoch(epoch)[1]
+        start = batch * self.batch_size
+        starts = self._epoch(epoch)[1]
         last = min(start + self.batch_size, self.num_rows) - 1
         first_window, last_window = np.searchsorted(starts, [start, last], "right") - 1
         return range(int(first_window), int(last_window) + 1)

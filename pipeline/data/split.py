@@ -64,7 +64,8 @@ class Splitter:
         Missing values that have no policy, and invalid ones, are added to `invalid`.
         """
         kept = self._kept_rows(source, block, invalid)
-        table, row_name = _take(block.table, kept), block.naming(kept)
+        table = _take(block.table, kept)
+        row_name = block.naming(kept)
         if source.key == "data.validation":
             held_out = np.ones(len(table), bool)
         elif self.choose is None:
@@ -94,7 +95,8 @@ def chooser(data: Data, source: Source, first: float | None = None) -> Chooser |
         return lambda table, row_name: _below(_of_rows(table, used), split, data.split_seed)
     if not isinstance(split, Split):
         return None
-    column, where = split.column, f"data.validation: column {split.column!r}"
+    column = split.column
+    where = f"data.validation: column {split.column!r}"
     if split.group is not None:
         fraction = split.fraction or 0.0
 
@@ -175,7 +177,8 @@ def _first(split: Split, source: Source, where: str, kept_in: Callable[[Block], 
 
 
 def _refuse_missing(column: Any, where: str, row_name: RowName) -> None:
-    bad, fix = missing(column), "data.missing can drop these rows"
+    bad = missing(column)
+    fix = "data.missing can drop these rows"
     with column_errors(where, row_name):
         refuse_rows(bad, "no value, which belongs to no split,", fix)
 

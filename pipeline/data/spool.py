@@ -42,10 +42,17 @@ class Fetcher:
     """Reads a block once more and converts its training rows."""
 
     def __init__(
-        self, located: Located, fields: list[Field], float_dtype: FloatType, plan: Plan,
+        self,
+        located: Located,
+        fields: list[Field],
+        float_dtype: FloatType,
+        plan: Plan,
         first: float | None,
-    ) -> None:  # fmt: skip
-        self.located, self.fields, self.float_dtype, self.plan = located, fields, float_dtype, plan
+    ) -> None:
+        self.located = located
+        self.fields = fields
+        self.float_dtype = float_dtype
+        self.plan = plan
         self._stamp, self._first = located.stamp, first
         self._opened: tuple[Source, Splitter] | None = None
         self._lock = threading.Lock()
@@ -72,7 +79,8 @@ class Fetcher:
         groups, size = self.plan.row_groups, self.plan.block_rows
         asked = range(block * size, min((block + 1) * size, int(groups.starts[-1])))
         writer = Writer(folder, self.fields, self.float_dtype)
-        digest, shift = hashlib.sha256(), self.located.data.shift
+        digest = hashlib.sha256()
+        shift = self.located.data.shift
         for part in source.read(groups, asked):
             if is_over.is_set():
                 raise LeftError
@@ -103,7 +111,9 @@ class Spool:
     """Blocks of one run on this node: fetched by one worker, read by all, deleted after use."""
 
     def __init__(self, root: Path, name: str, fetcher: Fetcher) -> None:
-        self.root, self.folder, self.fetcher = root, root / f".{name}.blocks", fetcher
+        self.root = root
+        self.folder = root / f".{name}.blocks"
+        self.fetcher = fetcher
         self.is_over = threading.Event()
         self._datasets: dict[int, Dataset] = {}
         self._lock_path = root / f"{name}.lock"
@@ -185,7 +195,8 @@ class Spool:
                 return self._datasets[block]
             with contextlib.suppress(FileNotFoundError):  # deleted at this moment: once more
                 self.fetch(block, wait=True)
-                fetcher, first = self.fetcher, int(self.fetcher.plan.bounds[block])
+                fetcher = self.fetcher
+                first = int(self.fetcher.plan.bounds[block])
                 path = self.folder / str(block)
                 self._datasets[block] = open_dataset(
                     path, fetcher.fields, fetcher.float_dtype, first

@@ -28,8 +28,12 @@ class Streamed(Dataset):
 
     def __init__(self, head: Dataset, plan: Plan, fetcher: Fetcher, root: Path, name: str) -> None:
         super().__init__(head.layout, head.records, head.lists)
-        self.head, self.plan, self.bounds = head, plan, plan.bounds
-        self._fetcher, self._root, self._name = fetcher, root, name
+        self.head = head
+        self.plan = plan
+        self.bounds = plan.bounds
+        self._fetcher = fetcher
+        self._root = root
+        self._name = name
         self._spool: Spool | None = None
         self._expected: list[int] = []
         self._expected_before: list[int] = []
@@ -51,7 +55,9 @@ class Streamed(Dataset):
             self.interrupt()
             thread.join()
             spool.close()
-            self._spool, self._expected, self._expected_before = None, [], []
+            self._spool = None
+            self._expected = []
+            self._expected_before = []
 
     def interrupt(self) -> None:
         """Whoever waits for rows is to wait no longer."""
@@ -115,7 +121,8 @@ def _join(parts: list[tuple[Rows, Column]], num_rows: int) -> Column:
             whole[torch.from_numpy(indices)] = part
         return whole
     width = max(part.values.shape[1] for _, part in parts if isinstance(part, Ragged))
-    values, lengths = first.values.new_zeros(num_rows, width), first.lengths.new_zeros(num_rows)
+    values = first.values.new_zeros(num_rows, width)
+    lengths = first.lengths.new_zeros(num_rows)
     for indices, part in parts:
         assert isinstance(part, Ragged)
         at = torch.from_numpy(indices)

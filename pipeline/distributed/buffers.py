@@ -59,7 +59,8 @@ class Buffers:
             if buffer.layout != torch.strided:
                 continue
             module, _, attribute = path.rpartition(".")
-            owner, adds_up = objective.get_submodule(module), changing.get(path, False)
+            owner = objective.get_submodule(module)
+            adds_up = changing.get(path, False)
             template = buffer.new_empty(()).expand(buffer.shape)
             slots.append(Slot(path, owner, attribute, template, adds_up))
         self._summed = [slot for slot in slots if slot.is_summed]
@@ -107,10 +108,11 @@ class Buffers:
         Exactly 0 for those that no forward pass has touched, whatever their value.
         """
         parts = [
-            torch.zeros_like(then) if slot.now is None
+            torch.zeros_like(then)
+            if slot.now is None
             else torch.where(now == then, torch.zeros_like(now), now - _finite(then))
             for slot, now, then in zip(self._summed, self.values, before, strict=False)
-        ]  # fmt: skip
+        ]
         return torch.cat([part.reshape(-1) for part in parts]) if parts else torch.empty(0)
 
     def change(

@@ -76,7 +76,8 @@ def largest(values: Tensor) -> Tensor:
 def all_agree(values: Tensor) -> Tensor:
     """Whether all workers have the same number, for each place of an int64 vector: bool."""
     ends = largest(torch.cat([values, ~values]))  # ~x falls where x rises: both ends at once
-    most, least = ends[: len(values)], ~ends[len(values) :]
+    most = ends[: len(values)]
+    least = ~ends[len(values) :]
     return most == least
 
 

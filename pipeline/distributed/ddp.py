@@ -99,7 +99,8 @@ class _AnyRows(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Numerators [K] with their gradient, and in float64 for the record [K]."""
         if rows is None:
-            num_terms, like = len(self.objective.terms), self.trained[0]
+            num_terms = len(self.objective.terms)
+            like = self.trained[0]
             numerators = torch.zeros(num_terms, dtype=like.dtype.to_real(), device=like.device)
             recorded = torch.zeros(num_terms, dtype=torch.float64, device=like.device)
         else:

@@ -83,7 +83,8 @@ class OrderedGradients(Gradients):
         for parameter, view in self.views:  # an optimizer may have put None in its place
             parameter.grad = view
         self._versions = [view._version for _, view in self.views]
-        microbatches, flat = dict(batch.microbatches), self.flat[: self.size]
+        microbatches = dict(batch.microbatches)
+        flat = self.flat[: self.size]
         if microbatches:
             total = yield from self._sum(microbatches, min(microbatches), max(microbatches) + 1)
             if total is not flat:
@@ -100,7 +101,8 @@ class OrderedGradients(Gradients):
         copied.
         """
         if end - start == 1:
-            flat, tail = self.flat[: self.size], self.flat[self.num_gradients : self.size]
+            flat = self.flat[: self.size]
+            tail = self.flat[self.num_gradients : self.size]
             self.buffers.restore(self._before)
             flat.zero_()
             yield self._prepare(start, microbatches[start])

@@ -24,7 +24,9 @@ class Restarts(UserCallback):  # type: ignore[misc]
     """
 
     def __init__(self, run: RunDir) -> None:
-        self.run, self.fruitless, self.reached = run, 0, (0, 0)
+        self.run = run
+        self.fruitless = 0
+        self.reached = (0, 0)
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Raise the workers' own error, or RunError when workers die without getting on."""

@@ -23,12 +23,21 @@ class Progress:
     """Follows a journal in a thread and shows where the run is."""
 
     def __init__(
-        self, reader: Reader, num_steps: int, num_epochs: int, num_rows: int,
-        trouble: Callable[[], str], waiting: str = "",
-    ) -> None:  # fmt: skip
+        self,
+        reader: Reader,
+        num_steps: int,
+        num_epochs: int,
+        num_rows: int,
+        trouble: Callable[[], str],
+        waiting: str = "",
+    ) -> None:
         """`trouble` says what keeps MLflow from being told, `waiting` what the first step takes."""
-        self.reader, self.num_steps, self.num_epochs = reader, num_steps, num_epochs
-        self._trouble, self._told_trouble, self._waiting = trouble, "", waiting
+        self.reader = reader
+        self.num_steps = num_steps
+        self.num_epochs = num_epochs
+        self._trouble = trouble
+        self._told_trouble = ""
+        self._waiting = waiting
         self.rows_per_step = num_rows * num_epochs / num_steps
         self.stream: TextIO = sys.stderr
         self.live = self.stream.isatty()
@@ -78,7 +87,9 @@ class Progress:
             elif "validation" in point:
                 self._validation = point["validation"]
             else:
-                self._train, self._step, self._again = point["train"], point["step"], ""
+                self._train = point["train"]
+                self._step = point["step"]
+                self._again = ""
                 if not self._started[0]:
                     self._started = (point["step"], point["time"] / 1000)
                 self._now = point["time"] / 1000
@@ -93,8 +104,9 @@ class Progress:
         if bool(now) != bool(self._told_trouble):
             self._say(
                 f"MLflow cannot be told: {now}; training continues, it is tried again"
-                if now else "MLflow is told again"
-            )  # fmt: skip
+                if now
+                else "MLflow is told again"
+            )
         self._told_trouble = now
 
     def _compared(self, event: Event) -> None:
@@ -102,7 +114,8 @@ class Progress:
         if "num_steps" not in event:
             self._again = f"step {event['step']} of {event['reached']}, recomputed"
             return
-        self._again, num_steps = "", event["num_steps"]
+        self._again = ""
+        num_steps = event["num_steps"]
         if "differs" in event and event["differs"] is None:
             steps = f"{num_steps:,} steps were" if num_steps > 1 else "1 step was"
             self._say(f"{steps} recomputed, with the numbers that stand in the curve")
@@ -162,7 +175,9 @@ class Progress:
 
 def _resumed(event: Event) -> str:
     """A run's second or later start."""
-    step, num_workers, again = event["step"], event["workers"], event["reached"] - event["step"]
+    step = event["step"]
+    num_workers = event["workers"]
+    again = event["reached"] - event["step"]
     on = f"with {num_workers} worker{'s' if num_workers > 1 else ''} (attempt {event['attempt']})"
     text = f"resuming from step {step} {on}" if step else f"starting again at step 0 {on}"
     if again > 0:

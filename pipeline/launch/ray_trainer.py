@@ -73,7 +73,8 @@ def fit(assignment: Assignment, max_failures: int = -1) -> None:
         from pipeline.launch.failures import Restarts, cause_of, is_untried, own_error
         from pipeline.train.worker import work
 
-        alone, workers = assignment.job is not None, spec.workers
+        alone = assignment.job is not None
+        workers = spec.workers
         worker_environment = {**DRIVER_ENVIRONMENT, "OMP_NUM_THREADS": str(workers.threads)}
         restarts = Restarts(run)
 
@@ -135,7 +136,8 @@ def _own_signals(ray: Any) -> Iterator[None]:
         os.setpgid(0, 0)
         before[1]()
 
-    utils.set_sigterm_handler, utils.set_kill_on_parent_death_linux = lambda _: None, in_own_group
+    utils.set_sigterm_handler = lambda _: None
+    utils.set_kill_on_parent_death_linux = in_own_group
     try:
         yield
     finally:
@@ -240,7 +242,9 @@ def _refuse_too_few(spec: JobSpec, nodes: list[dict[str, float]]) -> None:
     if _may_grow():
         return
     workers = spec.workers
-    least, cpus, gpus = workers.least, workers.cpus_per_worker, 1 if workers.gpu else 0
+    least = workers.least
+    cpus = workers.cpus_per_worker
+    gpus = 1 if workers.gpu else 0
     if gpus and sum(node.get("GPU", 0) for node in nodes) < least:
         num_gpus = sum(node.get("GPU", 0) for node in nodes)
         raise UsageError(f"workers: {least} with a GPU each, the cluster has {num_gpus:g} GPUs")

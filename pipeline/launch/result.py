@@ -98,8 +98,18 @@ class Result:
     def summary(self) -> dict[str, Any]:
         """What `--json` prints."""
         keys = (
-            "run_id", "tracking_uri", "state", "steps", "loss", "metrics", "curve_sha256",
-            "weights_sha256", "best", "storage", "workers", "first_difference",
+            "run_id",
+            "tracking_uri",
+            "state",
+            "steps",
+            "loss",
+            "metrics",
+            "curve_sha256",
+            "weights_sha256",
+            "best",
+            "storage",
+            "workers",
+            "first_difference",
             "first_step_seconds",
-        )  # fmt: skip
+        )
         return {key: getattr(self, key) for key in keys}

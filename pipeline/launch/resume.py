@@ -33,7 +33,8 @@ class Runs:
 
     def __init__(self, spec: JobSpec, name: str = "") -> None:
         """Raises UsageError for a `checkpoint.copy_to` that is not a place."""
-        self.storage, self.slug = storage_of(spec), _slug(name or spec.name)
+        self.storage = storage_of(spec)
+        self.slug = _slug(name or spec.name)
         self.backups = Backups(spec.checkpoint.copy_to) if spec.checkpoint.copy_to else None
 
     @contextmanager
@@ -147,7 +148,8 @@ def changes(run: RunDir, job: Job, modules: list[str]) -> list[str]:
     if record is None:  # a checkpoint tells as well that this is the same job
         step, _ = checkpoint.newest(run, determinism.identity(job))
         return [] if step else [f"{run.record.name} is damaged: what it trained is not known"]
-    before, now = record.params, params(job.spec)
+    before = record.params
+    now = params(job.spec)
     lines = [
         f"{key}: {_show(before.get(key))} -> {_show(now.get(key))}"
         for key in sorted({*before, *now})

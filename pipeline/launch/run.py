@@ -138,7 +138,8 @@ def base_of(path: str | Path | Mapping[str, Any]) -> Path:
 
 def refuse_too_many(spec: JobSpec) -> None:
     """Some more workers than cores share them; very many would only stall the machine."""
-    workers, cores = spec.workers, os.cpu_count() or 1
+    workers = spec.workers
+    cores = os.cpu_count() or 1
     wanted = workers.most * workers.cpus_per_worker
     if "RAY_ADDRESS" not in os.environ and wanted > MOST_PER_CORE * cores:
         raise UsageError(
@@ -201,9 +202,13 @@ def _train(job: Job, task: Assignment, started: float, tell: Tell) -> Result:
     reader = Reader(folder.journal)
     list(reader.new())  # what an earlier command has shown
     progress = Progress(
-        reader, job.num_steps, spec.training.epochs, job.num_rows,
-        lambda: process.trouble(folder), waiting,
-    )  # fmt: skip
+        reader,
+        job.num_steps,
+        spec.training.epochs,
+        job.num_rows,
+        lambda: process.trouble(folder),
+        waiting,
+    )
     failure: BaseException | None = None
     with (
         collect_signals() as signals

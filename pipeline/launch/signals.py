@@ -55,7 +55,8 @@ def attend(fit: Callable[[], Any], run: RunDir, waits_for_workers: bool) -> None
             run.stop.touch()
 
     thread = threading.Thread(target=guarded, name=TRAINING, daemon=True)
-    starts, stops = _count(run, "start"), _count(run, "stop")
+    starts = _count(run, "start")
+    stops = _count(run, "stop")
     is_told, until = False, math.inf
     with collect_signals(ask) as signals:
         if _raised:
@@ -112,7 +113,8 @@ def signals_raise() -> Iterator[None]:
         _raised.append(signum)
         raise KeyboardInterrupt  # which is not caught with every Exception
 
-    hook, sys.unraisablehook = sys.unraisablehook, _quietly(sys.unraisablehook)
+    hook = sys.unraisablehook
+    sys.unraisablehook = _quietly(sys.unraisablehook)
     try:
         with _handle_signals(end):
             yield

@@ -8,6 +8,16 @@ from pipeline.losses import batch, classification, ranking, regression, sequence
 from pipeline.losses.contract import Loss, Role, build, elements, per_item, register, rows
 
 __all__ = [
-    "Loss", "Role", "batch", "build", "classification", "elements", "per_item", "ranking",
-    "register", "regression", "rows", "sequence",
-]  # fmt: skip
+    "Loss",
+    "Role",
+    "batch",
+    "build",
+    "classification",
+    "elements",
+    "per_item",
+    "ranking",
+    "register",
+    "regression",
+    "rows",
+    "sequence",
+]

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     import torch.nn.functional as F
     from torch import Tensor
 else:
-    torch, F = lazy("torch"), lazy("torch.nn.functional")
+    torch = lazy("torch")
+    F = lazy("torch.nn.functional")
 
 Positive = Annotated[float, Field(gt=0)]
 SMALLEST = 1e-30
@@ -86,7 +87,8 @@ def dice(*, smooth: Positive = 1.0) -> Loss:
 
     def items(prediction: Tensor, target: Tensor) -> Tensor:
         probability = prediction.sigmoid()
-        overlap, both = (probability * target).sum(), probability.sum() + target.sum()
+        overlap = (probability * target).sum()
+        both = probability.sum() + target.sum()
         return 1 - (2 * overlap + smooth) / (both + smooth)
 
     link = torch.sigmoid

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     import torch.nn.functional as F
     from torch import Tensor, nn
 else:
-    torch, F, nn = lazy("torch"), lazy("torch.nn.functional"), lazy("torch.nn")
+    torch = lazy("torch")
+    F = lazy("torch.nn.functional")
+    nn = lazy("torch.nn")
 
 Factor = Annotated[float, Field(ge=0)]
 ClassWeight = list[Factor] | dict[str, Factor] | Literal["balanced"] | None

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 else:
-    torch, nn = lazy("torch"), lazy("torch.nn")
+    torch = lazy("torch")
+    nn = lazy("torch.nn")
 
 TRUTHS = re.compile("targets?|truth|labels?|y|y_true|true")
 PREDICTIONS = re.compile("pred.*|outputs?|logits?|scores?|inputs?|y_pred|y_hat")
@@ -211,6 +212,15 @@ def _custom(entry: Entry, function: Callable[..., Tensor]) -> Loss:
 register = registry.losses.register
 
 __all__ = [
-    "ACTIVATIONS", "Loss", "Per", "PredictionKind", "Role", "TargetKind", "build", "elements",
-    "per_item", "register", "rows",
-]  # fmt: skip
+    "ACTIVATIONS",
+    "Loss",
+    "Per",
+    "PredictionKind",
+    "Role",
+    "TargetKind",
+    "build",
+    "elements",
+    "per_item",
+    "register",
+    "rows",
+]

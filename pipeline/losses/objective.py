@@ -44,17 +44,25 @@ class Objective(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, inputs: Collection[str], terms: list[Term],
-        sizes: Mapping[str, int | None], *, precision: torch.dtype = torch.float32,
-        sample_weight: SampleWeight | None = None, trial: Batch | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        model: nn.Module,
+        inputs: Collection[str],
+        terms: list[Term],
+        sizes: Mapping[str, int | None],
+        *,
+        precision: torch.dtype = torch.float32,
+        sample_weight: SampleWeight | None = None,
+        trial: Batch | None = None,
+    ) -> None:
         """`inputs` are the columns that the model reads, `sizes` the widths of its outputs.
 
         Users' losses are tried on `trial` for what they divide by; without it they have no
         denominator. Raises ContractError for losses that cannot be computed with these.
         """
         super().__init__()
-        self.model, self.inputs, self.sizes = model, list(inputs), dict(sizes)
+        self.model = model
+        self.inputs = list(inputs)
+        self.sizes = dict(sizes)
         self.precision, self.sample_weight = precision, sample_weight
         if sample_weight is not None and (coupled := [t for t in terms if t.loss.per_batch]):
             problem = "is one number for the whole batch, which row weights cannot enter"
@@ -96,7 +104,8 @@ class Objective(nn.Module):
         self, index: int, predictions: Predictions, batch: Batch
     ) -> Callable[..., Tensor]:
         """What a user's loss divides by, from the shape of what it gives."""
-        term, items = self.terms[index], self.items_of(index, predictions, batch)
+        term = self.terms[index]
+        items = self.items_of(index, predictions, batch)
         truth = [column for column in term.truth(batch) if isinstance(column, Tensor)]
         if items.dim() > 0 and items.numel() == num_rows(batch):
             return rows
@@ -177,12 +186,14 @@ class Objective(nn.Module):
 
     def computed(self, index: int, arguments: list[Any]) -> Tensor:
         """What the loss of term `index` makes of its predictions and targets."""
-        term, head = self.terms[index], self.head(index)
+        term = self.terms[index]
+        head = self.head(index)
         try:
             items: object = term.loss.items(*([head] if head is not None else []), *arguments)
         except Exception as error:  # a user's loss can fail in any way: say which, keep the cause
             shapes = [list(a.shape) for a in arguments if isinstance(a, Tensor)]
-            outputs, targets = shapes[: len(term.outputs)], shapes[len(term.outputs) :]
+            outputs = shapes[: len(term.outputs)]
+            targets = shapes[len(term.outputs) :]
             shapes_text = (
                 f"outputs of {outputs} and targets of {targets}" if shapes else "its arguments"
             )
@@ -224,7 +235,8 @@ class Objective(nn.Module):
         `has_items` says which terms have something to count in the global batch: the others have no
         gradient, not even one of 0.
         """
-        predictions, known_shares = self.predict(batch), shares or {}
+        predictions = self.predict(batch)
+        known_shares = shares or {}
         parts = [
             self._apply_share(index, predictions, known_shares[index], num_rows(batch))
             if index in known_shares

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     import torch.nn.functional as F
     from torch import Tensor
 else:
-    torch, F = lazy("torch"), lazy("torch.nn.functional")
+    torch = lazy("torch")
+    F = lazy("torch.nn.functional")
 
 Positive = Annotated[float, Field(gt=0)]
 EMBEDDING_SIZE = 32

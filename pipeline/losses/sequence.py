@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from pipeline.data.batch import Ragged
 else:
-    torch, F = lazy("torch"), lazy("torch.nn.functional")
+    torch = lazy("torch")
+    F = lazy("torch.nn.functional")
 
 
 @register("ctc")

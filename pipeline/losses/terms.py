@@ -177,7 +177,8 @@ def _with_class_weights(
             f"{', '.join(open_options)}: target {field.name!r} has one value in all training rows",
             "check data.target and the training rows",
         )
-    counts, vocabulary = field.counts, [str(value) for value in field.vocabulary or (0, 1)]
+    counts = field.counts
+    vocabulary = [str(value) for value in field.vocabulary or (0, 1)]
     balanced: dict[str, Any] = {
         "class_weight": [sum(counts) / (len(counts) * count) for count in counts],
         "pos_weight": counts[0] / counts[-1],

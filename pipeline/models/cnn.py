@@ -47,7 +47,9 @@ class CNN(nn.Module):
         for size in channels:
             layers += [nn.Conv2d(depth, size, kernel_size, padding="same"), nn.ReLU()]
             layers += [nn.MaxPool2d(2)]
-            depth, height, width = size, height // 2, width // 2
+            depth = size
+            height = height // 2
+            width = width // 2
         self.layers = nn.Sequential(
             *layers,
             nn.Flatten(),

@@ -22,8 +22,10 @@ class Block(nn.Module):
     def __init__(self, width: int, num_heads: int, dropout: float) -> None:
         super().__init__()
         self.num_heads, self.dropout = num_heads, dropout
-        self.before_attention, self.before_mixing = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention_in, self.attention_out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.before_attention = nn.LayerNorm(width)
+        self.before_mixing = nn.LayerNorm(width)
+        self.attention_in = nn.Linear(width, 3 * width)
+        self.attention_out = nn.Linear(width, width)
         self.mixing = nn.Sequential(
             nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width), nn.Dropout(dropout)
         )
@@ -59,7 +61,9 @@ class Transformer(nn.Module):
         if width % num_heads:
             raise UsageError(f"transformer: width {width} is not a multiple of {num_heads} heads")
         tokens = only(inputs, Tokens, "token lists")
-        self.name, self.causal, self.max_length = tokens.name, per == "token", max_length
+        self.name = tokens.name
+        self.causal = per == "token"
+        self.max_length = max_length
         self.embedding = nn.Embedding(tokens.num_codes, width)
         self.position = nn.Embedding(max_length, width)
         self.dropout = nn.Dropout(dropout)

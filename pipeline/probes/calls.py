@@ -50,9 +50,12 @@ class Call:
             return self._call(seed, iter(is_by_row or []), rows)[0]
 
     def gradients(
-        self, seed: int, of: Callable[[Tensor, int], Tensor],
-        is_by_row: list[bool] | None = None, rows: Tensor | None = None,
-    ) -> tuple[list[Tensor], list[Tensor]]:  # fmt: skip
+        self,
+        seed: int,
+        of: Callable[[Tensor, int], Tensor],
+        is_by_row: list[bool] | None = None,
+        rows: Tensor | None = None,
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """Of its parameters, and of what it is given, for the gradients `of` its outputs."""
         trained = [p for p in self.module.parameters() if p.requires_grad]
         for parameter in trained:

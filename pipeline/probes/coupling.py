@@ -61,7 +61,9 @@ class _Whole:
     """
 
     def __init__(self, objective: Objective, batch: Batch, size: int) -> None:
-        self.objective, self.batch, self.size = objective, batch, size
+        self.objective = objective
+        self.batch = batch
+        self.size = size
         self.rows = num_rows(batch)
         everything = torch.arange(self.rows)
         self.all, self.left, self.right = everything, *everything.tensor_split(2)
@@ -101,7 +103,8 @@ class _Whole:
             both = zip(
                 self._gradient(self.left, scale), self._gradient(self.right, scale), strict=True
             )
-            summed, whole = [a + b for a, b in both], self._gradient(self.all, scale)
+            summed = [a + b for a, b in both]
+            whole = self._gradient(self.all, scale)
             if not _near(summed, whole, EXACT_RTOL, EXACT_RTOL):
                 return OTHER_GRADIENT, not _near(summed, whole)
         return None
@@ -122,7 +125,9 @@ class _Whole:
 
 
 def _innermost(objective: Objective, batch: Batch) -> Found:
-    faults, blamed, rows = [], list[str](), num_rows(batch)
+    faults = []
+    blamed = list[str]()
+    rows = num_rows(batch)
     names = dict(objective.model.named_modules())
     before = {name: attributes_of(module) for name, module in names.items()}
     with mode(objective, training=True):
@@ -174,7 +179,8 @@ def _fault(call: Call, fewer: Call | None, rows: int) -> str | None:
 
 def _by_row(call: Call, fewer: Call | None, rows: int) -> list[bool]:
     """Which of the tensors it is given have a row of the batch in each place; none if unclear."""
-    inputs, other = call.given, fewer.given if fewer else []
+    inputs = call.given
+    other = fewer.given if fewer else []
     if len(inputs) != len(other) or any(len(t) != rows for t in call.again(1)):
         return []
     lengths = [(len(a), len(b)) for a, b in zip(inputs, other, strict=True)]
@@ -185,7 +191,8 @@ def _by_row(call: Call, fewer: Call | None, rows: int) -> list[bool]:
 
 
 def _is_coupled(call: Call, flags: list[bool], rows: int) -> bool:
-    half, everything = rows // 2, torch.arange(rows)
+    half = rows // 2
+    everything = torch.arange(rows)
     others = torch.cat([everything[:half], everything[: rows - half] % half])  # the first, twice
     whole = call.again(1)
     if not equal(whole, call.again(2)):  # it draws random numbers: they follow the micro-batch
@@ -216,9 +223,11 @@ def _adds_up(call: Call, flags: list[bool], rows: int) -> bool:
     def gradients(chosen: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         return call.gradients(1, lambda t, index: _numbers(t, index, rows)[chosen], flags, chosen)
 
-    half, everything = rows // 2, torch.arange(rows)
+    half = rows // 2
+    everything = torch.arange(rows)
     whole = gradients(everything)
-    one, other = gradients(everything[:half]), gradients(everything[half:])
+    one = gradients(everything[:half])
+    other = gradients(everything[half:])
     floating = [f for t, f in zip(call.given, flags, strict=True) if t.is_floating_point()]
     summed = [a + b for a, b in zip(one[0], other[0], strict=True)]
     both = zip(one[1], other[1], floating, strict=True)
@@ -261,7 +270,8 @@ def _is_linear(call: Call) -> bool:
         weights, inputs = call.gradients(1, of)
         return weights + inputs
 
-    one, other = gradients(1.0, 0), gradients(1.0, 100)
+    one = gradients(1.0, 0)
+    other = gradients(1.0, 100)
     both = [a + b for a, b in zip(one, other, strict=True)]
     large = [LARGE * part for part in one]
     return _near(both, gradients(1.0, 0, 100)) and _near(large, gradients(LARGE, 0), MULTIPLE_RTOL)

@@ -22,7 +22,8 @@ def coupled(objective: Objective, batch: Batch, size: int) -> Found:
     with torch.no_grad(), mode(objective, training=False):
         predictions = objective.predict(batch)
     rows = torch.arange(num_rows(batch))
-    pieces, rtol = torch.split(rows, size), SHAPE_RTOL[objective.precision]
+    pieces = torch.split(rows, size)
+    rtol = SHAPE_RTOL[objective.precision]
     for index, term in enumerate(objective.terms):
         if term.loss.per_batch:
             continue

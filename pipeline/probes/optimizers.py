@@ -31,8 +31,13 @@ def unfaithful(
         other.step(step)
         if not one.equals(other):
             fault = "moves weights differently for the same gradients and seed"
-            return [(f"optimizer {name}", f"{fault}: it draws random numbers from elsewhere than "
-                     "torch, or shares state with another instance")]  # fmt: skip
+            return [
+                (
+                    f"optimizer {name}",
+                    f"{fault}: it draws random numbers from elsewhere than "
+                    "torch, or shares state with another instance",
+                )
+            ]
         if step < SAVED_AFTER:
             continue
         resumed.step(step)

@@ -43,7 +43,8 @@ def unsteady(objective: Objective, batch: Batch, times: int) -> Found:
         if changed := rewritten(objective, batch):
             fault = f"writes its parameter `{changed}` in the forward pass, which no worker shares"
             return [("model", f"{fault}: keep it in a buffer")]
-        first, gradients = passed(objective, batch, 1), gradients_of(objective, batch)
+        first = passed(objective, batch, 1)
+        gradients = gradients_of(objective, batch)
         for attempt in range(2, times + 1):
             odd = first_to_differ(passed(objective, batch, 1), first)
             again = gradients_of(objective, batch)
@@ -63,7 +64,8 @@ def rewritten(objective: Objective, batch: Batch) -> str | None:
     """The parameter that a forward pass writes into; afterwards it is as before."""
     before = [(p.detach().clone(), p._version) for p in objective.model.parameters()]
     passed(objective, batch, 1)
-    written, named = None, objective.model.named_parameters()
+    written = None
+    named = objective.model.named_parameters()
     for (name, parameter), (value, version) in zip(named, before, strict=True):
         if parameter._version != version or not equal([parameter.detach()], [value]):
             written = written or name

@@ -43,7 +43,8 @@ class Backups:
 
     def __init__(self, uri: str) -> None:
         """Raises UsageError for a place that is none."""
-        self.uri, self.shown = uri, redact(uri)
+        self.uri = uri
+        self.shown = redact(uri)
         try:
             if "://" in uri:
                 self.filesystem, self.root = pafs.FileSystem.from_uri(uri)
@@ -171,7 +172,8 @@ class Backup:
             content = file.read()
         content = content[: content.rfind(b"\n") + 1]
         if content:
-            name, digest = f"curve-{first:012}.jsonl", hashlib.sha256(content).hexdigest()
+            name = f"curve-{first:012}.jsonl"
+            digest = hashlib.sha256(content).hexdigest()
             self._put(content, name)
             self._segments.append(Segment(name=name, bytes=len(content), sha256=digest))
 
@@ -223,11 +225,17 @@ class BackupThread:
     """Keeps a run's backup up to date beside training; what fails is tried again with the next."""
 
     def __init__(
-        self, run: RunDir, checkpoints: Checkpoints, backup: Backup | None,
+        self,
+        run: RunDir,
+        checkpoints: Checkpoints,
+        backup: Backup | None,
         check: Callable[[], None],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Without a `backup` there is nothing to do. `check` is the lease's."""
-        self._run, self._checkpoints, self._backup, self._check = run, checkpoints, backup, check
+        self._run = run
+        self._checkpoints = checkpoints
+        self._backup = backup
+        self._check = check
         record = run.read_record() if backup else None
         self._launcher = record.launcher if record else None
         self._thread: threading.Thread | None = None
@@ -255,7 +263,8 @@ class BackupThread:
                 self._fault = f"the run's copy to {self._backup.shown} has not ended yet"
         if self._superseded:
             raise self._superseded
-        is_new, self._told = self._fault != self._told, self._fault
+        is_new = self._fault != self._told
+        self._told = self._fault
         return self._fault if is_new else ""
 
     def _push(self, backup: Backup) -> None:

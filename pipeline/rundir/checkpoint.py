@@ -28,7 +28,9 @@ from pipeline.rundir.records import Identity, Manifest
 from pipeline.spec import Checkpoint
 
 FORMAT = 3
-MANIFEST, STATE, REPLACED = "manifest.json", "state.pt", "replaced"
+MANIFEST = "manifest.json"
+STATE = "state.pt"
+REPLACED = "replaced"
 
 
 class Checkpoints:
@@ -37,7 +39,9 @@ class Checkpoints:
     def __init__(
         self, run: RunDir, settings: Checkpoint, identity: Identity, first_step: int = 0
     ) -> None:
-        self.run, self.settings, self.identity = run, settings, identity
+        self.run = run
+        self.settings = settings
+        self.identity = identity
         self.written = run.checkpoint(first_step) if first_step else None
         """The newest one of this attempt; before the first, the one it resumed from."""
         self._last = time.monotonic()
@@ -103,9 +107,11 @@ class Checkpoints:
                 torch.load(temporary / STATE, map_location="cpu", weights_only=True)
                 self._is_first = False
             manifest = Manifest(
-                format=FORMAT, step=step, identity=self.identity,
+                format=FORMAT,
+                step=step,
+                identity=self.identity,
                 files={STATE: facts_of(temporary / STATE)},
-            )  # fmt: skip
+            )
             with (temporary / MANIFEST).open("wb") as file:
                 file.write(manifest.to_bytes())
                 sync(file)

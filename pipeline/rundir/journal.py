@@ -38,15 +38,20 @@ class Journal:
     """
 
     def __init__(
-        self, path: Path, check: Callable[[], None] = lambda: None, step: int = 0,
+        self,
+        path: Path,
+        check: Callable[[], None] = lambda: None,
+        step: int = 0,
         compare: bool = True,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Of a run that resumes after `step` steps.
 
         `check` is called before anything is written, and raises an error where another process has
         taken over.
         """
-        self._path, self._check, self._compare = path, check, compare
+        self._path = path
+        self._check = check
+        self._compare = compare
         self._known: dict[tuple[int, Kind], Point] = {}
         self.starts: list[int] = []
         """How many workers each attempt at this run had."""
@@ -67,7 +72,8 @@ class Journal:
                 self.reached = max(self.reached, point["step"])
         self._file = path.open("ab")
         self._lines: list[bytes] = []
-        self._flushed, self._told = 0.0, time.monotonic()
+        self._flushed = 0.0
+        self._told = time.monotonic()
         self._num_recomputed = 0
 
     def write(self, point: StepPoint | EvaluationPoint) -> None:
@@ -140,7 +146,9 @@ class Reader:
     """Reads a journal that may still be written."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self._offset, self._inode = path, 0, 0
+        self.path = path
+        self._offset = 0
+        self._inode = 0
         self._last: dict[Kind, int] = {}
         self._events: set[bytes] = set()
 

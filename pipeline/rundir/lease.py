@@ -41,9 +41,12 @@ class Lease:
         if before is not None:
             _end(before)
         holder = Holder(
-            number=before.number + 1 if before else 1, host=socket.gethostname(), pid=os.getpid(),
-            started=_start_of(os.getpid()), is_own_process=is_own_process,
-        )  # fmt: skip
+            number=before.number + 1 if before else 1,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            started=_start_of(os.getpid()),
+            is_own_process=is_own_process,
+        )
         holder.write(run.lease)
         for path in (run.journal, run.weights, run.done, run.checkpoints / "step-*"):
             delete_temporaries(path)  # that nobody may put in place now
@@ -70,9 +73,12 @@ def _read(path: Path) -> Holder | None:
 def _end(holder: Holder) -> None:
     """Kill a worker of an earlier attempt that is still there, as one that was stopped."""
     if (
-        not holder.is_own_process or holder.host != socket.gethostname()
-        or not holder.started or holder.pid < 2 or holder.pid == os.getpid()
-    ):  # fmt: skip
+        not holder.is_own_process
+        or holder.host != socket.gethostname()
+        or not holder.started
+        or holder.pid < 2
+        or holder.pid == os.getpid()
+    ):
         return
     until = time.monotonic() + WAIT_SECONDS
     while _is_running(holder) and time.monotonic() < until:

@@ -11,9 +11,10 @@ from pipeline.rundir.journal import Kind, key_of, read_line
 
 
 def repair(
-    path: Path, is_evaluated: Callable[[int], bool] = lambda _: False,
+    path: Path,
+    is_evaluated: Callable[[int], bool] = lambda _: False,
     check: Callable[[], None] = lambda: None,
-) -> tuple[int, str]:  # fmt: skip
+) -> tuple[int, str]:
     """Put a copy of what is intact in the journal's place; its steps, and what was damaged.
 
     It ends before the first line that is damaged, or that follows a gap: each step is there, and

@@ -9,6 +9,15 @@ from pipeline.spec.loader import load, parse_override
 from pipeline.spec.sections import Cache, Checkpoint
 
 __all__ = [
-    "FIRST_HALF", "OUTSIDE_DIGEST", "Cache", "Checkpoint", "Choice", "JobSpec", "Term", "flat",
-    "load", "parse_override", "schema",
-]  # fmt: skip
+    "FIRST_HALF",
+    "OUTSIDE_DIGEST",
+    "Cache",
+    "Checkpoint",
+    "Choice",
+    "JobSpec",
+    "Term",
+    "flat",
+    "load",
+    "parse_override",
+    "schema",
+]

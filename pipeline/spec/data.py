@@ -73,9 +73,12 @@ def _refuse_unknown(where: str, word: Any, known: Sequence[str], more: str = "")
     if word not in known:
         text = "{where}expected {known}{more}; found {word}{nearest}"
         facts = {
-            "where": where, "known": ", ".join(known), "more": more,
-            "word": repr(word), "nearest": nearest(str(word), known),
-        }  # fmt: skip
+            "where": where,
+            "known": ", ".join(known),
+            "more": more,
+            "word": repr(word),
+            "nearest": nearest(str(word), known),
+        }
         raise PydanticCustomError("policy", text, facts)
 
 

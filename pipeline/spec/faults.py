@@ -19,8 +19,11 @@ from pipeline.spec.sections import Cache, Checkpoint, Tracking, Training, Worker
 Lines = dict[tuple[Any, ...], int]
 """The line of each key path."""
 CHOICES: dict[str, type[Choice]] = {
-    "loss": Term, "model": Model, "optimizer": Optimizer, "schedule": Schedule
-}  # fmt: skip
+    "loss": Term,
+    "model": Model,
+    "optimizer": Optimizer,
+    "schedule": Schedule,
+}
 """What a spec names, with options."""
 
 
@@ -67,18 +70,34 @@ def _in_plain_words(message: str) -> str:
     """One of pydantic's messages as a reader of YAML would say it."""
     kind = re.sub("^[A-Z][a-z]+ should", "must", message.partition(", unable to parse")[0])
     for theirs, ours in {
-        "a valid integer": "a whole number", "a valid number": "a number",
-        "a valid string": "text", "a valid boolean": "true or false", "a valid list": "a list",
-        "a valid tuple": "a list", "a valid dictionary": "a mapping",
-    }.items():  # fmt: skip
+        "a valid integer": "a whole number",
+        "a valid number": "a number",
+        "a valid string": "text",
+        "a valid boolean": "true or false",
+        "a valid list": "a list",
+        "a valid tuple": "a list",
+        "a valid dictionary": "a mapping",
+    }.items():
         kind = kind.replace(theirs, ours)
     return kind
 
 
 _OWN_ERRORS = {
-    "unknown_name", "choice", "twice", "empty", "leak", "labels", "fits", "unknown_target",
-    "reserved", "fraction", "bool", "workers", "policy", "split",
-}  # fmt: skip
+    "unknown_name",
+    "choice",
+    "twice",
+    "empty",
+    "leak",
+    "labels",
+    "fits",
+    "unknown_target",
+    "reserved",
+    "fraction",
+    "bool",
+    "workers",
+    "policy",
+    "split",
+}
 
 
 def _overlap(path: str, other: str) -> bool:
@@ -114,9 +133,13 @@ def _at(tree: Any, path: list[Any] | tuple[Any, ...]) -> Any:
 def _keys_beside(path: tuple[Any, ...], tree: Any) -> list[str]:
     """Keys allowed where the last key of `path` stands."""
     sections: dict[str, type[Section]] = {
-        "data": Data, "training": Training, "workers": Workers, "checkpoint": Checkpoint,
-        "cache": Cache, "tracking": Tracking,
-    }  # fmt: skip
+        "data": Data,
+        "training": Training,
+        "workers": Workers,
+        "checkpoint": Checkpoint,
+        "cache": Cache,
+        "tracking": Tracking,
+    }
     if len(path) == 1:
         return list(JobSpec.model_fields)
     if path[:2] == ("data", "sample_weight") and len(path) == 3:
@@ -128,7 +151,8 @@ def _keys_beside(path: tuple[Any, ...], tree: Any) -> list[str]:
     if path[0] in sections and len(path) == 2:
         return list(sections[path[0]].model_fields)
     if path[0] in CHOICES and len(path) <= 3:
-        choice, here = CHOICES[path[0]], _at(tree, path[:-1])
+        choice = CHOICES[path[0]]
+        here = _at(tree, path[:-1])
         own = [key for key in choice.model_fields if key != "options"]
         name = here.get("name") if isinstance(here, dict) else None
         if name in choice.registry.entries:

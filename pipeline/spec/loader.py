@@ -63,7 +63,8 @@ def _parse(text: str, source: str) -> tuple[Any, Lines, list[Fault]]:
                 return None
         mapping: dict[str, Any] = {}
         for key_node, child in node.value:
-            key, line = str(key_node.value), key_node.start_mark.line + 1
+            key = str(key_node.value)
+            line = key_node.start_mark.line + 1
             if key in mapping:
                 first = lines[(*path, key)]
                 faults.append(
@@ -138,7 +139,8 @@ def load(
     lines: Lines = {}
     faults: list[Fault] = []
     if isinstance(source, Mapping):
-        name, tree = "job spec", json.loads(json.dumps(source, default=str))
+        name = "job spec"
+        tree = json.loads(json.dumps(source, default=str))
     else:
         name = str(source)
         try:

@@ -50,7 +50,8 @@ class Value:
 def values_of(point: Point) -> Iterator[Value]:
     """The metrics of a step or an evaluation."""
     if "train" in point:
-        terms, skipped = point["terms"], {"skipped": 1.0} if "skipped" in point else {}
+        terms = point["terms"]
+        skipped = {"skipped": 1.0} if "skipped" in point else {}
         yield from values("train", {**point["train"], **skipped}, point["time"], point["step"])
         if len(terms) > 1:
             yield from values("train/loss", terms, point["time"], point["step"])
@@ -156,9 +157,7 @@ class Client:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         source = {"files": data.files, "num_files": data.num_files}
-        profile = {
-            "num_rows": data.rows, "dropped": data.dropped, "fingerprint": data.fingerprint
-        }  # fmt: skip
+        profile = {"num_rows": data.rows, "dropped": data.dropped, "fingerprint": data.fingerprint}
         columns = [
             {"name": name, "type": f"{column.kind} ({column.type})", "required": True}
             for name, column in data.columns.items()
@@ -166,9 +165,13 @@ class Client:
         texts = [json.dumps(source), json.dumps({"mlflow_colspec": columns})]
         short_source, schema = (text if len(text) <= LONGEST_TEXT else "{}" for text in texts)
         dataset = Dataset(
-            name=data.name[:500], digest=data.fingerprint[:36], source_type="files",
-            source=short_source, schema=schema, profile=json.dumps(profile),
-        )  # fmt: skip
+            name=data.name[:500],
+            digest=data.fingerprint[:36],
+            source_type="files",
+            source=short_source,
+            schema=schema,
+            profile=json.dumps(profile),
+        )
         tags = [InputTag("mlflow.data.context", "training")]
         self._client.log_inputs(run_id, datasets=[DatasetInput(dataset, tags)])
         everything = {
@@ -177,10 +180,12 @@ class Client:
             "source": source,
             "columns": {name: column.model_dump() for name, column in data.columns.items()},
             "profile": {
-                "fingerprint": data.fingerprint, "rows": data.rows, "dropped": data.dropped,
+                "fingerprint": data.fingerprint,
+                "rows": data.rows,
+                "dropped": data.dropped,
                 "columns": data.profile,
             },
-        }  # fmt: skip
+        }
         self._client.log_dict(run_id, everything, "data.json")
 
     def log_text(self, run_id: str, text: str, name: str) -> None:
@@ -253,9 +258,13 @@ def make_database(path: Path) -> None:
 
 
 def log_proof(
-    proof: Mapping[str, Any], tags: Mapping[str, str], table: str, name: str, experiment: str,
+    proof: Mapping[str, Any],
+    tags: Mapping[str, str],
+    table: str,
+    name: str,
+    experiment: str,
     storage: Path,
-) -> tuple[str, str]:  # fmt: skip
+) -> tuple[str, str]:
     """Record what `pipeline prove` found as a run of its own; returns run id and tracking URI.
 
     Raises RecordError when MLflow does not take it.

@@ -41,9 +41,10 @@ def log_model(run: RunDir, model_id: str, record: Record) -> str:
     packages = ("torch", "numpy", "pandas", "pyarrow", "pydantic", "pyyaml")
     with tempfile.TemporaryDirectory() as name:
         texts = {
-            "spec": record.spec, "fields": json.dumps(record.fields),
+            "spec": record.spec,
+            "fields": json.dumps(record.fields),
             "imports": json.dumps(record.modules),
-        }  # fmt: skip
+        }
         artifacts = {"weights": str(run.weights)}
         for kind, text in texts.items():
             path = Path(name) / f"{kind}.{'yaml' if kind == 'spec' else 'json'}"

@@ -34,9 +34,12 @@ def start(run: RunDir, *words: str) -> subprocess.Popen[bytes]:
 
 
 def end(
-    process: subprocess.Popen[bytes], run: RunDir, ended: Ended, tell: Callable[[str], None],
+    process: subprocess.Popen[bytes],
+    run: RunDir,
+    ended: Ended,
+    tell: Callable[[str], None],
     signals: Sequence[int] = (),
-) -> Recorded:  # fmt: skip
+) -> Recorded:
     """Say how training ended, and wait for the rest of the record.
 
     A number in `signals` cuts that off, now or later.
@@ -54,9 +57,11 @@ def end(
 
 
 def wait(
-    process: subprocess.Popen[bytes], run: RunDir, tell: Callable[[str], None],
+    process: subprocess.Popen[bytes],
+    run: RunDir,
+    tell: Callable[[str], None],
     signals: Sequence[int] = (),
-) -> Recorded:  # fmt: skip
+) -> Recorded:
     """What MLflow has, once the process has ended; a first signal ends it."""
     patience = time.monotonic() + PATIENCE_SECONDS
     while process.poll() is None and not signals:

@@ -40,7 +40,8 @@ def write_record(run: RunDir, job: Job, modules: list[str]) -> None:
 
 
 def _build_record(run: RunDir, job: Job, modules: list[str]) -> Record:
-    spec, before = job.spec, run.read_recorded()
+    spec = job.spec
+    before = run.read_recorded()
     launcher = Launcher(id=uuid.uuid4().hex, pid=os.getpid(), host=socket.gethostname())
     token = _choose_token(run)
     imports_sha256 = plugins.sources_sha256(modules) if modules else ""

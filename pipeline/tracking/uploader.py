@@ -59,7 +59,8 @@ class Uploader:
     """One run on its way to MLflow; the folder's `recorded.json` holds how far it has come."""
 
     def __init__(self, run: RunDir) -> None:
-        self.run, self.record = run, Record.read(run.record)
+        self.run = run
+        self.record = Record.read(run.record)
         before = run.read_recorded() if run.recorded.exists() else Recorded()
         if before.run_id:
             uri = with_password(before.tracking_uri)
@@ -155,7 +156,8 @@ class Uploader:
         """The rest of the curve, the model of a finished run, and the run's status."""
         self.send_points()
         self._refuse_superseded()
-        run_id, tags = self.state.run_id, _tags(self.starts)
+        run_id = self.state.run_id
+        tags = _tags(self.starts)
         if ended.state == "finished" and not self.state.model_uri:
             done = Done.read(self.run.done)
             self._log_model(done.best.step if done.best else done.steps)
@@ -247,7 +249,9 @@ def _upload(run: RunDir, launcher: Launcher, is_alone: bool) -> int:
     while _is_starting(run) and not _read_end(run, is_alone):
         time.sleep(0.1)
     uploader: Uploader | None = None
-    deadline, pause, printed = float("inf"), EVERY_SECONDS, ""
+    deadline = float("inf")
+    pause = EVERY_SECONDS
+    printed = ""
     while True:
         if Record.read(run.record).launcher != launcher:
             return 0  # another command has resumed the run, and uploads it
@@ -317,7 +321,8 @@ def _is_starting(run: RunDir) -> bool:
 
 def _wait(run: RunDir, seconds: float) -> None:
     """Until the next upload, or shorter when training ends meanwhile."""
-    until, already = time.monotonic() + seconds, run.ended.exists()
+    until = time.monotonic() + seconds
+    already = run.ended.exists()
     while time.monotonic() < until and run.ended.exists() == already:
         time.sleep(0.02)
 

@@ -51,10 +51,14 @@ def build_objective(
             raise UsageError(f"model {spec.model.name}: {kind} is not an nn.Module")
         _refuse_lazy(model, spec.model.name)
         return Objective(
-            model, inputs, terms, {name: output.size for name, output in model_outputs.items()},
+            model,
+            inputs,
+            terms,
+            {name: output.size for name, output in model_outputs.items()},
             precision=PRECISIONS[spec.training.precision],
-            sample_weight=spec.data.sample_weight, trial=trial,
-        )  # fmt: skip
+            sample_weight=spec.data.sample_weight,
+            trial=trial,
+        )
     except InputError:
         raise
     except Exception as error:  # a user's model can fail in any way: say where, keep the cause
@@ -69,7 +73,8 @@ def model_error(name: str, error: Exception, inputs: Iterable[str], doing: str =
 
 def build_optimizer(spec: JobSpec, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """The spec's optimizer over those of the parameters that are trained."""
-    chosen, trained = spec.optimizer, [p for p in parameters if p.requires_grad]
+    chosen = spec.optimizer
+    trained = [p for p in parameters if p.requires_grad]
     optimizer: torch.optim.Optimizer = registry.optimizers[chosen.name].build(
         trained, **chosen.options
     )

@@ -24,7 +24,8 @@ def fingerprint(spec: JobSpec) -> dict[str, Any]:
     Without `training.microbatch_size` the number of workers is part of it, and a run that resumes
     from a checkpoint agrees with an undisturbed one to rounding only.
     """
-    size, device = spec.training.microbatch_size, platform.machine()
+    size = spec.training.microbatch_size
+    device = platform.machine()
     if spec.workers.gpu and torch.cuda.is_available():
         device = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
     else:

@@ -97,7 +97,8 @@ def try_metrics(objective: Objective, store: Dataset, metrics: Named, most: int)
     for name, (index, metric) in metrics.items():
         try:
             prediction, truth = _comparable(objective, index, metric, predictions, batch)
-            size, half = _num_sums(objective, index, name, metric), len(truth) // 2
+            size = _num_sums(objective, index, name, metric)
+            half = len(truth) // 2
             whole = _add_up(name, metric, prediction, truth, size)
             parts = [
                 _add_up(name, metric, prediction[part], truth[part], size)
@@ -175,9 +176,11 @@ def evaluate(
     A loss that couples rows is that of each `batch_size` rows, averaged over rows. What the values
     do not show, such as that one class is predicted for all rows, is appended to `notes`.
     """
-    asked, metrics = metrics, metrics | (_tallies(objective.terms) if notes is not None else {})
+    asked = metrics
+    metrics = metrics | (_tallies(objective.terms) if notes is not None else {})
     sizes = [_num_sums(objective, i, name, metric) for name, (i, metric) in metrics.items()]
-    num_terms, starts = len(objective.terms), range(0, len(rows), batch_size)
+    num_terms = len(objective.terms)
+    starts = range(0, len(rows), batch_size)
     parts: dict[int, Tensor] = {}
     buffer = Buffer(store.layout, min(batch_size, len(rows)), device.type == "cuda")
     seeds = Seeds(0, device)

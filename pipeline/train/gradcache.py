@@ -60,7 +60,8 @@ def shares(
 
 def _shares_of(objective: Objective, k: int, parts: list[list[Tensor]]) -> list[Share]:
     """The share of each micro-batch in term `k`, from the parts of each of its arguments."""
-    term, own_parameters = objective.terms[k], objective.owned(k)
+    term = objective.terms[k]
+    own_parameters = objective.owned(k)
     sizes = [len(part) for part in parts[0]]
     whole = [torch.cat(pieces) for pieces in parts]
     num_predictions = len(term.outputs)

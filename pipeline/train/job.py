@@ -91,9 +91,14 @@ def prepare(
     """
     float_dtype = np.float64 if spec.training.precision == "float64" else np.float32
     converted = cache.rows(
-        spec.data, base, readings(spec), float_dtype, spec.cache,
-        say=say, trusted_seconds=trusted_seconds,
-    )  # fmt: skip
+        spec.data,
+        base,
+        readings(spec),
+        float_dtype,
+        spec.cache,
+        say=say,
+        trusted_seconds=trusted_seconds,
+    )
     bucket = spec.training.bucket_by
     if bucket is not None and bucket not in converted.train.lists:
         lists = ", ".join(converted.train.lists) or "there are none"

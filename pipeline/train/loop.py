@@ -27,15 +27,18 @@ from pipeline.train.evaluate import evaluate
 from pipeline.train.job import Job
 from pipeline.train.recorder import NullRecorder, RunRecorder
 from pipeline.train.state import TrainState
-from pipeline.train.step import train_step
 
 CPU = torch.device("cpu")
 
 
 def train(
-    job: Job, run: RunDir, before_step: Callable[[int], None] = lambda step: None,
-    num_steps: int | None = None, is_own_process: bool = False, device: torch.device = CPU,
-) -> None:  # fmt: skip
+    job: Job,
+    run: RunDir,
+    before_step: Callable[[int], None] = lambda step: None,
+    num_steps: int | None = None,
+    is_own_process: bool = False,
+    device: torch.device = CPU,
+) -> None:
     """Train the job from the run's newest checkpoint, or the start; ends with the weights.
 
     With `num_steps` it ends after these, and an evaluation of them. `before_step` is told of each,
@@ -45,12 +48,14 @@ def train(
     if run.is_intact:
         return
     last_step = min(num_steps or job.num_steps, job.num_steps)
-    settings, state = job.spec.training, TrainState.create(job, device)
+    settings = job.spec.training
+    state = TrainState.create(job, device)
     lease = Lease.take(run, is_own_process) if comm.rank() == 0 else None
     _resume(job, run, state, lease, last_step)
     recorder = RunRecorder(job, run, state.step, last_step, lease) if lease else NullRecorder()
     partition = Partition(settings.microbatch_size, comm.rank(), comm.num_workers())
-    count, steps = _choose_counter(job, state.objective), range(state.step, last_step)
+    count = _choose_counter(job, state.objective)
+    steps = range(state.step, last_step)
     loader = Loader(job.train, job.sampler(), count, steps, partition, device.type == "cuda")
     is_exact = settings.microbatch_size is not None
     rows = job.train.opened(str(run.path.resolve()))
@@ -73,14 +78,8 @@ def _train_steps(
     if state.step == 0 and job.is_evaluated(0, last_step):
         _evaluate(job, state, recorder)
     for batch in batches:
-        state.set_learning_rate(batch.step)
         with _explain_errors(job, state, batch, recorder):
-            losses = train_step(
-                state.objective, state.optimizer, state.gradients, batch,
-                clip_norm=settings.clip_norm, requests=recorder.requests(batch.step + 1),
-                skip_nonfinite=state.num_skipped < settings.skip_nonfinite,
-            )  # fmt: skip
-        state.advance(losses)
+            losses = state.train(batch, settings, recorder.requests(batch.step + 1))
         recorder.log_step(state, batch, losses)
         if job.is_evaluated(state.step, last_step):
             _evaluate(job, state, recorder)
@@ -100,9 +99,14 @@ def _evaluate(job: Job, state: TrainState, recorder: NullRecorder) -> None:
     notes: list[str] = []
     with tracebacks.noting(f"in the evaluation after step {state.step}"):
         values = evaluate(
-            objective, job.validation, np.arange(job.num_validation_rows),
-            size or settings.batch_size, state.metrics, state.gradients.seeds.device, notes,
-        )  # fmt: skip
+            objective,
+            job.validation,
+            np.arange(job.num_validation_rows),
+            size or settings.batch_size,
+            state.metrics,
+            state.gradients.seeds.device,
+            notes,
+        )
     recorder.log_evaluation(state, values, notes)
     if state.best:
         state.best.look(state.step, values, objective)
@@ -152,7 +156,8 @@ def _explain_errors(
     try:
         yield
     except NonFiniteError as error:
-        fault, allowed = error.with_rows(batch.rows), job.spec.training.skip_nonfinite
+        fault = error.with_rows(batch.rows)
+        allowed = job.spec.training.skip_nonfinite
         recorder.log_nonfinite(fault)
         if allowed:
             fault.add_note(f"{state.num_skipped} of {allowed} are skipped already")

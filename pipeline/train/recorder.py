@@ -67,10 +67,13 @@ class RunRecorder(NullRecorder):
     def __init__(
         self, job: Job, run: RunDir, first_step: int, last_step: int, lease: Lease
     ) -> None:
-        self.job, self.run, self.lease = job, run, lease
+        self.job = job
+        self.run = run
+        self.lease = lease
         self.first_step, self.last_step = first_step, last_step
         self._looked, self._is_stopping = 0.0, False
-        self._num_rows, self._since = 0, time.perf_counter()
+        self._num_rows = 0
+        self._since = time.perf_counter()
         settings = job.spec.checkpoint
         exact = job.spec.training.microbatch_size is not None
         self.journal = Journal(run.journal, lease.check, first_step, exact)
@@ -93,9 +96,13 @@ class RunRecorder(NullRecorder):
             self.journal.event({"step": self.first_step, "event": "bits", "text": text})
         self.journal.starts.append(comm.num_workers())
         start: Event = {
-            "step": self.first_step, "event": "start", "attempt": len(self.journal.starts),
-            "workers": comm.num_workers(), "reached": self.journal.reached, "bits": now,
-        }  # fmt: skip
+            "step": self.first_step,
+            "event": "start",
+            "attempt": len(self.journal.starts),
+            "workers": comm.num_workers(),
+            "reached": self.journal.reached,
+            "bits": now,
+        }
         with contextlib.suppress(FileNotFoundError):
             start["after"] = self.run.failure.read_text()
             self.run.failure.unlink()
@@ -119,18 +126,22 @@ class RunRecorder(NullRecorder):
         """One step's point, with the speed in it once a second and at the end."""
         labels = [term.label for term in state.objective.terms]
         train = {
-            "loss": losses.total, "learning_rate": state.learning_rate,
+            "loss": losses.total,
+            "learning_rate": state.learning_rate,
             "gradient_norm": losses.gradient_norm,
-        }  # fmt: skip
+        }
         self._num_rows += batch.num_rows
         seconds = time.perf_counter() - self._since
         if seconds >= SPEED_SECONDS or state.step == self.last_step:
             train["rows_per_second"] = self._num_rows / seconds
-            self._num_rows, self._since = 0, time.perf_counter()
+            self._num_rows = 0
+            self._since = time.perf_counter()
         point: StepPoint = {
-            "step": state.step, "epoch": state.step / self.job.steps_per_epoch,
-            "terms": dict(zip(labels, losses.terms, strict=True)), "train": train,
-        }  # fmt: skip
+            "step": state.step,
+            "epoch": state.step / self.job.steps_per_epoch,
+            "terms": dict(zip(labels, losses.terms, strict=True)),
+            "train": train,
+        }
         if losses.nonfinite is not None:
             fault = losses.nonfinite.with_rows(batch.rows)
             self.log_nonfinite(fault)
@@ -150,10 +161,12 @@ class RunRecorder(NullRecorder):
     def log_nonfinite(self, error: NonFiniteError) -> None:
         """Keep it, with all of its rows, in a file of the run's folder."""
         NonFinite(
-            step=error.step, gradient_norm=str(error.gradient_norm),
+            step=error.step,
+            gradient_norm=str(error.gradient_norm),
             losses={name: str(value) for name, value in error.terms.items()},
-            microbatches=list(error.microbatches), rows=list(error.rows),
-        ).write(self.run.nonfinite)  # fmt: skip
+            microbatches=list(error.microbatches),
+            rows=list(error.rows),
+        ).write(self.run.nonfinite)
 
     def save(self, state: TrainState, is_last: bool) -> None:
         """Save a checkpoint; what leads up to it is in the journal before."""

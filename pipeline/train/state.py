@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.data.loader import StepBatch
 from pipeline.distributed import comm
 from pipeline.distributed.ddp import OverlappedGradients
 from pipeline.distributed.gradients import Gradients
@@ -19,11 +20,12 @@ from pipeline.errors import UsageError
 from pipeline.losses.objective import Objective
 from pipeline.probes.buffers import changing_buffers
 from pipeline.schedules import learning_rate_factor
+from pipeline.spec.sections import Training
 from pipeline.train.best import Best
 from pipeline.train.build import build_optimizer
 from pipeline.train.evaluate import Named, choose_metrics
 from pipeline.train.job import Job
-from pipeline.train.step import StepLosses
+from pipeline.train.step import Requests, StepLosses, train_step
 from pipeline.train.weights import take_weights, to_cpu, weights_sha256
 
 
@@ -31,11 +33,17 @@ class TrainState:
     """Model and losses, optimizer, how many steps are done, and the best weights so far."""
 
     def __init__(
-        self, objective: Objective, optimizer: torch.optim.Optimizer, gradients: Gradients,
-        schedule: Callable[[int], float] = lambda step: 1.0, metrics: Named | None = None,
+        self,
+        objective: Objective,
+        optimizer: torch.optim.Optimizer,
+        gradients: Gradients,
+        schedule: Callable[[int], float] = lambda step: 1.0,
+        metrics: Named | None = None,
         best: Best | None = None,
-    ) -> None:  # fmt: skip
-        self.objective, self.optimizer, self.gradients = objective, optimizer, gradients
+    ) -> None:
+        self.objective = objective
+        self.optimizer = optimizer
+        self.gradients = gradients
         self.schedule = schedule
         """Factor of the learning rate in a step, from 0."""
         self.metrics = metrics or {}
@@ -62,10 +70,14 @@ class TrainState:
         gradients = way(bound, Seeds(spec.training.seed, device), changing)
         optimizer = build_optimizer(spec, bound.parameters())
         schedule = partial(
-            learning_rate_factor, spec.schedule.name, spec.schedule.options,
-            spec.schedule.warmup_steps, num_steps=job.num_steps,
-        )  # fmt: skip
-        metrics, best = choose_metrics(bound.terms, spec.metrics), None
+            learning_rate_factor,
+            spec.schedule.name,
+            spec.schedule.options,
+            spec.schedule.warmup_steps,
+            num_steps=job.num_steps,
+        )
+        metrics = choose_metrics(bound.terms, spec.metrics)
+        best = None
         if spec.training.best_by and comm.rank() == 0:
             best = Best(spec.training.best_by, bound.terms, metrics)
         return cls(bound, optimizer, gradients, schedule, metrics, best)
@@ -77,10 +89,21 @@ class TrainState:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
         self.learning_rate = float(self.optimizer.param_groups[0]["lr"])
 
-    def advance(self, losses: StepLosses) -> None:
-        """One more step is done."""
+    def train(self, batch: StepBatch, settings: Training, requests: Requests) -> StepLosses:
+        """One step over a global batch, at the learning rate of that step."""
+        self.set_learning_rate(batch.step)
+        losses = train_step(
+            self.objective,
+            self.optimizer,
+            self.gradients,
+            batch,
+            clip_norm=settings.clip_norm,
+            requests=requests,
+            skip_nonfinite=self.num_skipped < settings.skip_nonfinite,
+        )
         self.step += 1
         self.num_skipped += losses.nonfinite is not None
+        return losses
 
     def snapshot(self) -> dict[str, Any]:
         """The state as a checkpoint saves it, on the CPU: later steps do not change it."""
@@ -99,7 +122,8 @@ class TrainState:
         take_weights(self.objective, snapshot["weights"], snapshot["buffers"])
         self.optimizer.load_state_dict(snapshot["optimizer"])
         _keep_dtypes(self.optimizer, snapshot["optimizer"]["state"])
-        self.step, self.num_skipped = step, snapshot["num_skipped"]
+        self.step = step
+        self.num_skipped = snapshot["num_skipped"]
         if self.best is not None:
             self.best.kept = snapshot["best"]
 

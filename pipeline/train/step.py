@@ -51,10 +51,15 @@ class StepLosses:
 
 
 def train_step(
-    objective: Objective, optimizer: torch.optim.Optimizer, gradients: Gradients, batch: StepBatch,
-    *, clip_norm: float | None = None, requests: Requests = NO_REQUESTS,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    gradients: Gradients,
+    batch: StepBatch,
+    *,
+    clip_norm: float | None = None,
+    requests: Requests = NO_REQUESTS,
     skip_nonfinite: bool = False,
-) -> StepLosses:  # fmt: skip
+) -> StepLosses:
     """Move the weights by the gradient of the global batch's mean loss, and return the loss.
 
     A loss or gradient that is not finite raises NonFiniteError on every worker; with
@@ -94,7 +99,9 @@ class Message:
     def __init__(
         self, batch: StepBatch, num_terms: int, device: torch.device, requests: Requests
     ) -> None:
-        self._batch, self._num_terms, self._width = batch, num_terms, num_terms + len(requests)
+        self._batch = batch
+        self._num_terms = num_terms
+        self._width = num_terms + len(requests)
         self._num_losses = batch.num_microbatches * self._width
         num_next = batch.next.num_microbatches if batch.next else 0
         self.vector = comm.zeros(self._num_losses + num_next * num_terms, device)

@@ -39,9 +39,13 @@ def work(config: dict[str, Assignment]) -> None:
     before_step = fault_injection.plan_faults(told.faults, told.run, comm.rank())
     try:
         train(
-            job, told.run, before_step, told.num_steps,
-            is_own_process=told.job is None, device=_device(told.spec),
-        )  # fmt: skip
+            job,
+            told.run,
+            before_step,
+            told.num_steps,
+            is_own_process=told.job is None,
+            device=_device(told.spec),
+        )
     except Exception as error:
         if comm.is_echo(error) or not tracebacks.own_frames(error):
             raise

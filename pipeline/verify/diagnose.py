@@ -40,11 +40,13 @@ def suspects(told: Assignment) -> list[str]:
     started = [
         subprocess.Popen(
             [sys.executable, "-m", "pipeline.verify.diagnose", str(asked), str(answer)],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
             env={**os.environ, "PYTHONHASHSEED": str(number + 1)},
         )
         for number, answer in enumerate(answers)
-    ]  # fmt: skip
+    ]
     try:
         codes = [process.wait() for process in started]
     finally:
@@ -77,7 +79,8 @@ def numbers(told: Assignment) -> dict[str, Hashes]:
     spec = told.spec
     torch.set_num_threads(spec.workers.threads)
     job = prepare(spec, told.base)
-    batch, bound = job.trial, job.objective()
+    batch = job.trial
+    bound = job.objective()
 
     def alone(named: Iterable[tuple[str, Tensor]]) -> Hashes:
         return {name.removeprefix("model."): ("", _sha256([tensor])) for name, tensor in named}

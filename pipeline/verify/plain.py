@@ -29,7 +29,9 @@ def steps(job: Job, num_steps: int) -> tuple[list[StepPoint], Objective]:
     Micro-batches are those of the spec, with their seeds; a loss of the whole batch gets all rows
     at once.
     """
-    spec, settings, order = job.spec, job.spec.training, job.sampler()
+    spec = job.spec
+    settings = job.spec.training
+    order = job.sampler()
     bound = job.objective()
     changing = changing_buffers(bound, job.trial)
     trained = [p for p in bound.parameters() if p.requires_grad]
@@ -65,10 +67,14 @@ def steps(job: Job, num_steps: int) -> tuple[list[StepPoint], Objective]:
             losses = [loss / divisor if divisor else None for loss, divisor in both]
             terms = zip(bound.terms, losses, strict=True)
             total = sum(term.weight * loss for term, loss in terms if loss is not None)
-            points.append({
-                "step": step + 1, "epoch": (step + 1) / job.steps_per_epoch,
-                "train": {"loss": total}, "terms": dict(zip(labels, losses, strict=True)),
-            })  # fmt: skip
+            points.append(
+                {
+                    "step": step + 1,
+                    "epoch": (step + 1) / job.steps_per_epoch,
+                    "train": {"loss": total},
+                    "terms": dict(zip(labels, losses, strict=True)),
+                }
+            )
     return points, bound
 
 

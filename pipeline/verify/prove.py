@@ -170,9 +170,18 @@ def prove(
             raise StoppedError(error.number, text) from error
     fingerprint = determinism.fingerprint(_job_of(job, Leg("", "bits", size, (1,))).spec)
     return Proof(
-        spec.name, steps, job.num_steps, size, fingerprint, spec.digest, job.fingerprint, outcomes,
-        found_suspects, spec.tracking.experiment or spec.name, str(folder.path),
-    )  # fmt: skip
+        spec.name,
+        steps,
+        job.num_steps,
+        size,
+        fingerprint,
+        spec.digest,
+        job.fingerprint,
+        outcomes,
+        found_suspects,
+        spec.tracking.experiment or spec.name,
+        str(folder.path),
+    )
 
 
 def _batch_size(job: Job) -> int:
@@ -212,7 +221,8 @@ def _legs(job: Job, size: int, counts: list[int], steps: int) -> Iterator[Leg]:
         yield Leg(_workers(number), "bits", size, (number,), is_reference=number == counts[0])
     most = counts[-1]
     if most > 1 and steps > 2:
-        first, second = max(steps * 2 // 5, 1), max(steps * 7 // 10, 2)
+        first = max(steps * 2 // 5, 1)
+        second = max(steps * 7 // 10, 2)
         order = (max(most - 1, 1), max(most - 2, 1), most)
         kills = ((order[0] - 1, first), (0, second))
         title = (

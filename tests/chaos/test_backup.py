@@ -23,7 +23,7 @@ from pipeline.errors import StoppedError, UsageError
 from pipeline.rundir import RunDir, checkpoint
 from pipeline.rundir.backup import Backup, Backups
 from pipeline.rundir.journal import Reader
-from pipeline.train import determinism, loop
+from pipeline.train import determinism, state
 from pipeline.train.job import prepare
 from pipeline.train.step import train_step
 from tests import s3
@@ -185,10 +185,10 @@ def test_the_same_command_on_another_machine(
             raise StoppedError(15)
         return step(*given, **more)
 
-    monkeypatch.setattr(loop, "train_step", stopped)
+    monkeypatch.setattr(state, "train_step", stopped)
     with pytest.raises(StoppedError):
         pipeline.run(path)
-    monkeypatch.setattr(loop, "train_step", step)
+    monkeypatch.setattr(state, "train_step", step)
     shutil.rmtree(path.parent / "runs")
     code, _, err = command("run", path, "--set", "optimizer.lr=0.5")
     assert code == 2

@@ -79,7 +79,8 @@ def encode(
 
     Raises DataError naming column, value and first row.
     """
-    shift, encoded = shift or {}, {}
+    shift = shift or {}
+    encoded = {}
     for field in fields:
         stored = shift.get(field.name, field.name)
         column = plain(table[stored])

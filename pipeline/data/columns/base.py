@@ -39,7 +39,9 @@ class ColumnError(Exception):
 
     def __init__(self, problem: str, fix: str = "", rows: NDArray[np.bool_] | None = None) -> None:
         super().__init__(problem)
-        self.problem, self.fix, self.rows = problem, fix, rows
+        self.problem = problem
+        self.fix = fix
+        self.rows = rows
 
     def told(self, where: str, row_name: RowName) -> DataError:
         """The error for the user, with the column and the first rows."""

@@ -173,9 +173,7 @@ class Distinct:
     def profile(self) -> Profile:
         """How many there are, and the most common ones."""
         first = {str(value): count for value, count in self.counts.most_common(20)}
-        return {
-            "count": self.counts.total(), "distinct": len(self.counts), "most_common": first
-        }  # fmt: skip
+        return {"count": self.counts.total(), "distinct": len(self.counts), "most_common": first}
 
 
 class ClassNumberStatistics(Statistics):
@@ -183,7 +181,9 @@ class ClassNumberStatistics(Statistics):
 
     def __init__(self, field: Field, ignored: int | None) -> None:
         super().__init__(field)
-        self.ignored, self.highest, self.count = ignored, 0, 0
+        self.ignored = ignored
+        self.highest = 0
+        self.count = 0
 
     def observe(self, column: Any) -> None:
         numbers = flat(column)[0].to_numpy(zero_copy_only=False)
@@ -193,7 +193,8 @@ class ClassNumberStatistics(Statistics):
             return
         if numbers.min() < 0 or (numbers != numbers.astype(np.int64)).any():
             raise ColumnError(f"holds {numbers.min()}, but class numbers and tokens count from 0")
-        self.highest, self.count = max(self.highest, int(numbers.max())), self.count + len(numbers)
+        self.highest = max(self.highest, int(numbers.max()))
+        self.count = self.count + len(numbers)
 
     def fit(self) -> Field:
         return replace(self.field, num_classes=self.highest + 1)  # type: ignore[call-arg]
@@ -225,7 +226,8 @@ def codes_in_vocabulary(
 
     Raises ColumnError for a target's value that no training row has.
     """
-    values, vocabulary = filled(field, values), field.vocabulary or ()
+    values = filled(field, values)
+    vocabulary = field.vocabulary or ()
     try:
         indices = pc.index_in(values, pa.array(vocabulary, values.type))
     except (pa.ArrowException, OverflowError):  # served values of another type than those trained

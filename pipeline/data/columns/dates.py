@@ -95,7 +95,8 @@ class DateStatistics(Statistics):
         self.days.add(days_since_1970(column))
 
     def fit(self) -> Field:
-        mean, deviation = float(self.days.mean[0]), float(self.days.deviation[0])
+        mean = float(self.days.mean[0])
+        deviation = float(self.days.deviation[0])
         return replace(self.field, mean=mean, deviation=deviation)
 
     def profile(self) -> Profile:

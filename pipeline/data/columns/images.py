@@ -89,7 +89,8 @@ class ImageStatistics(Statistics):
             is_row = np.arange(len(column)) == row
             try:
                 with Pillow.open(io.BytesIO(content.as_py())) as image:
-                    size, mode = f"{image.height} x {image.width}", image.mode
+                    size = f"{image.height} x {image.width}"
+                    mode = image.mode
             except (OSError, SyntaxError, Pillow.DecompressionBombError):
                 fix = "expected PNG, JPEG or another format that Pillow reads"
                 refuse_rows(is_row, "no readable image", fix)

@@ -131,7 +131,8 @@ class Moments:
         self.count = 0
         self.mean, self.squares = np.zeros(width), np.zeros(width)
         """`squares`: sum of the squared distances from the mean."""
-        self.low, self.high = np.full(width, math.inf), np.full(width, -math.inf)
+        self.low = np.full(width, math.inf)
+        self.high = np.full(width, -math.inf)
 
     def add(self, numbers: NDArray[np.float64]) -> None:
         """Take in some numbers [N], or rows [N, width]."""
@@ -141,7 +142,8 @@ class Moments:
         with np.errstate(over="ignore", invalid="ignore"):  # too large: reported by `fit`
             mean = rows.mean(0)
             squares = ((rows - mean) ** 2).sum(0)
-            total, distance = self.count + len(rows), mean - self.mean
+            total = self.count + len(rows)
+            distance = mean - self.mean
             self.squares = self.squares + squares + distance**2 * self.count * len(rows) / total
             self.mean = self.mean + distance * len(rows) / total if self.count else mean
         self.low = np.minimum(self.low, rows.min(0))
@@ -161,13 +163,17 @@ class Moments:
         """Count, mean, deviation and range, over all positions."""
         if not self.count:
             return {"count": 0}
-        mean, width = float(self.mean.mean()), len(self.mean)
+        mean = float(self.mean.mean())
+        width = len(self.mean)
         between = self.count * float(((self.mean - mean) ** 2).sum())
         spread = math.sqrt((float(self.squares.sum()) + between) / (self.count * width))
         return {
-            "count": self.count * width, "mean": mean, "deviation": spread,
-            "min": float(self.low.min()), "max": float(self.high.max()),
-        }  # fmt: skip
+            "count": self.count * width,
+            "mean": mean,
+            "deviation": spread,
+            "min": float(self.low.min()),
+            "max": float(self.high.max()),
+        }
 
 
 class NumberStatistics(Statistics):
@@ -182,7 +188,8 @@ class NumberStatistics(Statistics):
     def __init__(self, field: _Scaled, scale: Scale, unless_binary: bool) -> None:
         super().__init__(field)
         self.scale, self.unless_binary = scale, unless_binary
-        self.raw, self.scaled = Moments(), Moments()
+        self.raw = Moments()
+        self.scaled = Moments()
         is_vector = isinstance(field, FixedTensor) and len(field.shape) == 1
         self.width = field.shape[0] if is_vector else None
         self.lengths: set[int] = set()
@@ -243,7 +250,8 @@ class NumberStatistics(Statistics):
         mean, deviation = moments.mean, moments.deviation
         if self.scale == "min_max":
             span = moments.high - moments.low
-            mean, deviation = moments.low, np.where(span == 0, 1.0, span)
+            mean = moments.low
+            deviation = np.where(span == 0, 1.0, span)
         return replace(
             field, mean=_amount(mean), deviation=_amount(deviation), log=self.scale == "log"
         )
@@ -326,9 +334,11 @@ def narrowed(numbers: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]
 
 
 def padded(
-    values: NDArray[Any], starts: NDArray[np.int64], lengths: NDArray[np.int64],
+    values: NDArray[Any],
+    starts: NDArray[np.int64],
+    lengths: NDArray[np.int64],
     dtype: np.dtype[Any],
-) -> Ragged:  # fmt: skip
+) -> Ragged:
     """The lists that begin at `starts`, padded with 0 to the longest of them."""
     rows = np.zeros((len(lengths), int(lengths.max(initial=0))), dtype)
     ends = np.cumsum(lengths)

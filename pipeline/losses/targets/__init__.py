@@ -14,8 +14,18 @@ from pipeline.losses.targets.lists import ClassLists, NoTarget, Tokens
 __all__ = ["TARGETS", "Binary", "Classes", "NoTarget", "Signs", "Target", "Values", "unscaled"]
 
 KINDS: list[Target] = [
-    Values(), Counts(), Classes(), Groups(), Binary(), Signs(), Distribution(), LogDistribution(),
-    ClassLists(), Tokens(), NoTarget(), AnyTarget(),
-]  # fmt: skip
+    Values(),
+    Counts(),
+    Classes(),
+    Groups(),
+    Binary(),
+    Signs(),
+    Distribution(),
+    LogDistribution(),
+    ClassLists(),
+    Tokens(),
+    NoTarget(),
+    AnyTarget(),
+]
 TARGETS: dict[str, Target] = {kind.name: kind for kind in KINDS}
 """The kinds by the name that a `Loss` gives."""

@@ -132,7 +132,8 @@ def some_of(field: Field) -> str:
 
 def unmeant(label: str, name: str, target: Tensor, expected: str, fix: str) -> ContractError:
     """The error of a column whose values are not what is expected."""
-    low, high = float(target.min()), float(target.max())
+    low = float(target.min())
+    high = float(target.max())
     problem = f"target {name!r} holds values from {low:g} to {high:g}{expected}"
     return ContractError(label, problem, fix)
 

@@ -63,7 +63,9 @@ class Binary(Target):
 class Signs(Binary):
     """Two classes: float32, -1 or 1."""
 
-    name, threshold, served_as = "signs", 0.0, "score"
+    name = "signs"
+    threshold = 0.0
+    served_as = "score"
 
     def read(self, column: Tensor, field: Field) -> Tensor:
         return column if column.is_floating_point() else column.float() * 2 - 1
