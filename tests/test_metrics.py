@@ -19,7 +19,7 @@ from pipeline.errors import UsageError
 from pipeline.losses.terms import bind
 from pipeline.metrics import Metric
 from pipeline.spec import load
-from pipeline.train.best import Best
+from pipeline.train.best import BestWeights
 from pipeline.train.evaluate import choose_metrics, evaluate
 from pipeline.train.job import prepare
 from tests.conftest import JOBS, built_in
@@ -93,9 +93,9 @@ def test_best_by_asks_a_custom_metric_which_way_is_better() -> None:
     terms = bind(load(JOBS / "diabetes.yaml"), prepare(load(JOBS / "diabetes.yaml"), JOBS).fields)
     for lower in (True, False):
         named = choose_metrics(terms, [f"t_way_{lower}"])
-        assert Best(f"t_way_{lower}", terms, named).lower_is_better is lower
+        assert BestWeights(f"t_way_{lower}", terms, named).lower_is_better is lower
     with pytest.raises(UsageError, match="which way is better: Metric"):
-        Best("t_way_None", terms, choose_metrics(terms, ["t_way_None"]))
+        BestWeights("t_way_None", terms, choose_metrics(terms, ["t_way_None"]))
     for name in built_in("metrics"):
         assert registry.metrics[name].build().lower_is_better == (name in ("rmse", "mae"))
 

@@ -18,7 +18,7 @@ from pipeline.losses.terms import check_targets
 from pipeline.probes.buffers import changing_buffers
 from pipeline.probes.steadiness import rewritten
 from pipeline.tracebacks import describe
-from pipeline.train.best import Best
+from pipeline.train.best import BestWeights
 from pipeline.train.build import build_optimizer, model_error
 from pipeline.train.evaluate import choose_metrics, try_metrics
 from pipeline.train.job import Job
@@ -44,7 +44,7 @@ def check(job: Job) -> list[Notice]:
             job.spec.model.name, error, bound.inputs, "fails on the first rows: "
         ) from error
     if job.spec.training.best_by:
-        Best(job.spec.training.best_by, bound.terms, metrics)
+        BestWeights(job.spec.training.best_by, bound.terms, metrics)
     notices += _rewriting(job, bound, trial)
     changing = changing_buffers(bound, trial)
     notices += [_averaging_notice(bound, name) for name, adds_up in changing.items() if not adds_up]

@@ -26,7 +26,7 @@ from pipeline.data.columns import Field, FloatType, Reading, from_json
 from pipeline.data.convert import EXAMPLE, MANIFEST, Conversion, Facts, Manifest, Say
 from pipeline.data.dataset import Dataset, open_dataset
 from pipeline.data.fingerprint import crc32
-from pipeline.data.locate import Located, locate
+from pipeline.data.locate import DataFiles, locate
 from pipeline.data.plan import Plan
 from pipeline.data.spool import Fetcher
 from pipeline.data.streaming import Streamed
@@ -103,7 +103,7 @@ def rows(
 
 
 def _key(
-    located: Located,
+    located: DataFiles,
     data: Data,
     base: Path,
     readings: Mapping[str, Reading],
@@ -114,7 +114,7 @@ def _key(
     tokenizers = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()]
     facts = {
         "format": FORMAT,
-        "files": located.stamp,
+        "files": located.stamp(),
         "data": data.model_dump(mode="json"),
         "readings": {name: asdict(reading) for name, reading in readings.items()},
         "tokenizers": tokenizers,
@@ -154,7 +154,7 @@ def _is_free(folder: Path, key: str) -> bool:
 
 
 def _build_entry(
-    located: Located,
+    located: DataFiles,
     base: Path,
     readings: Mapping[str, Reading],
     float_dtype: FloatType,
@@ -213,7 +213,7 @@ def _is_intact(entry: Path, trusted_seconds: float, say: Say) -> bool:
     return True
 
 
-def _open_entry(entry: Path, located: Located, float_dtype: FloatType) -> Converted:
+def _open_entry(entry: Path, located: DataFiles, float_dtype: FloatType) -> Converted:
     manifest = _manifest(entry)
     assert manifest is not None
     fields = [from_json(field) for field in manifest.fields]

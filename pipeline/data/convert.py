@@ -24,7 +24,7 @@ from pipeline.data.blocks import Block
 from pipeline.data.columns import Field, FloatType, Profile, Reading, column_errors, encode
 from pipeline.data.dataset import Layout, Writer
 from pipeline.data.fingerprint import crc32, digest_rows
-from pipeline.data.locate import Located
+from pipeline.data.locate import DataFiles
 from pipeline.data.missing import InvalidRows
 from pipeline.data.plan import Plan, PlanRecord
 from pipeline.data.reader import Source, open_sources
@@ -83,7 +83,7 @@ class Conversion:
 
     def __init__(
         self,
-        located: Located,
+        located: DataFiles,
         base: Path,
         readings: Mapping[str, Reading],
         float_dtype: FloatType,

@@ -10,7 +10,7 @@ import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 
 from pipeline.data import csv, samples
-from pipeline.data.locate import Place, plainly
+from pipeline.data.locate import FileSet, plainly
 from pipeline.errors import DataError
 from pipeline.redact import redact
 
@@ -19,7 +19,7 @@ Schemas = dict[tuple[str, str], pa.Schema]
 
 
 def datasets(
-    places: Mapping[str, list[Place]], categorical: Collection[str] = ()
+    places: Mapping[str, list[FileSet]], categorical: Collection[str] = ()
 ) -> dict[str, ds.Dataset]:
     """One data set for each key of the spec; a column has one type in all files, if it can.
 
@@ -71,7 +71,7 @@ def merged(one: pa.DataType, other: pa.DataType, as_text: bool) -> pa.DataType |
     return None
 
 
-def _schemas(key: str, places: Iterable[Place]) -> Schemas:
+def _schemas(key: str, places: Iterable[FileSet]) -> Schemas:
     schemas: Schemas = {}
     for place in places:
         if place.format == "sample":
@@ -87,7 +87,7 @@ def _schemas(key: str, places: Iterable[Place]) -> Schemas:
     return schemas
 
 
-def _schema(path: str, place: Place) -> pa.Schema:
+def _schema(path: str, place: FileSet) -> pa.Schema:
     if place.format == "csv":
         return csv.schema(path, place.filesystem)
     return ds.dataset(path, filesystem=place.filesystem, format=_reader(place)).schema
@@ -132,7 +132,7 @@ def _columns(schema: pa.Schema) -> list[tuple[str, str]]:
     return sorted((column.name, str(column.type)) for column in schema)
 
 
-def _dataset(place: Place, schema: pa.Schema) -> ds.Dataset:
+def _dataset(place: FileSet, schema: pa.Schema) -> ds.Dataset:
     if place.format == "sample":
         return ds.dataset(samples.sample(place.name))
     return ds.dataset(
@@ -140,7 +140,7 @@ def _dataset(place: Place, schema: pa.Schema) -> ds.Dataset:
     )
 
 
-def _reader(place: Place) -> Any:
+def _reader(place: FileSet) -> Any:
     """Reads a format in bounded memory."""
     if place.format == "csv":
         return csv.reader()

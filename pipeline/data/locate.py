@@ -27,7 +27,7 @@ FORMATS = {
 
 
 @dataclass(frozen=True)
-class Place:
+class FileSet:
     """Where one name of the spec leads: files of one format, or a sample."""
 
     name: str
@@ -42,7 +42,6 @@ class Place:
             return [os.path.realpath(path) for path in self.paths]
         return [f"{self.filesystem.type_name}://{path}" for path in self.paths]
 
-    @property
     def stamp(self) -> list[Any]:
         """What tells at little cost whether the rows are the same: sizes and times of change."""
         if self.format == "sample":
@@ -54,17 +53,16 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Located:
+class DataFiles:
     """All files that a spec's `data` names; nothing of them has been read."""
 
     data: Data
-    train: list[Place]
-    validation: list[Place]
+    train: list[FileSet]
+    validation: list[FileSet]
 
-    @property
     def stamp(self) -> list[Any]:
         """Changes when a file does."""
-        return [[place.stamp for place in places] for places in (self.train, self.validation)]
+        return [[place.stamp() for place in places] for places in (self.train, self.validation)]
 
     def changed(self, stamp: list[Any]) -> list[str]:
         """Files that are not what they were when the `stamp` was taken."""
@@ -75,7 +73,7 @@ class Located:
                 continue
             for path, was in zip(place.paths, old, strict=True):
                 try:
-                    is_same = replace(place, paths=[path]).stamp == [was]
+                    is_same = replace(place, paths=[path]).stamp() == [was]
                 except OSError:
                     is_same = False
                 if not is_same:
@@ -89,7 +87,7 @@ class Located:
         return [path for p in places for path in p.paths or [p.name]]
 
 
-def locate(data: Data, base: Path) -> Located:
+def locate(data: Data, base: Path) -> DataFiles:
     """Find what `data` names; relative paths start at `base`. Raises DataError with the key."""
     validation = data.validation if isinstance(data.validation, str | list) else []
     places = {
@@ -104,23 +102,23 @@ def locate(data: Data, base: Path) -> Located:
                     f"{key}: {path} is named a second time, {seen[path]} has it already"
                 )
             seen[path] = key
-    return Located(data, places["data.train"], places["data.validation"])
+    return DataFiles(data, places["data.train"], places["data.validation"])
 
 
-def _locate_key(key: str, uris: str | list[str], base: Path) -> list[Place]:
+def _locate_key(key: str, uris: str | list[str], base: Path) -> list[FileSet]:
     names = [uris] if isinstance(uris, str) else uris
     if len(names) > 1 and any(name.startswith("sample:") for name in names):
         raise DataError(f"{key}: a sample stands alone, found {names}")
     return [_locate_one(key, name, base) for name in names]
 
 
-def _locate_one(key: str, name: str, base: Path) -> Place:
+def _locate_one(key: str, name: str, base: Path) -> FileSet:
     shown = redact(name)
     if not name.strip():
         raise DataError(f"{key}: an empty path")
     if name.startswith("sample:"):
         samples.refuse_unknown(key, name)
-        return Place(name, [])
+        return FileSet(name, [])
     try:
         if "://" in name:
             filesystem, path = pafs.FileSystem.from_uri(name)
@@ -153,7 +151,7 @@ def _locate_one(key: str, name: str, base: Path) -> Place:
         raise DataError(
             f"{key}: {shown} holds files of several formats: {', '.join(by_format.values())}"
         )
-    return Place(name, paths, filesystem, str(next(iter(by_format))))
+    return FileSet(name, paths, filesystem, str(next(iter(by_format))))
 
 
 def _files(filesystem: Any, path: str) -> list[str]:

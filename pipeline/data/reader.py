@@ -15,7 +15,7 @@ import pyarrow.dataset as ds
 
 from pipeline.data.blocks import Block, Group, Groups, Part
 from pipeline.data.formats import datasets
-from pipeline.data.locate import Located, Place, plainly
+from pipeline.data.locate import DataFiles, FileSet, plainly
 from pipeline.errors import DataError
 from pipeline.redact import redact
 from pipeline.registry import nearest
@@ -209,7 +209,7 @@ def _width(kind: pa.DataType) -> int:
         return LIST_BYTES
 
 
-def open_sources(located: Located) -> tuple[Source, Source | None]:
+def open_sources(located: DataFiles) -> tuple[Source, Source | None]:
     """The training rows and those for validation, if they have files of their own.
 
     Of Parquet and Arrow files only schemas are read, CSV files are read through. Raises DataError
@@ -240,7 +240,7 @@ def in_memory(data: Data, table: pa.Table) -> Source:
     return _select_columns(data, "data.train", ds.dataset(table), "the table", has_files=False)
 
 
-def _of_files(data: Data, key: str, dataset: ds.Dataset, places: list[Place]) -> Source:
+def _of_files(data: Data, key: str, dataset: ds.Dataset, places: list[FileSet]) -> Source:
     shown = ", ".join(redact(place.name) for place in places)
     has_files = sum(len(place.paths) for place in places) > 1
     return _select_columns(data, key, dataset, shown, has_files)

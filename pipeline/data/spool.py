@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from pipeline.data.columns import Field, FloatType, encode
 from pipeline.data.dataset import Dataset, Writer, open_dataset
 from pipeline.data.fingerprint import digest_rows
-from pipeline.data.locate import Located
+from pipeline.data.locate import DataFiles
 from pipeline.data.plan import Plan
 from pipeline.data.reader import Source, open_sources
 from pipeline.data.split import Splitter
@@ -43,7 +43,7 @@ class Fetcher:
 
     def __init__(
         self,
-        located: Located,
+        located: DataFiles,
         fields: list[Field],
         float_dtype: FloatType,
         plan: Plan,
@@ -53,7 +53,7 @@ class Fetcher:
         self.fields = fields
         self.float_dtype = float_dtype
         self.plan = plan
-        self._stamp, self._first = located.stamp, first
+        self._stamp, self._first = located.stamp(), first
         self._opened: tuple[Source, Splitter] | None = None
         self._lock = threading.Lock()
 

@@ -14,7 +14,7 @@ LEAST = torch.iinfo(torch.int64).min
 
 
 @dataclass(frozen=True)
-class Slot:
+class BufferRef:
     """Where a buffer is, and how it was at first: a forward pass may put another tensor there."""
 
     name: str
@@ -54,7 +54,7 @@ class Buffers:
 
     def __init__(self, objective: nn.Module, changing: Mapping[str, bool]) -> None:
         """`changing` names those that forward passes change, and says whether they add up."""
-        slots = []
+        buffers = []
         for path, buffer in objective.named_buffers():
             if buffer.layout != torch.strided:
                 continue
@@ -62,15 +62,15 @@ class Buffers:
             owner = objective.get_submodule(module)
             adds_up = changing.get(path, False)
             template = buffer.new_empty(()).expand(buffer.shape)
-            slots.append(Slot(path, owner, attribute, template, adds_up))
-        self._summed = [slot for slot in slots if slot.is_summed]
-        self._largest = [slot for slot in slots if not slot.is_summed]
+            buffers.append(BufferRef(path, owner, attribute, template, adds_up))
+        self._summed = [ref for ref in buffers if ref.is_summed]
+        self._largest = [ref for ref in buffers if not ref.is_summed]
         self.size = sum(value.numel() for value in self.values)
 
     @property
     def values(self) -> list[Tensor]:
         """Those whose changes are summed, as they are now; complex ones as pairs of numbers."""
-        return [_real(slot.value()) for slot in self._summed]
+        return [_real(ref.value()) for ref in self._summed]
 
     @property
     def dtypes(self) -> set[torch.dtype]:
@@ -80,8 +80,8 @@ class Buffers:
     @property
     def entries(self) -> Iterator[tuple[str, Tensor, bool]]:
         """Name and value of each, and whether it has the shape that it had at first."""
-        for slot in (*self._summed, *self._largest):
-            yield slot.name, slot.value(), slot.now is not None
+        for ref in (*self._summed, *self._largest):
+            yield ref.name, ref.value(), ref.now is not None
 
     def __bool__(self) -> bool:
         return bool(self._summed or self._largest)
@@ -95,12 +95,12 @@ class Buffers:
 
     def restore(self, values: list[Tensor]) -> None:
         """Take the values of an earlier `copy`."""
-        for slot, value in zip((*self._summed, *self._largest), values, strict=True):
-            if slot.now is None:
+        for ref, value in zip((*self._summed, *self._largest), values, strict=True):
+            if ref.now is None:
                 continue
-            if slot.now.requires_grad:  # put there by a forward pass, with its graph
-                setattr(slot.module, slot.attribute, slot.now.detach().clone())
-            _real(slot.now).copy_(value)
+            if ref.now.requires_grad:  # put there by a forward pass, with its graph
+                setattr(ref.module, ref.attribute, ref.now.detach().clone())
+            _real(ref.now).copy_(value)
 
     def changes(self, before: list[Tensor]) -> Tensor:
         """How far the summed ones are from an earlier `copy`, in one vector.
@@ -109,9 +109,9 @@ class Buffers:
         """
         parts = [
             torch.zeros_like(then)
-            if slot.now is None
+            if ref.now is None
             else torch.where(now == then, torch.zeros_like(now), now - _finite(then))
-            for slot, now, then in zip(self._summed, self.values, before, strict=False)
+            for ref, now, then in zip(self._summed, self.values, before, strict=False)
         ]
         return torch.cat([part.reshape(-1) for part in parts]) if parts else torch.empty(0)
 
@@ -123,22 +123,22 @@ class Buffers:
         The largest values are those of workers that had rows.
         """
         pieces = torch.split(sums, [value.numel() for value in before[: len(self._summed)]])
-        for slot, then, piece in zip(self._summed, before, pieces, strict=False):
-            if slot.now is None:
+        for ref, then, piece in zip(self._summed, before, pieces, strict=False):
+            if ref.now is None:
                 continue
-            setattr(slot.module, slot.attribute, slot.now.detach())
-            changed = piece if slot.adds_up else piece / num_microbatches
+            setattr(ref.module, ref.attribute, ref.now.detach())
+            changed = piece if ref.adds_up else piece / num_microbatches
             was_changed = changed.view_as(then) != 0
             after = _finite(then) + changed.view_as(then).to(then.dtype)
-            _real(slot.value()).copy_(torch.where(was_changed, after, then))
+            _real(ref.value()).copy_(torch.where(was_changed, after, then))
         if comm.num_workers() == 1:
             return
-        for slot in self._largest:
-            value = slot.value()
+        for ref in self._largest:
+            value = ref.value()
             given = value.long() if has_rows else torch.full_like(value, LEAST, dtype=torch.int64)
             largest = comm.largest(given)
-            if slot.now is not None:
-                slot.now.copy_(largest)
+            if ref.now is not None:
+                ref.now.copy_(largest)
 
 
 def _finite(tensor: Tensor) -> Tensor:

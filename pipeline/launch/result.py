@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import RunError, UnrecordedError
-from pipeline.rundir import RunDir
-from pipeline.rundir.journal import Reader, curve_sha256
-from pipeline.rundir.records import Done, Point, Recorded
+
+if TYPE_CHECKING:
+    from pipeline.rundir import RunDir
+    from pipeline.rundir.records import Point, Recorded
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,9 @@ class Result:
 
         Raises RunError without one, and UnrecordedError, which holds it, if MLflow lacks a part.
         """
+        from pipeline.rundir.journal import Reader, curve_sha256
+        from pipeline.rundir.records import Done
+
         points = list(Reader(run.journal).new())
         try:
             done = Done.read(run.done)

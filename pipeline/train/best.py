@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TypedDict
 
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.errors import UsageError
 from pipeline.losses.terms import Term
 from pipeline.registry import nearest
 from pipeline.rundir import records
 from pipeline.rundir.journal import finite
+from pipeline.rundir.records import Numbers
 from pipeline.train.evaluate import Named
 from pipeline.train.weights import to_cpu
 
 
-class Best:
+class BestState(TypedDict):
+    """An evaluation, and the weights it was of, on the CPU."""
+
+    step: int
+    value: float
+    metrics: Numbers
+    weights: dict[str, Tensor]
+
+
+class BestWeights:
     """Keeps the weights that gave the best value of one metric, the first of equal ones."""
 
     def __init__(self, name: str, terms: list[Term], metrics: Named) -> None:
@@ -35,24 +45,28 @@ class Best:
             )
         self.name = name
         self.lower_is_better = name in losses or bool(metrics[name][1].lower_is_better)
-        self.kept: dict[str, Any] | None = None
-        """`step`, `value`, all `metrics`, and `weights` on the CPU; None before the first value."""
+        self.state: BestState | None = None
+        """None before the first value."""
 
-    def look(self, step: int, values: dict[str, float | None], objective: nn.Module) -> None:
+    def update(self, step: int, values: Numbers, objective: nn.Module) -> None:
         """Keep the weights if this evaluation, after `step` steps, is better than all before."""
         value = values[self.name]
         if not step or value is None or not math.isfinite(value):
             return
         sign = -1.0 if self.lower_is_better else 1.0
-        if self.kept is None or sign * value > sign * self.kept["value"]:
+        if self.state is None or sign * value > sign * self.state["value"]:
             weights = to_cpu(objective.state_dict())
             metrics = finite(values)
-            self.kept = {"step": step, "value": value, "metrics": metrics, "weights": weights}
+            self.state = {"step": step, "value": value, "metrics": metrics, "weights": weights}
 
     @property
     def result(self) -> records.Best | None:
         """Metric, step and value of what is kept, and all metrics of that evaluation."""
-        if self.kept is None:
+        if self.state is None:
             return None
-        facts = {key: self.kept[key] for key in ("step", "value", "metrics")}
-        return records.Best(metric=self.name, **facts)
+        return records.Best(
+            metric=self.name,
+            step=self.state["step"],
+            value=self.state["value"],
+            metrics=self.state["metrics"],
+        )

@@ -109,7 +109,7 @@ def _evaluate(job: Job, state: TrainState, recorder: NullRecorder) -> None:
         )
     recorder.log_evaluation(state, values, notes)
     if state.best:
-        state.best.look(state.step, values, objective)
+        state.best.update(state.step, values, objective)
 
 
 def _resume(job: Job, run: RunDir, state: TrainState, lease: Lease | None, last_step: int) -> None:

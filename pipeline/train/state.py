@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -21,12 +21,24 @@ from pipeline.losses.objective import Objective
 from pipeline.probes.buffers import changing_buffers
 from pipeline.schedules import learning_rate_factor
 from pipeline.spec.sections import Training
-from pipeline.train.best import Best
+from pipeline.train.best import BestState, BestWeights
 from pipeline.train.build import build_optimizer
 from pipeline.train.evaluate import Named, choose_metrics
 from pipeline.train.job import Job
 from pipeline.train.step import Requests, StepLosses, train_step
 from pipeline.train.weights import take_weights, to_cpu, weights_sha256
+
+
+class Snapshot(TypedDict):
+    """What a checkpoint holds."""
+
+    weights: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+    """Those that a state dict does not hold."""
+    optimizer: dict[str, Any]
+    """As torch gives it."""
+    num_skipped: int
+    best: BestState | None
 
 
 class TrainState:
@@ -39,7 +51,7 @@ class TrainState:
         gradients: Gradients,
         schedule: Callable[[int], float] = lambda step: 1.0,
         metrics: Named | None = None,
-        best: Best | None = None,
+        best: BestWeights | None = None,
     ) -> None:
         self.objective = objective
         self.optimizer = optimizer
@@ -79,7 +91,7 @@ class TrainState:
         metrics = choose_metrics(bound.terms, spec.metrics)
         best = None
         if spec.training.best_by and comm.rank() == 0:
-            best = Best(spec.training.best_by, bound.terms, metrics)
+            best = BestWeights(spec.training.best_by, bound.terms, metrics)
         return cls(bound, optimizer, gradients, schedule, metrics, best)
 
     def set_learning_rate(self, step: int) -> None:
@@ -105,19 +117,19 @@ class TrainState:
         self.num_skipped += losses.nonfinite is not None
         return losses
 
-    def snapshot(self) -> dict[str, Any]:
+    def snapshot(self) -> Snapshot:
         """The state as a checkpoint saves it, on the CPU: later steps do not change it."""
         weights = self.objective.state_dict()
         others = {n: b for n, b in self.objective.named_buffers() if n not in weights}
         return {
             "weights": to_cpu(weights),
-            "buffers": to_cpu(others),  # which a state dict does not hold
+            "buffers": to_cpu(others),
             "optimizer": to_cpu(self.optimizer.state_dict()),
             "num_skipped": self.num_skipped,
-            "best": self.best.kept if self.best else None,  # a copy already
+            "best": self.best.state if self.best else None,  # a copy already
         }
 
-    def restore(self, snapshot: Mapping[str, Any], step: int) -> None:
+    def restore(self, snapshot: Snapshot, step: int) -> None:
         """Take the state that was saved after `step` steps."""
         take_weights(self.objective, snapshot["weights"], snapshot["buffers"])
         self.optimizer.load_state_dict(snapshot["optimizer"])
@@ -125,13 +137,13 @@ class TrainState:
         self.step = step
         self.num_skipped = snapshot["num_skipped"]
         if self.best is not None:
-            self.best.kept = snapshot["best"]
+            self.best.state = snapshot["best"]
 
     @property
     def best_weights(self) -> dict[str, Tensor]:
         """Those of the best evaluation, or else the last ones: what the trained model has."""
-        kept = self.best.kept if self.best else None
-        return kept["weights"] if kept else self.objective.state_dict()
+        best = self.best.state if self.best else None
+        return best["weights"] if best else self.objective.state_dict()
 
 
 def _refuse_different(objective: Objective, changing: Mapping[str, bool], model: str) -> None:

@@ -66,16 +66,16 @@ def test_an_invalid_metric_is_refused_before_training(tmp_path: Path) -> None:
 
 
 def test_a_missing_or_infinite_value_is_never_the_best() -> None:
-    from pipeline.train.best import Best
+    from pipeline.train.best import BestWeights
 
     model = torch.nn.Linear(1, 1)
-    best = Best("loss", [], {})
+    best = BestWeights("loss", [], {})
     values = [0.1, None, float("nan"), float("-inf"), 2.0, 2.0, 3.0]
     for number, value in enumerate(values):
-        best.look(3 * number, {"loss": value}, model)
+        best.update(3 * number, {"loss": value}, model)
     assert best.result == records.Best(metric="loss", step=12, value=2.0, metrics={"loss": 2.0})
-    assert best.kept is not None
-    before = best.kept["weights"]["weight"].clone()
+    assert best.state is not None
+    before = best.state["weights"]["weight"].clone()
     with torch.no_grad():
         model.weight.add_(1)
-    assert torch.equal(best.kept["weights"]["weight"], before), "a copy"
+    assert torch.equal(best.state["weights"]["weight"], before), "a copy"
