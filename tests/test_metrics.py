@@ -20,8 +20,9 @@ from pipeline.losses.terms import bind
 from pipeline.metrics import Metric
 from pipeline.spec import load
 from pipeline.train.best import BestWeights
-from pipeline.train.evaluate import choose_metrics, evaluate
+from pipeline.train.evaluate import evaluate
 from pipeline.train.job import prepare
+from pipeline.train.term_metrics import choose_metrics
 from tests.conftest import JOBS, built_in
 from tests.processes import on_workers
 
@@ -112,7 +113,7 @@ def test_a_metric_that_divides_by_nothing_has_no_value() -> None:
     bound = job.objective()
     assert job.validation is not None
     named = choose_metrics(bound.terms, job.spec.metrics)
-    found = evaluate(bound, job.validation, np.arange(9), 4, named, torch.device("cpu"))
+    found = evaluate(bound, job.validation, np.arange(9), 4, named, torch.device("cpu")).values
     assert found["t_nothing"] is not None
     assert np.isnan(found["t_nothing"])
 
@@ -132,7 +133,7 @@ def test_a_model_that_draws_in_evaluation_draws_the_same_whoever_evaluates() -> 
         torch.manual_seed(seed)
         metrics = choose_metrics(bound.terms, None)
         cpu = torch.device("cpu")
-        found.append(evaluate(bound, job.validation, np.arange(11), 4, metrics, cpu))
+        found.append(evaluate(bound, job.validation, np.arange(11), 4, metrics, cpu).values)
     assert found[0] == found[1]
 
 
@@ -143,7 +144,7 @@ def evaluated(name: str, rank: int, num: int) -> dict[str, float | None]:
     assert job.validation is not None
     rows: Rows = np.arange(11)  # in batches of 4: three batches, so five workers leave two idle
     metrics = choose_metrics(bound.terms, spec.metrics)
-    return evaluate(bound, job.validation, rows, 4, metrics, torch.device("cpu"))
+    return evaluate(bound, job.validation, rows, 4, metrics, torch.device("cpu")).values
 
 
 METRICS = {"digits": ["accuracy", "f1"], "multi_term": ["accuracy", "r2", "precision"]}
@@ -184,9 +185,8 @@ def test_a_custom_metric_reads_probabilities_if_it_says_so() -> None:
     made = prepare(load(JOBS / "breast_cancer.yaml", {"metrics": ["t_auc"]}), JOBS)
     bound = made.objective()
     rows = np.arange(made.num_rows)
-    found = evaluate(
-        bound, made.train, rows, 50, choose_metrics(bound.terms, ["t_auc"]), torch.device("cpu")
-    )
+    metrics = choose_metrics(bound.terms, ["t_auc"])
+    found = evaluate(bound, made.train, rows, 50, metrics, torch.device("cpu")).values
     batch = made.train.gather(rows)
     with torch.no_grad():
         said = bound.terms[0].served(None, bound.predict(batch))

@@ -9,6 +9,7 @@ import torch
 
 from pipeline.checks.batch import Notice, check_batch
 from pipeline.checks.lints import unusual
+from pipeline.checks.metrics import try_metrics
 from pipeline.data.batch import Batch, num_rows, select
 from pipeline.data.partition import split_batch
 from pipeline.distributed.ordered import is_small
@@ -20,8 +21,8 @@ from pipeline.probes.steadiness import rewritten
 from pipeline.tracebacks import describe
 from pipeline.train.best import BestWeights
 from pipeline.train.build import build_optimizer, model_error
-from pipeline.train.evaluate import choose_metrics, try_metrics
 from pipeline.train.job import Job
+from pipeline.train.term_metrics import choose_metrics
 
 
 def check(job: Job) -> list[Notice]:

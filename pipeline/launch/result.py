@@ -96,7 +96,7 @@ class Result:
         """What the last evaluation's numbers do not show."""
         for point in reversed(self.curve):
             if "validation" in point:
-                return list(point.get("said", []))
+                return list(point.get("notes", []))
         return []
 
     def summary(self) -> dict[str, Any]:

@@ -218,7 +218,7 @@ class EvaluationPoint(TypedDict):
     time: NotRequired[int]
     epoch: float
     validation: Numbers
-    said: NotRequired[list[str]]
+    notes: NotRequired[list[str]]
     """What the numbers do not show."""
 
 

@@ -131,7 +131,7 @@ class Uploader:
                     self.starts.append(point)
                 continue
             if "validation" in point:
-                self.notes = point.get("said", [])
+                self.notes = point.get("notes", [])
             if point["step"] > self.state.delivered.get(_kind(point), -1):
                 self.unsent.append(point)
         while self.unsent:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TypedDict
 
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from pipeline.registry import nearest
 from pipeline.rundir import records
 from pipeline.rundir.journal import finite
 from pipeline.rundir.records import Numbers
-from pipeline.train.evaluate import Named
+from pipeline.train.term_metrics import TermMetric
 from pipeline.train.weights import to_cpu
 
 
@@ -29,22 +30,24 @@ class BestState(TypedDict):
 class BestWeights:
     """Keeps the weights that gave the best value of one metric, the first of equal ones."""
 
-    def __init__(self, name: str, terms: list[Term], metrics: Named) -> None:
+    def __init__(self, name: str, terms: list[Term], metrics: Sequence[TermMetric]) -> None:
         """Raises UsageError for a name that no evaluation has."""
         losses = {"loss", *(f"loss/{term.label}" for term in terms if len(terms) > 1)}
-        if name not in losses | set(metrics):
-            known = sorted(losses | set(metrics))
+        is_lower_better: dict[str, bool | None] = dict.fromkeys(losses, True)
+        is_lower_better |= {metric.name: metric.metric.lower_is_better for metric in metrics}
+        if name not in is_lower_better:
+            known = sorted(is_lower_better)
             raise UsageError(
                 f"training.best_by: no metric {name!r} of the validation rows"
                 f"{nearest(name, known)} (known: {', '.join(known)})"
             )
-        if name not in losses and metrics[name][1].lower_is_better is None:
+        if is_lower_better[name] is None:
             raise UsageError(
                 f"training.best_by: metric {name!r} does not say which way is better: "
                 "Metric(..., lower_is_better=True), or False"
             )
         self.name = name
-        self.lower_is_better = name in losses or bool(metrics[name][1].lower_is_better)
+        self.lower_is_better = bool(is_lower_better[name])
         self.state: BestState | None = None
         """None before the first value."""
 

@@ -96,20 +96,18 @@ def _evaluate(job: Job, state: TrainState, recorder: NullRecorder) -> None:
     assert job.validation is not None
     settings, objective = job.spec.training, state.objective
     size = settings.batch_size if objective.is_coupled else settings.microbatch_size
-    notes: list[str] = []
     with tracebacks.noting(f"in the evaluation after step {state.step}"):
-        values = evaluate(
+        evaluation = evaluate(
             objective,
             job.validation,
             np.arange(job.num_validation_rows),
             size or settings.batch_size,
             state.metrics,
             state.gradients.seeds.device,
-            notes,
         )
-    recorder.log_evaluation(state, values, notes)
+    recorder.log_evaluation(state, evaluation)
     if state.best:
-        state.best.update(state.step, values, objective)
+        state.best.update(state.step, evaluation.values, objective)
 
 
 def _resume(job: Job, run: RunDir, state: TrainState, lease: Lease | None, last_step: int) -> None:

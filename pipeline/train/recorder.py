@@ -18,6 +18,7 @@ from pipeline.rundir.layout import facts_of
 from pipeline.rundir.lease import Lease
 from pipeline.rundir.records import Done, EvaluationPoint, Event, NonFinite, StepPoint
 from pipeline.train import determinism
+from pipeline.train.evaluate import Evaluation
 from pipeline.train.job import Job
 from pipeline.train.state import TrainState
 from pipeline.train.step import Requests, StepLosses
@@ -46,9 +47,7 @@ class NullRecorder:
     def log_step(self, state: TrainState, batch: StepBatch, losses: StepLosses) -> None:
         """One step's losses."""
 
-    def log_evaluation(
-        self, state: TrainState, values: dict[str, float | None], notes: list[str]
-    ) -> None:
+    def log_evaluation(self, state: TrainState, evaluation: Evaluation) -> None:
         """Loss and metrics of the validation rows, and notes on what they do not show."""
 
     def log_nonfinite(self, error: NonFiniteError) -> None:
@@ -148,14 +147,15 @@ class RunRecorder(NullRecorder):
             point["skipped"] = list(fault.rows[:MOST_ROWS])
         self.journal.write(point)
 
-    def log_evaluation(
-        self, state: TrainState, values: dict[str, float | None], notes: list[str]
-    ) -> None:
+    def log_evaluation(self, state: TrainState, evaluation: Evaluation) -> None:
         """One evaluation's point."""
-        epoch = state.step / self.job.steps_per_epoch
-        point: EvaluationPoint = {"step": state.step, "epoch": epoch, "validation": values}
-        if notes:
-            point["said"] = notes
+        point: EvaluationPoint = {
+            "step": state.step,
+            "epoch": state.step / self.job.steps_per_epoch,
+            "validation": evaluation.values,
+        }
+        if evaluation.notes:
+            point["notes"] = evaluation.notes
         self.journal.write(point)
 
     def log_nonfinite(self, error: NonFiniteError) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypedDict
 
@@ -23,9 +23,9 @@ from pipeline.schedules import learning_rate_factor
 from pipeline.spec.sections import Training
 from pipeline.train.best import BestState, BestWeights
 from pipeline.train.build import build_optimizer
-from pipeline.train.evaluate import Named, choose_metrics
 from pipeline.train.job import Job
 from pipeline.train.step import Requests, StepLosses, train_step
+from pipeline.train.term_metrics import TermMetric, choose_metrics
 from pipeline.train.weights import take_weights, to_cpu, weights_sha256
 
 
@@ -50,7 +50,7 @@ class TrainState:
         optimizer: torch.optim.Optimizer,
         gradients: Gradients,
         schedule: Callable[[int], float] = lambda step: 1.0,
-        metrics: Named | None = None,
+        metrics: Sequence[TermMetric] = (),
         best: BestWeights | None = None,
     ) -> None:
         self.objective = objective
@@ -58,7 +58,7 @@ class TrainState:
         self.gradients = gradients
         self.schedule = schedule
         """Factor of the learning rate in a step, from 0."""
-        self.metrics = metrics or {}
+        self.metrics = metrics
         """Of the validation rows."""
         self.best = best
         """Kept by the first worker of a job with `training.best_by`."""

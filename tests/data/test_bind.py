@@ -17,7 +17,8 @@ from tests.data.tables import FRAME, RNG, job_of, notices, numbers_of, vectors
 
 
 def test_scaled_vector_targets_are_served_in_their_own_unit(tmp_path: Path) -> None:
-    from pipeline.train.evaluate import choose_metrics, evaluate
+    from pipeline.train.evaluate import evaluate
+    from pipeline.train.term_metrics import choose_metrics
 
     values = RNG.normal(size=(50, 2)) * [1.0, 1000.0] + [0.0, 5e6]
     table = pa.table({"a": values[:, 0], "y": vectors(values, "fixed")})
@@ -27,7 +28,7 @@ def test_scaled_vector_targets_are_served_in_their_own_unit(tmp_path: Path) -> N
     with torch.no_grad():
         raw = bound.predict(made.train.gather(np.arange(50)))["prediction"].numpy()
     metrics = choose_metrics(bound.terms, ["mae"])
-    found = evaluate(bound, made.train, np.arange(50), 7, metrics, torch.device("cpu"))
+    found = evaluate(bound, made.train, np.arange(50), 7, metrics, torch.device("cpu")).values
     wanted = abs(raw * values.std(0) + values.mean(0) - values).mean(0).mean()
     assert found["mae"] == pytest.approx(wanted, rel=1e-5)
 

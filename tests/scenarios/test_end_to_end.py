@@ -17,8 +17,9 @@ from torch import Tensor
 import pipeline
 from pipeline.errors import DataError
 from pipeline.spec import load
-from pipeline.train.evaluate import choose_metrics, evaluate
+from pipeline.train.evaluate import evaluate
 from pipeline.train.job import Job, prepare
+from pipeline.train.term_metrics import choose_metrics
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(40, 2)).astype(np.float32)
@@ -111,7 +112,7 @@ def test_targets_beside_each_other_are_one_loss_and_metrics_are_their_mean(tmp_p
     )  # fmt: skip
     bound = made.objective()
     metrics = choose_metrics(bound.terms, ["r2", "rmse"])
-    found = evaluate(bound, made.train, np.arange(40), 7, metrics, CPU)
+    found = evaluate(bound, made.train, np.arange(40), 7, metrics, CPU).values
     with torch.no_grad():
         raw = bound.predict(made.train.gather(np.arange(40)))["prediction"].double().numpy()
     truth = np.stack([price, rooms], 1)
@@ -128,7 +129,8 @@ def test_r2_of_large_amounts_with_a_small_spread_does_not_cancel(tmp_path: Path)
     bound = made.objective()
     for parameter in bound.parameters():
         parameter.data.zero_()  # predicts the mean
-    found = evaluate(bound, made.train, np.arange(40), 8, choose_metrics(bound.terms, ["r2"]), CPU)
+    metrics = choose_metrics(bound.terms, ["r2"])
+    found = evaluate(bound, made.train, np.arange(40), 8, metrics, CPU).values
     assert found["r2"] == pytest.approx(0, abs=1e-4)
 
 
@@ -137,9 +139,8 @@ def test_validation_without_any_item_has_no_loss(tmp_path: Path) -> None:
     loss = {"name": "cross_entropy"}
     made = job(tmp_path, {"y": labels}, {"loss": loss, "data": {"target": "y"}})
     bound = made.objective()
-    found = evaluate(
-        bound, made.train, np.arange(30, 40), 4, choose_metrics(bound.terms, None), CPU
-    )
+    metrics = choose_metrics(bound.terms, None)
+    found = evaluate(bound, made.train, np.arange(30, 40), 4, metrics, CPU).values
     assert found["loss"] is None
 
 

@@ -69,7 +69,7 @@ def test_a_missing_or_infinite_value_is_never_the_best() -> None:
     from pipeline.train.best import BestWeights
 
     model = torch.nn.Linear(1, 1)
-    best = BestWeights("loss", [], {})
+    best = BestWeights("loss", [], [])
     values = [0.1, None, float("nan"), float("-inf"), 2.0, 2.0, 3.0]
     for number, value in enumerate(values):
         best.update(3 * number, {"loss": value}, model)
