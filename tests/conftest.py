@@ -14,7 +14,6 @@ import yaml
 from pipeline import cli, registry
 from pipeline.rundir import RunDir
 from pipeline.rundir.journal import events
-from pipeline.rundir.records import Event
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 JOBS = Path(__file__).parent.parent / "jobs"
@@ -53,9 +52,9 @@ def rows(num_rows: int = 24) -> str:
     return "\n".join(lines) + "\n"
 
 
-def happened(folder: Path, event: str) -> list[Event]:
+def happened(folder: Path, event: str) -> list[dict[str, Any]]:
     """Lines of a run's journal on one kind of event."""
-    return [one for one in events(RunDir(folder).journal) if one["event"] == event]
+    return [dict(line) for line in events(RunDir(folder).journal) if line["event"] == event]
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 from pipeline.rundir.journal import Reader
-from pipeline.rundir.records import Event, Numbers
+from pipeline.rundir.records import Message, Numbers, Recomputed, Recomputing, Start
 
 LIVE_SECONDS = 0.2
 PLAIN_SECONDS = 10.0
@@ -80,9 +80,9 @@ class Progress:
     def _read(self) -> None:
         for point in self.reader.new():
             if "event" in point:
-                if point["event"] == "again":
-                    self._compared(point)
-                else:
+                if point["event"] == "recomputing" or point["event"] == "recomputed":
+                    self._show_recomputation(point)
+                elif point["event"] != "stop":
                     self._tell(point)
             elif "validation" in point:
                 self._validation = point["validation"]
@@ -109,9 +109,9 @@ class Progress:
             )
         self._told_trouble = now
 
-    def _compared(self, event: Event) -> None:
-        """How far the recomputation of steps is; at its end, what came of it."""
-        if "num_steps" not in event:
+    def _show_recomputation(self, event: Recomputing | Recomputed) -> None:
+        """How far it has come; at its end, whether it gave the same numbers."""
+        if event["event"] == "recomputing":
             self._again = f"step {event['step']} of {event['reached']}, recomputed"
             return
         self._again = ""
@@ -120,13 +120,14 @@ class Progress:
             steps = f"{num_steps:,} steps were" if num_steps > 1 else "1 step was"
             self._say(f"{steps} recomputed, with the numbers that stand in the curve")
 
-    def _tell(self, event: Event) -> None:
+    def _tell(self, event: Start | Message) -> None:
         """A line for what happened to the run; the first start is not worth one."""
-        if event["event"] == "stop" or event.get("attempt") == 1:
+        if event["event"] != "start":
+            text = event["text"]
+        elif event["attempt"] == 1:
             return
-        text = event.get("text") or _resumed(event)
-        if "after" in event:
-            text = f"{event['after']}; {text}"
+        else:
+            text = _describe_resumption(event)
         self._started, self._again = (0, 0.0), ""  # speed is measured anew
         self._say(text)
 
@@ -173,17 +174,17 @@ class Progress:
             self.stream.flush()
 
 
-def _resumed(event: Event) -> str:
+def _describe_resumption(start: Start) -> str:
     """A run's second or later start."""
-    step = event["step"]
-    num_workers = event["workers"]
-    again = event["reached"] - event["step"]
-    on = f"with {num_workers} worker{'s' if num_workers > 1 else ''} (attempt {event['attempt']})"
+    step = start["step"]
+    num_workers = start["workers"]
+    num_lost = start["reached"] - step
+    on = f"with {num_workers} worker{'s' if num_workers > 1 else ''} (attempt {start['attempt']})"
     text = f"resuming from step {step} {on}" if step else f"starting again at step 0 {on}"
-    if again > 0:
-        steps = f"{again:,} steps are" if again > 1 else "1 step is"
+    if num_lost > 0:
+        steps = f"{num_lost:,} steps are" if num_lost > 1 else "1 step is"
         text += f": {steps} recomputed"
-    return text
+    return f"{start['after']}; {text}" if "after" in start else text
 
 
 def _clock(seconds: float) -> str:

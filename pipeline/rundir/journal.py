@@ -19,10 +19,10 @@ from typing import Any, Literal, cast
 
 from pipeline.errors import RunError
 from pipeline.files.atomic import named_errors
-from pipeline.rundir.records import EvaluationPoint, Event, Numbers, Point, StepPoint
+from pipeline.rundir.records import EvaluationPoint, Event, Numbers, Point, Recomputed, StepPoint
 
 FLUSH_SECONDS = 0.25
-AGAIN_SECONDS = 1.0
+RECOMPUTING_SECONDS = 1.0
 """Between events that say how far the recomputation of steps has come."""
 UNTIMED = ("rows_per_second",)
 """What is measured anew when a step is recomputed."""
@@ -34,7 +34,7 @@ class Journal:
 
     A run that resumes from an earlier step recomputes some points. Those in the file keep the time
     of their first writing: a recomputed point is compared with the first where the same bits are
-    promised, and not appended. The event `again` tells the progress, and at the end the number.
+    promised, and not appended. How far that has come, and how it ended, are events.
     """
 
     def __init__(
@@ -66,7 +66,8 @@ class Journal:
                 if point["event"] == "start":
                     self.starts.append(point["workers"])
                     self.bits = point["bits"]
-                self.first_difference = self.first_difference or point.get("differs")
+                elif point["event"] == "recomputed":
+                    self.first_difference = self.first_difference or point.get("differs")
             elif point["step"] > step or (point["step"] == step and "validation" in point):
                 self._known[key_of(point)] = point
                 self.reached = max(self.reached, point["step"])
@@ -102,16 +103,16 @@ class Journal:
     def _note_recomputed(self, point: StepPoint | EvaluationPoint) -> None:
         """A step or evaluation was recomputed; say now and then how far that is."""
         self._num_recomputed += "train" in point
-        if self._num_recomputed and time.monotonic() - self._told >= AGAIN_SECONDS:
+        if self._num_recomputed and time.monotonic() - self._told >= RECOMPUTING_SECONDS:
             self._told = time.monotonic()
-            self.event({"step": point["step"], "event": "again", "reached": self.reached})
+            self.event({"event": "recomputing", "step": point["step"], "reached": self.reached})
 
     def _end_recomputation(self) -> None:
         """Append how many steps were recomputed, now that all of them are."""
         num_steps, self._num_recomputed = self._num_recomputed, 0
         if not num_steps:
             return
-        event: Event = {"step": self.reached, "event": "again", "num_steps": num_steps}
+        event: Recomputed = {"event": "recomputed", "step": self.reached, "num_steps": num_steps}
         if self._compare:
             event["differs"] = self.first_difference
         self.event(event)

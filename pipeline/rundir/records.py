@@ -223,24 +223,64 @@ class EvaluationPoint(TypedDict):
 
 
 @final
-class Event(TypedDict):
-    """A line on what happened to the run after `step` steps."""
+class Start(TypedDict):
+    """A line for an attempt that begins after `step` steps."""
 
+    event: Literal["start"]
     step: int
     time: NotRequired[int]
-    event: Literal["start", "again", "bits", "damage", "copy", "stop"]
-    text: NotRequired[str]
-    attempt: NotRequired[int]
-    workers: NotRequired[int]
-    reached: NotRequired[int]
+    attempt: int
+    """From 1."""
+    workers: int
+    reached: int
     """The last step that was ever done."""
-    bits: NotRequired[dict[str, Any]]
+    bits: dict[str, Any]
+    """What the curve's bits depend on."""
     after: NotRequired[str]
     """Why the attempt before failed."""
-    num_steps: NotRequired[int]
-    """Steps that were recomputed."""
+
+
+@final
+class Recomputing(TypedDict):
+    """A line now and then, while steps are recomputed that the journal has already."""
+
+    event: Literal["recomputing"]
+    step: int
+    time: NotRequired[int]
+    reached: int
+    """The last of these steps."""
+
+
+@final
+class Recomputed(TypedDict):
+    """A line after the last step that was recomputed."""
+
+    event: Literal["recomputed"]
+    step: int
+    time: NotRequired[int]
+    num_steps: int
     differs: NotRequired[int | None]
-    """The first of them that gave other numbers."""
+    """The first of them that gave other numbers, where the same bits are promised."""
 
 
-Point = StepPoint | EvaluationPoint | Event
+@final
+class Message(TypedDict):
+    """A line to tell the user: the curve's bits change, a file is damaged, a backup failed."""
+
+    event: Literal["bits", "damage", "copy"]
+    step: int
+    time: NotRequired[int]
+    text: str
+
+
+@final
+class Stop(TypedDict):
+    """A line for an attempt that was asked to stop, and has saved its state."""
+
+    event: Literal["stop"]
+    step: int
+    time: NotRequired[int]
+
+
+Event = Start | Recomputing | Recomputed | Message | Stop
+Point = StepPoint | EvaluationPoint | Start | Recomputing | Recomputed | Message | Stop

@@ -27,10 +27,10 @@ from pipeline.rundir.records import (
     Done,
     Ended,
     EvaluationPoint,
-    Event,
     Launcher,
     Record,
     Recorded,
+    Start,
     StepPoint,
 )
 from pipeline.tracking.client import ERROR, Client, Value, values, values_of
@@ -70,7 +70,7 @@ class Uploader:
         self.state = before.model_copy(update=facts)
         self.reader = Reader(run.journal)
         self.unsent: list[StepPoint | EvaluationPoint] = []
-        self.starts: list[Event] = []
+        self.starts: list[Start] = []
         self.notes: list[str] = []
         """Of the last evaluation."""
         self.rate: float | None = None
@@ -214,7 +214,7 @@ def _kind(point: StepPoint | EvaluationPoint) -> str:
     return "train" if "train" in point else "validation"
 
 
-def _tags(starts: list[Event]) -> dict[str, str]:
+def _tags(starts: list[Start]) -> dict[str, str]:
     """How many workers each attempt had, and what the curve's bits depended on from where."""
     if not starts:
         return {}

@@ -16,7 +16,7 @@ from pipeline.rundir.checkpoint import Checkpoints
 from pipeline.rundir.journal import Journal
 from pipeline.rundir.layout import facts_of
 from pipeline.rundir.lease import Lease
-from pipeline.rundir.records import Done, EvaluationPoint, Event, NonFinite, StepPoint
+from pipeline.rundir.records import Done, EvaluationPoint, NonFinite, Start, StepPoint
 from pipeline.train import determinism
 from pipeline.train.evaluate import Evaluation
 from pipeline.train.job import Job
@@ -94,9 +94,9 @@ class RunRecorder(NullRecorder):
             )
             self.journal.event({"step": self.first_step, "event": "bits", "text": text})
         self.journal.starts.append(comm.num_workers())
-        start: Event = {
-            "step": self.first_step,
+        start: Start = {
             "event": "start",
+            "step": self.first_step,
             "attempt": len(self.journal.starts),
             "workers": comm.num_workers(),
             "reached": self.journal.reached,

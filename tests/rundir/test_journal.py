@@ -7,6 +7,7 @@ from pathlib import Path
 from pipeline.rundir.journal import Journal, Reader
 from pipeline.rundir.records import StepPoint
 from pipeline.rundir.repair import repair
+from tests.conftest import happened
 
 
 def point(step: int, loss: float) -> StepPoint:
@@ -31,7 +32,7 @@ def test_a_torn_line_is_cut_and_recomputed_points_are_not_written_twice(tmp_path
     after = list(Reader(path).new())
     assert after[:3] == before[:3]
     assert [p["step"] for p in after if "train" in p] == [1, 2, 3, 4]
-    (event,) = [p for p in after if "event" in p]
+    (event,) = happened(tmp_path, "recomputed")
     assert (event["step"], event["num_steps"], event["differs"]) == (3, 2, None)
     assert again.first_difference is None
 

@@ -10,6 +10,7 @@ from pipeline.errors import RunError
 from pipeline.rundir import RunDir
 from pipeline.rundir.journal import Journal, read_line
 from pipeline.rundir.lease import Lease
+from pipeline.rundir.records import Start
 from pipeline.rundir.repair import repair
 from tests.rundir.test_journal import point
 
@@ -18,11 +19,15 @@ def evaluated(step: int) -> bool:
     return step % 2 == 0
 
 
-def whole_journal(path: Path, steps: int = 6) -> list[bytes]:
+def start(step: int) -> Start:
+    return {"event": "start", "step": step, "attempt": 1, "workers": 3, "reached": step, "bits": {}}
+
+
+def intact_journal(path: Path, steps: int = 6) -> list[bytes]:
     """Lines of a journal with an evaluation every two steps."""
     path.unlink(missing_ok=True)
     journal = Journal(path)
-    journal.event({"step": 0, "event": "start", "workers": 3, "bits": {}})
+    journal.event(start(0))
     for step in range(steps + 1):
         if step:
             journal.write(point(step, 1 / step))
@@ -34,12 +39,10 @@ def whole_journal(path: Path, steps: int = 6) -> list[bytes]:
 
 def test_a_journal_is_intact_up_to_its_first_gap(tmp_path: Path) -> None:
     path = tmp_path / "curve.jsonl"
-    lines = whole_journal(path)
+    lines = intact_journal(path)
     assert repair(path, evaluated) == (6, "")
     journal = Journal(path, step=4)
-    journal.event(
-        {"step": 4, "event": "start", "workers": 3, "bits": {}}
-    )  # of an attempt that was killed at once
+    journal.event(start(4))  # of an attempt that was killed at once
     journal.close()
     assert repair(path, evaluated) == (6, ""), "what was done before counts"
     steps = [curve_line["step"] for curve_line in map(read_line, lines)]
@@ -57,7 +60,7 @@ def test_a_superseded_attempt_cannot_touch_the_journal(tmp_path: Path) -> None:
     asleep = Journal(path)
     asleep.write(point(1, 0.5))
     new = Lease.take(RunDir(tmp_path), is_own_process=False)
-    whole_journal(path)
+    intact_journal(path)
     written = path.read_bytes()
     with pytest.raises(RunError, match="has taken over"):
         repair(path, evaluated, old.check)

@@ -8,13 +8,21 @@ import mlflow
 
 import pipeline
 from pipeline.redact import redact
-from pipeline.rundir.records import Event
+from pipeline.rundir.records import Start
 from pipeline.tracking.uploader import _tags
 from tests.conftest import Write
 
 
-def start(step: int, workers: int, order: str) -> Event:
-    return {"step": step, "event": "start", "workers": workers, "bits": {"order": order}}
+def start(step: int, workers: int, order: str) -> Start:
+    bits = {"order": order}
+    return {
+        "event": "start",
+        "step": step,
+        "attempt": 1,
+        "workers": workers,
+        "reached": 0,
+        "bits": bits,
+    }
 
 
 def test_tags_say_from_which_step_bits_depend_on_what() -> None:
