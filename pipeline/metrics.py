@@ -52,7 +52,7 @@ class Metric:
 
 
 CONFUSION: Mapping[Task, Reads] = {"classes": "probabilities", "binary": "labels"}
-"""Of a metric that counts class by class: probabilities tell how many there are."""
+"""What a metric reads that counts class by class: probabilities tell how many there are."""
 DEFAULTS: dict[Task, tuple[str, ...]] = {
     "classes": ("accuracy",),
     "binary": ("accuracy", "f1"),

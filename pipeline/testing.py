@@ -1,4 +1,4 @@
-"""For the tests of custom losses and models: are they exact under any split, and differentiable?
+"""Tests for custom losses and models: are they exact under any split, and differentiable?
 
 from pipeline.testing import check_loss, check_model
 check_loss("quantile", torch.randn(8), torch.randn(8), level=0.8)
@@ -21,7 +21,7 @@ from pipeline import registry
 from pipeline.data.batch import Batch, num_rows, select
 from pipeline.data.bind import fit_table
 from pipeline.data.columns import encode
-from pipeline.data.dataset import in_memory
+from pipeline.data.dataset import build_dataset
 from pipeline.errors import ContractError, UsageError
 from pipeline.losses.contract import Loss, build, elements, rows
 from pipeline.losses.modes import evaluating
@@ -187,7 +187,7 @@ def check_model(
     """
     table = pa.table({name: _column(values) for name, values in columns.items()})
     fields = fit_table(Data(train="given"), table, {})
-    rows = in_memory(fields, encode(fields, table), table.num_rows, np.float32)
+    rows = build_dataset(fields, encode(fields, table), table.num_rows, np.float32)
     batch = rows.gather(np.arange(table.num_rows))
     inputs = {field.name: field for field in fields}
     sizes = dict(outputs or {"prediction": None})

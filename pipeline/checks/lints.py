@@ -18,9 +18,9 @@ from pipeline.losses.terms import Term
 from pipeline.train.job import Job
 
 MOST_READS = 1.2
-"""Of each streamed row in an epoch, above which `check` says so."""
+"""How often an epoch may read a streamed row before `check` says so."""
 LEAST_BATCHES = 4
-"""In a window of streamed blocks."""
+"""How many batches a window of streamed blocks should hold."""
 
 
 def unusual(job: Job, terms: list[Term], trial: Batch) -> list[Notice]:
@@ -38,7 +38,7 @@ def unusual(job: Job, terms: list[Term], trial: Batch) -> list[Notice]:
         text = "without training.microbatch_size a resize changes the curve's last bits"
         notices.append(Notice("workers", text))
     if isinstance(job.train, Streamed):
-        notices += _of_streaming(job.train.plan, size)
+        notices += _lint_streaming(job.train.plan, size)
     asked, held = spec.data.validation, job.num_validation_rows
     if isinstance(asked, float):
         share = held / (held + job.num_rows)
@@ -50,7 +50,7 @@ def unusual(job: Job, terms: list[Term], trial: Batch) -> list[Notice]:
         names = ", ".join(repr(name) for name in passed)
         text = f"{names}: the index that pandas wrote, not read; name it in data.inputs to read it"
         notices.append(Notice("data.inputs", text))
-    notices += _of_targets(job, terms)
+    notices += _lint_targets(job, terms)
     for field in job.fields:
         values = field.vocabulary or ()
         about = f"column {field.name!r}"
@@ -105,7 +105,7 @@ IN_TARGETS_UNIT = {"huber": "delta", "smooth_l1": "beta"}
 """Options of losses that are distances between targets."""
 
 
-def _of_targets(job: Job, terms: list[Term]) -> Iterator[Notice]:
+def _lint_targets(job: Job, terms: list[Term]) -> Iterator[Notice]:
     """What was done to target columns, and what it makes of a loss's options."""
     data = job.spec.data
     for field in job.fields:
@@ -133,7 +133,7 @@ def _of_targets(job: Job, terms: list[Term]) -> Iterator[Notice]:
             yield Notice(f"loss {term.label}", text)
 
 
-def _of_streaming(plan: Plan, batch_size: int) -> Iterator[Notice]:
+def _lint_streaming(plan: Plan, batch_size: int) -> Iterator[Notice]:
     if plan.reads_per_row > MOST_READS:
         group = max(plan.groups.values())
         text = (

@@ -26,7 +26,7 @@ from pipeline.data.columns import (
     column_errors,
 )
 from pipeline.data.missing import InvalidRows, kept_rows, with_missing
-from pipeline.data.reader import Source, in_memory
+from pipeline.data.reader import Source, open_table
 from pipeline.errors import DataError
 from pipeline.spec.data import Data
 
@@ -69,7 +69,7 @@ def bind(
 
 def fit_table(data: Data, table: pa.Table, readings: Mapping[str, Reading]) -> list[Field]:
     """Fields of a table in memory, all of whose rows are for training."""
-    source = in_memory(data, table)
+    source = open_table(data, table)
     bound = bind(data, source, readings, Path())
     invalid = InvalidRows()
     fields = unfitted_fields(bound)
@@ -98,7 +98,7 @@ def _bind_input(
     data: Data, name: str, arrow_type: pa.DataType, base: Path, source: Source
 ) -> Statistics:
     where = source.where(name)
-    field = _declared_input(data, name, arrow_type, base) or of_type(name, arrow_type, where)
+    field = _declared_input(data, name, arrow_type, base) or choose_field(name, arrow_type, where)
     if name in data.categorical:
         if not field.is_single:
             raise DataError(f"{where} is {arrow_type}: only single values can be categorical")
@@ -118,7 +118,7 @@ def _declared_input(data: Data, name: str, arrow_type: pa.DataType, base: Path) 
         if not (types.is_timestamp(arrow_type) or types.is_date(arrow_type)):
             raise DataError(f"data.dates: column {name!r} is {arrow_type}, expected dates or times")
         with column_errors(f"data.dates.{name}"):
-            return Date.of_parts(name, arrow_type, data.parts_of(name))
+            return Date.from_parts(name, arrow_type, data.parts_of(name))
     if name in data.images:
         if not (types.is_binary(arrow_type) or types.is_large_binary(arrow_type)):
             raise DataError(
@@ -130,7 +130,9 @@ def _declared_input(data: Data, name: str, arrow_type: pa.DataType, base: Path) 
     if name in data.tokenizers:
         if not is_text(arrow_type):
             raise DataError(f"data.tokenizers: column {name!r} is {arrow_type}, expected text")
-        return Text.of_file(name, str(arrow_type), base / Path(data.tokenizers[name]).expanduser())
+        return Text.from_file(
+            name, str(arrow_type), base / Path(data.tokenizers[name]).expanduser()
+        )
     return None
 
 
@@ -138,7 +140,7 @@ def _bind_target(
     data: Data, name: str, stored: str, reading: Reading, arrow_type: pa.DataType, source: Source
 ) -> Statistics:
     where = source.where(stored) if name == stored else f"data.target: column {stored!r}"
-    field = of_type(name, arrow_type, where, reading)
+    field = choose_field(name, arrow_type, where, reading)
     if name != stored and not isinstance(field, Tokens):
         raise DataError(
             f"data.shift.{name}: {where} is {arrow_type}; lists of tokens can be shifted"
@@ -151,13 +153,13 @@ def _bind_target(
 
 def _bind_weight(data: Data, name: str, arrow_type: pa.DataType, source: Source) -> Statistics:
     where = source.where(name)
-    if not isinstance(of_type(name, arrow_type, where), Number):
+    if not isinstance(choose_field(name, arrow_type, where), Number):
         raise DataError(f"{where} is {arrow_type}, expected numbers")
     field = Number(name, str(arrow_type), "weight")
     return with_missing(field, data, name, where, arrow_type).statistics()
 
 
-def of_type(
+def choose_field(
     name: str, arrow_type: pa.DataType, where: str, reading: Reading | None = None
 ) -> Field:
     """The field of a column of this type; as a target, where the losses' `reading` is given.
@@ -194,7 +196,7 @@ def of_type(
             return Tokens(name, text, role, vocabulary=(), ignored=ignored)
         raise DataError(f"{where} holds lists of {inner}: expected numbers or text")
     if types.is_dictionary(value_type):
-        of_type(name, value_type.value_type, where)
+        choose_field(name, value_type.value_type, where)
         return Category(name, text, role, ignored=ignored)
     if types.is_boolean(value_type) or is_text(value_type):
         return Category(name, text, role, ignored=ignored)

@@ -39,7 +39,7 @@ FORMAT = 5
 READ, USED = "read", "used"
 """Empty files whose times tell when the entry was last read through, and opened."""
 TRUSTED_SECONDS = 600.0
-"""For so long after one process of the node has read an entry through, others take it as it is."""
+"""How long others trust an entry that one process of the node has read through."""
 
 
 @dataclass(frozen=True, repr=False)

@@ -46,7 +46,7 @@ class Facts(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     rows: dict[str, int]
-    """Of each split."""
+    """How many rows each split has."""
     dropped: int
     files: list[str]
     """The first thousand."""
@@ -70,12 +70,12 @@ class Manifest(Sealed):
     """What an entry of the cache is."""
 
     fields: list[dict[str, Any]]
-    """As `Field.to_json` gives them."""
+    """The columns, as `Field.to_json` gives them."""
     fingerprint: str
     facts: Facts
     files: dict[str, Stored]
     stream: PlanRecord | None
-    """Of rows that are streamed."""
+    """The blocks of rows that are streamed."""
 
 
 class Conversion:

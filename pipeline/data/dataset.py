@@ -153,10 +153,10 @@ class Dataset:
             yield some.gather(np.arange(start, min(start + size, len(self)))).only(tuple(names))
 
 
-def in_memory(
+def build_dataset(
     fields: list[Field], encoded: Mapping[str, Encoded], num_rows: int, float_dtype: FloatType
 ) -> Dataset:
-    """A store of rows that were encoded together."""
+    """A dataset in memory, of rows that were encoded together."""
     layout = Layout.of(fields, float_dtype)
     lists = {}
     for field in fields:
@@ -168,7 +168,7 @@ def in_memory(
 
 
 class Writer:
-    """Appends encoded rows to the files of a store."""
+    """Appends encoded rows to the files of a dataset."""
 
     def __init__(self, folder: Path, fields: list[Field], float_dtype: FloatType) -> None:
         folder.mkdir()
@@ -237,7 +237,7 @@ class _Array:
 def open_dataset(
     folder: Path, fields: list[Field], float_dtype: FloatType, first: int = 0
 ) -> Dataset:
-    """The store whose files a `Writer` wrote, of rows from number `first` on.
+    """The dataset whose files a `Writer` wrote, of rows from number `first` on.
 
     Raises ValueError for files that are not those.
     """

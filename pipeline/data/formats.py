@@ -15,7 +15,7 @@ from pipeline.errors import DataError
 from pipeline.redact import redact
 
 Schemas = dict[tuple[str, str], pa.Schema]
-"""By name of the place and path of the file."""
+"""Each file's schema, by the name of its place and its path."""
 
 
 def datasets(

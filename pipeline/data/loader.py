@@ -31,7 +31,7 @@ class StepBatch:
     counts: dict[int, Tensor]
     """What each of these adds to the denominators of the losses: float64 [K], by its index."""
     denominators: Tensor | None = None
-    """Of the global batch: float64 [K]; known once all workers' counts are summed."""
+    """What the global batch counts: float64 [K]; known once all workers' counts are summed."""
     next: StepBatch | None = None
     """The batch of the following step, if there is one."""
 

@@ -122,17 +122,17 @@ class Source:
         """Record batches, all or those of some row groups, each with where its rows are from."""
         path = ""
         columns = list(self.wanted)
-        of_file: dict[int, set[int]] = {}
+        from_file: dict[int, set[int]] = {}
         for file, group in wanted or ():
-            of_file.setdefault(file, set()).add(group)
+            from_file.setdefault(file, set()).add(group)
         try:
             for file, fragment in enumerate(self.dataset.get_fragments()):
                 path = getattr(fragment, "path", "")
                 row = 0
-                if wanted is not None and file not in of_file:
+                if wanted is not None and file not in from_file:
                     continue
                 read = _read(
-                    fragment, self.dataset.schema, columns, self.block_rows, of_file.get(file)
+                    fragment, self.dataset.schema, columns, self.block_rows, from_file.get(file)
                 )
                 for batch, group in read:
                     yield _replace_views(batch), Part(0, path, row, (file, group))
@@ -217,11 +217,11 @@ def open_sources(located: DataFiles) -> tuple[Source, Source | None]:
     """
     places = {"data.train": located.train, "data.validation": located.validation}
     datasets_by_key = datasets(places, located.data.categorical)
-    train = _of_files(located.data, "data.train", datasets_by_key["data.train"], located.train)
+    train = _open_files(located.data, "data.train", datasets_by_key["data.train"], located.train)
     if not located.validation:
         return train, None
     data = located.data.model_copy(update={"inputs": train.inputs})  # it may have more columns
-    validation = _of_files(
+    validation = _open_files(
         data, "data.validation", datasets_by_key["data.validation"], located.validation
     )
     for name in validation.wanted:
@@ -235,12 +235,12 @@ def open_sources(located: DataFiles) -> tuple[Source, Source | None]:
     return train, validation
 
 
-def in_memory(data: Data, table: pa.Table) -> Source:
-    """The training rows of `data` that are in memory already."""
+def open_table(data: Data, table: pa.Table) -> Source:
+    """The training rows of `data`, which are in memory already."""
     return _select_columns(data, "data.train", ds.dataset(table), "the table", has_files=False)
 
 
-def _of_files(data: Data, key: str, dataset: ds.Dataset, places: list[FileSet]) -> Source:
+def _open_files(data: Data, key: str, dataset: ds.Dataset, places: list[FileSet]) -> Source:
     shown = ", ".join(redact(place.name) for place in places)
     has_files = sum(len(place.paths) for place in places) > 1
     return _select_columns(data, key, dataset, shown, has_files)

@@ -68,7 +68,7 @@ class Sampler:
 
 
 class WindowSampler:
-    """As Sampler, for rows that come in blocks of which few are at hand.
+    """A Sampler for rows that come in blocks of which few are at hand.
 
     Each epoch draws the blocks in a new order; so many of them in turn are a window, whose rows are
     mixed. A step's rows follow from its number: no more than its windows is computed.

@@ -51,7 +51,7 @@ def sample(uri: str) -> pa.Table:
     (nycflights13, from the Bureau of Transportation Statistics); with missing values.
     """
     name = uri.removeprefix(PREFIX)
-    return _flights() if name == "flights" else _of_scikit_learn(name)
+    return _flights() if name == "flights" else _load_scikit_learn(name)
 
 
 def _flights() -> pa.Table:
@@ -74,7 +74,7 @@ def _flights() -> pa.Table:
     return pa.Table.from_pandas(joined, preserve_index=False)
 
 
-def _of_scikit_learn(name: str) -> pa.Table:
+def _load_scikit_learn(name: str) -> pa.Table:
     from sklearn import datasets
 
     if name == "digits":

@@ -92,7 +92,7 @@ def chooser(data: Data, source: Source, first: float | None = None) -> Chooser |
     split = data.validation
     if isinstance(split, float):
         used = list(source.wanted)
-        return lambda table, row_name: _below(_of_rows(table, used), split, data.split_seed)
+        return lambda table, row_name: _below(_hash_rows(table, used), split, data.split_seed)
     if not isinstance(split, Split):
         return None
     column = split.column
@@ -102,7 +102,7 @@ def chooser(data: Data, source: Source, first: float | None = None) -> Chooser |
 
         def grouped(table: pa.Table, row_name: RowName) -> NDArray[np.bool_]:
             _refuse_missing(table[column], where, row_name)
-            return _below(_of_rows(table, [column]), fraction, data.split_seed)
+            return _below(_hash_rows(table, [column]), fraction, data.split_seed)
 
         return grouped
 
@@ -202,32 +202,32 @@ def _below(hashes: Hashes, fraction: float, seed: int) -> NDArray[np.bool_]:
     return chosen
 
 
-def _of_rows(table: pa.Table, columns: list[str]) -> Hashes:
+def _hash_rows(table: pa.Table, columns: list[str]) -> Hashes:
     """One hash for each row, of the values in `columns`."""
     hashes = np.zeros(len(table), np.uint64)
     for column in columns:
-        hashes = _finalize(hashes * GOLDEN_GAMMA + _of_column(table[column]))
+        hashes = _finalize(hashes * GOLDEN_GAMMA + _hash_column(table[column]))
     return hashes
 
 
-def _of_column(column: Any) -> Hashes:
+def _hash_column(column: Any) -> Hashes:
     """One hash for each row of a column; a list's is the sum of its items', each by its place."""
     array = plain(column)
     if not pa.types.is_nested(array.type):
-        return _of_values(array)
+        return _hash_values(array)
     values, offsets = flat(array)
     if offsets is None:  # lists of one size; those that are missing have no values
         lengths = (~missing(array)).astype(np.int64)
         lengths *= len(values) // max(1, int(lengths.sum()))
         offsets = np.concatenate([[0], np.cumsum(lengths)])
     positions = np.arange(len(values)) - np.repeat(offsets[:-1], np.diff(offsets))
-    items = _finalize(_of_values(values) + positions.astype(np.uint64) * GOLDEN_GAMMA)
+    items = _finalize(_hash_values(values) + positions.astype(np.uint64) * GOLDEN_GAMMA)
     sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(items, dtype=np.uint64)])
     hashes: Hashes = sums[offsets[1:]] - sums[offsets[:-1]] + np.diff(offsets).astype(np.uint64)
     return hashes
 
 
-def _of_values(array: Any) -> Hashes:
+def _hash_values(array: Any) -> Hashes:
     """Hashes that are the same for a number in any type."""
     from pandas.util import hash_array
 

@@ -92,7 +92,7 @@ class Streamed(Dataset):
         rows = np.asarray(rows)
         if not len(rows) or rows.max() < len(self.head):
             return self.head.gather(rows, buffer)
-        assert self._spool is not None, "rows are fetched while the store is opened"
+        assert self._spool is not None, "rows are fetched while the dataset is opened"
         buffer = buffer or Buffer(self.layout, len(rows))
         blocks = np.searchsorted(self.bounds, rows, "right") - 1
         apart: dict[str, list[tuple[Rows, Column]]] = {name: [] for name in self.lists}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 OPTIMIZER = -1
-"""In the place of a micro-batch's index: what the optimizer draws."""
+"""Stands for a micro-batch's index where the optimizer draws."""
 
 
 def seed_for(seed: int, step: int, index: int = OPTIMIZER) -> int:

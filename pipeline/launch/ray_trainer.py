@@ -44,7 +44,7 @@ ELASTIC_ENVIRONMENT = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
 }
 REACH_SECONDS = 5.0
-"""For a cluster to answer, and again to say who may come in."""
+"""How long a cluster may take to answer, and again to say who may come in."""
 RESIZE_SECONDS = 15.0  # between looks for more nodes; 60 by default
 
 

@@ -29,7 +29,7 @@ class Result:
     """Last values of the validation rows: `loss` and each metric."""
     curve_sha256: str
     weights_sha256: str
-    """Of the recorded model: the last step's weights, or those of the best evaluation."""
+    """SHA-256 of the recorded model: the last step's weights, or those of the best evaluation."""
     best: dict[str, Any] | None = None
     """With `training.best_by`: metric, step and value of the best evaluation."""
     state: str = "finished"

@@ -39,7 +39,7 @@ def changing_buffers(objective: Objective, batch: Batch) -> dict[str, bool]:
 
 
 def _try_parts(objective: Objective, batch: Batch, names: list[str]) -> dict[str, bool]:
-    """As `changing_buffers` says, of the buffers that are named.
+    """What `changing_buffers` says of the buffers that are named.
 
     One that adds up changes by all rows as by two parts of them together, at first and later too: a
     moving average does so from zeros only.
@@ -81,7 +81,7 @@ def _forward(objective: Objective, batch: Batch, rows: Tensor) -> None:
 def _changes(
     objective: Objective, batch: Batch, names: list[str], rows: Tensor
 ) -> dict[str, Tensor]:
-    """By how much a forward pass changes each buffer that keeps its shape; they stay as before."""
+    """How much a forward pass changes each buffer that keeps its shape; they stay as before."""
     before = {name: objective.get_buffer(name).detach().clone() for name in names}
     with kept_buffers(objective):
         _forward(objective, batch, rows)

@@ -56,7 +56,7 @@ class Call:
         is_by_row: list[bool] | None = None,
         rows: Tensor | None = None,
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Of its parameters, and of what it is given, for the gradients `of` its outputs."""
+        """Gradients of its parameters and inputs, for the gradients `of` its outputs."""
         trained = [p for p in self.module.parameters() if p.requires_grad]
         for parameter in trained:
             parameter.grad = None
@@ -94,7 +94,7 @@ class Call:
 
 
 Passed = dict[str, tuple[Call, list[Tensor]]]
-"""By path of the module, its call and what it gave."""
+"""Each module's call and what it gave, by the module's path."""
 
 
 def passed(objective: Objective, batch: Batch, seed: int = 0) -> Passed:
@@ -238,7 +238,7 @@ def close(one: Tensor, other: Tensor, rtol: float) -> bool:
 
 
 def gradients_of(objective: Objective, batch: Batch, scale: float = 1.0) -> dict[str, Tensor]:
-    """Of `scale` times the loss, by parameter, in the order of the model."""
+    """Gradients of `scale` times the loss, by parameter, in the order of the model."""
     objective.zero_grad(set_to_none=True)
     with kept_buffers(objective):
         torch.manual_seed(1)

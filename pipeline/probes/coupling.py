@@ -27,13 +27,13 @@ from pipeline.probes.steadiness import MANY, UNSTEADY, attributes_of, kept_in, l
 SHAPE_RTOL = {torch.float64: 1e-5, torch.float32: 1e-3, torch.bfloat16: 0.02}
 """What another number of rows may leave: some modules compute in float32 whatever they get."""
 GRADIENT_RTOL = 0.1
-"""Of sums of gradients in another order: parts of a model may compute in bfloat16."""
+"""Tolerance for gradients summed in another order: parts of a model may compute in bfloat16."""
 CONTENT_RTOL = {torch.float64: 1e-11, torch.float32: 1e-5, torch.bfloat16: 0.02}
 """What other contents of as many rows may leave, which is nothing unless they change a shape."""
 EXACT_RTOL = 1e-6
-"""Of the same, where all parts compute in float64; other differences are looked into."""
+"""The same, where all parts compute in float64; other differences are looked into."""
 MULTIPLE_RTOL = 1e-5
-"""Of multiples of gradients by a power of 2, which rounds nothing."""
+"""Tolerance for gradients multiplied by a power of 2, which rounds nothing."""
 OTHER_NUMBERS = "gives a row different numbers when other rows are beside it"
 OTHER_GRADIENT = "gives a row a different gradient when other rows are beside it"
 LARGE = 2.0**14

@@ -78,7 +78,7 @@ class Backup:
         self.shown, self._filesystem = backups.shown, backups.filesystem
         self.folder = f"{backups.root}/{run}"
         self._segments: list[Segment] = []
-        """Of the journal, as far as it is there."""
+        """The parts of the journal that are in the backup."""
 
     def launcher(self) -> Launcher | None:
         """Which command wrote the record here last, and so may write the rest. Raises FAULTS."""

@@ -49,7 +49,7 @@ class Checkpoints:
         self._error: Exception | None = None
         self._is_first = True
         self._num_bytes = 0
-        """Of the tensors that were saved last."""
+        """Size of the tensors that were saved last."""
 
     def is_due(self, step: int) -> bool:
         """Whether the state after `step` steps is to be saved."""
@@ -72,7 +72,7 @@ class Checkpoints:
         self._writing = writing  # which the backup's thread waits for
 
     def wait(self) -> None:
-        """Until no checkpoint is being written. Raises RunError when the last one failed."""
+        """Wait for the checkpoint being written. Raises RunError when the last one failed."""
         self.settle()
         if self._error is not None:
             raise RunError(
@@ -81,7 +81,7 @@ class Checkpoints:
             ) from self._error
 
     def settle(self) -> None:
-        """Until no checkpoint is being written, whether it failed or not."""
+        """Wait for the checkpoint being written, whether it fails or not."""
         if self._writing is not None:
             self._writing.join()
 

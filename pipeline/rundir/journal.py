@@ -44,7 +44,7 @@ class Journal:
         step: int = 0,
         compare: bool = True,
     ) -> None:
-        """Of a run that resumes after `step` steps.
+        """Open the journal of a run that resumes after `step` steps.
 
         `check` is called before anything is written, and raises an error where another process has
         taken over.

@@ -110,12 +110,12 @@ class RunDir:
     @property
     def uploader_log(self) -> Path:
         """What went wrong on the way to MLflow."""
-        return self.path / "deliver.log"
+        return self.path / "upload.log"
 
     @property
     def uploader_lock(self) -> Path:
         """Held by the process that sends the run to MLflow."""
-        return self.path / ".delivering"
+        return self.path / ".uploading"
 
     def fault_mark(self, rank: int, step: int) -> Path:
         """Left by a planned fault that has struck."""

@@ -20,9 +20,9 @@ from pipeline.rundir.layout import RunDir
 from pipeline.rundir.records import Holder
 
 WAIT_SECONDS = 10.0
-"""For a process that was killed to be gone."""
+"""How long a process that was killed may take to be gone."""
 CLOCK_SECONDS = 1.0
-"""By which a process may seem to have started at another time, once the clock was corrected."""
+"""How far a process's start may seem to move when the clock is corrected."""
 
 
 class Lease:
@@ -41,7 +41,7 @@ class Lease:
         if before is not None:
             _end(before)
         holder = Holder(
-            number=before.number + 1 if before else 1,
+            attempt=before.attempt + 1 if before else 1,
             host=socket.gethostname(),
             pid=os.getpid(),
             started=_start_of(os.getpid()),
@@ -57,8 +57,8 @@ class Lease:
         now = _read(self.run.lease)
         if now is not None and now != self.holder:
             raise RunError(
-                f"attempt {now.number} at this run, by process {now.pid} on {now.host}, "
-                f"has taken over from attempt {self.holder.number}, which writes nothing more"
+                f"attempt {now.attempt} at this run, by process {now.pid} on {now.host}, "
+                f"has taken over from attempt {self.holder.attempt}, which writes nothing more"
             )
 
 

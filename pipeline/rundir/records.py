@@ -14,7 +14,7 @@ from pipeline.files.sealed import Sealed
 
 State = Literal["finished", "failed", "killed"]
 Numbers = dict[str, float | None]
-"""By name; None where there is no finite number."""
+"""Values by name; None where there is no finite number."""
 
 
 class Part(BaseModel):
@@ -54,18 +54,18 @@ class Manifest(Sealed):
     identity: Identity
     files: dict[str, FileFacts]
     journal: tuple[Segment, ...] = ()
-    """In a backup, the journal that belongs to it."""
+    """The journal that belongs to it, in a backup."""
 
 
 class Holder(Sealed):
     """`lease.json`: the process that may write."""
 
-    number: int
-    """Of the attempt, from 1."""
+    attempt: int
+    """From 1."""
     host: str
     pid: int
     started: float
-    """In seconds since 1970: tells the process from others of its id."""
+    """Seconds since 1970; tells the process from a later one with its id."""
     is_own_process: bool
     """Whether the process does nothing else, so that its successor may kill it."""
 
@@ -95,7 +95,7 @@ class Done(Sealed):
     first_difference: int | None
     """The first step that gave other numbers when it was recomputed."""
     journal: tuple[Segment, ...] = ()
-    """In a backup, the journal that belongs to it."""
+    """The journal that belongs to it, in a backup."""
 
 
 class Launcher(Part):
@@ -122,7 +122,7 @@ class DataFacts(Part):
     files: list[str]
     num_files: int
     rows: dict[str, int]
-    """Of each split."""
+    """How many rows each split has."""
     dropped: int
     columns: dict[str, ColumnFacts]
     profile: dict[str, dict[str, Any]]
@@ -133,7 +133,7 @@ class Record(Sealed):
     """`record.json`: what MLflow is told besides the curve."""
 
     name: str
-    """Of the run's folder."""
+    """The name of the run's folder."""
     job: str
     experiment: str
     register_as: str | None
@@ -143,16 +143,16 @@ class Record(Sealed):
     data: DataFacts
     spec: str
     fields: list[dict[str, Any]]
-    """As `Field.to_json` gives them."""
+    """The columns, as `Field.to_json` gives them."""
     example: str
     """A few raw rows as an Arrow file in base64."""
     tags: dict[str, str]
     token: str
     """Tells this run from all others, also after it is resumed."""
     digest: str
-    """Of the spec."""
+    """The spec's digest."""
     imports_sha256: str
-    """Of the custom modules' sources; empty without any."""
+    """SHA-256 of the custom modules' sources; empty without any."""
     modules: list[str]
     num_workers: int
     launcher: Launcher
@@ -169,7 +169,7 @@ class Recorded(Sealed):
     run_id: str = ""
     experiment_id: str = ""
     tracking_uri: str = ""
-    delivered: dict[str, int] = Field(default={})
+    uploaded: dict[str, int] = Field(default={})
     """The last step of each kind of point."""
     launcher: str = ""
     """Id of the command that records the run."""

@@ -49,7 +49,7 @@ def faults_of(
             advice = f"with keys such as {', '.join(known)}" if known else ""
         else:
             own = item["type"] in _OWN_ERRORS
-            message = item["msg"] if own else _in_plain_words(item["msg"])
+            message = item["msg"] if own else _reword(item["msg"])
             problem = message if own else f"{message}, found {shorten(item['input'])}"
             advice = ""
         shown = dotted(path)
@@ -66,7 +66,7 @@ def faults_of(
             yield fault
 
 
-def _in_plain_words(message: str) -> str:
+def _reword(message: str) -> str:
     """One of pydantic's messages as a reader of YAML would say it."""
     kind = re.sub("^[A-Z][a-z]+ should", "must", message.partition(", unable to parse")[0])
     for theirs, ours in {

@@ -76,7 +76,7 @@ class Workers(Section):
         return {**value, "num": None}
 
     @model_validator(mode="after")
-    def _in_order(self) -> Workers:
+    def _check_range(self) -> Workers:
         if self.min and self.max and self.min > self.max:
             text = "`min` {least} is more than `max` {most}"
             raise PydanticCustomError("workers", text, {"least": self.min, "most": self.max})

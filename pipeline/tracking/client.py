@@ -28,7 +28,7 @@ LONGEST_TAG, LONGEST_PARAM = 5000, 6000
 LONGEST_TEXT = 60_000
 """MLflow's limit of a data set's source and schema."""
 MOST_PARAMS = 100
-"""Of one request."""
+"""Most params that MLflow takes in one request."""
 LAUNCHER = "pipeline.launcher"
 """Tag of a run: id of the command that records it."""
 ERROR = "pipeline.error"
@@ -43,7 +43,7 @@ class Value:
     key: str
     value: float
     time: int
-    """In milliseconds since 1970."""
+    """Milliseconds since 1970."""
     step: int
 
 
@@ -123,10 +123,10 @@ class Client:
             self._client.delete_tag(run_id, ERROR)
         self._client.update_run(run_id, status="RUNNING")
 
-    def delivered(self, run_id: str) -> dict[str, int]:
+    def uploaded(self, run_id: str) -> dict[str, int]:
         """The last step of each kind of point that MLflow has.
 
-        Steps that another machine delivered and that are recomputed have another time here.
+        Steps that another machine uploaded and that are recomputed have another time here.
         """
         steps: dict[str, int] = {}
         for key in self._client.get_run(run_id).data.metrics:

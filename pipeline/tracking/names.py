@@ -16,7 +16,7 @@ from pipeline.redact import redact
 from pipeline.spec import JobSpec
 
 SCHEMES = ("databricks", "file", "http", "https", "mssql", "mysql", "postgresql", "sqlite")
-"""Of tracking URIs that MLflow takes; plugins add theirs."""
+"""Schemes of tracking URIs that MLflow takes; plugins add theirs."""
 LONGEST_KEY = 250
 
 

@@ -18,7 +18,7 @@ from pipeline.rundir.records import Ended, Recorded
 ALONE = "alone"
 """Says to the uploader that no command trains the run."""
 PATIENCE_SECONDS = 3.0
-"""Until the user is told what the command waits for."""
+"""How long the command waits before it tells the user what for."""
 
 
 def start(run: RunDir, *words: str) -> subprocess.Popen[bytes]:

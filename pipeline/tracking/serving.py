@@ -15,7 +15,7 @@ import torch
 from pipeline import plugins, spec
 from pipeline.data.arrow import is_text
 from pipeline.data.columns import Field, column_errors, encode, from_json
-from pipeline.data.dataset import in_memory
+from pipeline.data.dataset import build_dataset
 from pipeline.errors import DataError
 from pipeline.losses.objective import Objective
 from pipeline.registry import nearest
@@ -65,8 +65,8 @@ class ServedModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         columns = {field.name: self._column(model_input, field) for field in self.inputs}
         kind = np.float64 if self.objective.precision == torch.float64 else np.float32
         encoded = encode(self.inputs, pa.table(columns), float_dtype=kind)
-        store = in_memory(self.inputs, encoded, len(model_input), kind)
-        batch = store.gather(np.arange(len(model_input)))
+        dataset = build_dataset(self.inputs, encoded, len(model_input), kind)
+        batch = dataset.gather(np.arange(len(model_input)))
         columns_out: dict[str, Any] = {}
         with torch.inference_mode():
             predictions = self.objective.predict(batch)

@@ -41,12 +41,12 @@ BATCH = 1000  # MLflow's limit of metrics in one request
 EVERY_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 30.0  # between tries at a server that does not answer
 PATIENCE_SECONDS = 30.0
-"""After training's end, for a server that does not answer; PIPELINE_DELIVERY_PATIENCE_SECONDS."""
+"""After training's end, for a server that does not answer; PIPELINE_UPLOAD_PATIENCE_SECONDS."""
 KILLED_PATIENCE_SECONDS = 5.0
 """The most after a signal: whoever sent it does not wait for long."""
 QUIET_SECONDS = 10.0  # without a new point, after which a run without its launcher has ended
 SETTLE_SECONDS = 2.0
-"""For what another machine is sending to arrive."""
+"""How long what another machine is sending may take to arrive."""
 WARNING = "pipeline.warning"
 """Tag of a run that ended well, and whose model is hardly of use: why."""
 
@@ -72,7 +72,7 @@ class Uploader:
         self.unsent: list[StepPoint | EvaluationPoint] = []
         self.starts: list[Start] = []
         self.notes: list[str] = []
-        """Of the last evaluation."""
+        """The last evaluation's notes."""
         self.rate: float | None = None
         """The learning rate that MLflow was told last."""
         self.has_begun = False
@@ -91,16 +91,16 @@ class Uploader:
         if not self.state.run_id:
             experiment_id = self.client.experiment_id(self.record.experiment)
             run_id = self.client.find_run(experiment_id, self.record.token)
-            delivered = self._take_over(run_id) if run_id else {}
+            uploaded = self._take_over(run_id) if run_id else {}
             run_id = run_id or self.client.create_run(
                 experiment_id, self.record.name, self.record.tags
             )
             self.save(
-                run_id=run_id, experiment_id=experiment_id, delivered=delivered, launcher=launcher
+                run_id=run_id, experiment_id=experiment_id, uploaded=uploaded, launcher=launcher
             )
         elif self.state.launcher != launcher:  # it is resumed
             if self.client.launcher(self.state.run_id) not in (self.state.launcher, launcher):
-                self.save(delivered=self._take_over(self.state.run_id))
+                self.save(uploaded=self._take_over(self.state.run_id))
             self.client.take_over(self.state.run_id, launcher)
             self.save(launcher=launcher)
         if not self.state.begun:
@@ -114,7 +114,7 @@ class Uploader:
         """Take the run from another machine; how far that has uploaded it."""
         self.client.take_over(run_id, self.record.launcher.id)
         time.sleep(SETTLE_SECONDS)
-        return self.client.delivered(run_id)
+        return self.client.uploaded(run_id)
 
     def _refuse_superseded(self) -> None:
         """Raise SupersededError if another machine has resumed the run, as its backup allows."""
@@ -132,25 +132,25 @@ class Uploader:
                 continue
             if "validation" in point:
                 self.notes = point.get("notes", [])
-            if point["step"] > self.state.delivered.get(_kind(point), -1):
+            if point["step"] > self.state.uploaded.get(_kind(point), -1):
                 self.unsent.append(point)
         while self.unsent:
             metrics: list[Value] = []
             num_points, rate = 0, self.rate
-            delivered = dict(self.state.delivered)
+            uploaded = dict(self.state.uploaded)
             for point in self.unsent:
                 new = list(values_of(_without_rate(point, rate)))
                 if metrics and len(metrics) + len(new) > BATCH:
                     break
                 metrics += new
                 num_points += 1
-                delivered[_kind(point)] = point["step"]
+                uploaded[_kind(point)] = point["step"]
                 rate = point["train"]["learning_rate"] if "train" in point else rate
             self._refuse_superseded()
             self.client.log_metrics(self.state.run_id, metrics)
             del self.unsent[:num_points]
             self.rate = rate
-            self.save(delivered=delivered)
+            self.save(uploaded=uploaded)
 
     def finish(self, ended: Ended) -> None:
         """The rest of the curve, the model of a finished run, and the run's status."""
@@ -290,7 +290,7 @@ def _upload(run: RunDir, launcher: Launcher, is_alone: bool) -> int:
 
 def _patience(is_short: bool) -> float:
     """Seconds that an ended run's record may take where MLflow cannot be told."""
-    seconds = float(os.environ.get("PIPELINE_DELIVERY_PATIENCE_SECONDS", PATIENCE_SECONDS))
+    seconds = float(os.environ.get("PIPELINE_UPLOAD_PATIENCE_SECONDS", PATIENCE_SECONDS))
     return min(seconds, KILLED_PATIENCE_SECONDS if is_short else math.inf)
 
 
@@ -320,7 +320,7 @@ def _is_starting(run: RunDir) -> bool:
 
 
 def _wait(run: RunDir, seconds: float) -> None:
-    """Until the next upload, or shorter when training ends meanwhile."""
+    """Wait for the next upload, or until training ends meanwhile."""
     until = time.monotonic() + seconds
     already = run.ended.exists()
     while time.monotonic() < until and run.ended.exists() == already:

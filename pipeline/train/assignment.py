@@ -25,7 +25,7 @@ class Assignment:
     origins: dict[str, str]
     """Where the user has these sources, for tracebacks."""
     fingerprint: str
-    """Of the rows."""
+    """Fingerprint of the rows."""
     job: Job | None = None
     """The job itself, where the command trains in its own process."""
     faults: Sequence[Fault] = ()

@@ -22,7 +22,7 @@ from pipeline.rundir.records import Numbers
 from pipeline.train.term_metrics import TermMetric
 
 MOST_CLASSES = 1000
-"""Of a target, up to which predictions of each are counted."""
+"""Predictions of each class are counted for targets with no more classes than this."""
 
 
 class Evaluation(NamedTuple):
@@ -104,7 +104,7 @@ def _losses(terms: list[Term], numerators: Tensor, denominators: Tensor) -> Numb
 
 
 def _tallies(terms: list[Term]) -> list[TermMetric]:
-    """For each term of few classes, how many items are predicted to be, and are, of each."""
+    """How many items are predicted to be, and are, of each class, for each term of few classes."""
     return [
         TermMetric(f"tally of {term.label}", TALLY, index)
         for index, term in enumerate(terms)

@@ -27,7 +27,7 @@ from pipeline.losses.terms import Term
 def shares(
     objective: Objective, gradients: Gradients, batch: StepBatch
 ) -> dict[int, dict[int, Share]]:
-    """For each of this worker's micro-batches, its share in each term that couples rows.
+    """The share of each of this worker's micro-batches in each term that couples rows.
 
     Empty where no term does.
     """

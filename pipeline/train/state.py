@@ -36,7 +36,7 @@ class Snapshot(TypedDict):
     buffers: dict[str, Tensor]
     """Those that a state dict does not hold."""
     optimizer: dict[str, Any]
-    """As torch gives it."""
+    """The optimizer's `state_dict`."""
     num_skipped: int
     best: BestState | None
 
@@ -59,7 +59,7 @@ class TrainState:
         self.schedule = schedule
         """Factor of the learning rate in a step, from 0."""
         self.metrics = metrics
-        """Of the validation rows."""
+        """Metrics of the validation rows."""
         self.best = best
         """Kept by the first worker of a job with `training.best_by`."""
         self.step = 0
@@ -67,7 +67,7 @@ class TrainState:
         self.num_skipped = 0
         """Those of them that were not finite."""
         self.learning_rate = 0.0
-        """Of the first group of parameters."""
+        """The rate of the first group of parameters."""
 
     @classmethod
     def create(cls, job: Job, device: torch.device) -> TrainState:

@@ -24,10 +24,10 @@ class TermMetric:
     """A metric of one loss term's predictions."""
 
     name: str
-    """In the record; with the term's label where several terms have this metric."""
+    """Its name in the record, with the term's label where several terms have this metric."""
     metric: Metric
     index: int
-    """Of the term."""
+    """The term's place among the job's losses."""
 
     @property
     def place(self) -> str:

@@ -43,9 +43,9 @@ def suspects(told: Assignment) -> list[str]:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONHASHSEED": str(number + 1)},
+            env={**os.environ, "PYTHONHASHSEED": str(index + 1)},
         )
-        for number, answer in enumerate(answers)
+        for index, answer in enumerate(answers)
     ]
     try:
         codes = [process.wait() for process in started]
@@ -64,7 +64,7 @@ def suspects(told: Assignment) -> list[str]:
 
 
 Hashes = dict[str, tuple[str, str]]
-"""By component, SHA-256 of what it was given (empty if nothing) and of what it made of it."""
+"""SHA-256 of what each component was given (empty if nothing) and of what it made of it."""
 
 
 def numbers(told: Assignment) -> dict[str, Hashes]:
@@ -95,8 +95,8 @@ def numbers(told: Assignment) -> dict[str, Hashes]:
     torch.manual_seed(0)
     predictions = bound.predict(batch)
     found["gives different losses for the same rows"] = alone(
-        (f"loss {term.label}", bound.items_of(number, predictions, batch))
-        for number, term in enumerate(bound.terms)
+        (f"loss {term.label}", bound.items_of(index, predictions, batch))
+        for index, term in enumerate(bound.terms)
     )
     torch.manual_seed(0)
     total(bound, batch).backward()  # type: ignore[no-untyped-call]

@@ -31,7 +31,7 @@ def steps(job: Job, num_steps: int) -> tuple[list[StepPoint], Objective]:
     """
     spec = job.spec
     settings = job.spec.training
-    order = job.sampler()
+    sampler = job.sampler()
     bound = job.objective()
     changing = changing_buffers(bound, job.trial)
     trained = [p for p in bound.parameters() if p.requires_grad]
@@ -42,7 +42,7 @@ def steps(job: Job, num_steps: int) -> tuple[list[StepPoint], Objective]:
     schedule = spec.schedule
     labels = [term.label for term in bound.terms]
     points: list[StepPoint] = []
-    with job.train.opened("plain") as store:
+    with job.train.opened("plain") as dataset:
         for step in range(num_steps):
             factor = learning_rate_factor(
                 schedule.name, schedule.options, schedule.warmup_steps, step, job.num_steps
@@ -50,15 +50,15 @@ def steps(job: Job, num_steps: int) -> tuple[list[StepPoint], Objective]:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
             size = None if bound.is_coupled else settings.microbatch_size
-            pieces = split_batch(order.rows(step), size, 1)
-            divisors = bound.denominators(store.gather(order.rows(step)))
+            microbatches = split_batch(sampler.rows(step), size, 1)
+            divisors = bound.denominators(dataset.gather(sampler.rows(step)))
             sums = torch.zeros_like(divisors)
             bound.zero_grad(set_to_none=True)  # also what the optimizer does not hold
             with _StepBuffers(bound, changing) as buffers:
-                for number, rows in enumerate(pieces):
+                for index, rows in enumerate(microbatches):
                     buffers.restart()
-                    torch.manual_seed(seed_for(settings.seed, step, number))
-                    sums += _backward(bound, store.gather(rows), divisors)
+                    torch.manual_seed(seed_for(settings.seed, step, index))
+                    sums += _backward(bound, dataset.gather(rows), divisors)
             if settings.clip_norm is not None:
                 nn.utils.clip_grad_norm_(trained, settings.clip_norm)
             torch.manual_seed(seed_for(settings.seed, step))

@@ -55,7 +55,7 @@ class Leg:
     is_reference: bool = False
     """The other legs of its promise are compared with this one."""
     is_plain: bool = False
-    """By a plain torch loop in this process, not by the workers' code."""
+    """Whether a plain torch loop in this process computes it, not the workers' code."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Proof:
 
     @property
     def tags(self) -> dict[str, str]:
-        """Of its run in MLflow, by which a proof of a job is found."""
+        """Tags of its run in MLflow, by which a proof of a job is found."""
         tags = {
             "pipeline.proved": "yes" if self.is_kept else "no",
             "pipeline.spec_digest": self.spec_digest,
@@ -217,22 +217,23 @@ def _cuts(job: Job, size: int) -> list[int | None]:
 
 def _legs(job: Job, size: int, counts: list[int], steps: int) -> Iterator[Leg]:
     """The reference first."""
-    for number in counts:
-        yield Leg(_workers(number), "bits", size, (number,), is_reference=number == counts[0])
+    for num_workers in counts:
+        is_reference = num_workers == counts[0]
+        yield Leg(_show(num_workers), "bits", size, (num_workers,), is_reference=is_reference)
     most = counts[-1]
     if most > 1 and steps > 2:
         first = max(steps * 2 // 5, 1)
         second = max(steps * 7 // 10, 2)
-        order = (max(most - 1, 1), max(most - 2, 1), most)
-        kills = ((order[0] - 1, first), (0, second))
+        attempts = (max(most - 1, 1), max(most - 2, 1), most)
+        kills = ((attempts[0] - 1, first), (0, second))
         title = (
-            f"{_workers(order[0])}, one killed at step {first}, resumed with {order[1]}, "
-            f"killed at step {second}, resumed with {order[2]}"
+            f"{_show(attempts[0])}, one killed at step {first}, resumed with {attempts[1]}, "
+            f"killed at step {second}, resumed with {attempts[2]}"
         )
-        yield Leg(title, "bits", size, order, kills)
+        yield Leg(title, "bits", size, attempts, kills)
 
-    def in_float64(title: str, size: int | None, number: int = 1) -> Leg:
-        return Leg(f"float64, {title}", "rounding", size, (number,), precision="float64")
+    def in_float64(title: str, size: int | None, num_workers: int = 1) -> Leg:
+        return Leg(f"float64, {title}", "rounding", size, (num_workers,), precision="float64")
 
     yield replace(in_float64("plain torch", size), is_reference=True, is_plain=True)
     yield in_float64("1 worker", size)
@@ -242,12 +243,12 @@ def _legs(job: Job, size: int, counts: list[int], steps: int) -> Iterator[Leg]:
     if size < _batch_size(job):
         yield in_float64("whole batches at once", whole)
     if most > 1:
-        number = min(3, most)
-        yield in_float64(f"{_workers(number)} without micro-batches", None, number)
+        some = min(3, most)
+        yield in_float64(f"{_show(some)} without micro-batches", None, some)
 
 
-def _workers(number: int) -> str:
-    return f"{number} worker{'s' if number > 1 else ''}"
+def _show(num_workers: int) -> str:
+    return f"{num_workers} worker{'s' if num_workers > 1 else ''}"
 
 
 def _job_of(job: Job, leg: Leg) -> Job:
@@ -273,7 +274,7 @@ class _Runner:
     steps: int
     tolerance: float
     references: dict[Promise, tuple[Outcome, Sequence[Point]]] = field(default_factory=dict)
-    """By promise: what the other legs are compared with, and its points."""
+    """What the other legs of a promise are compared with, and its points."""
     wide: Job | None = None
     """The job with its rows in float64."""
 

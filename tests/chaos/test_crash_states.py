@@ -39,10 +39,10 @@ def test_every_state_of_the_disk_is_resumed_from(whole: Case, every: int) -> Non
 
 
 def test_every_crash_state_of_a_record_is_one_that_was_written(tmp_path: Path) -> None:
-    """The delivery's high-water mark, and all that is written like it."""
+    """The upload's high-water mark, and all that is written like it."""
     disk = Disk(tmp_path / "seen")
     (tmp_path / "seen").mkdir()
-    marks = [Recorded(delivered={"train": n}) for n in range(6)]
+    marks = [Recorded(uploaded={"train": n}) for n in range(6)]
     with disk.watching():
         for mark in marks:
             mark.write(tmp_path / "seen" / "recorded.json")
@@ -64,7 +64,7 @@ def test_the_comparison_can_see_a_mark_that_is_written_in_place(tmp_path: Path) 
     (tmp_path / "seen").mkdir()
     with disk.watching():
         for number in range(3):
-            (tmp_path / "seen" / "mark.json").write_text(f'{{"delivered": {number}}}')
+            (tmp_path / "seen" / "mark.json").write_text(f'{{"uploaded": {number}}}')
     broken = 0
     for end in range(1, len(disk.seen) + 1):
         place = harness.fresh(tmp_path / "disk")

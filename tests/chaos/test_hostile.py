@@ -130,11 +130,11 @@ def test_a_part_of_mlflows_address_is_no_way_to_its_secrets(
 ) -> None:
     """An error names the path and query of the address alone."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://u:hunter2 5b1d@127.0.0.1:9/p?token=T0KEN-99")
-    monkeypatch.setenv("PIPELINE_DELIVERY_PATIENCE_SECONDS", "1")
+    monkeypatch.setenv("PIPELINE_UPLOAD_PATIENCE_SECONDS", "1")
     path = job()
     code, out, err = command("run", path, "--json")
     assert code == 3, err
-    assert (path.parent / "runs/small-1/deliver.log").read_text(), "it said something"
+    assert (path.parent / "runs/small-1/upload.log").read_text(), "it said something"
     told = [file.read_bytes() for file in path.parent.rglob("*") if file.is_file()]
     for secret in ("hunter2", "5b1d", "T0KEN-99"):
         assert secret not in out + err

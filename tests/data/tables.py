@@ -18,7 +18,7 @@ from pipeline.data import cache
 from pipeline.data.batch import Ragged
 from pipeline.data.bind import fit_table as fit
 from pipeline.data.columns import Field, encode
-from pipeline.data.dataset import Dataset, in_memory
+from pipeline.data.dataset import Dataset, build_dataset
 from pipeline.spec import Cache, load
 from pipeline.spec.data import Data
 from pipeline.train.job import Job, prepare
@@ -58,7 +58,7 @@ def write(folder: Path, table: pa.Table, name: str) -> str:
 def dataset_of(
     fields: list[Field], table: pa.Table, shift: dict[str, str] | None = None
 ) -> Dataset:
-    return in_memory(fields, encode(fields, table, shift), len(table), np.float32)
+    return build_dataset(fields, encode(fields, table, shift), len(table), np.float32)
 
 
 def batch_of(fields: list[Field], table: pa.Table, shift: dict[str, str] | None = None) -> Any:

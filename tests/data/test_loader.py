@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline.data.bind import fit_table
 from pipeline.data.columns import encode
-from pipeline.data.dataset import Dataset, in_memory
+from pipeline.data.dataset import Dataset, build_dataset
 from pipeline.data.loader import Loader, Partition
 from pipeline.data.sampler import Sampler, steps_per_epoch
 from pipeline.spec.data import Data
@@ -27,7 +27,7 @@ def store() -> Dataset:
     table = pa.table({"x": numbers.astype(float), "k": numbers % 7, "tokens": lists, "y": numbers})
     data = Data(train="x", target="y", categorical=["k"], scale="none")
     fields = fit_table(data, table, {})
-    return in_memory(fields, encode(fields, table), NUM_ROWS, np.float32)
+    return build_dataset(fields, encode(fields, table), NUM_ROWS, np.float32)
 
 
 ROWS = store()

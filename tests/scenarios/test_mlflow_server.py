@@ -86,7 +86,7 @@ def test_points_of_another_machine_are_not_sent_again(
     client.set_tag(result.run_id, LAUNCHER, "another command")
     launcher = Launcher(id="this command", pid=os.getpid(), host="here")
     Record.read(run.record).model_copy(update={"launcher": launcher}).write(run.record)
-    nothing = {"delivered": {}, "complete": False}
+    nothing = {"uploaded": {}, "complete": False}
     run.read_recorded().model_copy(update=nothing).write(run.recorded)
     points = [read_line(line) for line in run.journal.open("rb")]
     lines = [line_of(cast(Point, {**point, "time": point["time"] + 1})) for point in points]

@@ -130,7 +130,7 @@ def test_a_dead_tracking_server_leaves_a_trained_run_that_sync_can_finish(
     from pipeline.tracking import uploader
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    monkeypatch.setenv("PIPELINE_DELIVERY_PATIENCE_SECONDS", "1")
+    monkeypatch.setenv("PIPELINE_UPLOAD_PATIENCE_SECONDS", "1")
     path = job()
     code, out, err = command("run", path, "--json")
     assert code == 3, err
@@ -150,7 +150,7 @@ def test_a_dead_tracking_server_leaves_a_trained_run_that_sync_can_finish(
 
 def test_record_errors_carry_the_result(job: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    monkeypatch.setenv("PIPELINE_DELIVERY_PATIENCE_SECONDS", "1")
+    monkeypatch.setenv("PIPELINE_UPLOAD_PATIENCE_SECONDS", "1")
     with pytest.raises(RecordError) as raised:
         pipeline.run(job())
     assert raised.value.result.steps == 6  # type: ignore[attr-defined]

@@ -355,7 +355,7 @@ def test_a_dead_server_is_reported_during_training_and_recording_can_be_interrup
     job: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
-    monkeypatch.setenv("PIPELINE_DELIVERY_PATIENCE_SECONDS", "100")
+    monkeypatch.setenv("PIPELINE_UPLOAD_PATIENCE_SECONDS", "100")
     path = job({**LONG, "training.epochs": 6000})
     process = started(path)
     folder = path.parent / "runs" / "small-1"

@@ -112,7 +112,7 @@ class Field(ABC):
     arrow_type: str
     role: Role = "input"
     shape: tuple[int, ...] = ()
-    """Of the encoded row."""
+    """The encoded row's shape."""
     fill: Any = None
     """The raw value that missing values are replaced by."""
 
@@ -151,7 +151,7 @@ class Field(ABC):
 
     @property
     def counts(self) -> tuple[int, ...] | None:
-        """For targets, the training rows of each vocabulary entry, or of 0 and 1."""
+        """The training rows of each vocabulary entry, or of 0 and 1, where it is a target."""
         return None
 
     @property
@@ -223,7 +223,7 @@ class Field(ABC):
     def gather(
         self, values: NDArray[Any], starts: NDArray[np.int64], lengths: NDArray[np.int64]
     ) -> Column:
-        """For lists, a batch of the rows that stand at `starts`.
+        """A batch of the lists that stand at `starts`.
 
         Raises ColumnError for a row that cannot be decoded.
         """
@@ -273,7 +273,7 @@ class Statistics(ABC):
 
 
 class NoStatistics(Statistics):
-    """Of a column that the spec alone describes."""
+    """Nothing: the spec alone describes the column."""
 
     def observe(self, column: Any) -> None:
         pass

@@ -177,7 +177,7 @@ class Distinct:
 
 
 class ClassNumberStatistics(Statistics):
-    """Of whole numbers that count from 0: tokens, and tensors of labels."""
+    """Whole numbers that count from 0: tokens, and tensors of labels."""
 
     def __init__(self, field: Field, ignored: int | None) -> None:
         super().__init__(field)

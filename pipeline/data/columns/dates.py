@@ -23,7 +23,7 @@ class Date(Field):
     """A date or time: float [N, K], one number for the days elapsed, two for each cycle."""
 
     mean: float = 0.0
-    """Of the days elapsed since 1970."""
+    """The mean of the days elapsed since 1970."""
     deviation: float = 1.0
     parts: tuple[DatePart, ...] = ()
 
@@ -31,7 +31,7 @@ class Date(Field):
     is_cell: ClassVar[bool] = True
 
     @classmethod
-    def of_parts(cls, name: str, arrow_type: pa.DataType, parts: Sequence[DatePart]) -> Date:
+    def from_parts(cls, name: str, arrow_type: pa.DataType, parts: Sequence[DatePart]) -> Date:
         """The column of which these parts are read, as far as its type has them.
 
         Raises ColumnError, which continues the key of the parts, when none is left.
@@ -83,7 +83,7 @@ class Date(Field):
 
 
 class DateStatistics(Statistics):
-    """Of dates and times."""
+    """Mean and spread of dates and times."""
 
     field: Date
 

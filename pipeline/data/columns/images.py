@@ -76,7 +76,7 @@ class Image(Field):
 
 
 class ImageStatistics(Statistics):
-    """Of encoded images, of which only the headers are read."""
+    """How many images have each size and mode; only headers are read."""
 
     def __init__(self, field: Image) -> None:
         super().__init__(field)

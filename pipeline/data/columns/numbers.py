@@ -31,7 +31,7 @@ class _Scaled(Field):
     """Numbers, of which a mean is subtracted and which are divided by a deviation."""
 
     mean: Amount = 0.0
-    """For vectors by position, unless their scale is `shared`."""
+    """The training rows' mean: of each position of a vector, unless the scale is `shared`."""
     deviation: Amount = 1.0
     center: Amount = 0.0
     log: bool = False
@@ -63,7 +63,7 @@ class Number(_Scaled):
     """One number: float [N]."""
 
     counts: tuple[int, ...] | None = None
-    """Of 0 and 1, where a target holds nothing else."""
+    """How many rows are 0 and 1, where a target holds nothing else."""
 
     kind: ClassVar[str] = "number"
     is_single: ClassVar[bool] = True
@@ -177,7 +177,7 @@ class Moments:
 
 
 class NumberStatistics(Statistics):
-    """Of numbers: alone, in tensors, or in lists.
+    """Mean and spread of numbers: alone, in tensors, or in lists.
 
     Vectors have statistics for each of their positions, and so have lists that turn out to have
     one size in all training rows: they are vectors.
@@ -193,7 +193,7 @@ class NumberStatistics(Statistics):
         is_vector = isinstance(field, FixedTensor) and len(field.shape) == 1
         self.width = field.shape[0] if is_vector else None
         self.lengths: set[int] = set()
-        """Of lists, until there are two."""
+        """Lengths of lists, until there are two."""
         self.by_position: tuple[Moments, Moments] | None = None
         self.is_binary = True
 
@@ -261,7 +261,7 @@ class NumberStatistics(Statistics):
 
 
 class WeightStatistics(Statistics):
-    """Of numbers that say how much each row counts."""
+    """Row weights: none is negative, and one at least is above 0."""
 
     def __init__(self, field: Field) -> None:
         super().__init__(field)

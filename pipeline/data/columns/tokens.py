@@ -32,7 +32,7 @@ class Tokens(Field):
     num_classes: int = 0
     """Tokens that there are, or class numbers, counted from 0."""
     vocabulary: tuple[Any, ...] | None = None
-    """Of tokens that are text; None for class numbers."""
+    """The words, where tokens are text; None for class numbers."""
     ignored: int | None = None
     """A raw class number that marks items to skip; encoded as IGNORED, it is not a class."""
 
@@ -75,7 +75,7 @@ class Text(Tokens):
     """Content of its `tokenizer.json`."""
 
     @classmethod
-    def of_file(cls, name: str, arrow_type: str, path: Path) -> Text:
+    def from_file(cls, name: str, arrow_type: str, path: Path) -> Text:
         """The column whose tokenizer is in a file. Raises DataError if that is none."""
         where = f"data.tokenizers.{name}: {path}"
         try:
@@ -99,7 +99,7 @@ class Text(Tokens):
 
 
 class WordStatistics(Statistics):
-    """Of tokens that are text: which there are."""
+    """The words of tokens that are text."""
 
     field: Tokens
 

@@ -67,7 +67,7 @@ class Target:
             self.check_field(label, field)
 
     def check_field(self, label: str, field: Field) -> None:
-        """As `check_fields`, for one of them."""
+        """`check_fields` for one of them."""
 
     def check_values(self, label: str, name: str, target: Tensor) -> None:
         """Raise ContractError for values of column `name` that the loss cannot mean."""
