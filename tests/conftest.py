@@ -18,6 +18,14 @@ from pipeline.rundir.journal import events
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 JOBS = Path(__file__).parent.parent / "jobs"
 
+MINIMAL = {
+    "name": "x",
+    "data": {"train": "sample:diabetes", "target": "progression"},
+    "model": "linear",
+    "loss": "mse",
+}
+"""The least that a job spec says."""
+
 Write = Callable[..., Path]
 Command = Callable[..., tuple[int, str, str]]
 

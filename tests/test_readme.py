@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline import cli
-from pipeline.spec import load, reference
+from pipeline.spec import load
 from tests.benchmarks import __main__ as benchmarks
 from tests.conftest import JOBS, Command, Write
 
@@ -71,13 +71,6 @@ def test_the_two_set_up_commands_are_one_line_each() -> None:
     assert len(setups) == 2
     assert "pipeline run jobs/diabetes.yaml" in setups[0]
     assert setups[1].endswith("pytest")
-
-
-def test_the_key_reference_is_what_the_command_prints() -> None:
-    _, _, rest = JOB_SPECS.partition("<!-- keys -->\n")
-    assert rest.partition("\n<!-- end of keys -->")[0] == reference.table(), (
-        "replace it by the output of `pipeline schema --markdown`"
-    )
 
 
 def test_the_map_has_every_module_with_the_first_line_of_its_docstring() -> None:
