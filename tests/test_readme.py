@@ -70,7 +70,7 @@ def test_the_two_set_up_commands_are_one_line_each() -> None:
     setups = [line for line in SHELL if line.startswith("python3 -m venv")]
     assert len(setups) == 2
     assert "pipeline run jobs/diabetes.yaml" in setups[0]
-    assert setups[1].endswith("pytest")
+    assert " && .venv/bin/pytest" in setups[1]
 
 
 def test_the_map_has_every_module_with_the_first_line_of_its_docstring() -> None:

@@ -68,7 +68,7 @@ FAULTS = {
                   "use_reentrant=True", "pass use_reentrant=False"),
     "lbfgs": ({"optimizer": {"name": "t_lbfgs"}}, "asks for a closure", "take another optimizer"),
     "optimizer": ({"optimizer": {"name": "t_broken_optimizer"}},
-                  "fails in its first step: RuntimeError: not today", "test_own_components.py:"),
+                  "fails in its first step: RuntimeError: not today", f"{Path(__file__).name}:"),
 }  # fmt: skip
 
 
