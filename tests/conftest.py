@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing.process
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
+import torch
 import yaml
 
 from pipeline import cli, registry
@@ -16,7 +20,30 @@ from pipeline.rundir import RunDir
 from pipeline.rundir.journal import events
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+hypothesis.settings.register_profile("shared machine", deadline=None)
+hypothesis.settings.load_profile("shared machine")
+if "PYTEST_XDIST_WORKER" in os.environ:  # each process of tests has one core
+    torch.set_num_threads(1)
 JOBS = Path(__file__).parent.parent / "jobs"
+FAST = (
+    "checks",
+    "data",
+    "distributed",
+    "files",
+    "losses",
+    "models",
+    "probes",
+    "rundir",
+    "spec",
+    "test_optimizers",
+    "test_redact",
+    "test_registry",
+    "test_schedules",
+    "test_structure",
+    "test_testing",
+    "train",
+)
+"""Folders and modules of the fast lane."""
 
 MINIMAL = {
     "name": "x",
@@ -63,6 +90,27 @@ def rows(num_rows: int = 24) -> str:
 def happened(folder: Path, event: str) -> list[dict[str, Any]]:
     """Lines of a run's journal on one kind of event."""
     return [dict(line) for line in events(RunDir(folder).journal) if line["event"] == event]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of the fast lane."""
+    for item in items:
+        is_fast = str(item.path.relative_to(Path(__file__).parent)).startswith(FAST)
+        marks = {mark.name for mark in item.iter_markers()}
+        if is_fast and not marks & {"processes", "ray", "jobs", "chaos"}:
+            item.add_marker("fast")
+
+
+@pytest.fixture(autouse=True)
+def _the_fast_lane_starts_no_process(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        pytest.fail("a test of the fast lane starts a process: mark it with `processes`")
+
+    if request.node.get_closest_marker("fast"):
+        monkeypatch.setattr(subprocess, "Popen", refuse)
+        monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", refuse)
 
 
 @pytest.fixture(autouse=True, scope="session")

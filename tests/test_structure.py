@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import pickle
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -16,6 +17,7 @@ import pipeline
 from pipeline import errors
 
 PACKAGE = Path(pipeline.__file__).parent
+ROOT = Path(__file__).parent.parent
 
 LAYERS = [
     ["errors", "redact", "registry", "tracebacks", "files"],
@@ -83,6 +85,22 @@ def test_imports_point_one_way() -> None:
     TopologicalSorter(graph).prepare()  # raises CycleError
 
 
+def test_each_module_has_tests_of_its_name_or_a_row_that_says_where() -> None:
+    text = (ROOT / "tests" / "README.md").read_text().partition("| module | its tests |")[2]
+    rows = [line.split(" | ") for line in text.partition("\n\n")[0].splitlines()[2:]]
+    elsewhere = [place for modules, _ in rows for place in re.findall(r"`(.+?)`", modules)]
+    for path in [path for _, tests in rows for path in re.findall(r"`(.+?)`", tests)]:
+        assert (ROOT / path).exists(), path
+    for path in PACKAGE.rglob("*.py"):
+        module = path.relative_to(PACKAGE)
+        if path.name.startswith("__"):
+            continue
+        has_test = (ROOT / "tests" / module.parent / f"test_{path.name}").exists()
+        is_listed = any(f"{module}".startswith(place) for place in elsewhere)
+        assert has_test or is_listed, f"no test_{path.name}, nor a row in tests/README.md: {module}"
+        assert not (has_test and str(module) in elsewhere), f"{module} has a test of its name"
+
+
 def test_no_file_is_longer_than_can_be_read() -> None:
     for path in PACKAGE.rglob("*.py"):
         assert len(path.read_text().splitlines()) <= LONGEST, path.relative_to(PACKAGE)
@@ -95,6 +113,7 @@ def test_ray_and_mlflow_are_imported_in_their_rooms_only() -> None:
         assert "mlflow" not in tops or name in MLFLOW, name
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["run", "--help"], ["list", "losses"], ["check", "no.yaml"]]
 )
@@ -120,6 +139,7 @@ def test_the_public_names_are_these() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("name", ["losses", "metrics", "models", "optimizers", "schedules"])
 def test_every_registry_takes_entries_whatever_was_imported_before(name: str) -> None:
     for module in modules():

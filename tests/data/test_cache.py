@@ -118,6 +118,7 @@ def _convert(made: tuple[Data, Path, Cache], results: Any) -> None:
     results.put((read(made).fingerprint, (entry(made) / "manifest.json").stat().st_mtime_ns))
 
 
+@pytest.mark.processes
 def test_of_several_processes_one_converts(made: Any) -> None:
     context = multiprocessing.get_context("spawn")
     results = context.Queue()

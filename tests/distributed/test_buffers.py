@@ -66,6 +66,7 @@ def stepped(rank: int, num: int) -> dict[str, Any]:
     return {name: buffer.tolist() for name, buffer in model.named_buffers()}
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("num", [1, 2, 3, 4])
 def test_each_buffer_has_what_all_rows_make_of_it(num: int) -> None:
     for after in [stepped(0, 1)] if num == 1 else on_workers(num, stepped):

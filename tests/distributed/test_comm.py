@@ -28,6 +28,7 @@ def said(rank: int, num: int) -> dict[str, Any]:
     }
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("num", [2, 3, 5])
 def test_every_worker_hears_the_same(num: int) -> None:
     for rank, heard in enumerate(on_workers(num, said)):
@@ -62,6 +63,7 @@ def gathered_odd(rank: int, num: int) -> str:
     return ""
 
 
+@pytest.mark.processes
 def test_parts_of_all_workers_stand_in_their_order_on_each() -> None:
     for slots in (gathered(0, 1), *on_workers(2, gathered), *on_workers(5, gathered)):
         for part, expected in zip(slots[0], ROWS, strict=True):
@@ -71,6 +73,7 @@ def test_parts_of_all_workers_stand_in_their_order_on_each() -> None:
             assert torch.equal(part, expected)
 
 
+@pytest.mark.processes
 def test_parts_of_different_shapes_are_refused_on_every_worker() -> None:
     assert all("different shapes" in text for text in on_workers(2, gathered_odd))
 

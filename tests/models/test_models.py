@@ -30,6 +30,7 @@ def metric(result: pipeline.Result, name: str) -> float:
     return value
 
 
+@pytest.mark.processes
 def test_mlp_learns_from_categories_alone(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     city = rng.choice(["oslo", "rome", "lima"], 300)
@@ -44,6 +45,7 @@ def test_mlp_learns_from_categories_alone(tmp_path: Path) -> None:
     assert metric(result, "r2") > 0.95
 
 
+@pytest.mark.processes
 def test_transformer_learns_the_next_token(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     starts, lengths = rng.integers(0, 5, 200), rng.integers(1, 9, 200)
@@ -58,6 +60,7 @@ def test_transformer_learns_the_next_token(tmp_path: Path) -> None:
     assert metric(result, "accuracy") > 0.95
 
 
+@pytest.mark.processes
 def test_transformer_classifies_rows_of_text_tokens(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     words = [list(rng.choice(["good", "bad", "film", "the"], n)) for n in rng.integers(1, 8, 400)]
@@ -71,6 +74,7 @@ def test_transformer_classifies_rows_of_text_tokens(tmp_path: Path) -> None:
     assert metric(result, "accuracy") > 0.9
 
 
+@pytest.mark.processes
 def test_a_mean_with_its_variance_is_learned(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     x = rng.uniform(-1, 1, 500)
@@ -83,6 +87,7 @@ def test_a_mean_with_its_variance_is_learned(tmp_path: Path) -> None:
     assert metric(result, "r2") > 0.9
 
 
+@pytest.mark.processes
 def test_two_labels_at_once_are_learned_with_balanced_weights(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(1000, 2))
@@ -98,6 +103,7 @@ def test_two_labels_at_once_are_learned_with_balanced_weights(tmp_path: Path) ->
     assert metric(result, "rare/f1") > 0.8
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("precision", "schedule"),
     [

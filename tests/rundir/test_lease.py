@@ -14,6 +14,7 @@ from pipeline.rundir import RunDir
 from pipeline.rundir.lease import Lease
 from pipeline.rundir.records import Holder
 
+pytestmark = pytest.mark.processes
 HOLDER = """
 import sys, time
 from pathlib import Path

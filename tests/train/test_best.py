@@ -26,6 +26,7 @@ def trained(folder: Path, name: str | None) -> pipeline.Result:
     return pipeline.run(JOBS / "diabetes.yaml", OVERRIDES | more)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(("name", "choose"), [("rmse", min), ("r2", max), ("loss", min)])
 def test_the_weights_are_those_of_the_best_evaluation(
     tmp_path: Path, name: str, choose: Any
@@ -50,6 +51,7 @@ def test_the_weights_are_those_of_the_best_evaluation(
     assert of_model[f"validation/{name}"] == found[step], "what MLflow shows beside the model"
 
 
+@pytest.mark.processes
 def test_keeping_the_best_weights_changes_no_step(tmp_path: Path) -> None:
     one, other = trained(tmp_path / "one", "rmse"), trained(tmp_path / "other", None)
     assert one.curve_sha256 == other.curve_sha256

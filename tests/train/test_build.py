@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -51,6 +52,7 @@ def trained(rank: int, num: int) -> tuple[str, str]:
         return curve_sha256(list(Reader(run.journal).new())), Done.read(run.done).weights_sha256
 
 
+@pytest.mark.processes
 def test_a_loss_with_random_weights_of_its_own_starts_alike_on_every_worker() -> None:
     alone, together = (on_workers(num, trained)[0] for num in (1, 3))
     assert alone == together

@@ -63,6 +63,7 @@ def refused(change: Callable[..., None], rank: int, num: int) -> str:
     return ""
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("change", "name"),
     [
@@ -78,5 +79,6 @@ def test_every_worker_names_what_differs(change: Callable[..., None], name: str)
         assert f"after step 7 the workers no longer hold the same {name}:" in message
 
 
+@pytest.mark.processes
 def test_equal_states_are_taken() -> None:
     assert on_workers(2, partial(refused, nothing)) == ["", ""]

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 WORKER = """
 import sys
 from pathlib import Path
@@ -26,6 +28,7 @@ def worker(folder: Path, rank: int) -> tuple[int, list[str]]:
     return done.returncode, done.stdout.split()
 
 
+@pytest.mark.processes
 def test_a_fault_strikes_once(tmp_path: Path) -> None:
     assert worker(tmp_path, 0) == (-signal.SIGKILL, ["0", "1"])
     assert worker(tmp_path, 0) == (0, ["0", "1", "2", "3"])

@@ -40,6 +40,7 @@ def test_images_are_decoded_by_the_feed(tmp_path: Path) -> None:
         people(tmp_path, broken, images=images)
 
 
+@pytest.mark.processes
 def test_a_cnn_reads_encoded_images(tmp_path: Path) -> None:
     photos = [png(40 * (i % 6), (8, 8)) for i in range(24)]
     table = pa.table({"photo": photos, "y": [float(i % 6) for i in range(24)]})

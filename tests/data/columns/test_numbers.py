@@ -84,6 +84,7 @@ def test_each_position_of_a_vector_has_its_own_mean_and_deviation(
         encode([field], pa.table({"v": pa.array([[1.0, 2.0, 3.0]])}))
 
 
+@pytest.mark.processes
 def test_whole_numbers_beyond_64_bits_are_read_by_their_names(
     job: Write, command: Command, tmp_path: Path
 ) -> None:
