@@ -281,7 +281,7 @@ def list_cache(folder: str | None) -> None:
     """Print what is kept, the data set used last first."""
     from pipeline.data import cache as rows
 
-    root = rows.root(spec.Cache(folder=folder))
+    root = rows.make_folder(spec.Cache(folder=folder))
     for line in render.cache_lines(rows.entries(root), root):
         click.echo(line)
 
@@ -296,7 +296,7 @@ def clear_cache(names: tuple[str, ...], folder: str | None) -> None:
     """
     from pipeline.data import cache as rows
 
-    root = rows.root(spec.Cache(folder=folder))
+    root = rows.make_folder(spec.Cache(folder=folder))
     known = [entry.name for entry in rows.entries(root)]
     for name in names:
         if not any(entry.startswith(name) for entry in known):

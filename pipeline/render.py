@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from pipeline.train.job import Job
     from pipeline.verify.prove import Outcome, Proof
 
-MOST_SHOWN = 8
+MAX_SHOWN = 8
 """Input columns that are listed by name."""
-MOST_CLASSES = 10
+MAX_CLASSES = 10
 PROOF_HEADER = f"          {'curve':10}{'weights':10}{'difference':13}"
 
 
@@ -50,11 +50,11 @@ def check_lines(job: Job, notices: Sequence[Notice]) -> list[str]:
     targets = [_target(field) for field in job.fields if field.is_target]
     dropped = job.facts.dropped
     drops = f", {dropped:,} dropped for missing values" if dropped else ""
-    more = ", ..." if len(inputs) > MOST_SHOWN else ""
+    more = ", ..." if len(inputs) > MAX_SHOWN else ""
     return [
         f"ok    {job.spec.name}",
         f"rows  {job.num_rows:,} training, {job.num_validation_rows:,} validation{drops}",
-        f"in    {', '.join(inputs[:MOST_SHOWN])}{more}",
+        f"in    {', '.join(inputs[:MAX_SHOWN])}{more}",
         f"out   {', '.join(targets) or '(no target)'}",
         f"model {_model(job)}",
         *(f"note  {notice}" for notice in notices),
@@ -78,8 +78,8 @@ def _target(field: Field) -> str:
     if not field.counts or not field.vocabulary:
         return f"{field.name} ({field.kind})"
     both = list(zip(field.vocabulary, field.counts, strict=True))
-    classes = ", ".join(f"{value} {count:,}" for value, count in both[:MOST_CLASSES])
-    more = ", ..." if len(both) > MOST_CLASSES else ""
+    classes = ", ".join(f"{value} {count:,}" for value, count in both[:MAX_CLASSES])
+    more = ", ..." if len(both) > MAX_CLASSES else ""
     positive = f"; {both[-1][0]} is positive" if len(both) == 2 else ""
     return f"{field.name} ({classes}{more}{positive})"
 
@@ -108,14 +108,14 @@ def size_text(num_bytes: int) -> str:
 
 def proof_row(outcome: Outcome) -> str:
     """One line of the table, under `curve`, `weights` and `difference`."""
-    apart = "" if outcome.difference is None else f"{outcome.difference:.1e}"
-    apart = "0" if outcome.difference == 0 else apart
+    difference = "" if outcome.difference is None else f"{outcome.difference:.1e}"
+    difference = "0" if outcome.difference == 0 else difference
     is_broken = outcome.verdict == "broken" and outcome.first_step is not None
     step = f" from step {outcome.first_step}" if is_broken else ""
     text = f": {outcome.text}" if outcome.text else ""
     return (
         f"{outcome.promise:10}{outcome.curve_sha256[:8]:10}{outcome.weights_sha256[:8]:10}"
-        f"{apart:13}{outcome.verdict + step}  {outcome.title}{text}"
+        f"{difference:13}{outcome.verdict + step}  {outcome.title}{text}"
     )
 
 

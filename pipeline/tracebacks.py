@@ -10,7 +10,7 @@ from pathlib import Path
 
 PACKAGE = str(Path(__file__).parent)
 NOT_OWN = ("site-packages", "dist-packages", PACKAGE, sysconfig.get_paths()["stdlib"])
-MOST_FRAMES = 3
+MAX_FRAMES = 3
 copied_from: dict[str, str] = {}
 """Copies of the user's files and packages in this process, and where the user has them."""
 
@@ -55,7 +55,7 @@ def in_full(error: BaseException) -> str:
     """Type and text, the user's lines below it, and what was noted of it on its way."""
     text = str(error).strip()
     lines = [f"{type(error).__name__}: {text}" if text else type(error).__name__]
-    for frame in reversed(own_frames(error)[-MOST_FRAMES:]):
+    for frame in reversed(own_frames(error)[-MAX_FRAMES:]):
         lines.append(f"  {_place(frame)}, in {frame.name}: {frame.line}")
     return "\n".join([*lines, *(f"  {note}" for note in getattr(error, "__notes__", []))])
 

@@ -17,7 +17,7 @@ from pipeline.losses.targets import NoTarget, Signs, Values
 from pipeline.losses.terms import Term
 from pipeline.train.job import Job
 
-MOST_READS = 1.2
+MAX_READS = 1.2
 """How often an epoch may read a streamed row before `check` says so."""
 LEAST_BATCHES = 4
 """How many batches a window of streamed blocks should hold."""
@@ -134,7 +134,7 @@ def _lint_targets(job: Job, terms: list[Term]) -> Iterator[Notice]:
 
 
 def _lint_streaming(plan: Plan, batch_size: int) -> Iterator[Notice]:
-    if plan.reads_per_row > MOST_READS:
+    if plan.reads_per_row > MAX_READS:
         group = max(plan.groups.values())
         text = (
             f"each row is read {plan.reads_per_row:.1f} times an epoch, as up to {group:,} rows "

@@ -43,9 +43,9 @@ Batch = Mapping[str, Column]
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a column stands: numbers `start` to `start + width` of each row of a block."""
+    """Where a column stands: numbers `start` to `start + width` of each row of a matrix."""
 
-    block: int
+    matrix: int
     start: int
     shape: tuple[int, ...] = ()
 
@@ -70,7 +70,7 @@ class Slots(dict[str, Slot]):
         return self._only[names]
 
     def span(self, names: tuple[str, ...]) -> Slot | None:
-        """One slot for all the columns, if they follow each other in one block."""
+        """One slot for all the columns, if they follow each other in one matrix."""
         if names not in self._spans:
             self._spans[names] = self._span([self[name] for name in names if name in self], names)
         return self._spans[names]
@@ -81,58 +81,62 @@ class Slots(dict[str, Slot]):
             return None
         first = end = slots[0].start
         for slot in slots:
-            if slot.block != slots[0].block or slot.start != end:
+            if slot.matrix != slots[0].matrix or slot.start != end:
                 return None
             end += slot.width
-        return Slot(slots[0].block, first, (end - first,))
+        return Slot(slots[0].matrix, first, (end - first,))
 
 
-class Blocks(Mapping[str, Column]):
-    """A batch whose columns of one type stand side by side in one block [N, width].
+class PackedBatch(Mapping[str, Column]):
+    """A batch whose columns of one type stand side by side in one matrix [N, width].
 
-    Columns are views of their block, so that many of them are moved, or read as one matrix, at the
-    price of one. `apart` are the columns that stand alone, such as lists.
+    Columns are views of their matrix, so that many of them are moved, or read as one matrix, at the
+    price of one. `separate` are the columns that stand alone, such as lists.
     """
 
-    def __init__(self, blocks: Sequence[Tensor], slots: Slots, apart: Mapping[str, Column]) -> None:
-        self.blocks = list(blocks)
+    def __init__(
+        self, matrices: Sequence[Tensor], slots: Slots, separate: Mapping[str, Column]
+    ) -> None:
+        self.matrices = list(matrices)
         self.slots = slots
-        self.apart = apart
+        self.separate = separate
 
     def __getitem__(self, name: str) -> Column:
         slot = self.slots.get(name)
         if slot is None:
-            return self.apart[name]
-        block = self.blocks[slot.block]
+            return self.separate[name]
+        matrix = self.matrices[slot.matrix]
         if not slot.shape:
-            return block[:, slot.start]
-        part = block[:, slot.start : slot.start + slot.width]
-        return part.view(len(block), *slot.shape)
+            return matrix[:, slot.start]
+        part = matrix[:, slot.start : slot.start + slot.width]
+        return part.view(len(matrix), *slot.shape)
 
     def __iter__(self) -> Iterator[str]:
         yield from self.slots
-        yield from self.apart
+        yield from self.separate
 
     def __len__(self) -> int:
-        return len(self.slots) + len(self.apart)
+        return len(self.slots) + len(self.separate)
 
-    def only(self, names: tuple[str, ...]) -> Blocks:
-        """The named columns, of the same blocks."""
-        apart = {n: self.apart[n] for n in names if n in self.apart} if self.apart else {}
-        return Blocks(self.blocks, self.slots.only(names), apart)
+    def only(self, names: tuple[str, ...]) -> PackedBatch:
+        """The named columns, of the same matrices."""
+        separate = (
+            {n: self.separate[n] for n in names if n in self.separate} if self.separate else {}
+        )
+        return PackedBatch(self.matrices, self.slots.only(names), separate)
 
     def beside(self, names: tuple[str, ...]) -> Tensor | None:
-        """The columns as one matrix [N, width] if they follow each other in one block."""
+        """The columns as one matrix [N, width] if they follow each other in one matrix."""
         span = self.slots.span(names)
         if span is None:
             return None
-        return self.blocks[span.block][:, span.start : span.start + span.width]
+        return self.matrices[span.matrix][:, span.start : span.start + span.width]
 
 
 def num_rows(batch: Batch) -> int:
     """Rows of the batch: the same for each of its columns."""
-    if isinstance(batch, Blocks) and batch.slots:
-        return len(batch.blocks[next(iter(batch.slots.values())).block])
+    if isinstance(batch, PackedBatch) and batch.slots:
+        return len(batch.matrices[next(iter(batch.slots.values())).matrix])
     return len(next(iter(batch.values())))
 
 
@@ -155,14 +159,14 @@ def to_float64(batch: Batch) -> Batch:
 
 def only(batch: Batch, names: tuple[str, ...]) -> Batch:
     """The named columns."""
-    if isinstance(batch, Blocks):
+    if isinstance(batch, PackedBatch):
         return batch.only(names)
     return {name: batch[name] for name in names}
 
 
 def side_by_side(batch: Batch, names: tuple[str, ...]) -> Tensor:
     """The columns as one matrix [N, width], without a copy where they stand so already."""
-    matrix = batch.beside(names) if isinstance(batch, Blocks) else None
+    matrix = batch.beside(names) if isinstance(batch, PackedBatch) else None
     if matrix is not None:
         return matrix
     parts = []
@@ -179,7 +183,7 @@ def _each(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
             return Ragged(change(column.values), change(column.lengths))
         return change(column)
 
-    if isinstance(batch, Blocks):
-        apart = {name: changed(column) for name, column in batch.apart.items()}
-        return Blocks([change(block) for block in batch.blocks], batch.slots, apart)
+    if isinstance(batch, PackedBatch):
+        separate = {name: changed(column) for name, column in batch.separate.items()}
+        return PackedBatch([change(matrix) for matrix in batch.matrices], batch.slots, separate)
     return {name: changed(column) for name, column in batch.items()}

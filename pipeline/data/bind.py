@@ -78,7 +78,7 @@ def fit_table(data: Data, table: pa.Table, readings: Mapping[str, Reading]) -> l
         invalid.refuse()
         for name, statistics in bound.items():
             stored = data.shift.get(name, name)
-            with column_errors(source.where(stored), block.named):
+            with column_errors(source.where(stored), block.row_name):
                 statistics.observe(block.table[stored])
     return [fit(data, name, statistics, source) for name, statistics in bound.items()]
 

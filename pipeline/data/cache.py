@@ -1,16 +1,18 @@
 """The rows of a spec, converted once: fields fitted, records written, found at the next start.
 
 An entry is a folder below the cache's own, named after what the rows are made from: the files with
-their sizes and times of change, and what the spec makes of them. It is written beside its place and
-renamed, by one process of a node; the others wait for it.
+their sizes and modification times, and what the spec makes of them. One process of a node writes
+it, to a temporary folder that is then renamed; the others wait for it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -23,27 +25,29 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 
 from pipeline.data.columns import Field, FloatType, Reading, from_json
-from pipeline.data.convert import EXAMPLE, MANIFEST, Conversion, Facts, Manifest, Say
+from pipeline.data.convert import EXAMPLE, MANIFEST, Conversion, Facts, Manifest, Report
 from pipeline.data.dataset import Dataset, open_dataset
 from pipeline.data.fingerprint import crc32
 from pipeline.data.locate import DataFiles, locate
 from pipeline.data.plan import Plan
-from pipeline.data.spool import Fetcher
+from pipeline.data.spool import Fetcher, delete_orphans
 from pipeline.data.streaming import Streamed
 from pipeline.errors import DataError, UsageError
 from pipeline.spec import Cache
 from pipeline.spec.data import Data
 
 FORMAT = 5
-"""Changes with the layout of entries, and with what rows are made of."""
-READ, USED = "read", "used"
-"""Empty files whose times tell when the entry was last read through, and opened."""
+"""Part of every key: to be increased when the layout of entries or the conversion changes."""
+VERIFIED, USED = "read", "used"
+"""Empty files in an entry; their times tell when it was last verified, and opened."""
 TRUSTED_SECONDS = 600.0
-"""How long others trust an entry that one process of the node has read through."""
+"""How long other processes of the node trust that an entry was verified."""
+TEMPORARY = re.compile(r"\.(?P<key>[0-9a-f]{32})\.\d+")
+"""Name of the folder in which a process builds an entry."""
 
 
 @dataclass(frozen=True, repr=False)
-class Converted:
+class ConvertedRows:
     """The rows of a spec, ready to be gathered."""
 
     fields: list[Field]
@@ -56,43 +60,43 @@ class Converted:
     facts: Facts
 
 
-def root(cache: Cache) -> Path:
-    """The cache's folder. Raises UsageError if it cannot be made."""
+def make_folder(cache: Cache) -> Path:
+    """The cache's folder. Created if need be; raises UsageError if it cannot be."""
     setting = cache.folder or os.environ.get("PIPELINE_CACHE")
     folder = Path(setting).expanduser() if setting else Path("~/.cache/pipeline").expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(
-            f"cache.folder: {folder} cannot be made: {error.strerror}; set cache.folder, or "
+            f"cache.folder: {folder} cannot be created: {error.strerror}; set cache.folder, or "
             "PIPELINE_CACHE, to a folder on this machine's own disk"
         ) from None
     return folder.resolve()
 
 
-def rows(
+def load_or_convert(
     data: Data,
     base: Path,
     readings: Mapping[str, Reading],
     float_dtype: FloatType,
     cache: Cache,
     *,
-    say: Say = lambda _: None,
+    report: Report = lambda _: None,
     trusted_seconds: float = 0.0,
-) -> Converted:
+) -> ConvertedRows:
     """The rows that `data` names, from the cache or converted now.
 
-    `say` is told how far a conversion has come. An entry that was read through less than
-    `trusted_seconds` ago is not read through again. Raises DataError naming the key, the file and
-    the column.
+    Relative paths start at `base`. `report` gets a line now and then while rows are converted, and
+    one if an entry is damaged. An entry that was verified less than `trusted_seconds` ago is not
+    verified again. Raises DataError naming the key, the file and the column.
     """
     files = locate(data, base)
-    folder = root(cache)
+    folder = make_folder(cache)
     key = _key(files, data, base, readings, float_dtype)
     entry = folder / key
     with _lock_entry(folder, key):
-        if not _is_intact(entry, trusted_seconds, say):
-            _build_entry(files, base, readings, float_dtype, entry, say)
+        if not _is_intact(entry, trusted_seconds, report):
+            _build_entry(files, base, readings, float_dtype, entry, report)
             if _key(locate(data, base), data, base, readings, float_dtype) != key:
                 shutil.rmtree(entry)
                 raise DataError("data: files changed while they were read; try again")
@@ -109,7 +113,7 @@ def _key(
     readings: Mapping[str, Reading],
     float_dtype: FloatType,
 ) -> str:
-    """What an entry's content follows from."""
+    """Name of an entry: a hash of all that determines its content."""
     paths = [base / Path(path).expanduser() for path in data.tokenizers.values()]
     tokenizers = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()]
     facts = {
@@ -145,7 +149,7 @@ def _lock(folder: Path, key: str) -> FileLock:
 
 
 def _is_free(folder: Path, key: str) -> bool:
-    """Whether no process reads or writes the entry at this moment."""
+    """Whether no process builds, verifies or opens the entry; one that has it open may run on."""
     try:
         with _lock(folder, key).acquire(timeout=0):
             return True
@@ -159,16 +163,17 @@ def _build_entry(
     readings: Mapping[str, Reading],
     float_dtype: FloatType,
     entry: Path,
-    say: Say,
+    report: Report,
 ) -> None:
     """Convert the rows into `entry`, or leave nothing. Raises DataError when there is no room."""
     temporary = entry.parent / f".{entry.name}.{os.getpid()}"
     try:
         shutil.rmtree(entry, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)  # of a process that had the same id
         temporary.mkdir()
-        Conversion(located, base, readings, float_dtype, say).into(temporary)
+        Conversion(located, base, readings, float_dtype, report).write_to(temporary)
         temporary.rename(entry)
-        (entry / READ).touch()  # just now, for its checksums
+        (entry / VERIFIED).touch()  # just now, for its checksums
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise UsageError(
@@ -190,14 +195,14 @@ def _manifest(entry: Path) -> Manifest | None:
         return None
 
 
-def _is_intact(entry: Path, trusted_seconds: float, say: Say) -> bool:
-    """Whether every byte of the entry is as it was written; reading it also warms it up."""
+def _is_intact(entry: Path, trusted_seconds: float, report: Report) -> bool:
+    """Whether every byte of the entry is as it was written."""
     manifest = _manifest(entry)
     if manifest is None:
         if entry.exists():
-            say(f"cache {entry.name} is damaged: converting again")
+            report(f"cache {entry.name} is damaged: converting again")
         return False
-    stamp = entry / READ
+    stamp = entry / VERIFIED
     is_trusted = stamp.exists() and time.time() - stamp.stat().st_mtime < trusted_seconds
     for name, stored in manifest.files.items():
         path = entry / name
@@ -206,14 +211,14 @@ def _is_intact(entry: Path, trusted_seconds: float, say: Say) -> bool:
             or path.stat().st_size != stored.bytes
             or (not is_trusted and crc32(path) != stored.crc32)
         ):
-            say(f"cache {entry.name}/{name} is damaged: converting again")
+            report(f"cache {entry.name}/{name} is damaged: converting again")
             return False
     if not is_trusted:
         stamp.touch()
     return True
 
 
-def _open_entry(entry: Path, located: DataFiles, float_dtype: FloatType) -> Converted:
+def _open_entry(entry: Path, located: DataFiles, float_dtype: FloatType) -> ConvertedRows:
     manifest = _manifest(entry)
     assert manifest is not None
     fields = [from_json(field) for field in manifest.fields]
@@ -226,7 +231,7 @@ def _open_entry(entry: Path, located: DataFiles, float_dtype: FloatType) -> Conv
     validation = None
     if (entry / "validation").exists():
         validation = open_dataset(entry / "validation", fields, float_dtype)
-    return Converted(fields, train, validation, manifest.fingerprint, example, manifest.facts)
+    return ConvertedRows(fields, train, validation, manifest.fingerprint, example, manifest.facts)
 
 
 @dataclass(frozen=True)
@@ -246,21 +251,22 @@ def entries(folder: Path) -> list[Entry]:
     """What the cache holds, the one used last first."""
     held = []
     for path in folder.iterdir() if folder.is_dir() else ():
-        if not path.is_dir() or path.name.startswith("."):
-            continue
-        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        manifest = _manifest(path)
-        used = path / USED
-        held.append(
-            Entry(
-                path.name,
-                size,
-                (used if used.exists() else path).stat().st_mtime,
-                manifest.facts.files if manifest else [],
-                sum(manifest.facts.rows.values()) if manifest else 0,
-            )
-        )
+        if path.is_dir() and not path.name.startswith("."):
+            with contextlib.suppress(FileNotFoundError):  # deleted at this moment
+                held.append(_describe_entry(path))
     return sorted(held, key=lambda entry: -entry.used)
+
+
+def _describe_entry(path: Path) -> Entry:
+    manifest = _manifest(path)
+    used = path / USED
+    return Entry(
+        path.name,
+        sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+        (used if used.exists() else path).stat().st_mtime,
+        manifest.facts.files if manifest else [],
+        sum(manifest.facts.rows.values()) if manifest else 0,
+    )
 
 
 def clear(folder: Path, names: list[str] | None = None) -> int:
@@ -268,27 +274,33 @@ def clear(folder: Path, names: list[str] | None = None) -> int:
 
     Runs that have one open keep it until they end.
     """
-    freed = 0
-    _sweep(folder)
-    for entry in entries(folder):
-        if (names is None or entry.name in names) and _is_free(folder, entry.name):
-            shutil.rmtree(folder / entry.name, ignore_errors=True)
-            freed += entry.size
-    return freed
+    _delete_orphans(folder)
+    held = entries(folder)
+    return sum(_delete(folder, one) for one in held if names is None or one.name in names)
 
 
-def _sweep(folder: Path) -> None:
-    """Delete what conversions left whose process died."""
-    for left in folder.glob(".*.*"):
-        if left.is_dir() and _is_free(folder, left.name.split(".")[1]):
-            shutil.rmtree(left, ignore_errors=True)
+def _delete(folder: Path, entry: Entry) -> int:
+    """Delete the entry unless a process is at it, and return the bytes that this freed."""
+    if not _is_free(folder, entry.name):
+        return 0
+    shutil.rmtree(folder / entry.name, ignore_errors=True)
+    return entry.size
 
 
-def _make_room(folder: Path, most: float, keep: str) -> None:
-    """Delete what was not used for longest until the rest is within `most` bytes."""
-    _sweep(folder)
+def _delete_orphans(folder: Path) -> None:
+    """Delete what processes left that died: half-built entries and blocks of streamed rows."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        match = TEMPORARY.fullmatch(path.name)
+        if match and _is_free(folder, match["key"]):
+            shutil.rmtree(path, ignore_errors=True)
+    delete_orphans(folder)
+
+
+def _make_room(folder: Path, max_bytes: float, keep: str) -> None:
+    """Delete the least recently used entries, but `keep`, until the rest has `max_bytes`."""
+    _delete_orphans(folder)
     held = entries(folder)
     total = sum(entry.size for entry in held)
     for entry in reversed(held):
-        if total > most and entry.name != keep:
-            total -= clear(folder, [entry.name])
+        if total > max_bytes and entry.name != keep:
+            total -= _delete(folder, entry)

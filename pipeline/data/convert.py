@@ -37,7 +37,7 @@ EXAMPLE_ROWS = 5
 HEAD_ROWS = 64
 """Rows that are kept of those that are streamed: enough to try a model and its losses on."""
 MANIFEST, EXAMPLE = "manifest.json", "example.arrow"
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 class Facts(BaseModel):
@@ -87,12 +87,12 @@ class Conversion:
         base: Path,
         readings: Mapping[str, Reading],
         float_dtype: FloatType,
-        say: Say,
+        report: Report,
     ) -> None:
         self.located = located
         self.data = located.data
         self.float_dtype = float_dtype
-        self.say = say
+        self.report = report
         self.train, self.validation = open_sources(located)
         self.statistics = bind(self.data, self.train, readings, base)
         self.splitter = Splitter(self.data, self.train, unfitted_fields(self.statistics))
@@ -102,10 +102,10 @@ class Conversion:
         self.counts = dict.fromkeys(SPLITS, 0)
         self.missing: dict[str, int] = {}
         self.dropped = 0
-        self.said = time.monotonic()
+        self._last_report = time.monotonic()
         self.example: pa.Table | None = None
 
-    def into(self, folder: Path) -> None:
+    def write_to(self, folder: Path) -> None:
         """Write the entry."""
         self._observe()
         self._refuse_empty()
@@ -162,7 +162,7 @@ class Conversion:
                     self._observe_columns(source, rows, faults)
             if self.plan is not None and source is self.train:
                 self.plan.add(block, splits)
-            self._tell("read", block.first + len(block.table))
+            self._report("read", block.start + len(block.table))
         invalid.refuse()
         if faults:
             raise DataError("\n  ".join(faults.values()))
@@ -214,7 +214,7 @@ class Conversion:
                         fields, table, self.data.shift, self.float_dtype, rows.row_name
                     )
                     writers[split].append(encoded, len(table))
-            self._tell("converted", block.first + len(block.table))
+            self._report("converted", block.start + len(block.table))
             if is_short and writers["train"].num_rows == most["train"]:
                 return
 
@@ -248,10 +248,10 @@ class Conversion:
         if size > free:
             raise OSError(errno.ENOSPC, f"{size / 2**30:.1f} GiB needed, {free / 2**30:.1f} free")
 
-    def _tell(self, what: str, num_rows: int) -> None:
-        if time.monotonic() - self.said > 0.5:
-            self.said = time.monotonic()
-            self.say(f"rows  {num_rows:,} {what}")
+    def _report(self, what: str, num_rows: int) -> None:
+        if time.monotonic() - self._last_report > 0.5:
+            self._last_report = time.monotonic()
+            self.report(f"rows  {num_rows:,} {what}")
 
 
 def _describe_split(data: Data) -> str:

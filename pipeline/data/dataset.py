@@ -22,7 +22,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.data.batch import Blocks, Column, Slot, Slots
+from pipeline.data.batch import Column, PackedBatch, Slot, Slots
 from pipeline.data.columns import Encoded, Field, FloatType, Lists, column_errors
 from pipeline.data.sampler import Rows
 
@@ -62,8 +62,8 @@ class Layout:
         for name, slot in self.slots.items():
             values = encoded[name]
             assert isinstance(values, np.ndarray)
-            block = records[self.record.names[slot.block]]  # type: ignore[index]
-            block[:, slot.start : slot.start + slot.width] = values.reshape(num_rows, slot.width)
+            matrix = records[self.record.names[slot.matrix]]  # type: ignore[index]
+            matrix[:, slot.start : slot.start + slot.width] = values.reshape(num_rows, slot.width)
         return records
 
 
@@ -94,21 +94,21 @@ class Buffer:
         size = num_rows * layout.record.itemsize
         memory = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
         self.records = memory.numpy().view(layout.record)
-        self._blocks: list[Tensor] = []
+        self._matrices: list[Tensor] = []
         self._codes: list[tuple[NDArray[Any], NDArray[Any]]] = []
         for name in layout.record.names or ():
             stored = self.records[name]
-            block = torch.from_numpy(stored)
-            if not block.is_floating_point():
-                block = torch.empty(stored.shape, dtype=torch.int64, pin_memory=pinned)
-                self._codes.append((block.numpy(), stored))
-            self._blocks.append(block)
+            matrix = torch.from_numpy(stored)
+            if not matrix.is_floating_point():
+                matrix = torch.empty(stored.shape, dtype=torch.int64, pin_memory=pinned)
+                self._codes.append((matrix.numpy(), stored))
+            self._matrices.append(matrix)
 
-    def blocks(self, num_rows: int) -> list[Tensor]:
-        """The first rows, one block for each stored type; codes as int64."""
+    def matrices(self, num_rows: int) -> list[Tensor]:
+        """The first rows, one matrix for each stored type; codes as int64."""
         for codes, stored in self._codes:  # numpy, which never shares the work among threads
             np.copyto(codes[:num_rows], stored[:num_rows])
-        return [block[:num_rows] for block in self._blocks]
+        return [matrix[:num_rows] for matrix in self._matrices]
 
 
 class Dataset:
@@ -126,26 +126,26 @@ class Dataset:
         return len(self.records)
 
     @contextlib.contextmanager
-    def opened(self, run: str) -> Iterator[Dataset]:
-        """The rows while a run uses them, which may have to fetch them."""
+    def opened(self, run_id: str) -> Iterator[Dataset]:
+        """The rows, ready to be gathered; workers of one run give the same `run_id`."""
         yield self
 
     def expect(self, blocks: list[int]) -> None:
-        """Told which blocks of rows will be used next; here all of them are at hand."""
+        """Take note of which blocks of rows are used next; here all of them are present."""
 
     def interrupt(self) -> None:
-        """Whoever waits for rows is to wait no longer."""
+        """Let threads that wait for rows wait no longer; here none does."""
 
-    def gather(self, rows: Rows | Tensor, buffer: Buffer | None = None) -> Blocks:
-        """The given rows, in `buffer` if there is one; its next use ends the life of the batch."""
+    def gather(self, rows: Rows | Tensor, buffer: Buffer | None = None) -> PackedBatch:
+        """The given rows; with a `buffer` they are views of it, valid until it is used again."""
         rows = np.asarray(rows)
         buffer = buffer or Buffer(self.layout, len(rows))
         into = buffer.records[: len(rows)].view(self._whole.dtype)
         np.take(self._whole, rows, out=into, mode="clip")  # any other mode copies once more
-        apart = {name: lists.gather(rows) for name, lists in self.lists.items()}
-        return Blocks(buffer.blocks(len(rows)), self.layout.slots, apart)
+        separate = {name: lists.gather(rows) for name, lists in self.lists.items()}
+        return PackedBatch(buffer.matrices(len(rows)), self.layout.slots, separate)
 
-    def parts(self, names: list[str], size: int = 2**16) -> Iterable[Blocks]:
+    def parts(self, names: list[str], size: int = 2**16) -> Iterable[PackedBatch]:
         """The named columns of all rows in order, `size` rows at a time."""
         lists = {name: lists for name, lists in self.lists.items() if name in names}
         some = Dataset(self.layout, self.records, lists)
@@ -195,7 +195,7 @@ class Writer:
         self.num_rows += num_rows
 
     def close(self, to_disk: bool = True) -> None:
-        """The files are whole, and on the disk too unless they need not outlive the machine."""
+        """Complete the files; `to_disk` also makes them outlive a power failure."""
         for array in (self._records, *(a for both in self._lists.values() for a in both)):
             array.close(to_disk)
 

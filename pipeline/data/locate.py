@@ -43,7 +43,7 @@ class FileSet:
         return [f"{self.filesystem.type_name}://{path}" for path in self.paths]
 
     def stamp(self) -> list[Any]:
-        """What tells at little cost whether the rows are the same: sizes and times of change."""
+        """What tells at little cost whether the rows are the same: sizes and modification times."""
         if self.format == "sample":
             return [self.name, samples.version_of(self.name)]
         if isinstance(self.filesystem, pafs.LocalFileSystem):

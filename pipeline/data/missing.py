@@ -110,5 +110,5 @@ def kept_rows(
         what = "infinity, or NaN or nothing inside a list,"
         bad_rows.append((where, what, unreadable(values)))
     for where, what, bad in bad_rows:
-        invalid.add(where, what, bad & keep, block.named)
+        invalid.add(where, what, bad & keep, block.row_name)
     return np.flatnonzero(keep)

@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.data.blocks import Block, Group, Groups
+from pipeline.data.blocks import Block, GroupId, RowGroups
 from pipeline.data.fingerprint import digest_rows
 from pipeline.data.reader import Source
 from pipeline.data.sampler import Rows
@@ -44,7 +44,7 @@ class Plan:
     """Training rows of each block."""
     digests: list[str] = field(default_factory=list)
     """SHA-256 of these."""
-    groups: dict[Group, int] = field(default_factory=dict)
+    groups: dict[GroupId, int] = field(default_factory=dict)
     """Rows of each row group of the source."""
 
     @classmethod
@@ -54,13 +54,13 @@ class Plan:
 
     def add(self, block: Block, splits: Sequence[SplitRows]) -> None:
         """Take in a part of a block, the next one in order."""
-        while len(self.counts) <= block.first // self.block_rows:
+        while len(self.counts) <= block.start // self.block_rows:
             self.counts.append(0)
             self.digests.append("")
             self._digest = hashlib.sha256()
-        ends = [part.first for part in block.parts[1:]] + [len(block.table)]
-        for part, end in zip(block.parts, ends, strict=True):
-            self.groups[part.group] = self.groups.get(part.group, 0) + end - part.first
+        ends = [piece.start_in_block for piece in block.slices[1:]] + [len(block.table)]
+        for piece, end in zip(block.slices, ends, strict=True):
+            self.groups[piece.group] = self.groups.get(piece.group, 0) + end - piece.start_in_block
         for rows in splits:
             if rows.split == "train":
                 self.counts[-1] += len(rows.table)
@@ -90,9 +90,9 @@ class Plan:
         return np.concatenate([[0], np.cumsum(self.counts, dtype=np.int64)])
 
     @cached_property
-    def row_groups(self) -> Groups:
+    def row_groups(self) -> RowGroups:
         """What is read at one time."""
-        return Groups(list(self.groups), list(self.groups.values()))
+        return RowGroups(list(self.groups), list(self.groups.values()))
 
     @cached_property
     def reads_per_row(self) -> float:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from pipeline.data.blocks import Block, Group, Groups, Part
+from pipeline.data.blocks import Block, FileSlice, GroupId, RowGroups
 from pipeline.data.formats import datasets
 from pipeline.data.locate import DataFiles, FileSet, plainly
 from pipeline.errors import DataError
@@ -29,7 +29,7 @@ LIST_BYTES = 2**10
 """What a value of no fixed size is taken for."""
 
 
-_Read = tuple[pa.RecordBatch, Part]
+_Read = tuple[pa.RecordBatch, FileSlice]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Source:
     wanted: dict[str, str]
     """Columns, each with the key that asks for it."""
     inputs: list[str]
-    has_files: bool
+    has_several_files: bool
     """Whether rows are named by their files, of which there are several."""
     passed: list[str]
     """Columns of pandas' index, which are not inputs."""
@@ -72,53 +72,54 @@ class Source:
         """
         return self._cut(self._batches(), 0, every)
 
-    def read(self, groups: Groups, rows: range) -> Iterator[Block]:
+    def read(self, groups: RowGroups, rows: range) -> Iterator[Block]:
         """The blocks of these rows only, from the row groups that hold them."""
-        first = int(groups.starts[groups.holding(rows)[0]])
+        first = int(groups.starts[groups.overlapping(rows)[0]])
         return self._cut(self._trim(groups, rows, first), rows.start, None)
 
-    def _trim(self, groups: Groups, rows: range, at: int) -> Iterator[_Read]:
-        wanted = [groups.groups[index] for index in groups.holding(rows)]
-        for batch, part in self._batches(wanted):
+    def _trim(self, groups: RowGroups, rows: range, at: int) -> Iterator[_Read]:
+        wanted = [groups.ids[index] for index in groups.overlapping(rows)]
+        for batch, piece in self._batches(wanted):
             start = max(rows.start - at, 0)
             end = min(rows.stop - at, len(batch))
             if start < end:
-                row = groups.row_in_file(at + start, part.group[0])
-                yield batch.slice(start, end - start), replace(part, row=row)
+                row = groups.row_in_file(at + start, piece.group[0])
+                yield batch.slice(start, end - start), replace(piece, start_in_file=row)
             at += len(batch)
             if at >= rows.stop:
                 return
 
     def _cut(self, batches: Iterator[_Read], first: int, every: int | None) -> Iterator[Block]:
         held: list[pa.Table] = []
-        parts: list[Part] = []
+        slices: list[FileSlice] = []
         num_held = 0
         end = self._end(first, every)
-        for batch, part in batches:
+        for batch, piece in batches:
             table = pa.Table.from_batches([batch])
             start = 0
             while start < len(table):
                 some = table.slice(start, end - first - num_held)
-                parts.append(replace(part, first=num_held, row=part.row + start))
+                row = piece.start_in_file + start
+                slices.append(replace(piece, start_in_block=num_held, start_in_file=row))
                 held.append(some)
                 start += len(some)
                 num_held += len(some)
                 if first + num_held == end:
-                    yield Block(pa.concat_tables(held), first, parts, self.has_files)
+                    yield Block(pa.concat_tables(held), first, slices, self.has_several_files)
                     first = end
                     num_held = 0
                     held = []
-                    parts = []
+                    slices = []
                     end = self._end(first, every)
         if held:
-            yield Block(pa.concat_tables(held), first, parts, self.has_files)
+            yield Block(pa.concat_tables(held), first, slices, self.has_several_files)
 
     def _end(self, first: int, every: int | None) -> int:
         """Where the block ends that begins with row `first`."""
         end = first + self.block_rows
         return min(end, (first // every + 1) * every) if every else end
 
-    def _batches(self, wanted: Sequence[Group] | None = None) -> Iterator[_Read]:
+    def _batches(self, wanted: Sequence[GroupId] | None = None) -> Iterator[_Read]:
         """Record batches, all or those of some row groups, each with where its rows are from."""
         path = ""
         columns = list(self.wanted)
@@ -135,7 +136,7 @@ class Source:
                     fragment, self.dataset.schema, columns, self.block_rows, from_file.get(file)
                 )
                 for batch, group in read:
-                    yield _replace_views(batch), Part(0, path, row, (file, group))
+                    yield _replace_views(batch), FileSlice(0, path, row, (file, group))
                     row += len(batch)
         except (pa.ArrowException, OSError, ValueError) as error:
             after = f" (at or after {path})" if path else ""
@@ -237,17 +238,19 @@ def open_sources(located: DataFiles) -> tuple[Source, Source | None]:
 
 def open_table(data: Data, table: pa.Table) -> Source:
     """The training rows of `data`, which are in memory already."""
-    return _select_columns(data, "data.train", ds.dataset(table), "the table", has_files=False)
+    return _select_columns(
+        data, "data.train", ds.dataset(table), "the table", has_several_files=False
+    )
 
 
 def _open_files(data: Data, key: str, dataset: ds.Dataset, places: list[FileSet]) -> Source:
     shown = ", ".join(redact(place.name) for place in places)
-    has_files = sum(len(place.paths) for place in places) > 1
-    return _select_columns(data, key, dataset, shown, has_files)
+    has_several_files = sum(len(place.paths) for place in places) > 1
+    return _select_columns(data, key, dataset, shown, has_several_files)
 
 
 def _select_columns(
-    data: Data, key: str, dataset: ds.Dataset, shown: str, has_files: bool
+    data: Data, key: str, dataset: ds.Dataset, shown: str, has_several_files: bool
 ) -> Source:
     """The source with the columns that are used. Raises DataError for one that is not there."""
     columns = dataset.schema.names
@@ -262,7 +265,7 @@ def _select_columns(
     if faults := list(_name_faults(data, inputs, columns, wanted, shown)):
         known = f"\n  columns: {', '.join(c or repr(c) for c in columns[:50])}{_delimiter(columns)}"
         raise DataError("\n".join(faults) + known)
-    return Source(key, shown, dataset, wanted, inputs, has_files, passed)
+    return Source(key, shown, dataset, wanted, inputs, has_several_files, passed)
 
 
 def _name_faults(

@@ -65,7 +65,7 @@ class Splitter:
         """
         kept = self._kept_rows(source, block, invalid)
         table = _take(block.table, kept)
-        row_name = block.naming(kept)
+        row_name = block.row_namer(kept)
         if source.key == "data.validation":
             held_out = np.ones(len(table), bool)
         elif self.choose is None:
@@ -76,7 +76,7 @@ class Splitter:
         for split, chosen in zip(SPLITS, (~held_out, held_out), strict=True):
             if chosen.any():
                 rows = np.flatnonzero(chosen)
-                splits.append(SplitRows(split, _take(table, rows), block.naming(kept[rows])))
+                splits.append(SplitRows(split, _take(table, rows), block.row_namer(kept[rows])))
         return splits
 
     def _kept_rows(self, source: Source, block: Block, invalid: InvalidRows | None = None) -> Rows:
@@ -161,7 +161,7 @@ def _first(split: Split, source: Source, where: str, kept_in: Callable[[Block], 
     for block in source.blocks():
         kept = kept_in(block)
         column = block.table[split.column].take(kept)
-        _refuse_missing(column, where, block.naming(kept))
+        _refuse_missing(column, where, block.row_namer(kept))
         parts.append(_instants(column, where))
     instants = np.sort(np.concatenate(parts)) if parts else np.empty(0)
     if not len(instants):

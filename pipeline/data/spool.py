@@ -34,8 +34,8 @@ class ChangedError(DataError):
     """Files that are not what they were."""
 
 
-class LeftError(Exception):
-    """Nobody waits for the rows any more."""
+class StreamClosedError(Exception):
+    """The stream was closed while rows were fetched."""
 
 
 class Fetcher:
@@ -57,13 +57,14 @@ class Fetcher:
         self._opened: tuple[Source, Splitter] | None = None
         self._lock = threading.Lock()
 
-    def into(self, block: int, folder: Path, is_over: threading.Event) -> None:
+    def convert_to(self, block: int, folder: Path, is_closed: threading.Event) -> None:
         """Write the block's rows.
 
-        Raises ChangedError if they are not those of the first pass, and LeftError once `is_over`.
+        Raises ChangedError if they are not those of the first pass, and StreamClosedError once
+        `is_closed` is set.
         """
         try:
-            self._convert(block, folder, is_over)
+            self._convert(block, folder, is_closed)
         except (DataError, ValueError, pa.ArrowException) as error:
             if changed := self.located.changed(self._stamp):
                 more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
@@ -74,7 +75,7 @@ class Fetcher:
                 ) from error
             raise
 
-    def _convert(self, block: int, folder: Path, is_over: threading.Event) -> None:
+    def _convert(self, block: int, folder: Path, is_closed: threading.Event) -> None:
         source, splitter = self._source()
         groups, size = self.plan.row_groups, self.plan.block_rows
         asked = range(block * size, min((block + 1) * size, int(groups.starts[-1])))
@@ -82,8 +83,8 @@ class Fetcher:
         digest = hashlib.sha256()
         shift = self.located.data.shift
         for part in source.read(groups, asked):
-            if is_over.is_set():
-                raise LeftError
+            if is_closed.is_set():
+                raise StreamClosedError
             for rows in splitter.split(source, part):
                 if rows.split == "train":
                     digest_rows(rows.table, digest)
@@ -112,12 +113,12 @@ class Spool:
 
     def __init__(self, root: Path, name: str, fetcher: Fetcher) -> None:
         self.root = root
-        self.folder = root / f".{name}.blocks"
+        self.folder = _blocks_folder(root, name)
         self.fetcher = fetcher
-        self.is_over = threading.Event()
+        self.is_closed = threading.Event()
         self._datasets: dict[int, Dataset] = {}
-        self._lock_path = root / f"{name}.lock"
-        with self._one_at_a_time():
+        self._lock_path = _lock_path(root, name)
+        with _one_at_a_time(root):
             self._lock = self._lock_path.open("a")
             if _try_lock(self._lock):  # the first one here: what is left is of dead ones
                 shutil.rmtree(self.folder, ignore_errors=True)
@@ -128,19 +129,16 @@ class Spool:
         self._datasets.clear()
         if not self.root.exists():
             return
-        with self._one_at_a_time():
+        with _one_at_a_time(self.root):
             if _try_lock(self._lock):
                 shutil.rmtree(self.folder, ignore_errors=True)
                 self._lock_path.unlink(missing_ok=True)
             self._lock.close()
 
-    def _one_at_a_time(self) -> FileLock:
-        return FileLock(self.root / "spool.lock")
-
     def fetch(self, block: int, wait: bool) -> None:
-        """Have the block on the disk; without `wait` leave it to another worker that is at it.
+        """Bring the block to the disk; without `wait`, leave it to a worker that has begun.
 
-        Raises LeftError once it is over.
+        Raises StreamClosedError once it is closed.
         """
         path = self.folder / str(block)
         if path.exists():
@@ -154,8 +152,8 @@ class Spool:
             except Timeout:
                 if not wait:
                     return
-                if self.is_over.wait(LOOK_SECONDS):
-                    raise LeftError from None
+                if self.is_closed.wait(LOOK_SECONDS):
+                    raise StreamClosedError from None
         try:
             if not path.exists():
                 self._fetch(block, path)
@@ -167,7 +165,7 @@ class Spool:
         for attempt in range(TRIES):
             try:
                 shutil.rmtree(temporary, ignore_errors=True)
-                self.fetcher.into(block, temporary, self.is_over)
+                self.fetcher.convert_to(block, temporary, self.is_closed)
                 temporary.rename(path)
                 return
             except ChangedError:
@@ -175,8 +173,8 @@ class Spool:
             except DataError:  # a network has its bad moments
                 if attempt == TRIES - 1:
                     raise
-                if self.is_over.wait(FIRST_WAIT_SECONDS * 2**attempt):
-                    raise LeftError from None
+                if self.is_closed.wait(FIRST_WAIT_SECONDS * 2**attempt):
+                    raise StreamClosedError from None
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
@@ -210,6 +208,30 @@ class Spool:
         for path in self.folder.iterdir() if self.folder.is_dir() else ():
             if path.name.isdigit() and int(path.name) not in wanted:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def delete_orphans(root: Path) -> None:
+    """Delete the blocks of runs that no process of this node works on any more."""
+    for folder in root.glob(_blocks_folder(root, "*").name):
+        path = _lock_path(root, folder.name.removeprefix(".").removesuffix(".blocks"))
+        with _one_at_a_time(root), path.open("a") as lock:
+            if _try_lock(lock):
+                shutil.rmtree(folder, ignore_errors=True)
+                path.unlink(missing_ok=True)
+
+
+def _blocks_folder(root: Path, name: str) -> Path:
+    return root / f".{name}.blocks"
+
+
+def _lock_path(root: Path, name: str) -> Path:
+    """The file that each worker of a run keeps locked, shared, while it needs the blocks."""
+    return root / f"{name}.lock"
+
+
+def _one_at_a_time(root: Path) -> FileLock:
+    """Held while a run's lock is taken or given back, or its file is deleted."""
+    return FileLock(root / "spool.lock")
 
 
 def _try_lock(file: Any) -> bool:

@@ -12,28 +12,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.data.batch import Blocks, Column, Ragged
+from pipeline.data.batch import Column, PackedBatch, Ragged
 from pipeline.data.dataset import Buffer, Dataset
 from pipeline.data.plan import Plan
 from pipeline.data.sampler import Rows
-from pipeline.data.spool import Fetcher, LeftError, Spool
+from pipeline.data.spool import Fetcher, Spool, StreamClosedError
 from pipeline.errors import DataError
 
 
 class Streamed(Dataset):
     """Training rows of which only some blocks are on this machine.
 
-    The first few rows always are. Others can be gathered while it is `opened`.
+    The first rows, the `head`, always are; `records` and `lists` hold no others. The rest is
+    fetched while the data set is `opened`.
     """
 
-    def __init__(self, head: Dataset, plan: Plan, fetcher: Fetcher, root: Path, name: str) -> None:
+    def __init__(
+        self, head: Dataset, plan: Plan, fetcher: Fetcher, cache_folder: Path, entry: str
+    ) -> None:
         super().__init__(head.layout, head.records, head.lists)
         self.head = head
         self.plan = plan
         self.bounds = plan.bounds
         self._fetcher = fetcher
-        self._root = root
-        self._name = name
+        self._cache_folder, self._entry = cache_folder, entry
         self._spool: Spool | None = None
         self._expected: list[int] = []
         self._expected_before: list[int] = []
@@ -43,10 +45,10 @@ class Streamed(Dataset):
         return int(self.bounds[-1])
 
     @contextlib.contextmanager
-    def opened(self, run: str) -> Iterator[Dataset]:
-        """Ready to fetch blocks, which all workers of the run on this node share."""
-        name = f"{self._name}-{hashlib.sha256(run.encode()).hexdigest()[:8]}"
-        self._spool = spool = Spool(self._root, name, self._fetcher)
+    def opened(self, run_id: str) -> Iterator[Dataset]:
+        """Ready to fetch blocks, which workers of this node share if they give one `run_id`."""
+        name = f"{self._entry}-{hashlib.sha256(run_id.encode()).hexdigest()[:8]}"
+        self._spool = spool = Spool(self._cache_folder, name, self._fetcher)
         thread = threading.Thread(target=self._fetch_ahead, args=[spool], name="stream")
         thread.start()
         try:
@@ -60,9 +62,9 @@ class Streamed(Dataset):
             self._expected_before = []
 
     def interrupt(self) -> None:
-        """Whoever waits for rows is to wait no longer."""
+        """Threads that wait for rows raise StreamClosedError."""
         if self._spool is not None:
-            self._spool.is_over.set()
+            self._spool.is_closed.set()
             self._woken.set()
 
     def expect(self, blocks: list[int]) -> None:
@@ -76,38 +78,38 @@ class Streamed(Dataset):
             self._woken.set()
 
     def _fetch_ahead(self, spool: Spool) -> None:
-        while self._woken.wait() and not spool.is_over.is_set():
+        while self._woken.wait() and not spool.is_closed.is_set():
             self._woken.clear()
             blocks = self._expected
             for block in blocks:
-                if spool.is_over.is_set() or self._expected is not blocks:
+                if spool.is_closed.is_set() or self._expected is not blocks:
                     break
                 # what fails here fails once more, and is raised, where the block is used
-                with contextlib.suppress(DataError, LeftError, OSError, ValueError):
+                with contextlib.suppress(DataError, StreamClosedError, OSError, ValueError):
                     spool.fetch(block, wait=False)
         self._woken.clear()
 
-    def gather(self, rows: Rows | Tensor, buffer: Buffer | None = None) -> Blocks:
-        """The given rows, in `buffer` if there is one; its next use ends the life of the batch."""
+    def gather(self, rows: Rows | Tensor, buffer: Buffer | None = None) -> PackedBatch:
+        """The given rows; with a `buffer` they are views of it, valid until it is used again."""
         rows = np.asarray(rows)
         if not len(rows) or rows.max() < len(self.head):
             return self.head.gather(rows, buffer)
         assert self._spool is not None, "rows are fetched while the dataset is opened"
         buffer = buffer or Buffer(self.layout, len(rows))
-        blocks = np.searchsorted(self.bounds, rows, "right") - 1
-        apart: dict[str, list[tuple[Rows, Column]]] = {name: [] for name in self.lists}
-        for block in np.unique(blocks):
+        block_of_row = np.searchsorted(self.bounds, rows, "right") - 1
+        lists_by_column: dict[str, list[tuple[Rows, Column]]] = {name: [] for name in self.lists}
+        for block in np.unique(block_of_row):
             dataset = self._spool.dataset(int(block))
-            indices = np.flatnonzero(blocks == block)
+            indices = np.flatnonzero(block_of_row == block)
             local = rows[indices] - self.bounds[block]
             buffer.records[indices] = dataset.records[local]
             for name, lists in dataset.lists.items():
-                apart[name].append((indices, lists.gather(local)))
-        joined = {name: _join(parts, len(rows)) for name, parts in apart.items()}
-        return Blocks(buffer.blocks(len(rows)), self.layout.slots, joined)
+                lists_by_column[name].append((indices, lists.gather(local)))
+        joined = {name: _join(parts, len(rows)) for name, parts in lists_by_column.items()}
+        return PackedBatch(buffer.matrices(len(rows)), self.layout.slots, joined)
 
-    def parts(self, names: list[str], size: int = 2**16) -> Iterable[Blocks]:
-        """The named columns of the rows that are at hand."""
+    def parts(self, names: list[str], size: int = 2**16) -> Iterable[PackedBatch]:
+        """The named columns of the head; other rows are seen only where they are used."""
         return self.head.parts(names, size)
 
 

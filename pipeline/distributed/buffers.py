@@ -103,22 +103,22 @@ class Buffers:
             _real(ref.now).copy_(value)
 
     def changes(self, before: list[Tensor]) -> Tensor:
-        """How far the summed ones are from an earlier `copy`, in one vector.
+        """Changes of the summed ones since an earlier `copy`, in one vector.
 
         Exactly 0 for those that no forward pass has touched, whatever their value.
         """
         parts = [
             torch.zeros_like(then)
             if ref.now is None
-            else torch.where(now == then, torch.zeros_like(now), now - _finite(then))
+            else torch.where(now == then, torch.zeros_like(now), now - _zero_nonfinite(then))
             for ref, now, then in zip(self._summed, self.values, before, strict=False)
         ]
         return torch.cat([part.reshape(-1) for part in parts]) if parts else torch.empty(0)
 
-    def change(
+    def apply_changes(
         self, before: list[Tensor], sums: Tensor, num_microbatches: float, has_rows: bool
     ) -> None:
-        """An earlier `copy`, plus the changes of `num_microbatches`, which were summed.
+        """Set an earlier `copy` plus the changes of `num_microbatches`, which were summed.
 
         The largest values are those of workers that had rows.
         """
@@ -129,7 +129,7 @@ class Buffers:
             setattr(ref.module, ref.attribute, ref.now.detach())
             changed = piece if ref.adds_up else piece / num_microbatches
             was_changed = changed.view_as(then) != 0
-            after = _finite(then) + changed.view_as(then).to(then.dtype)
+            after = _zero_nonfinite(then) + changed.view_as(then).to(then.dtype)
             _real(ref.value()).copy_(torch.where(was_changed, after, then))
         if comm.num_workers() == 1:
             return
@@ -141,7 +141,7 @@ class Buffers:
                 ref.now.copy_(largest)
 
 
-def _finite(tensor: Tensor) -> Tensor:
+def _zero_nonfinite(tensor: Tensor) -> Tensor:
     """0 where a buffer starts as infinite, as one for the least value so far."""
     return torch.where(tensor.isfinite(), tensor, torch.zeros_like(tensor))
 

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.data.batch import Batch
 from pipeline.data.loader import StepBatch
 from pipeline.distributed import comm
-from pipeline.distributed.gradients import Gradients, drop_unreached, with_reached
+from pipeline.distributed.gradients import Gradients, append_reached, drop_unreached
 from pipeline.distributed.seeds import Seeds
 from pipeline.losses.objective import Objective, Shares
 
@@ -38,11 +38,13 @@ class OverlappedGradients(Gradients):
             parameter.register_post_accumulate_grad_hook(self._note)  # type: ignore[no-untyped-call]
         if comm.num_workers() > 1:
             ids = [seeds.device.index] if seeds.device.type == "cuda" else None
-            wrapped = DistributedDataParallel(_AnyRows(objective), device_ids=ids, **_OPTIONS)
+            wrapped = DistributedDataParallel(
+                _ObjectiveOrZeros(objective), device_ids=ids, **_OPTIONS
+            )
             wrapped.register_comm_hook(None, _sum_bucket)
             self.model = wrapped
 
-    def accumulate(self, batch: StepBatch) -> Iterator[tuple[int, Batch | None]]:
+    def microbatches(self, batch: StepBatch) -> Iterator[tuple[int, Batch | None]]:
         """This worker's micro-batches, or one without rows."""
         self._begin(batch)
         self._reached.clear()
@@ -56,10 +58,10 @@ class OverlappedGradients(Gradients):
 
     def all_reduce(self, message: Tensor) -> Tensor:
         """Sum buffers' changes and the message; the gradients are summed already."""
-        if comm.num_workers() > 1 and len(self._before):
+        if comm.num_workers() > 1 and self.buffers:
             self._sum_buffers()
         reached = [parameter in self._reached for parameter in self.trained]
-        message = comm.all_reduce(with_reached(message, reached))
+        message = comm.all_reduce(append_reached(message, reached))
         return drop_unreached(self.trained, message, reached)
 
     def norm(self) -> Tensor:
@@ -71,11 +73,11 @@ class OverlappedGradients(Gradients):
             self._reached.add(parameter)
 
     def _sum_buffers(self) -> None:
-        """Running statistics change by the mean over the workers that had rows."""
-        own = self.buffers.changes(self._before).double() * self._has_rows
+        """Change buffers by the workers' sum, or by the mean over those that had rows."""
+        own = self.buffers.changes(self._buffers_before).double() * self._has_rows
         sums = comm.all_reduce(torch.cat([own.cpu(), own.new_tensor([self._has_rows]).cpu()]))
         changes = sums[:-1].to(own.device)
-        self.buffers.change(self._before, changes, float(sums[-1]), self._has_rows)
+        self.buffers.apply_changes(self._buffers_before, changes, float(sums[-1]), self._has_rows)
 
     def _no_sync(self) -> AbstractContextManager[None]:
         """Backward passes inside only add to this worker's own gradients."""
@@ -86,8 +88,8 @@ class OverlappedGradients(Gradients):
         )
 
 
-class _AnyRows(nn.Module):
-    """The objective as DDP sees it: takes rows, or None where a worker has none."""
+class _ObjectiveOrZeros(nn.Module):
+    """The objective as DDP sees it: losses of 0 where a worker has no rows."""
 
     def __init__(self, objective: Objective) -> None:
         super().__init__()
@@ -100,20 +102,21 @@ class _AnyRows(nn.Module):
         """Numerators [K] with their gradient, and in float64 for the record [K]."""
         if rows is None:
             num_terms = len(self.objective.terms)
-            like = self.trained[0]
-            numerators = torch.zeros(num_terms, dtype=like.dtype.to_real(), device=like.device)
-            recorded = torch.zeros(num_terms, dtype=torch.float64, device=like.device)
+            first = self.trained[0]
+            numerators = torch.zeros(num_terms, dtype=first.dtype.to_real(), device=first.device)
+            recorded = torch.zeros(num_terms, dtype=torch.float64, device=first.device)
         else:
             numerators, recorded = self.objective(rows, shares, has_items)
-        reporting: Tensor = _Reporting.apply(numerators, *self.trained)  # type: ignore[no-untyped-call]
-        return reporting, recorded
+        touched: Tensor = _TouchParameters.apply(numerators, *self.trained)  # type: ignore[no-untyped-call]
+        return touched, recorded
 
 
-class _Reporting(torch.autograd.Function):
-    """Values as they are, with every parameter on the way of their gradient.
+class _TouchParameters(torch.autograd.Function):
+    """The values, with every parameter as one more input of the autograd graph.
 
     DDP waits for each parameter's hook in each backward pass. A worker without rows, or an output
-    that no loss reads, would leave some out; through this they report "no gradient" at no cost.
+    that no loss reads, would leave some out; through this, all of them run, at no cost, with a
+    gradient of None where nothing depends on the parameter.
     """
 
     @staticmethod

@@ -19,7 +19,7 @@ from pipeline.data.loader import StepBatch
 from pipeline.data.partition import midpoint, subtrees
 from pipeline.distributed import comm
 from pipeline.distributed.buffers import Buffers
-from pipeline.distributed.gradients import Gradients, drop_unreached, with_reached
+from pipeline.distributed.gradients import Gradients, append_reached, drop_unreached
 from pipeline.distributed.seeds import Seeds
 from pipeline.errors import UsageError
 from pipeline.losses.objective import Objective
@@ -76,7 +76,7 @@ class OrderedGradients(Gradients):
             for parameter, end in zip(self.trained, ends, strict=True)
         ]
 
-    def accumulate(self, batch: StepBatch) -> Iterator[tuple[int, Batch | None]]:
+    def microbatches(self, batch: StepBatch) -> Iterator[tuple[int, Batch | None]]:
         """Add up this worker's subtree, in the order of its micro-batches."""
         self._begin(batch)
         self._allocate(self.flat.numel())  # an optimizer may keep the gradients of the step before
@@ -103,11 +103,11 @@ class OrderedGradients(Gradients):
         if end - start == 1:
             flat = self.flat[: self.size]
             tail = self.flat[self.num_gradients : self.size]
-            self.buffers.restore(self._before)
+            self.buffers.restore(self._buffers_before)
             flat.zero_()
             yield self._prepare(start, microbatches[start])
             if self.buffers:
-                tail.copy_(self.buffers.changes(self._before))
+                tail.copy_(self.buffers.changes(self._buffers_before))
             return flat
         half = midpoint(start, end)
         left = yield from self._sum(microbatches, start, half)
@@ -120,12 +120,14 @@ class OrderedGradients(Gradients):
         """Sum gradients, buffers' changes and the message over workers, in the tree's order."""
         both = zip(self.views, self._versions, strict=True)
         reached = [view._version != version for (_, view), version in both]
-        message = with_reached(message, reached)
+        message = append_reached(message, reached)
         if self.num_workers > 1:
             message = self._exchange(message)
         if self.buffers:
             changes = self.flat[self.num_gradients : self.size]
-            self.buffers.change(self._before, changes, self._num_microbatches, self._has_rows)
+            self.buffers.apply_changes(
+                self._buffers_before, changes, self._num_microbatches, self._has_rows
+            )
         return drop_unreached(self.trained, message.cpu(), reached)
 
     def norm(self) -> Tensor:
@@ -137,7 +139,7 @@ class OrderedGradients(Gradients):
         """Sum what is flat over workers, and the message, which is returned.
 
         All-to-all of equal segments, a local sum in the tree's order, all-gather. A small vector is
-        gathered whole instead, with the message's bytes behind it: one message, the same additions.
+        gathered whole instead, followed by the message's bytes: one message, the same additions.
         """
         num_workers = self.num_workers
         start = -(-self.size // ALIGNED) * ALIGNED

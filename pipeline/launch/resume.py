@@ -25,7 +25,7 @@ from pipeline.tracking.names import params
 from pipeline.train import determinism
 from pipeline.train.job import Job
 
-MOST_CHANGES = 12  # shown in one message
+MAX_CHANGES = 12  # shown in one message
 
 
 class Runs:
@@ -130,8 +130,8 @@ class Runs:
         has_state = has_state or bool(self.backups and self.backups.of(run.name).checkpoints())
         if not has_state or (ended and ended.state == "failed"):
             return
-        more = [f"and {len(changed) - MOST_CHANGES} more"] if len(changed) > MOST_CHANGES else []
-        lines = "\n  ".join([*changed[:MOST_CHANGES], *more])
+        more = [f"and {len(changed) - MAX_CHANGES} more"] if len(changed) > MAX_CHANGES else []
+        lines = "\n  ".join([*changed[:MAX_CHANGES], *more])
         raise UsageError(
             f"{run.name} is not finished, and what it trains has changed:\n  {lines}\n"
             "  undo the change to resume it; another `name` keeps both; --fresh (fresh=True in "

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pipeline.train.assignment import Assignment
     from pipeline.train.job import Job
 
-MOST_PER_CORE = 4
+MAX_PER_CORE = 4
 Tell = Callable[[str], None]
 
 
@@ -141,10 +141,10 @@ def refuse_too_many(spec: JobSpec) -> None:
     workers = spec.workers
     cores = os.cpu_count() or 1
     wanted = workers.most * workers.cpus_per_worker
-    if "RAY_ADDRESS" not in os.environ and wanted > MOST_PER_CORE * cores:
+    if "RAY_ADDRESS" not in os.environ and wanted > MAX_PER_CORE * cores:
         raise UsageError(
             f"workers: {workers.most} x {workers.cpus_per_worker:g} CPUs on a machine with "
-            f"{cores} cores, at most {MOST_PER_CORE * cores}; use a cluster, or fewer"
+            f"{cores} cores, at most {MAX_PER_CORE * cores}; use a cluster, or fewer"
         )
 
 

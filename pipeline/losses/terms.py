@@ -73,7 +73,7 @@ class Term:
 
     def denominator(self, batch: Batch) -> Tensor:
         """What each row adds to the denominator of this term: float64 [N]."""
-        assert self.loss.denominator is not None, "resolved by `tried`"
+        assert self.loss.denominator is not None, "resolved when an objective is constructed"
         rows = num_rows(batch)
         counts = self.loss.denominator(rows, *self.truth(batch))
         if counts.shape != (rows,):

@@ -13,9 +13,9 @@ from pipeline.probes import coupling, losses, optimizers
 from pipeline.probes.calls import in_float64, total
 from pipeline.probes.steadiness import unsteady
 
-__all__ = ["MOST_ROWS", "suspects", "total"]
+__all__ = ["MAX_ROWS", "suspects", "total"]
 
-MOST_ROWS = 61  # odd, so that it is hardly the size of another dimension
+MAX_ROWS = 61  # odd, so that it is hardly the size of another dimension
 FEW_ROWS = 5  # for what is asked many times
 
 Build = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -36,7 +36,7 @@ def suspects(
     it. Modules are asked `times` times, as many as a run would. `optimizer` is its name, and how it
     is built.
     """
-    few = select(batch, torch.arange(min(num_rows(batch), MOST_ROWS)))
+    few = select(batch, torch.arange(min(num_rows(batch), MAX_ROWS)))
     fewest = select(batch, torch.arange(min(num_rows(batch), FEW_ROWS)))
     faults = unsteady(objective, few, 3) or unsteady(objective, fewest, times)
     if not faults:  # what is unsteady would look as if its rows were coupled

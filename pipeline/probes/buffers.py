@@ -12,7 +12,7 @@ from pipeline.errors import UsageError
 from pipeline.losses.objective import Objective
 from pipeline.probes.calls import kept_buffers, without_dropout
 
-MOST_ROWS = 16
+MAX_ROWS = 16
 ADDS_RTOL = 1e-5
 """What rounding may leave between the change by all rows and those by two parts of them."""
 
@@ -44,7 +44,7 @@ def _try_parts(objective: Objective, batch: Batch, names: list[str]) -> dict[str
     One that adds up changes by all rows as by two parts of them together, at first and later too: a
     moving average does so from zeros only.
     """
-    rows = torch.arange(min(num_rows(batch), MOST_ROWS))
+    rows = torch.arange(min(num_rows(batch), MAX_ROWS))
     is_sum = dict.fromkeys(_changes(objective, batch, names, rows), len(rows) > 1)
     if not any(is_sum.values()):
         return is_sum

@@ -132,17 +132,17 @@ class Checkpoints:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def newest(run: RunDir, identity: Identity, most: float = math.inf) -> tuple[int, list[str]]:
+def newest(run: RunDir, identity: Identity, max_step: float = math.inf) -> tuple[int, list[str]]:
     """Steps done by the run's newest intact checkpoint, 0 without one.
 
-    Only those after up to `most` steps count. Also says which newer ones were skipped, and why.
+    Only those after up to `max_step` steps count. Also says which newer ones were skipped, and why.
     """
     skipped: list[str] = []
     for saved in reversed(run.saved_steps()):
         path = run.checkpoint(saved)
         try:
             step = _check(path, identity)
-            if step <= most:
+            if step <= max_step:
                 return step, skipped
             skipped.append(f"{path.name} skipped: the curve ends before it")
         except FileNotFoundError as error:

@@ -22,10 +22,10 @@ from pipeline.files.atomic import named_errors
 from pipeline.rundir.records import EvaluationPoint, Event, Numbers, Point, Recomputed, StepPoint
 
 FLUSH_SECONDS = 0.25
-RECOMPUTING_SECONDS = 1.0
-"""Between events that say how far the recomputation of steps has come."""
-UNTIMED = ("rows_per_second",)
-"""What is measured anew when a step is recomputed."""
+PROGRESS_EVENT_SECONDS = 1.0
+"""Seconds between events that report the progress of a recomputation."""
+NOT_COMPARED = ("rows_per_second",)
+"""Measured anew when a step is recomputed."""
 Kind = Literal["train", "validation", "event"]
 
 
@@ -47,43 +47,45 @@ class Journal:
         """Open the journal of a run that resumes after `step` steps.
 
         `check` is called before anything is written, and raises an error where another process has
-        taken over.
+        taken over. `compare` says whether recomputed points must equal the first ones. Raises
+        ValueError for a damaged line; `repair` cuts it off.
         """
         self._path = path
         self._check = check
         self._compare = compare
-        self._known: dict[tuple[int, Kind], Point] = {}
-        self.starts: list[int] = []
+        self._to_recompute: dict[tuple[int, Kind], Point] = {}
+        self.workers_by_attempt: list[int] = []
         """How many workers each attempt at this run had."""
         self.reached = 0
-        """The last step that was ever done."""
+        """The last step in the journal as it was opened."""
         self.bits: dict[str, Any] | None = None
         """What the bits depended on in the last attempt."""
         self.first_difference: int | None = None
         """The first step that gave other numbers when it was recomputed."""
+        path.touch()
         for point in _points(path):
             if "event" in point:
                 if point["event"] == "start":
-                    self.starts.append(point["workers"])
+                    self.workers_by_attempt.append(point["workers"])
                     self.bits = point["bits"]
-                elif point["event"] == "recomputed":
-                    self.first_difference = self.first_difference or point.get("differs")
-            elif point["step"] > step or (point["step"] == step and "validation" in point):
-                self._known[key_of(point)] = point
-                self.reached = max(self.reached, point["step"])
+                elif point["event"] == "recomputed" and self.first_difference is None:
+                    self.first_difference = point.get("differs")
+                continue
+            self.reached = max(self.reached, point["step"])
+            if point["step"] > step or (point["step"] == step and "validation" in point):
+                self._to_recompute[key_of(point)] = point
         self._file = path.open("ab")
         self._lines: list[bytes] = []
-        self._flushed = 0.0
-        self._told = time.monotonic()
-        self._num_recomputed = 0
+        self._last_flush = 0.0
+        self._last_progress_event = time.monotonic()
+        self._num_recomputed = self._last_recomputed = 0
+        self._is_difference_written = True
 
     def write(self, point: StepPoint | EvaluationPoint) -> None:
         """Append a step or an evaluation, unless it is recomputed."""
-        first = self._known.pop(key_of(point), None) if self._known else None
+        first = self._to_recompute.pop(key_of(point), None) if self._to_recompute else None
         if first is not None:
-            if self._compare and self.first_difference is None and not _is_equal(point, first):
-                self.first_difference = point["step"]
-            self._note_recomputed(point)
+            self._recompute(point, first)
             return
         if "train" in point:
             self._end_recomputation()
@@ -94,28 +96,37 @@ class Journal:
         self._append(event)
 
     def _append(self, point: Point) -> None:
-        now = time.time()
-        self._lines.append(line_of(cast(Point, {"time": int(now * 1000), **point})))
-        if now - self._flushed > FLUSH_SECONDS or "train" not in point:
+        self._lines.append(format_line(cast(Point, {"time": int(time.time() * 1000), **point})))
+        if time.monotonic() - self._last_flush > FLUSH_SECONDS or "train" not in point:
             self.flush()
-            self._flushed = now
+            self._last_flush = time.monotonic()
 
-    def _note_recomputed(self, point: StepPoint | EvaluationPoint) -> None:
-        """A step or evaluation was recomputed; say now and then how far that is."""
+    def _recompute(self, point: StepPoint | EvaluationPoint, first: Point) -> None:
+        """Compare a point with the first of its kind; report now and then how far that has come."""
+        step = self._last_recomputed = point["step"]
         self._num_recomputed += "train" in point
-        if self._num_recomputed and time.monotonic() - self._told >= RECOMPUTING_SECONDS:
-            self._told = time.monotonic()
-            self.event({"event": "recomputing", "step": point["step"], "reached": self.reached})
+        if self._compare and self.first_difference is None and not _is_equal(point, first):
+            self.first_difference = step
+            self._is_difference_written = False
+        now = time.monotonic()
+        if self._num_recomputed and now - self._last_progress_event >= PROGRESS_EVENT_SECONDS:
+            self._last_progress_event = now
+            self.event({"event": "recomputing", "step": step, "reached": self.reached})
 
     def _end_recomputation(self) -> None:
-        """Append how many steps were recomputed, now that all of them are."""
-        num_steps, self._num_recomputed = self._num_recomputed, 0
-        if not num_steps:
+        """Append how many steps were recomputed: all that had to be, or the run stops."""
+        if not self._num_recomputed and self._is_difference_written:
             return
-        event: Recomputed = {"event": "recomputed", "step": self.reached, "num_steps": num_steps}
+        event: Recomputed = {
+            "event": "recomputed",
+            "step": self._last_recomputed,
+            "num_steps": self._num_recomputed,
+        }
         if self._compare:
             event["differs"] = self.first_difference
         self.event(event)
+        self._num_recomputed = 0
+        self._is_difference_written = True
 
     def flush(self) -> None:
         """Write all lines to the file, though not yet to the disk.
@@ -132,11 +143,11 @@ class Journal:
             self._file.flush()
 
     def sync(self) -> None:
-        """What was flushed outlives a power cut; may be called by another thread."""
+        """Put what was flushed on the disk (fsync); may be called by another thread."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Everything written is on the disk."""
+        """Write everything to the disk and close the file."""
         self._end_recomputation()
         self.flush()
         self.sync()
@@ -168,7 +179,7 @@ class Reader:
                     return
                 self._offset += len(line)
                 try:
-                    point = read_line(line)
+                    point = parse_line(line)
                 except ValueError:
                     continue  # damaged: the worker that resumes from it says so
                 step, kind = key_of(point)
@@ -191,23 +202,23 @@ def events(path: Path) -> Iterator[Event]:
             if b'"event": "' not in line:
                 continue
             with contextlib.suppress(ValueError):  # torn or damaged
-                point = read_line(line)
+                point = parse_line(line)
                 if "event" in point:
                     yield point
 
 
-def line_of(point: Point) -> bytes:
+def format_line(point: Point) -> bytes:
     """A line of the journal."""
     try:
         text = json.dumps(point, allow_nan=False)
     except ValueError:
-        text = json.dumps(finite(point))
+        text = json.dumps(nonfinite_to_none(point))
     content = text.encode()
     return content[:-1] + b', "crc32": "%08x"}\n' % zlib.crc32(content)
 
 
-def read_line(line: bytes) -> Point:
-    """The point of a journal's line. Raises ValueError if it is not what was written."""
+def parse_line(line: bytes) -> Point:
+    """The point of a journal's line. Raises ValueError if the line is damaged."""
     content, _, check = line.rpartition(b', "crc32": "')
     content += b"}"
     if check != b'%08x"}\n' % zlib.crc32(content):
@@ -217,16 +228,16 @@ def read_line(line: bytes) -> Point:
 
 
 def key_of(point: Point) -> tuple[int, Kind]:
-    """What tells a point from all others, but for events."""
+    """Step and kind: no two points share them, but for events."""
     if "train" in point:
         return point["step"], "train"
     return point["step"], "validation" if "validation" in point else "event"
 
 
-def finite(value: Any) -> Any:
-    """NaN and infinity as null: JSON has no word for them."""
+def nonfinite_to_none(value: Any) -> Any:
+    """Replace NaN and infinity, which JSON lacks, with None."""
     if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
+        return {key: nonfinite_to_none(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -242,10 +253,9 @@ def curve_sha256(points: Sequence[Point]) -> str:
 
 
 def _points(path: Path) -> Iterator[Point]:
-    path.touch()
     with path.open("rb") as file:
         for line in file:
-            yield read_line(line)
+            yield parse_line(line)
 
 
 def _is_equal(one: Point, other: Point) -> bool:
@@ -253,8 +263,10 @@ def _is_equal(one: Point, other: Point) -> bool:
 
     def numbers(point: Point) -> list[Numbers]:
         if "train" in point:
-            timeless = {k: v for k, v in point["train"].items() if k not in UNTIMED}
-            return [timeless, point["terms"]]
+            compared = {k: v for k, v in point["train"].items() if k not in NOT_COMPARED}
+            return [compared, point["terms"]]
         return [point["validation"]] if "validation" in point else []
 
-    return [finite(group) for group in numbers(one)] == [finite(g) for g in numbers(other)]
+    return [nonfinite_to_none(group) for group in numbers(one)] == [
+        nonfinite_to_none(g) for g in numbers(other)
+    ]

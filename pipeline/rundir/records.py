@@ -233,7 +233,7 @@ class Start(TypedDict):
     """From 1."""
     workers: int
     reached: int
-    """The last step that was ever done."""
+    """The last step that was done before."""
     bits: dict[str, Any]
     """What the curve's bits depend on."""
     after: NotRequired[str]
@@ -253,7 +253,7 @@ class Recomputing(TypedDict):
 
 @final
 class Recomputed(TypedDict):
-    """A line after the last step that was recomputed."""
+    """A line after the last step (or evaluation) that was recomputed."""
 
     event: Literal["recomputed"]
     step: int

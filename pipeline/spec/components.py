@@ -16,8 +16,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from pipeline import registry
-from pipeline.registry import Registry, nearest
+from pipeline.registry import Registry, losses, models, nearest, optimizers, schedules
 from pipeline.spec.data import Name, Positive, Section
 
 
@@ -87,7 +86,8 @@ class Choice(Section):
         own = {k: v for k, v in base["properties"].items() if k not in ("name", "options")}
         forms: list[dict[str, Any]] = [{"enum": sorted(cls.registry.entries)}]
         for name, entry in sorted(cls.registry.entries.items()):
-            options = entry.options.model_json_schema()
+            # through the handler, so that what an option's type refers to is defined at the root
+            options = handler.resolve_ref_schema(handler(entry.options.__pydantic_core_schema__))
             forms.append(
                 {
                     "type": "object",
@@ -95,7 +95,6 @@ class Choice(Section):
                     "properties": {"name": {"const": name}, **own, **options["properties"]},
                     "required": ["name", *options.get("required", [])],
                     "additionalProperties": False,
-                    **({"$defs": options["$defs"]} if "$defs" in options else {}),
                 }
             )
         return {"description": base.get("description", ""), "anyOf": forms}
@@ -104,7 +103,7 @@ class Choice(Section):
 class Term(Choice):
     """A loss, alone or as one term of a weighted sum."""
 
-    registry = registry.losses
+    registry = losses
 
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Factor of this term in the sum."""
@@ -133,7 +132,7 @@ class Output(Section):
 class Model(Choice):
     """The model to train."""
 
-    registry = registry.models
+    registry = models
 
     outputs: dict[str, Output] = Field(default={})
     """Named outputs, where size or activation should not follow from the loss."""
@@ -142,13 +141,13 @@ class Model(Choice):
 class Optimizer(Choice):
     """The rule that moves the weights."""
 
-    registry = registry.optimizers
+    registry = optimizers
 
 
 class Schedule(Choice):
     """The learning rate over the steps, as a factor of the optimizer's `lr`."""
 
-    registry = registry.schedules
+    registry = schedules
 
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Steps over which the learning rate rises linearly to its full value."""

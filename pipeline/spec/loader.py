@@ -16,7 +16,7 @@ from pipeline.spec.faults import Lines, dotted, faults_of, shorten
 from pipeline.spec.job import FLOAT, JobSpec
 
 LARGEST_SPEC_BYTES = 1_000_000
-MOST_DEPTH = 50
+MAX_DEPTH = 50
 YAML_TAG = "tag:yaml.org,2002:"
 PLAIN_TAGS = {YAML_TAG + kind for kind in ("map", "seq", "str", "int", "float", "bool", "null")}
 
@@ -81,9 +81,9 @@ def _parse(text: str, source: str) -> tuple[Any, Lines, list[Fault]]:
             depth += isinstance(event, yaml.CollectionStartEvent)
             depth -= isinstance(event, yaml.CollectionEndEvent)
             problem = "an alias (*): write the value out" * isinstance(event, yaml.AliasEvent)
-            if problem or depth > MOST_DEPTH:
+            if problem or depth > MAX_DEPTH:
                 line = event.start_mark.line + 1 if event.start_mark else None
-                problem = problem or f"nested deeper than {MOST_DEPTH} levels"
+                problem = problem or f"nested deeper than {MAX_DEPTH} levels"
                 raise SpecError(source, [Fault("YAML", problem, line)])
         loader = _Loader(text)
         node = loader.get_single_node()

@@ -27,7 +27,7 @@ SQLITE = "sqlite:///"
 LONGEST_TAG, LONGEST_PARAM = 5000, 6000
 LONGEST_TEXT = 60_000
 """MLflow's limit of a data set's source and schema."""
-MOST_PARAMS = 100
+MAX_PARAMS = 100
 """Most params that MLflow takes in one request."""
 LAUNCHER = "pipeline.launcher"
 """Tag of a run: id of the command that records it."""
@@ -141,8 +141,8 @@ class Client:
 
         known = self._client.get_run(run_id).data.params
         new = [Param(k, v[:LONGEST_PARAM]) for k, v in params.items() if k not in known]
-        for start in range(0, len(new), MOST_PARAMS):
-            self._client.log_batch(run_id, params=new[start : start + MOST_PARAMS])
+        for start in range(0, len(new), MAX_PARAMS):
+            self._client.log_batch(run_id, params=new[start : start + MAX_PARAMS])
 
     def log_metrics(self, run_id: str, metrics: Sequence[Value], model_id: str = "") -> None:
         """Values of metrics, at most 1000 of them; those that are there already are dropped."""

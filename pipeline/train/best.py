@@ -12,14 +12,14 @@ from pipeline.errors import UsageError
 from pipeline.losses.terms import Term
 from pipeline.registry import nearest
 from pipeline.rundir import records
-from pipeline.rundir.journal import finite
+from pipeline.rundir.journal import nonfinite_to_none
 from pipeline.rundir.records import Numbers
 from pipeline.train.term_metrics import TermMetric
 from pipeline.train.weights import to_cpu
 
 
 class BestState(TypedDict):
-    """An evaluation, and the weights it was of, on the CPU."""
+    """An evaluation, and the weights that were evaluated, on the CPU."""
 
     step: int
     value: float
@@ -30,36 +30,36 @@ class BestState(TypedDict):
 class BestWeights:
     """Keeps the weights that gave the best value of one metric, the first of equal ones."""
 
-    def __init__(self, name: str, terms: list[Term], metrics: Sequence[TermMetric]) -> None:
-        """Raises UsageError for a name that no evaluation has."""
+    def __init__(self, metric: str, terms: list[Term], metrics: Sequence[TermMetric]) -> None:
+        """Raises UsageError for a metric that no evaluation has, or without a direction."""
         losses = {"loss", *(f"loss/{term.label}" for term in terms if len(terms) > 1)}
-        is_lower_better: dict[str, bool | None] = dict.fromkeys(losses, True)
-        is_lower_better |= {metric.name: metric.metric.lower_is_better for metric in metrics}
-        if name not in is_lower_better:
-            known = sorted(is_lower_better)
+        lower_is_better: dict[str, bool | None] = dict.fromkeys(losses, True)
+        lower_is_better |= {one.name: one.metric.lower_is_better for one in metrics}
+        if metric not in lower_is_better:
+            known = sorted(lower_is_better)
             raise UsageError(
-                f"training.best_by: no metric {name!r} of the validation rows"
-                f"{nearest(name, known)} (known: {', '.join(known)})"
+                f"training.best_by: no metric {metric!r} of the validation rows"
+                f"{nearest(metric, known)} (known: {', '.join(known)})"
             )
-        if is_lower_better[name] is None:
+        if lower_is_better[metric] is None:
             raise UsageError(
-                f"training.best_by: metric {name!r} does not say which way is better: "
+                f"training.best_by: metric {metric!r} does not say which way is better: "
                 "Metric(..., lower_is_better=True), or False"
             )
-        self.name = name
-        self.lower_is_better = bool(is_lower_better[name])
+        self.metric = metric
+        self.lower_is_better = bool(lower_is_better[metric])
         self.state: BestState | None = None
         """None before the first value."""
 
     def update(self, step: int, values: Numbers, objective: nn.Module) -> None:
         """Keep the weights if this evaluation, after `step` steps, is better than all before."""
-        value = values[self.name]
-        if not step or value is None or not math.isfinite(value):
+        value = values[self.metric]
+        if not step or value is None or not math.isfinite(value):  # step 0 was not trained
             return
         sign = -1.0 if self.lower_is_better else 1.0
         if self.state is None or sign * value > sign * self.state["value"]:
             weights = to_cpu(objective.state_dict())
-            metrics = finite(values)
+            metrics = nonfinite_to_none(values)
             self.state = {"step": step, "value": value, "metrics": metrics, "weights": weights}
 
     @property
@@ -68,7 +68,7 @@ class BestWeights:
         if self.state is None:
             return None
         return records.Best(
-            metric=self.name,
+            metric=self.metric,
             step=self.state["step"],
             value=self.state["value"],
             metrics=self.state["metrics"],

@@ -18,7 +18,7 @@ from pipeline.distributed.buffers import Buffers
 from pipeline.errors import RunError
 from pipeline.train.weights import octets
 
-MOST_NAMES = 3
+MAX_NAMES = 3
 
 
 def refuse(
@@ -44,9 +44,9 @@ def refuse(
 
 
 def _find_drift(step: int, names: list[str]) -> RunError:
-    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
     return RunError(
-        f"after step {step} the workers no longer hold the same {', '.join(names[:MOST_NAMES])}"
+        f"after step {step} the workers no longer hold the same {', '.join(names[:MAX_NAMES])}"
         f"{more}: something besides the sums over workers changes it, such as an optimizer or "
         "module that draws random numbers from elsewhere than torch, or that remembers its own "
         "rows. `pipeline prove` looks for it; the checkpoint before is kept"

@@ -21,7 +21,7 @@ from pipeline.metrics import CONFUSION, Metric
 from pipeline.rundir.records import Numbers
 from pipeline.train.term_metrics import TermMetric
 
-MOST_CLASSES = 1000
+MAX_CLASSES = 1000
 """Predictions of each class are counted for targets with no more classes than this."""
 
 
@@ -108,7 +108,7 @@ def _tallies(terms: list[Term]) -> list[TermMetric]:
     return [
         TermMetric(f"tally of {term.label}", TALLY, index)
         for index, term in enumerate(terms)
-        if term.target.task(term) in TALLY.tasks and term.targets[0].num_codes <= MOST_CLASSES
+        if term.target.task(term) in TALLY.tasks and term.targets[0].num_codes <= MAX_CLASSES
     ]
 
 

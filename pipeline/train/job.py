@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.data import cache
 from pipeline.data.batch import Batch
-from pipeline.data.convert import Say
+from pipeline.data.convert import Report
 from pipeline.data.sampler import Sampler, WindowSampler, steps_per_epoch
 from pipeline.data.streaming import Streamed
 from pipeline.errors import DataError
@@ -21,7 +21,7 @@ from pipeline.train.build import bind_seeded, build_objective
 
 
 @dataclass(frozen=True, repr=False)
-class Job(cache.Converted):
+class Job(cache.ConvertedRows):
     """What every worker needs: the same on each, a pure function of spec and data."""
 
     spec: JobSpec
@@ -83,20 +83,20 @@ class Job(cache.Converted):
 
 
 def prepare(
-    spec: JobSpec, base: Path, say: Say = lambda _: None, trusted_seconds: float = 0.0
+    spec: JobSpec, base: Path, report: Report = lambda _: None, trusted_seconds: float = 0.0
 ) -> Job:
     """The spec's rows, converted now or found in the cache, which is read through once.
 
-    `say` is told how far a conversion has come. Raises DataError naming file and column.
+    `report` is told how far a conversion has come. Raises DataError naming file and column.
     """
     float_dtype = np.float64 if spec.training.precision == "float64" else np.float32
-    converted = cache.rows(
+    converted = cache.load_or_convert(
         spec.data,
         base,
         readings(spec),
         float_dtype,
         spec.cache,
-        say=say,
+        report=report,
         trusted_seconds=trusted_seconds,
     )
     bucket = spec.training.bucket_by

@@ -27,7 +27,7 @@ from pipeline.train.weights import save_weights, weights_sha256
 ASK_SECONDS = 0.2
 """Between looks for the file that asks the workers to stop."""
 SPEED_SECONDS = 1.0
-MOST_ROWS = 100
+MAX_ROWS = 100
 """Rows of a skipped step that are named in the journal."""
 
 
@@ -93,11 +93,11 @@ class RunRecorder(NullRecorder):
                 "an undisturbed run to rounding only"
             )
             self.journal.event({"step": self.first_step, "event": "bits", "text": text})
-        self.journal.starts.append(comm.num_workers())
+        self.journal.workers_by_attempt.append(comm.num_workers())
         start: Start = {
             "event": "start",
             "step": self.first_step,
-            "attempt": len(self.journal.starts),
+            "attempt": len(self.journal.workers_by_attempt),
             "workers": comm.num_workers(),
             "reached": self.journal.reached,
             "bits": now,
@@ -144,7 +144,7 @@ class RunRecorder(NullRecorder):
         if losses.nonfinite is not None:
             fault = losses.nonfinite.with_rows(batch.rows)
             self.log_nonfinite(fault)
-            point["skipped"] = list(fault.rows[:MOST_ROWS])
+            point["skipped"] = list(fault.rows[:MAX_ROWS])
         self.journal.write(point)
 
     def log_evaluation(self, state: TrainState, evaluation: Evaluation) -> None:
@@ -201,7 +201,7 @@ class RunRecorder(NullRecorder):
             weights_sha256=weights_sha256(weights),
             files={path.name: facts_of(path) for path in (self.run.journal, self.run.weights)},
             best=state.best.result if state.best else None,
-            workers=self.journal.starts,
+            workers=self.journal.workers_by_attempt,
             first_difference=self.journal.first_difference,
         )
         done.write(self.run.done, self.lease.check)

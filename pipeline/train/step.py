@@ -70,7 +70,7 @@ def train_step(
     has_items = (denominators > 0).tolist()
     shares = gradcache.shares(objective, gradients, batch)  # of losses that need all rows at once
     message = Message(batch, len(has_items), gradients.seeds.device, requests)
-    for index, rows in gradients.accumulate(batch):  # from zero, each with its own seed
+    for index, rows in gradients.microbatches(batch):  # from zero, each with its own seed
         numerators, message.losses[index] = gradients.model(rows, shares.get(index), has_items)
         loss = (numerators * scales.to(numerators.dtype)).sum()
         if loss.requires_grad:  # else nothing counts in this step

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-5
 """Largest relative difference of a loss that rounding may leave after the first steps."""
 WORKERS = (1, 2, 3, 4)
-LEAST_TIMES, MOST_TIMES = 200, 2000
+MIN_TIMES, MAX_TIMES = 200, 2000
 """Within these, the model is asked about the same rows as often as the legs call it."""
 
 Promise = Literal["bits", "rounding"]
@@ -201,7 +201,7 @@ def _ask_components(job: Job, size: int, steps: int) -> tuple[set[int | None], l
         batch = rows.gather(job.sampler().rows(0))
     bound = job.objective()
     optimizer = job.spec.optimizer.name, partial(build_optimizer, job.spec)
-    times = min(max(steps * -(-_batch_size(job) // size), LEAST_TIMES), MOST_TIMES)
+    times = min(max(steps * -(-_batch_size(job) // size), MIN_TIMES), MAX_TIMES)
     found = suspects(bound, batch, size, optimizer, times)
     same_cuts = {size, *_cuts(job, size)}
     if draws(bound, batch):
@@ -392,8 +392,8 @@ def _difference(points: Sequence[Point], reference: Sequence[Point]) -> tuple[fl
             if one == other:
                 continue
             first = first or step
-            apart = float("inf")
+            difference = float("inf")
             if one is not None and other is not None:
-                apart = abs(one - other) / max(abs(one), abs(other))
-            largest = max(largest, apart)
+                difference = abs(one - other) / max(abs(one), abs(other))
+            largest = max(largest, difference)
     return largest, first

@@ -83,7 +83,7 @@ def whole(rows: Dataset, batch: int) -> Callable[[], int]:
             return found
 
         return padded
-    block = everything.blocks[0].clone()  # type: ignore[attr-defined]
+    block = everything.matrices[0].clone()  # type: ignore[attr-defined]
 
     def indexed() -> int:
         found = 0
@@ -129,7 +129,9 @@ def results(rounds: int, quick: bool) -> Iterator[Result]:
             path = Path(name) / f"{make.__name__}.parquet"
             pq.write_table(table, path)
             started = time.perf_counter()
-            read = partial(cache.rows, Data(train=str(path)), Path(), {}, np.float32, Cache())
+            read = partial(
+                cache.load_or_convert, Data(train=str(path)), Path(), {}, np.float32, Cache()
+            )
             rows = read().train
             cold, started = time.perf_counter() - started, time.perf_counter()
             read()

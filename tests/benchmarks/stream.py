@@ -54,7 +54,7 @@ def measured(train: str, folder: Path, more: dict[str, Any]) -> Result:
     """The conversion, an epoch, the disk, and batches early and late."""
     begun = time.perf_counter()
     data = Data(train=train, target="y", **more)
-    found = cache.rows(data, folder, {}, np.float32, Cache(folder=str(folder)))
+    found = cache.load_or_convert(data, folder, {}, np.float32, Cache(folder=str(folder)))
     first, rows = time.perf_counter() - begun, found.train
     sampler: Any = Sampler(len(rows), BATCH, 0)
     if isinstance(rows, Streamed):

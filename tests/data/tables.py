@@ -71,8 +71,8 @@ def fitted(inputs: list[str], **options: Any) -> tuple[dict[str, Field], Any]:
     return {f.name: f for f in fields}, batch_of(fields, MIXED)
 
 
-def read(data: Data, base: Path) -> cache.Converted:
-    return cache.rows(data, base, {}, np.float32, Cache())
+def read(data: Data, base: Path) -> cache.ConvertedRows:
+    return cache.load_or_convert(data, base, {}, np.float32, Cache())
 
 
 NAN = float("nan")
@@ -89,13 +89,13 @@ PEOPLE = pa.table(
 )  # fmt: skip
 
 
-def people(folder: Path, table: pa.Table = PEOPLE, **data: Any) -> cache.Converted:
+def people(folder: Path, table: pa.Table = PEOPLE, **data: Any) -> cache.ConvertedRows:
     pq.write_table(table, folder / "rows.parquet")
     made = Data(train="rows.parquet", target="y", **data)
-    return cache.rows(made, folder, {}, np.float32, Cache())
+    return cache.load_or_convert(made, folder, {}, np.float32, Cache())
 
 
-def values_of(found: cache.Converted, name: str) -> Any:
+def values_of(found: cache.ConvertedRows, name: str) -> Any:
     value: Any = found.train.gather(np.arange(len(found.train)))[name]
     return value.numpy()
 
@@ -133,14 +133,16 @@ def vectors(values: Any, kind: str) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
 
 
-def converted(folder: Path, table: pa.Table | None = None, **data: Any) -> cache.Converted:
+def converted(folder: Path, table: pa.Table | None = None, **data: Any) -> cache.ConvertedRows:
     if table is not None:
         pq.write_table(table, folder / "rows.parquet")
     given = {"train": "rows.parquet", "target": "y", "scale": "none"} | data
-    return cache.rows(Data(**given), folder, {}, np.float32, Cache(folder=str(folder / "c")))
+    return cache.load_or_convert(
+        Data(**given), folder, {}, np.float32, Cache(folder=str(folder / "c"))
+    )
 
 
-def list_of(found: cache.Converted, name: str, split: str = "train") -> Any:
+def list_of(found: cache.ConvertedRows, name: str, split: str = "train") -> Any:
     store = getattr(found, split)
     return store.gather(np.arange(len(store)))[name].tolist()
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pipeline.data.batch import (
     Batch,
-    Blocks,
+    PackedBatch,
     Ragged,
     Slot,
     Slots,
@@ -24,29 +24,29 @@ LISTS = Ragged(
 SLOTS = {"a": Slot(0, 0), "pair": Slot(0, 1, (2,)), "label": Slot(1, 0), "c": Slot(0, 3)}
 
 
-def blocks() -> Blocks:
+def packed() -> PackedBatch:
     numbers = torch.arange(12.0).reshape(3, 4)
-    return Blocks([numbers, torch.tensor([[7], [8], [9]])], Slots(SLOTS), {"words": LISTS})
+    return PackedBatch([numbers, torch.tensor([[7], [8], [9]])], Slots(SLOTS), {"words": LISTS})
 
 
 def plain() -> Batch:
-    return dict(blocks().items())
+    return dict(packed().items())
 
 
 def test_columns_are_views_of_their_block() -> None:
-    batch = blocks()
+    batch = packed()
     assert list(batch) == ["a", "pair", "label", "c", "words"]
     assert batch["a"].tolist() == [0, 4, 8]  # type: ignore[union-attr]
     assert batch["pair"].tolist() == [[1, 2], [5, 6], [9, 10]]  # type: ignore[union-attr]
     assert batch["label"].tolist() == [7, 8, 9]  # type: ignore[union-attr]
     assert isinstance(batch["pair"], Tensor)
     batch["pair"][0, 0] = 100
-    assert batch.blocks[0][0, 1] == 100
+    assert batch.matrices[0][0, 1] == 100
 
 
 def test_a_batch_in_blocks_is_one_of_single_columns() -> None:
     rows = torch.tensor([2, 0])
-    for batch in (blocks(), plain()):
+    for batch in (packed(), plain()):
         assert num_rows(batch) == 3
         chosen = select(batch, rows)
         assert num_rows(chosen) == 2
@@ -59,11 +59,11 @@ def test_a_batch_in_blocks_is_one_of_single_columns() -> None:
 
 
 def test_columns_side_by_side_are_one_matrix_without_a_copy() -> None:
-    batch = blocks()
+    batch = packed()
     matrix = side_by_side(batch, ("a", "pair"))
-    assert matrix.data_ptr() == batch.blocks[0].data_ptr()
+    assert matrix.data_ptr() == batch.matrices[0].data_ptr()
     for names in (("a", "pair"), ("pair", "a"), ("c", "a"), ("a",)):
-        assert torch.equal(side_by_side(blocks(), names), side_by_side(plain(), names)), names
+        assert torch.equal(side_by_side(packed(), names), side_by_side(plain(), names)), names
 
 
 def test_padding_is_told_from_values() -> None:

@@ -44,13 +44,13 @@ def made(tmp_path: Path) -> tuple[Data, Path, Cache]:
     return data, tmp_path, Cache(folder=str(tmp_path / "cache"))
 
 
-def read(made: tuple[Data, Path, Cache], said: list[str] | None = None) -> cache.Converted:
+def read(made: tuple[Data, Path, Cache], said: list[str] | None = None) -> cache.ConvertedRows:
     data, base, where = made
     lines: list[str] = [] if said is None else said
-    return cache.rows(data, base, {}, np.float32, where, say=lines.append)
+    return cache.load_or_convert(data, base, {}, np.float32, where, report=lines.append)
 
 
-def same(one: cache.Converted, other: cache.Converted) -> bool:
+def same(one: cache.ConvertedRows, other: cache.ConvertedRows) -> bool:
     return (
         one.fields == other.fields and one.fingerprint == other.fingerprint
         and bool((one.train.records == other.train.records).all())
@@ -141,6 +141,14 @@ def test_what_a_killed_conversion_left_is_taken_away(made: Any) -> None:
     assert not left.exists()
 
 
+def test_what_a_process_with_the_same_id_left_is_no_obstacle(made: Any) -> None:
+    read(made)
+    path = entry(made)
+    path.rename(path.parent / f".{path.name}.{os.getpid()}")
+    read(made)
+    assert entry(made) == path
+
+
 @pytest.mark.parametrize("after", [0, 3000])
 def test_a_full_disk_is_an_error_and_leaves_nothing(
     made: Any, after: int, monkeypatch: pytest.MonkeyPatch
@@ -213,7 +221,7 @@ def test_files_may_be_cut_anywhere(
     whole = tmp_path_factory.mktemp("whole")
     pq.write_table(table(), whole / "0.parquet")
     data = Data(train="*.parquet", target="y", validation=0.25)
-    found = [cache.rows(data, base, {}, np.float32, Cache()) for base in (folder, whole)]
+    found = [cache.load_or_convert(data, base, {}, np.float32, Cache()) for base in (folder, whole)]
     assert same(found[0], found[1])
 
 
@@ -231,11 +239,11 @@ def test_blocks_are_the_same_for_any_layout(
             part = table().slice(start, 500 if name == "one" else 90)
             pq.write_table(part, tmp_path / name / f"{start:03}.parquet", row_group_size=group)
         data = Data(train="*.parquet", target="y", validation=0.25)
-        found.append(cache.rows(data, tmp_path / name, {}, np.float32, Cache()))
+        found.append(cache.load_or_convert(data, tmp_path / name, {}, np.float32, Cache()))
     assert same(*found)
     numbers = table()["x"].to_numpy()
     whole = Data(train="one/*.parquet", target="y")
-    field = cache.rows(whole, tmp_path, {}, np.float32, Cache()).fields[0]
+    field = cache.load_or_convert(whole, tmp_path, {}, np.float32, Cache()).fields[0]
     assert field.mean == pytest.approx(numbers.mean(), rel=1e-13)
     assert field.deviation == pytest.approx(numbers.std(), rel=1e-13)
 
@@ -257,7 +265,7 @@ def test_trust_in_an_entry_is_not_renewed_by_trusting_it(tmp_path: Path) -> None
     os.utime(entry / "read", (1.0, 1.0))
     data = Data(train="rows.parquet", target="y", scale="none")
     where = Cache(folder=str(tmp_path / "c"))
-    cache.rows(data, tmp_path, {}, np.float32, where, trusted_seconds=1e12)
+    cache.load_or_convert(data, tmp_path, {}, np.float32, where, trusted_seconds=1e12)
     assert (entry / "read").stat().st_mtime == 1.0
 
 

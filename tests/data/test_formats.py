@@ -34,7 +34,7 @@ def test_the_layout_of_files_changes_neither_rows_nor_fingerprint(tmp_path: Path
     write(tmp_path, table.slice(1), "two/b.parquet")
     write(tmp_path, table.slice(0, 3), "three.parquet")
 
-    def rows(train: str | list[str]) -> cache.Converted:
+    def rows(train: str | list[str]) -> cache.ConvertedRows:
         return read(Data(train=train, target="y"), tmp_path)
 
     found = [rows(t) for t in ("one", "two", "two/*.parquet", ["two/a.parquet", "two/b.parquet"])]

@@ -21,7 +21,7 @@ def test_the_file_of_a_bad_row_is_named(tmp_path: Path) -> None:
         pq.write_table(pa.table({"x": x, "y": [1.0, 2.0]}), tmp_path / f"{name}.parquet")
     data = Data(train="*.parquet", target="y")
     with pytest.raises(DataError, match=r"first at row 1 of .*b\.parquet"):
-        cache.rows(data, tmp_path, {}, np.float32, Cache())
+        cache.load_or_convert(data, tmp_path, {}, np.float32, Cache())
 
 
 def test_validation_files_may_have_more_columns(tmp_path: Path) -> None:
@@ -37,7 +37,7 @@ def test_validation_files_may_have_more_columns(tmp_path: Path) -> None:
 def test_braces_in_names_of_columns(tmp_path: Path) -> None:
     pq.write_table(pa.table({"{x}": [1.0, None], "y": [0.0, 1.0]}), tmp_path / "rows.parquet")
     with pytest.raises(DataError, match=r"'\{x\}' has missing values in 1 row, first at row 1"):
-        cache.rows(
+        cache.load_or_convert(
             Data(train="rows.parquet", target="y"), tmp_path, {}, np.float32,
             Cache(folder=str(tmp_path / "cache")),
         )  # fmt: skip

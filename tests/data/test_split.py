@@ -79,7 +79,7 @@ def test_the_column_that_decides_is_no_input_unless_named(tmp_path: Path) -> Non
     pq.write_table(TABLE.drop_columns("day"), tmp_path / "rows.parquet")
     validation: Any = {"fraction": 0.3, "group": "who"}
     data = Data(train="rows.parquet", target="y", validation=validation)
-    rows = cache.rows(data, tmp_path, {}, np.float32, Cache())
+    rows = cache.load_or_convert(data, tmp_path, {}, np.float32, Cache())
     assert [field.name for field in rows.fields] == ["x", "z", "y"]
 
 
@@ -97,7 +97,7 @@ def test_splits_that_cannot_be_are_refused(validation: Any, said: str, tmp_path:
     pq.write_table(TABLE, tmp_path / "rows.parquet")
     data = Data(train="rows.parquet", target="y", inputs=["x"], validation=validation)
     with pytest.raises(DataError, match=said):
-        cache.rows(data, tmp_path, {}, np.float32, Cache())
+        cache.load_or_convert(data, tmp_path, {}, np.float32, Cache())
 
 
 def test_the_latest_rows_are_as_near_to_the_fraction_as_equal_times_allow(tmp_path: Path) -> None:

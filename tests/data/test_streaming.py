@@ -60,10 +60,10 @@ def written(folder: Path, rows_per_file: int = 400, group: int = 100, kind: str 
     return folder
 
 
-def read(folder: Path, base: Path, **more: Any) -> cache.Converted:
+def read(folder: Path, base: Path, **more: Any) -> cache.ConvertedRows:
     about: dict[str, Any] = {"stream": {"block_rows": 64, "window": 3}, "scale": "none"}
     data = Data(train=f"{folder.name}/*", target="y", **(about | more))
-    return cache.rows(data, base, {}, np.float64, Cache(folder=str(base / "cache")))
+    return cache.load_or_convert(data, base, {}, np.float64, Cache(folder=str(base / "cache")))
 
 
 def numbers(rows: Dataset, of: Any) -> list[float]:
@@ -72,7 +72,7 @@ def numbers(rows: Dataset, of: Any) -> list[float]:
     return [float(number) for number in column.tolist()]
 
 
-def streamed(found: cache.Converted) -> Streamed:
+def streamed(found: cache.ConvertedRows) -> Streamed:
     assert isinstance(found.train, Streamed)
     return found.train
 
@@ -206,15 +206,15 @@ def test_a_changed_file_is_noticed_at_once(tmp_path: Path, change: str) -> None:
 def failing(found: Streamed, monkeypatch: pytest.MonkeyPatch, times: int) -> list[int]:
     """Let the first fetches fail; returns the blocks that were asked for."""
     tried: list[int] = []
-    into = found._fetcher.into
+    convert_to = found._fetcher.convert_to
 
-    def fails(block: int, folder: Path, is_over: threading.Event) -> None:
+    def fails(block: int, folder: Path, is_closed: threading.Event) -> None:
         tried.append(block)
         if len(tried) <= times:
             raise DataError("no route to host")
-        into(block, folder, is_over)
+        convert_to(block, folder, is_closed)
 
-    monkeypatch.setattr(found._fetcher, "into", fails)
+    monkeypatch.setattr(found._fetcher, "convert_to", fails)
     return tried
 
 
@@ -246,7 +246,7 @@ def test_who_leaves_does_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         with (folder / "15.lock").open("a") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
             threading.Timer(0.3, opened.interrupt).start()
-            with pytest.raises(spool.LeftError):
+            with pytest.raises(spool.StreamClosedError):
                 opened.gather(np.array([999]))
 
 
@@ -257,6 +257,24 @@ def test_a_cache_that_is_deleted_while_it_is_read_is_an_error(tmp_path: Path) ->
         shutil.rmtree(tmp_path / "cache")
         with pytest.raises(DataError, match="was deleted while rows were read"):
             opened.gather(np.array([999]))
+
+
+def test_blocks_in_use_stay_when_the_cache_is_cleared_and_those_of_the_dead_go(
+    tmp_path: Path,
+) -> None:
+    place = tmp_path / "cache"
+    found = streamed(read(written(tmp_path / "rows"), tmp_path))
+    orphan = place / ".0123-abcd.blocks"
+    orphan.mkdir()
+    with found.opened("run") as opened:
+        opened.gather(np.array([450]))
+        (folder,) = set(place.glob(".*.blocks")) - {orphan}
+        before = sorted(folder.iterdir())
+        cache.clear(place)
+        assert sorted(folder.iterdir()) == before
+        assert not orphan.exists()
+        assert numbers(opened, np.array([999, 450])) == [999, 450]
+    assert not list(place.glob("*-*.lock"))
 
 
 def test_no_lock_is_left(tmp_path: Path) -> None:
@@ -355,7 +373,7 @@ def test_from_an_object_store(tmp_path: Path, server: s3.Server, is_streamed: bo
     about: Any = {"stream": {"block_rows": 64, "window": 3}} if is_streamed else {}
     data = Data(train=server.uri(place), target="y", scale="none", **about)
     where = Cache(folder=str(tmp_path / "cache"))
-    found = cache.rows(data, tmp_path, {}, np.float64, where)
+    found = cache.load_or_convert(data, tmp_path, {}, np.float64, where)
     with found.train.opened("run") as opened:
         for rows in np.array_split(RNG.permutation(NUM_ROWS), 20):
             assert numbers(opened, rows) == rows.tolist()

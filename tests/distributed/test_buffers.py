@@ -62,7 +62,7 @@ def stepped(rank: int, num: int) -> dict[str, Any]:
     model.most = most
     if num > 1:
         torch.distributed.all_reduce(sums)
-    buffers.change(before, sums, len(PARTS), has_rows=bool(own))
+    buffers.apply_changes(before, sums, len(PARTS), has_rows=bool(own))
     return {name: buffer.tolist() for name, buffer in model.named_buffers()}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.rundir.journal import Journal, Reader
-from pipeline.rundir.records import StepPoint
+from pipeline.rundir.records import EvaluationPoint, StepPoint
 from pipeline.rundir.repair import repair
 from tests.conftest import happened
 
@@ -48,3 +48,32 @@ def test_a_recomputed_step_with_other_numbers_is_reported(tmp_path: Path) -> Non
     again.write(point(2, 0.2500001))
     again.close()
     assert again.first_difference == 2
+
+
+def test_a_recomputed_evaluation_with_other_numbers_is_reported_after_a_restart_too(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "curve.jsonl"
+    for loss in (0.5, 0.25):
+        journal = Journal(path)
+        evaluation: EvaluationPoint = {"step": 0, "epoch": 0.0, "validation": {"loss": loss}}
+        journal.write(evaluation)
+        journal.close()
+    assert Journal(path).first_difference == 0
+    (event,) = happened(tmp_path, "recomputed")
+    assert (event["num_steps"], event["differs"]) == (0, 0)
+
+
+def test_a_recomputation_that_stops_halfway_says_how_far_it_came(tmp_path: Path) -> None:
+    path = tmp_path / "curve.jsonl"
+    journal = Journal(path)
+    for step in (1, 2, 3):
+        journal.write(point(step, 0.5))
+    journal.close()
+    again = Journal(path, step=1)
+    assert again.reached == 3
+    again.write(point(2, 0.5))
+    again.close()
+    (event,) = happened(tmp_path, "recomputed")
+    assert (event["step"], event["num_steps"]) == (2, 1)
+    assert Journal(path, step=3).reached == 3

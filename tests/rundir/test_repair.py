@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.errors import RunError
 from pipeline.rundir import RunDir
-from pipeline.rundir.journal import Journal, read_line
+from pipeline.rundir.journal import Journal, parse_line
 from pipeline.rundir.lease import Lease
 from pipeline.rundir.records import Start
 from pipeline.rundir.repair import repair
@@ -45,7 +45,7 @@ def test_a_journal_is_intact_up_to_its_first_gap(tmp_path: Path) -> None:
     journal.event(start(4))  # of an attempt that was killed at once
     journal.close()
     assert repair(path, evaluated) == (6, ""), "what was done before counts"
-    steps = [curve_line["step"] for curve_line in map(read_line, lines)]
+    steps = [curve_line["step"] for curve_line in map(parse_line, lines)]
     for number, step in enumerate(steps[1:], start=1):
         path.write_bytes(b"".join(lines[:number] + lines[number + 1 :]))
         steps_left, problem = repair(path, evaluated)

@@ -18,7 +18,7 @@ import yaml
 
 import pipeline
 from pipeline.rundir import RunDir
-from pipeline.rundir.journal import line_of, read_line
+from pipeline.rundir.journal import format_line, parse_line
 from pipeline.rundir.records import Launcher, Point, Record
 from pipeline.tracking import process
 from pipeline.tracking.client import LAUNCHER
@@ -88,8 +88,8 @@ def test_points_of_another_machine_are_not_sent_again(
     Record.read(run.record).model_copy(update={"launcher": launcher}).write(run.record)
     nothing = {"uploaded": {}, "complete": False}
     run.read_recorded().model_copy(update=nothing).write(run.recorded)
-    points = [read_line(line) for line in run.journal.open("rb")]
-    lines = [line_of(cast(Point, {**point, "time": point["time"] + 1})) for point in points]
+    points = [parse_line(line) for line in run.journal.open("rb")]
+    lines = [format_line(cast(Point, {**point, "time": point["time"] + 1})) for point in points]
     run.journal.write_bytes(b"".join(lines))
     assert process.finish(run.path).run_id == result.run_id
     history = client.get_metric_history(result.run_id, "train/loss")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pipeline.losses.terms import Term
     from pipeline.metrics import Reads, Task
 
-MOST_PROBABILITIES = 1000
+MAX_PROBABILITIES = 1000
 """With more classes than this, only the best class and its probability are served."""
 
 
@@ -70,7 +70,7 @@ class Classes(Vocabulary):
             return super().decode(term, served)
         field = term.targets[0]
         labels = labels_of(field, served.argmax(1))
-        if served.shape[1] > MOST_PROBABILITIES:
+        if served.shape[1] > MAX_PROBABILITIES:
             best = served.max(1).values.tolist()
             return {field.name: labels, f"{field.name}_probability": best}
         columns = served.unbind(1)

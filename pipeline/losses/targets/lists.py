@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class ClassLists(Target):
-    """Class numbers of each row, then -1: int64 [N, C]."""
+    """Class numbers of each row, padded with -1: int64 [N, C], as in MultiLabelMarginLoss."""
 
     name = "class_lists"
 
@@ -26,33 +26,40 @@ class ClassLists(Target):
         return column.long()
 
     def check_values(self, label: str, name: str, target: Tensor) -> None:
-        num_classes = target.shape[1] if target.dim() == 2 else 0
+        if target.dim() != 2:
+            raise ContractError(
+                label,
+                f"target {name!r} has one number a row; this loss reads a list of classes",
+                "give a column of lists, padded with -1 to the number of classes",
+            )
+        num_classes = target.shape[1]
         if num_classes > 2 and bool(((target == 0) | (target == 1)).all()):
             raise ContractError(
                 label,
                 f"target {name!r} looks one-hot; this loss reads class numbers, then -1",
                 "use multilabel_soft_margin or bce_with_logits for 0/1 targets",
             )
-        if not bool(((target >= -1) & (target < num_classes)).all()):
+        invalid = target[(target < -1) | (target >= num_classes)]
+        if len(invalid):
             raise ContractError(
                 label,
-                f"target {name!r} holds class {int(target.max())}, rows have {num_classes} places",
-                f"number the classes 0 to {num_classes - 1} and fill up with -1",
+                f"target {name!r} holds class {int(invalid[0])}, rows have {num_classes} places",
+                f"number the classes 0 to {num_classes - 1} and pad with -1",
             )
 
 
 class Tokens(Target):
-    """Lists of class numbers without the blank: ragged int64."""
+    """Lists of token codes, ragged int64, for CTC: the code of its blank is left free."""
 
-    name, gives_width = "tokens", False
+    name = "tokens"
+    gives_width = False
 
     def arguments(
         self, term: Term, columns: list[Column], prediction: Tensor | None
     ) -> list[Column]:
-        first, *others = columns
-        if isinstance(first, Ragged):
-            first = Ragged(_around(first.values, term.loss.blank), first.lengths)
-        return [first, *others]
+        tokens, *lengths = columns  # a second column holds the lengths of the predictions
+        assert isinstance(tokens, Ragged)
+        return [Ragged(_skip_blank(tokens.values, term.loss.blank), tokens.lengths), *lengths]
 
     def check_fields(self, label: str, fields: Sequence[Field]) -> None:
         first = fields[0]
@@ -64,7 +71,8 @@ class Tokens(Target):
 class NoTarget(Target):
     """The loss only compares predictions."""
 
-    name, gives_width = "none", False
+    name = "none"
+    gives_width = False
 
     def arguments(
         self, term: Term, columns: list[Column], prediction: Tensor | None
@@ -72,6 +80,6 @@ class NoTarget(Target):
         return []
 
 
-def _around(values: Tensor, blank: int | None) -> Tensor:
-    """Token numbers with the blank's number left free."""
+def _skip_blank(values: Tensor, blank: int | None) -> Tensor:
+    """The codes, those from `blank` on moved up by one, so that no token has the blank's."""
     return values if blank is None else values + (values >= blank).to(values.dtype)
