@@ -96,7 +96,7 @@ class RunError(PipelineError):
 class NonFiniteError(RunError):
     """A loss or gradient that is NaN or infinite, found before the optimizer moved.
 
-    `microbatches` are the numbers of those whose loss is not finite (none if only a gradient is
+    `microbatches` are the indices of those whose loss is not finite (none if only a gradient is
     not), `rows` the training rows in them, counted from 0, once the loop has added them.
     """
 

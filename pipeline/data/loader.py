@@ -63,8 +63,8 @@ class Loader:
     """The batches of `steps` in order, each with the one after it as `next`.
 
     `count(batch)` is what the losses count in one micro-batch: float64 [K]. Buffers are reused: a
-    batch lives until the next one is asked for. An error of the thread is raised one step before
-    the one that it is about, whose counts are wanted there.
+    batch is valid until the next one is taken. An error of the thread is raised one step before the
+    one that it is about, as that one's counts are needed there.
     """
 
     def __init__(

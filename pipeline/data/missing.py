@@ -77,7 +77,7 @@ class InvalidRows:
         """Raise DataError with all of them, if there are any."""
         if self.lines:
             advice = (
-                "correct the file, or say in data.missing what becomes of missing values: drop "
+                "correct the file, or choose in data.missing what is done with missing values: drop "
                 "(the row), mean (numbers; targets only by name, {column: mean}), category (of its "
                 "own), or {constant: value}"
             )

@@ -150,7 +150,7 @@ def _read(
 ) -> Iterator[tuple[Any, int]]:
     """Record batches of one file, in bounded memory: a plain scan reads as far ahead as it can.
 
-    Each comes with the number of what is read at one time; with `wanted` there are those only.
+    Each comes with the index of its row group; with `wanted`, only those groups are read.
     """
     if isinstance(getattr(fragment, "format", None), ds.IpcFileFormat):
         with fragment.filesystem.open_input_file(fragment.path) as file:

@@ -42,7 +42,7 @@ class Sampler:
         return np.arange(start, end) if self.seed is None else self._epoch(epoch)[start:end]
 
     def blocks(self, step: int) -> list[int]:
-        """Blocks to have at hand from `step` on: rows of this sampler are never in blocks."""
+        """Blocks needed from `step` on: none, as rows of this sampler are not in blocks."""
         return []
 
     def _epoch(self, epoch: int) -> Rows:
@@ -68,10 +68,10 @@ class Sampler:
 
 
 class WindowSampler:
-    """A Sampler for rows that come in blocks of which few are at hand.
+    """A Sampler for rows in blocks of which only a few are on this machine at a time.
 
     Each epoch draws the blocks in a new order; so many of them in turn are a window, whose rows are
-    mixed. A step's rows follow from its number: no more than its windows is computed.
+    mixed. A step's number determines its rows: no more than its windows is computed.
     """
 
     def __init__(

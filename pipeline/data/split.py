@@ -116,7 +116,7 @@ def chooser(data: Data, source: Source, first: float | None = None) -> Chooser |
 def first_held_out(data: Data, source: Source, kept_in: Callable[[Block], Any]) -> float | None:
     """Where a split by time begins: the number that stands for it; None for any other split.
 
-    `kept(block)` are the numbers of a block's rows that are not dropped. A fraction needs a pass
+    `kept(block)` are the indices of a block's rows that are not dropped. A fraction needs a pass
     over the source. Raises DataError for a column that has no order.
     """
     split = data.validation

@@ -179,7 +179,7 @@ class Spool:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
                 raise DataError(
-                    f"cache.folder: {self.root} has no room for the blocks at hand "
+                    f"cache.folder: {self.root} has no room for the blocks in use "
                     f"({error.strerror}); set cache.folder to another disk, or a smaller "
                     "data.stream.window"
                 ) from None

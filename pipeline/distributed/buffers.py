@@ -41,7 +41,7 @@ class BufferRef:
 
 
 class Buffers:
-    """The buffers of a model, and what becomes of them when several micro-batches change them.
+    """The buffers of a model, and how the changes of several micro-batches are combined.
 
     Each micro-batch starts from the step's buffers. Afterwards a buffer
 

@@ -43,7 +43,7 @@ def is_small(objective: Objective) -> bool:
 class OrderedGradients(Gradients):
     """Gradients and buffers, summed over micro-batches and workers in the tree's order.
 
-    Gradients live in one flat tensor, behind them the changes that forward passes make to buffers,
+    Gradients live in one flat tensor, followed by the changes that forward passes make to buffers,
     such as BatchNorm's running statistics (see `Buffers`).
     """
 

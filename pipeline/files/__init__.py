@@ -1,1 +1,1 @@
-"""Files that outlive a power cut, and that say when they are damaged."""
+"""Files that survive a power failure, and whose damage is noticed."""

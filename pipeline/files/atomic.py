@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole or not at all, and are on the disk when it is said so."""
+"""Write files so that they are replaced as a whole or not at all, and survive a power failure."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any, BinaryIO
 
 @contextlib.contextmanager
 def replacing(path: Path, check: Callable[[], None] = lambda: None) -> Iterator[BinaryIO]:
-    """A file to write to that takes the place of `path` when all went well: all of it or nothing.
+    """Open a temporary file that replaces `path` when the block ends without an error.
 
-    It outlives a power cut then. `check` raises an error where another process has taken over; it
-    is called once the temporary file stands beside `path`, from where the other one deletes it: no
-    moment is left at which both could write.
+    The replacement survives a power failure. `check` raises an error where another process has
+    taken over; it is called once the temporary file stands beside `path`, from where the other one
+    deletes it: no moment is left at which both could write.
     """
     temporary = temporary_path(path)
     try:
@@ -35,7 +35,7 @@ def replacing(path: Path, check: Callable[[], None] = lambda: None) -> Iterator[
 
 @contextlib.contextmanager
 def named_errors(path: Path) -> Iterator[None]:
-    """An error of the disk names `path`: a full one does not say where it is."""
+    """Put `path` into an OSError without a file name, as that of a full disk."""
     try:
         yield
     except OSError as error:
@@ -45,12 +45,12 @@ def named_errors(path: Path) -> Iterator[None]:
 
 
 def temporary_path(path: Path) -> Path:
-    """A new name beside `path` for what is to take its place, a file or a folder."""
+    """A new name beside `path`, for a file or folder that is to replace it."""
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
 
 
 def delete_temporaries(path: Path) -> None:
-    """Delete what others were about to put in the place of `path`, whose name may be a pattern."""
+    """Delete temporary files and folders for `path`, whose name may be a glob pattern."""
     for temporary in list(path.parent.glob(f".{path.name}.[0-9]*")):
         with contextlib.suppress(FileNotFoundError):
             if temporary.is_dir():  # which another process may be filling: it loses all at once
@@ -60,13 +60,13 @@ def delete_temporaries(path: Path) -> None:
 
 
 def sync(file: Any) -> None:
-    """What was written to `file` outlives a power cut."""
+    """Write the file's content to the disk (fsync)."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Names of new files in `folder` outlive a power cut."""
+    """Write the names of files in `folder` to the disk (fsync)."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -95,7 +95,7 @@ class Runs:
             except FileExistsError:
                 number += 1
             except OSError as error:
-                raise UsageError(f"storage: {path} cannot be made: {error.strerror}") from None
+                raise UsageError(f"storage: {path} cannot be created: {error.strerror}") from None
             else:
                 sync_folder(self.storage)
                 return RunDir(path)

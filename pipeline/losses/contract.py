@@ -109,7 +109,7 @@ class Loss:
     module: nn.Module | None = None
     """Parameters of a user's loss, trained with the model."""
     blank: int | None = None
-    """The class that no target names (ctc); the others are numbered around it."""
+    """The class that no target names (ctc); the codes of tokens leave it out."""
     per_batch: bool = False
     """`items` takes all rows of the global batch and returns its mean loss, one number."""
 

@@ -34,7 +34,7 @@ class Share:
 
 
 Shares = Mapping[int, Share]
-"""Shares of one micro-batch by number of the term."""
+"""Shares of one micro-batch, by index of the term."""
 
 
 class Objective(nn.Module):
@@ -273,7 +273,7 @@ class Objective(nn.Module):
 
 
 def _heads(terms: list[Term], sizes: Mapping[str, int | None]) -> dict[str, nn.Module]:
-    """Modules of the losses' own parameters, by the number of the term."""
+    """Modules of the losses' own parameters, by index of the term."""
     heads: dict[str, nn.Module] = {}
     for index, term in enumerate(terms):
         if term.loss.head is not None:

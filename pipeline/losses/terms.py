@@ -262,7 +262,7 @@ def _size(role: Role, term: Term) -> int | None:
     if role.size == "classes":
         blank = 0 if term.loss.blank is None else 1
         return max(num_classes(term) + blank, 1)
-    if term.target.gives_width and term.targets:
+    if term.target.sets_prediction_width and term.targets:
         if len(term.targets) > 1:
             return len(term.targets)
         return int(torch.tensor(term.targets[0].shape).prod()) if term.targets[0].shape else None

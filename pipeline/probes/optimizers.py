@@ -63,7 +63,7 @@ class _Steps:
         self.optimizer = build(self.weights)
 
     def step(self, seed: int) -> None:
-        """One step by gradients that follow from its number."""
+        """One step with gradients that its number determines."""
         generator = torch.Generator().manual_seed(seed)
         for weight in self.weights:
             drawn = torch.randn(weight.shape, generator=generator, dtype=torch.float64)

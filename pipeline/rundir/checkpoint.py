@@ -3,8 +3,8 @@
     checkpoints/step-0000000040/state.pt        the state
                                 manifest.json   its size and SHA-256, and what it belongs to
 
-There is no state of a single worker: random numbers and the position in the data follow from the
-step, so any number of workers can resume from a checkpoint.
+There is no state of a single worker: the step determines random numbers and the position in the
+data, so any number of workers can resume from a checkpoint.
 """
 
 from __future__ import annotations

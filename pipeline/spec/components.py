@@ -135,7 +135,7 @@ class Model(Choice):
     registry = models
 
     outputs: dict[str, Output] = Field(default={})
-    """Named outputs, where size or activation should not follow from the loss."""
+    """Named outputs, where size or activation should differ from what the loss implies."""
 
 
 class Optimizer(Choice):

@@ -27,7 +27,7 @@ class Training(Section):
     bucket_by: str | None = None
     """Column of lists: batches hold rows of similar length, which need less padding."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Initial weights, row order and dropout follow from it."""
+    """It determines initial weights, row order and dropout."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     """Largest norm of the global gradient; a larger one is scaled down to it."""
     skip_nonfinite: Annotated[int, Field(ge=0)] = 0

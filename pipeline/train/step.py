@@ -91,8 +91,8 @@ def train_step(
 class Message:
     """Numbers that are summed over workers together with the gradients, in `vector`: float64.
 
-    A row for each of the batch's micro-batches, with its losses and its worker's requests; behind
-    them a row for each of the next batch's, with what its losses count. Each row is given by the
+    A row for each of the batch's micro-batches, with its losses and its worker's requests;
+    then a row for each of the next batch's, with what its losses count. Each row is given by the
     worker that computes the micro-batch, and 0 on all others.
     """
 

@@ -27,7 +27,7 @@ class Target:
     """Whether its columns may be scaled."""
     is_declared: ClassVar[bool] = True
     """Whether the loss says what it reads."""
-    gives_width: ClassVar[bool] = True
+    sets_prediction_width: ClassVar[bool] = True
     """Whether a prediction is as wide as its target."""
 
     def arguments(

@@ -22,7 +22,8 @@ MAX_PROBABILITIES = 1000
 class Vocabulary(Target):
     """Numbers of a vocabulary's entries: int64."""
 
-    is_class, gives_width = True, False
+    is_class = True
+    sets_prediction_width = False
 
     def read(self, column: Tensor, field: Field) -> Tensor:
         return column.long()

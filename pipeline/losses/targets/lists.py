@@ -52,7 +52,7 @@ class Tokens(Target):
     """Lists of token codes, ragged int64, for CTC: the code of its blank is left free."""
 
     name = "tokens"
-    gives_width = False
+    sets_prediction_width = False
 
     def arguments(
         self, term: Term, columns: list[Column], prediction: Tensor | None
@@ -72,7 +72,7 @@ class NoTarget(Target):
     """The loss only compares predictions."""
 
     name = "none"
-    gives_width = False
+    sets_prediction_width = False
 
     def arguments(
         self, term: Term, columns: list[Column], prediction: Tensor | None
