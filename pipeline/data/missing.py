@@ -77,9 +77,9 @@ class InvalidRows:
         """Raise DataError with all of them, if there are any."""
         if self.lines:
             advice = (
-                "correct the file, or choose in data.missing what is done with missing values: drop "
-                "(the row), mean (numbers; targets only by name, {column: mean}), category (of its "
-                "own), or {constant: value}"
+                "correct the file, or choose in data.missing how missing values are handled: "
+                "drop (the row), mean (numbers; targets only by name, {column: mean}), category "
+                "(of its own), or {constant: value}"
             )
             raise DataError("\n  ".join([*self.lines, advice]))
 
