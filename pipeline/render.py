@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +26,7 @@ PROOF_HEADER = f"          {'curve':10}{'weights':10}{'difference':13}"
 def result_lines(result: Result) -> list[str]:
     """A finished run: its last values, and where it is."""
     loss = "no items" if result.loss is None else f"{result.loss:.6g}"
-    lines = [f"done  {result.steps} steps, loss of the last {loss}"]
+    lines = [f"done  {result.steps} steps, training loss of the last {loss}"]
     for name, value in result.metrics.items():
         shown = "no value" if value is None else format(value, ".6g")
         lines.append(f"      validation {name} {shown}")
@@ -40,8 +42,17 @@ def result_lines(result: Result) -> list[str]:
     lines.append(f"saved {result.storage}")
     lines.append(f"mlflow run {result.run_id} in {result.tracking_uri}")
     if result.tracking_uri.startswith("sqlite:"):
-        lines.append(f"see   mlflow ui --backend-store-uri {result.tracking_uri}")
+        lines.append(f"see   {_mlflow()} ui --backend-store-uri {result.tracking_uri}")
     return lines
+
+
+def _mlflow() -> str:
+    """MLflow's command as it can be typed here: with its folder where that is not on PATH."""
+    beside = Path(sys.executable).with_name("mlflow")
+    if shutil.which("mlflow") or not beside.exists():
+        return "mlflow"
+    here = Path.cwd()
+    return str(beside.relative_to(here) if beside.is_relative_to(here) else beside)
 
 
 def check_lines(job: Job, notices: Sequence[Notice]) -> list[str]:
@@ -90,7 +101,7 @@ def cache_lines(entries: Sequence[Entry], folder: Path) -> list[str]:
     for entry in entries:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
         more = f" and {len(entry.files) - 1} more" if len(entry.files) > 1 else ""
-        name = f"{entry.files[0]}{more}" if entry.files else "(damaged)"
+        name = f"{entry.files[0]}{more}" if entry.files else "(damaged, or of another version)"
         size = size_text(entry.size)
         rows = f"{entry.num_rows:>13,} rows"
         lines.append(f"{entry.name[:8]}  {size:>9}  {used}  {rows}  {name}")

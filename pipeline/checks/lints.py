@@ -120,6 +120,8 @@ def _lint_targets(job: Job, terms: list[Term]) -> Iterator[Notice]:
         if is_left and job.facts.profile.get(field.name, {}).get("max") == 1.0:
             text = "holds 0 and 1 only: data.target_scale leaves it as it is"
             yield Notice(f"target {field.name!r}", text)
+    if data.target_scale == "standard" and not any(f.is_target and f.is_amount for f in job.fields):
+        yield Notice("data.target_scale", "no target holds amounts: nothing is scaled")
     for term, asked in zip(terms, job.spec.loss, strict=True):
         option = IN_TARGETS_UNIT.get(asked.name)
         deviation = term.targets[0].deviation if term.targets else 1.0

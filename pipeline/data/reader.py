@@ -273,6 +273,7 @@ def _name_faults(
 ) -> Iterator[str]:
     """What the spec says of columns that are not there, or have no such part."""
     absent = {column for column in wanted if column not in columns}
+    present = [column for column in wanted if column not in absent]
     for column, at in wanted.items():
         if column in absent:
             yield f"{at}: no column {column!r} in {shown}{nearest(column, columns)}"
@@ -288,13 +289,14 @@ def _name_faults(
     for name, listed in about.items():
         for column in listed if not isinstance(listed, str) else ():
             if column not in inputs:
-                yield f"data.{name}: {column!r} is not an input column{nearest(column, inputs)}"
+                near = nearest(column, [one for one in inputs if one not in absent])
+                yield f"data.{name}: {column!r} is not an input column{near}"
     for column in data.target_scale if isinstance(data.target_scale, dict) else ():
         if column not in data.targets:
             yield f"data.target_scale: {column!r} is not a target{nearest(column, data.targets)}"
     for column in data.missing if isinstance(data.missing, dict) else ():
         if column not in wanted:
-            yield f"data.missing: {column!r} is not a column that is used{nearest(column, wanted)}"
+            yield f"data.missing: {column!r} is not a column that is used{nearest(column, present)}"
 
 
 def _default_inputs(data: Data, columns: list[str]) -> list[str]:

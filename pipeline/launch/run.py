@@ -80,6 +80,7 @@ def run(
     spec, job, notices = check(path, overrides, imports, live=live)
     modules = plugins.homes(components(spec), plugins.load(list(imports)))
     from pipeline.launch.resume import Runs
+    from pipeline.rundir.records import Done
     from pipeline.tracking.record import write_record
 
     runs = Runs(spec)
@@ -98,7 +99,9 @@ def run(
                     tell(f"note  {folder.name} was finished, but {damage}: its end is done again")
             is_finished = folder.is_intact
             if is_finished:
-                tell(f"run   {folder.name} is finished already; --fresh starts it anew")
+                num_workers = Done.read(folder.done).workers[-1]
+                workers = f"{num_workers} worker{'s' if num_workers > 1 else ''}"
+                tell(f"run   {folder.name} is finished already, on {workers}; --fresh starts anew")
             else:
                 for notice in notices:
                     tell(f"note  {notice}")

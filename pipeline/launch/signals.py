@@ -72,9 +72,7 @@ def attend(fit: Callable[[], Any], run: RunDir, waits_for_workers: bool) -> None
                 is_told = True
                 end = "\r\x1b[2K" if sys.stderr.isatty() else ""
                 with contextlib.suppress(OSError):  # nobody may read it any more
-                    sys.stderr.write(
-                        f"{end}note  stopping after this step; a second signal ends it\n"
-                    )
+                    sys.stderr.write(f"{end}note  stopping ...; a second signal ends it at once\n")
             if until == math.inf and _count(run, "stop") > stops:
                 until = time.monotonic() + SAVED_SECONDS
         if len(signals) > 1:

@@ -45,14 +45,15 @@ class Choice(Section):
     def _known(cls, name: str) -> str:
         known = cls.registry.entries
         if name not in known:
+            near = nearest(name, known)
+            others = "" if near else f"known: {', '.join(sorted(known))}; "
             raise PydanticCustomError(
                 "unknown_name",
-                "no {kind} {found}{nearest} (known: {known}; custom ones need --import)",
+                "no {kind} {found}{help}",
                 {
                     "kind": cls.registry.kind,
                     "found": repr(name),
-                    "nearest": nearest(name, known),
-                    "known": ", ".join(sorted(known)),
+                    "help": f"{near} ({others}custom ones need --import)",
                 },
             )
         return name

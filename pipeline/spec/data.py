@@ -175,7 +175,7 @@ class Data(Section):
     sample_weight: SampleWeight | None = None
     """Column that weights each row in every loss, or `{column, mean_over}`. Not in metrics."""
     target_scale: TargetScale | dict[str, TargetScale] = "none"
-    """The same for numeric targets. Losses and their options are in the scaled unit, metrics and
+    """As `scale`, for numeric targets. Losses and their options are in the scaled unit, metrics and
     served predictions in the column's own."""
 
     @field_validator("train", "validation", "inputs", "target", "categorical", "dates")

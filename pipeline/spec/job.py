@@ -39,6 +39,7 @@ class JobSpec(Section):
     """Name of the job; runs are called after it."""
     data: Data
     model: Model
+    """A model by name, or one with options (`pipeline list models`)."""
     loss: list[Term] = Field(min_length=1)
     """A loss by name, one with options, or a list of weighted terms."""
     optimizer: Optimizer = Field(default="adamw", validate_default=True)

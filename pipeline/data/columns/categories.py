@@ -133,7 +133,14 @@ class CategoryStatistics(Statistics):
         self.distinct = Distinct()
 
     def observe(self, column: Any) -> None:
-        self.distinct.add(filled(self.field, plain(column)))
+        values = filled(self.field, plain(column))
+        if pa.types.is_floating(values.type) or pa.types.is_decimal(values.type):
+            advice = "leave it out of data.categorical"
+            if self.field.is_target:
+                advice = "for amounts take a loss such as mse, l1 or huber"
+            problem = f"is {values.type}, but is read as classes"
+            raise ColumnError(problem, f"store classes as whole numbers or text; {advice}")
+        self.distinct.add(values)
 
     def fit(self) -> Field:
         known = self.distinct.sorted_without(self.field.ignored)
