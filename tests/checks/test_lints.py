@@ -58,3 +58,13 @@ def test_the_unit_of_a_losss_option_is_explained(tmp_path: Path) -> None:
         f"delta 50 is in units of data.target_scale, {50 * deviation:.4g} in those of 'y'" in found
     )
     assert "delta" not in notices(job_of(tmp_path, "rows.csv", loss=loss))
+
+
+def test_classes_are_not_scaled_and_amounts_are_no_classes(tmp_path: Path) -> None:
+    FRAME.assign(y=["a", "b"] * 20).to_csv(tmp_path / "rows.csv", index=False)
+    scaled = {"target_scale": "standard"}
+    found = notices(job_of(tmp_path, "rows.csv", loss="cross_entropy", data=scaled))
+    assert "data.target_scale: no target holds amounts" in found
+    FRAME.to_csv(tmp_path / "rows.csv", index=False)
+    with pytest.raises(DataError, match="for amounts take a loss such as mse"):
+        job_of(tmp_path, "rows.csv", loss="cross_entropy")

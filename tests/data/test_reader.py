@@ -41,3 +41,17 @@ def test_braces_in_names_of_columns(tmp_path: Path) -> None:
             Data(train="rows.parquet", target="y"), tmp_path, {}, np.float32,
             Cache(folder=str(tmp_path / "cache")),
         )  # fmt: skip
+
+
+def test_a_name_that_is_in_no_file_is_not_suggested(tmp_path: Path) -> None:
+    table = xy([1.0]).append_column("city", pa.array(["a"]))
+    with pytest.raises(DataError) as caught:
+        converted(tmp_path, table, inputs=["x", "citty"], missing={"city": "drop"})
+    assert "no column 'citty' in" in str(caught.value)
+    assert "did you mean 'city'?" in str(caught.value)
+    assert "did you mean 'citty'?" not in str(caught.value)
+
+
+def test_amounts_that_are_read_as_classes_come_with_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"text; leave it out of data\.categorical"):
+        converted(tmp_path, xy([1.5, 2.5]), categorical=["x"])
