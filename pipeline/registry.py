@@ -64,9 +64,16 @@ def _options_model(build: Callable[..., Any]) -> type[BaseModel]:
     scope = vars(sys.modules[build.__module__])
 
     def annotation(parameter: inspect.Parameter) -> Any:
-        if isinstance(parameter.annotation, str):
-            return eval(parameter.annotation, scope)  # what typing.get_type_hints does, one by one
-        return Any if parameter.annotation is parameter.empty else parameter.annotation
+        kind = parameter.annotation
+        try:
+            while isinstance(kind, str):  # what typing.get_type_hints does, one by one
+                kind = eval(kind, scope)
+        except Exception as error:
+            raise UsageError(
+                f"option {parameter.name} of {build.__qualname__} in {build.__module__}: its "
+                f"annotation {kind!r} cannot be read: {error}"
+            ) from None
+        return Any if kind is parameter.empty else kind
 
     fields: dict[str, Any] = {
         p.name: (annotation(p), ... if p.default is p.empty else p.default)

@@ -283,6 +283,12 @@ def _check_items(
             raise ContractError(term.label, "is not finite on the first rows", fix)
         if term.loss.per_batch:
             return
+        if not _close(items(predictions, everything), whole):
+            raise ContractError(
+                term.label,
+                "gives other numbers for the same predictions and targets each time",
+                "draw random numbers in the model, where they follow the seed; not in the loss",
+            )
         for chosen in (everything[: -(-rows // 2)], everything[rows // 2 :], everything.flip(0)):
             if len(whole) == rows and not _close(items(predictions, chosen), whole[chosen]):
                 raise ContractError(
@@ -302,7 +308,9 @@ def _check_parameters(objective: Objective, batch: Batch) -> list[Notice]:
     trained = [name for name, p in objective.named_parameters() if p.requires_grad]
     if not trained:
         raise ContractError(
-            objective.terms[0].label, "the model has no parameter to train", "check model"
+            objective.terms[0].label,
+            "the model has no parameter to train",
+            "a module that is to learn needs parameters with requires_grad=True",
         )
     predictions = objective.predict(batch)
     for term, items in zip(objective.terms, objective.items(predictions, batch), strict=True):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import math
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from pipeline.losses.objective import Objective
 from pipeline.losses.terms import check_targets
 from pipeline.probes.buffers import changing_buffers
 from pipeline.probes.steadiness import rewritten
+from pipeline.schedules import learning_rate_factor
 from pipeline.tracebacks import describe
 from pipeline.train.best import BestWeights
 from pipeline.train.build import build_optimizer, model_error
@@ -51,6 +54,7 @@ def check(job: Job) -> list[Notice]:
     notices += [_averaging_notice(bound, name) for name, adds_up in changing.items() if not adds_up]
     _try_smallest(job, bound, trial)
     _try_step(job, bound, trial)
+    _try_schedule(job)
     return notices + unusual(job, bound.terms, trial)
 
 
@@ -129,6 +133,27 @@ def _try_step(job: Job, bound: Objective, trial: Batch) -> None:
         raise
     except Exception as error:  # a user's optimizer can fail in any way
         raise UsageError(f"optimizer {name}: fails in its first step: {describe(error)}") from error
+
+
+def _try_schedule(job: Job) -> None:
+    """The learning rate's factor at the first step, after the warm-up, halfway and at the end."""
+    schedule = job.spec.schedule
+    last = max(job.num_steps - 1, 0)
+    factor = partial(
+        learning_rate_factor,
+        schedule.name,
+        schedule.options,
+        schedule.warmup_steps,
+        num_steps=job.num_steps,
+    )
+    for step in sorted({0, min(schedule.warmup_steps, last), last // 2, last}):
+        where = f"schedule {schedule.name}: at step {step + 1} of {job.num_steps}"
+        try:
+            value = factor(step)
+        except Exception as error:  # a user's schedule can fail in any way
+            raise UsageError(f"{where} it fails: {describe(error)}") from error
+        if not 0 <= value < math.inf:
+            raise UsageError(f"{where} it gives {value:g}; a factor is finite and at least 0")
 
 
 def _is_reentrant(result: torch.Tensor) -> bool:

@@ -33,7 +33,7 @@ TRAINING = "training"
 """Name of the thread that trains, or waits for the workers that do."""
 
 _raised: list[int] = []
-"""Signals since `raised` began: what it raises may be caught by a library on its way here."""
+"""Signals since `signals_raise` began, whose error a library may have caught on its way here."""
 
 
 def attend(fit: Callable[[], Any], run: RunDir, waits_for_workers: bool) -> None:
@@ -104,7 +104,7 @@ def collect_signals(also: Callable[[], None] = lambda: None) -> Iterator[list[in
 
 @contextmanager
 def signals_raise() -> Iterator[None]:
-    """Signals end what is done inside at once, as StoppedError; `attended` has its own way."""
+    """Signals end what is done inside at once, as StoppedError; `attend` has its own way."""
     _raised.clear()
 
     def end(signum: int) -> None:

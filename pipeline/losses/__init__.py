@@ -1,7 +1,7 @@
 """The loss registry: torch's losses, custom ones, and weighted sums of them.
 
 `contract` says what a loss is; one file per family holds the entries; `terms` binds the losses a
-job spec names to a model's outputs and the data's targets; `fit` checks that they belong together.
+job spec names to a model's outputs and the data's targets; `checks` tries whether these fit.
 """
 
 from pipeline.losses import batch, classification, ranking, regression, sequence

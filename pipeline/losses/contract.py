@@ -160,7 +160,7 @@ def build(entry: Entry, options: dict[str, Any]) -> Loss:
         unreduced = {"reduction": "none"} if "reduction" in parameters else {}
         module = entry.build(**{**options, **unreduced})
         return replace(_custom(entry, module), module=module)
-    if any(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters.values()):
+    if any(p.kind not in (p.KEYWORD_ONLY, p.VAR_KEYWORD) for p in parameters.values()):
 
         def with_options(*arguments: Tensor) -> Tensor:
             return entry.build(*arguments, **options)  # type: ignore[no-any-return]

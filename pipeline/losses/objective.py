@@ -210,6 +210,12 @@ class Objective(nn.Module):
                 f"gives {'nothing' if items is None else type(items).__name__}, not a tensor",
                 "return one number per row or per target element; leave out .item() and .numpy()",
             )
+        if items.is_complex():
+            raise ContractError(
+                term.label,
+                "gives complex numbers, of which no step goes downhill",
+                "return real ones, such as the absolute value",
+            )
         return items
 
     def denominators(self, batch: Batch) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,20 +94,51 @@ class Term:
 
 def readings(spec: JobSpec) -> dict[str, Reading]:
     """How the losses read each target column."""
-    readings_by_name: dict[str, Reading] = {}
-    for term in spec.loss:
+    losses: dict[str, list[tuple[str, Loss]]] = {}
+    for label, term in zip(spec.labels, spec.loss, strict=True):
         options = {k: None if _is_open(k, v) else v for k, v in term.options.items()}
         loss = build(registry.losses[term.name], options)
-        kind = TARGETS[loss.target]
-        for name in _target_names(term, spec):
-            before = readings_by_name.get(name, Reading())
-            readings_by_name[name] = Reading(
-                as_classes=before.as_classes or kind.is_class,
-                as_amounts=before.as_amounts and kind.is_amount,
-                ignored=loss.ignore_index if kind.is_class else before.ignored,
-                is_declared=before.is_declared and kind.is_declared,
-            )
-    return readings_by_name
+        for name in _target_names(term, spec) if loss.target != "none" else ():
+            losses.setdefault(name, []).append((label, loss))
+    return {name: _reading(name, readers) for name, readers in losses.items()}
+
+
+def _reading(target: str, losses: Sequence[tuple[str, Loss]]) -> Reading:
+    """How labelled losses read one target column together."""
+    kinds = [TARGETS[loss.target] for _, loss in losses]
+    return Reading(
+        as_classes=any(kind.is_class for kind in kinds),
+        as_amounts=all(kind.is_amount for kind in kinds),
+        ignored=_ignored(target, losses),
+        is_declared=all(kind.is_declared for kind in kinds),
+    )
+
+
+def _ignored(target: str, losses: Sequence[tuple[str, Loss]]) -> int | None:
+    """The value of the column that marks items to leave out, which all its losses must be able to.
+
+    A value that the spec gives goes before torch's default, -100. Raises ContractError where losses
+    disagree.
+    """
+    label_by_mark = {loss.ignore_index: label for label, loss in losses}
+    unable = label_by_mark.pop(None, None)
+    given = [mark for mark in label_by_mark if mark != IGNORED]
+    if len(given) > 1:
+        one, other = given[:2]
+        raise ContractError(
+            label_by_mark[other],
+            f"ignore_index {other} and, in {label_by_mark[one]}, {one} both mark items of target "
+            f"{target!r}",
+            "give all losses that read it the same value",
+        )
+    if given and unable:
+        raise ContractError(
+            unable,
+            f"reads target {target!r}, in which ignore_index {given[0]} of "
+            f"{label_by_mark[given[0]]} marks items to leave out; it cannot leave items out",
+            "take these rows out of the data, or give this loss a column of its own",
+        )
+    return None if unable else next(iter([*given, *label_by_mark]), None)
 
 
 def _target_names(term: TermSpec, spec: JobSpec) -> list[str]:
@@ -178,13 +209,17 @@ def _with_class_weights(
             "check data.target and the training rows",
         )
     counts = field.counts
-    vocabulary = [str(value) for value in field.vocabulary or (0, 1)]
+    values = field.vocabulary or (0, 1)
+    are_flags = isinstance(values[0], bool)  # which YAML writes true and false, Python True, False
+    vocabulary = [str(value).lower() if are_flags else str(value) for value in values]
     balanced: dict[str, Any] = {
         "class_weight": [sum(counts) / (len(counts) * count) for count in counts],
         "pos_weight": counts[0] / counts[-1],
     }
     resolved = {}
     for option, value in open_options.items():
+        if are_flags and isinstance(value, dict):
+            value = {name.lower(): weight for name, weight in value.items()}
         if isinstance(value, dict) and set(value) != set(vocabulary):
             raise ContractError(
                 label,
@@ -204,14 +239,24 @@ def _is_open(option: str, value: Any) -> bool:
 
 
 def _check_ignored(label: str, ignore_index: int, fields: tuple[Field, ...]) -> None:
-    """Only whole numbers can be ignored by number."""
-    texts = [f.name for f in fields if isinstance((f.vocabulary or (0,))[0], str)]
-    if texts and ignore_index != IGNORED:
-        raise ContractError(
-            label,
-            f"ignore_index {ignore_index} names a whole number, target {texts[0]!r} holds text",
-            "take the rows out, or store the classes as whole numbers",
-        )
+    """Only whole numbers can be ignored by number, and only if the column was read so."""
+    for field in fields:
+        vocabulary = field.vocabulary or (0,)
+        if ignore_index != IGNORED and isinstance(vocabulary[0], str | bool):
+            held = "text" if isinstance(vocabulary[0], str) else "true and false"
+            raise ContractError(
+                label,
+                f"ignore_index {ignore_index} names a whole number, target {field.name!r} holds "
+                f"{held}",
+                "take the rows out, or store the classes as whole numbers",
+            )
+        if field.vocabulary and ignore_index in field.vocabulary:
+            raise ContractError(
+                label,
+                f"leaves items of {ignore_index} out (ignore_index), but in target {field.name!r} "
+                "another loss reads them",
+                "give the losses columns of their own, or the same ignore_index",
+            )
 
 
 def outputs(terms: list[Term], spec: JobSpec) -> dict[str, Output]:

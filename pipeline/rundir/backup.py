@@ -28,7 +28,7 @@ from pipeline.errors import RunError, UsageError
 from pipeline.files.atomic import replacing
 from pipeline.redact import redact
 from pipeline.rundir.checkpoint import MANIFEST, STATE, Checkpoints
-from pipeline.rundir.layout import RunDir, facts_of
+from pipeline.rundir.layout import CHECKPOINT, RunDir, facts_of
 from pipeline.rundir.records import Done, Launcher, Manifest, Record, Segment
 
 PART_BYTES = 2**22
@@ -196,7 +196,7 @@ class Backup:
     def checkpoints(self) -> list[str]:
         """Names of the checkpoints, in order."""
         names = list_names(self._filesystem, self.folder)
-        return [name for name in names if re.fullmatch(r"step-\d{10}", name)]
+        return [name for name in names if CHECKPOINT.fullmatch(name)]
 
     def _has(self, name: str) -> bool:
         info = self._filesystem.get_file_info(f"{self.folder}/{name}")

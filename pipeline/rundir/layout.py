@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from filelock import FileLock, Timeout
 from pipeline.errors import UsageError
 from pipeline.files.atomic import sha256
 from pipeline.rundir.records import Done, Ended, FileFacts, Record, Recorded
+
+CHECKPOINT = re.compile(r"step-(?P<step>\d{10,})")
+"""Name of a checkpoint's folder, here and in a backup."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +133,8 @@ class RunDir:
 
     def saved_steps(self) -> list[int]:
         """Steps of the checkpoints that are there, intact or not, in order."""
-        names = [path.name for path in self.checkpoints.glob("step-*")]
-        return sorted(int(name.removeprefix("step-")) for name in names)
+        matches = [CHECKPOINT.fullmatch(path.name) for path in self.checkpoints.glob("step-*")]
+        return sorted(int(match["step"]) for match in matches if match)
 
     @property
     def is_finished(self) -> bool:

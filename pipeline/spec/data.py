@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
@@ -215,6 +216,10 @@ class Data(Section):
             is_constant = isinstance(policy, Mapping) and set(policy) == {"constant"}
             if not (is_constant or isinstance(policy, Constant)):
                 _refuse_unknown(f"{column}: ", policy, POLICIES, " or {constant: value}")
+            number = policy["constant"] if is_constant else 0.0
+            if isinstance(number, float) and not math.isfinite(number):
+                text = "{column}: a constant is a finite number or a text, found {found}"
+                raise PydanticCustomError("policy", text, {"column": column, "found": str(number)})
         return value
 
     @field_validator("scale", "target_scale", mode="before")

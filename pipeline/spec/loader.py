@@ -63,8 +63,11 @@ def _parse(text: str, source: str) -> tuple[Any, Lines, list[Fault]]:
                 return None
         mapping: dict[str, Any] = {}
         for key_node, child in node.value:
-            key = str(key_node.value)
             line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                faults.append(Fault(dotted(path), "a key that is a list or a mapping", line))
+                continue
+            key = str(key_node.value)
             if key in mapping:
                 first = lines[(*path, key)]
                 faults.append(

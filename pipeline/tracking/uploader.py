@@ -158,9 +158,10 @@ class Uploader:
         self._refuse_superseded()
         run_id = self.state.run_id
         tags = _tags(self.starts)
-        if ended.state == "finished" and not self.state.model_uri:
+        if ended.state == "finished":
             done = Done.read(self.run.done)
-            self._log_model(done.best.step if done.best else done.steps)
+            if not self.state.model_uri:
+                self._log_model(done.best.step if done.best else done.steps)
             if best := done.best:
                 metrics = values("best", best.metrics, done.time, best.step)
                 self.client.log_metrics(run_id, list(metrics))

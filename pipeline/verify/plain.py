@@ -1,8 +1,8 @@
 """The first steps of a job by plain torch: what our own sums, orders and layouts are held against.
 
 One process, one tensor for each gradient, `backward` for each micro-batch, and the optimizer as its
-name builds it, without fused kernels. Nothing of `reduce`, `tree` or `step` is used, so that a
-fault of theirs that is the same on any number of workers shows.
+name builds it, without fused kernels. Nothing of `distributed`, `data.partition` or `train.step` is
+used, so that a fault of theirs that is the same on any number of workers shows.
 """
 
 from __future__ import annotations

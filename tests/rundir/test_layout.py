@@ -41,3 +41,10 @@ def test_a_finished_run_is_intact_until_a_file_of_it_changes(tmp_path: Path) -> 
     assert run.damage() == "curve.jsonl is missing"
     run.done.write_text("{}")
     assert run.damage() == "done.json is damaged"
+
+
+def test_folders_that_are_no_checkpoints_are_left_alone(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    for name in ("step-0000000150", "step-0000000150.bak", "step-old", "step-7"):
+        (run.checkpoints / name).mkdir(parents=True)
+    assert run.saved_steps() == [150]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import pipeline
+from pipeline import registry
 from pipeline.models.parts import Features, Outputs
 from tests.conftest import Command, Write
 
@@ -59,7 +61,49 @@ class Broken(torch.optim.SGD):
         raise RuntimeError("not today")
 
 
+@pipeline.losses.register("t_anything")
+def t_anything(*arguments: torch.Tensor) -> torch.Tensor:
+    return (arguments[0] - arguments[1]).abs()
+
+
+@pipeline.losses.register("t_complex")
+def t_complex(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return torch.complex(prediction - target, target)
+
+
+@pipeline.losses.register("t_noisy")
+def t_noisy(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return (prediction - target + torch.rand_like(target)) ** 2
+
+
+def t_odd_annotation(
+    prediction: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    level: "Nowhere" = 1,  # type: ignore[name-defined]  # noqa: F821, UP037
+) -> torch.Tensor:
+    return level * (prediction - target)  # type: ignore[no-any-return]
+
+
+@pipeline.schedules.register("t_nan")
+def t_nan(progress: float, step: int) -> float:
+    """Not a number from halfway on."""
+    return math.nan if progress >= 0.5 else 1.0
+
+
+@pipeline.schedules.register("t_text")
+def t_text(progress: float, step: int) -> float:
+    """A word instead of a factor."""
+    return "much"  # type: ignore[return-value]
+
+
 FAULTS = {
+    "complex loss": ({"loss": "t_complex"}, "gives complex numbers", "return real ones"),
+    "noisy loss": ({"loss": "t_noisy"}, "gives other numbers for the same predictions",
+                   "draw random numbers in the model"),
+    "schedule of NaN": ({"schedule": "t_nan"}, "schedule t_nan: at step", "it gives nan"),
+    "schedule of text": ({"schedule": "t_text"}, "schedule t_text: at step 1 of",
+                         "it fails: ValueError: could not convert"),
     "lazy": ({"model": "t_lazy"}, "second is a LazyLinear", "take Linear with its size"),
     "batch norm": ({"model": "t_batch_norm", "training.microbatch_size": 3,
                     "data.validation": None, "training.batch_size": 25},
@@ -82,6 +126,22 @@ def test_it_is_found_before_training(what: str, job: Write, command: Command) ->
     assert code == 2, err
     assert problem in err
     assert fix in err
+
+
+def test_a_loss_may_take_its_arguments_as_a_tuple(job: Write, command: Command) -> None:
+    code, _, err = command("check", job({"loss": "t_anything"}))
+    assert code == 0, err
+
+
+def test_an_annotation_that_names_nothing_is_a_fault_of_its_option(
+    job: Write, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = registry.Entry("t_odd_annotation", "loss", t_odd_annotation)
+    monkeypatch.setitem(registry.losses.entries, "t_odd_annotation", entry)
+    code, _, err = command("check", job({"loss": "t_odd_annotation"}))
+    assert code == 2, err
+    assert "option level of t_odd_annotation" in err
+    assert "'Nowhere'" in err
 
 
 def test_reentrant_checkpoints_are_taken_where_their_gradients_can_be_summed(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import mlflow
+import pytest
 
 import pipeline
 from pipeline.redact import redact
+from pipeline.rundir import RunDir
 from pipeline.rundir.records import Start
 from pipeline.tracking.uploader import _tags
-from tests.conftest import Write
+from tests.conftest import Command, Write
 
 
 def start(step: int, workers: int, order: str) -> Start:
@@ -57,3 +60,19 @@ def test_every_change_of_the_learning_rate_reaches_mlflow(job: Write) -> None:
     client = mlflow.MlflowClient(result.tracking_uri)
     history = client.get_metric_history(result.run_id, "train/learning_rate")
     assert [metric.value for metric in history] == rates
+
+
+def test_what_was_not_sent_after_the_model_is_sent_by_the_next_try(
+    job: Write, command: Command
+) -> None:
+    """The upload is cut off between the model and the best evaluation's metrics."""
+    path = job({"training.best_by": "loss"})
+    result = pipeline.run(path)
+    client = mlflow.MlflowClient(result.tracking_uri)
+    run = RunDir(Path(result.storage))
+    other = client.create_run(client.get_run(result.run_id).info.experiment_id)
+    cut = {"complete": False, "run_id": other.info.run_id}
+    run.read_recorded().model_copy(update=cut).write(run.recorded)
+    assert command("sync", result.storage)[0] == 0
+    metrics = client.get_run(other.info.run_id).data.metrics
+    assert metrics["best/loss"] == pytest.approx(result.best["value"] if result.best else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -88,7 +89,7 @@ class Category(Field):
     def numbers(self, column: torch.Tensor) -> torch.Tensor:
         if not self.vocabulary or not isinstance(self.vocabulary[0], int | float):
             return column
-        return torch.tensor(self.vocabulary, dtype=torch.float32, device=column.device)[column]
+        return torch.tensor(self.vocabulary, dtype=torch.float64, device=column.device)[column]
 
     def from_cells(self, cells: Any) -> Any:
         if not pa.types.is_null(cells.type):
@@ -175,7 +176,8 @@ class Distinct:
 
     def sorted_without(self, ignored: int | None) -> tuple[Any, ...]:
         """The values in order, but for the ignored one."""
-        return tuple(sorted(value for value in self.counts if value != ignored))
+        known = (value for value in self.counts if value != ignored or isinstance(value, bool))
+        return tuple(sorted(known))
 
     def profile(self) -> Profile:
         """How many there are, and the most common ones."""
@@ -242,8 +244,9 @@ def codes_in_vocabulary(
         indices = pa.array([index_of.get(value) for value in values.to_pylist()], pa.int32())
     if field.is_target:
         if ignored is not None and pa.types.is_integer(values.type):
-            is_ignored = pc.equal(values, ignored)
-            indices = pc.if_else(is_ignored, pa.scalar(IGNORED, pa.int32()), indices)
+            with contextlib.suppress(pa.ArrowException, OverflowError):  # no value of this type
+                is_ignored = pc.equal(values, pa.scalar(ignored, values.type))
+                indices = pc.if_else(is_ignored, pa.scalar(IGNORED, pa.int32()), indices)
         unseen = np.asarray(pc.is_null(indices).to_numpy(zero_copy_only=False))
         if unseen.any():
             value = values[int(np.flatnonzero(unseen)[0])].as_py()

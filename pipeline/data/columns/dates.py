@@ -108,7 +108,12 @@ def days_since_1970(column: Any) -> NDArray[np.float64]:
     """Days since 1970, in UTC, with the time of day as their fraction."""
     values = plain(column)
     if pa.types.is_timestamp(values.type):
-        instants = values.cast(pa.timestamp("us"), safe=False).view(pa.int64())
+        try:
+            is_finer = values.type.unit == "ns"
+            instants = values.cast(pa.timestamp("us"), safe=not is_finer).view(pa.int64())
+        except pa.ArrowException:
+            problem = "holds times more than 292,000 years away, which microseconds cannot count"
+            raise ColumnError(problem, "look for times in another unit") from None
         return np.asarray(instants.to_numpy(zero_copy_only=False), np.float64) / 86_400e6
     days = values.cast(pa.date32()).view(pa.int32())
     return np.asarray(days.to_numpy(zero_copy_only=False), np.float64)

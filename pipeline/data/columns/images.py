@@ -86,19 +86,17 @@ class ImageStatistics(Statistics):
         from PIL import Image as Pillow
 
         for row, content in enumerate(plain(column)):
-            is_row = np.arange(len(column)) == row
             try:
                 with Pillow.open(io.BytesIO(content.as_py())) as image:
                     size = f"{image.height} x {image.width}"
                     mode = image.mode
             except (OSError, SyntaxError, Pillow.DecompressionBombError):
                 fix = "expected PNG, JPEG or another format that Pillow reads"
-                refuse_rows(is_row, "no readable image", fix)
+                refuse_rows(np.arange(len(column)) == row, "no readable image", fix)
                 continue
             if mode[0] in "IF":
-                raise ColumnError(
-                    f"holds an image of mode {mode}; expected 8 bits for each colour", rows=is_row
-                )
+                problem = f"holds an image of mode {mode}; expected 8 bits for each colour"
+                raise ColumnError(problem, rows=np.arange(len(column)) == row)
             self.sizes[f"{size} {mode}"] += 1
 
     def fit(self) -> Field:

@@ -290,7 +290,7 @@ class WeightStatistics(Statistics):
 def as_numbers(values: Any) -> NDArray[np.float64]:
     """Arrow values as float64, NaN where there is none.
 
-    Raises ColumnError for text, and for whole numbers beyond 2^53.
+    Raises ColumnError for text, and for whole numbers from 2^53 on.
     """
     types = pa.types
     is_integer = types.is_integer(values.type)
@@ -302,9 +302,9 @@ def as_numbers(values: Any) -> NDArray[np.float64]:
     ):
         raise ColumnError(f"is {values.type}, expected numbers")
     numbers = np.asarray(values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
-    if is_integer and len(numbers) and np.nanmax(abs(numbers), initial=0) > 2**53:
+    if is_integer and len(numbers) and np.nanmax(abs(numbers), initial=0) >= 2**53:
         raise ColumnError(
-            "holds whole numbers beyond 2^53, which floats cannot tell apart",
+            "holds whole numbers of 2^53 and more, which floats cannot tell apart",
             "if they are names, list the column in data.categorical",
         )
     return numbers

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from pipeline.losses.targets.base import Target, unmeant
-
-if TYPE_CHECKING:
-    pass
 
 SUM_ATOL = 1e-3
 """How far probabilities of a row may sum to something else than 1."""

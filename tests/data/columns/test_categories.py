@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from pipeline.data.bind import fit_table as fit
 from pipeline.data.columns import Reading
 from pipeline.spec.data import Data
-from tests.data.tables import MIXED, batch_of, converted, fitted, list_of, xy
+from tests.data.tables import MIXED, batch_of, converted, fitted, job_of, list_of, numbers_of, xy
 
 
 def test_text_booleans_and_dictionaries_become_codes_from_one() -> None:
@@ -65,3 +65,12 @@ def test_one_unseen_category_does_not_change_the_others(tmp_path: Path) -> None:
     assert list_of(
         converted(tmp_path, xy([2**64 - 1, 1], pa.uint64()), categorical=["x"]), "x"
     ) == [2, 1]
+
+
+def test_classes_may_be_numbers_of_any_size(tmp_path: Path) -> None:
+    table = pa.table({"a": [1.0, 2.0], "y": pa.array([2**64 - 1, 1], pa.uint64())})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    job = job_of(tmp_path, "rows.parquet", loss="cross_entropy")
+    (field,) = (field for field in job.fields if field.is_target)
+    assert field.vocabulary == (1, 2**64 - 1)
+    assert numbers_of(job, "y").tolist() == [1, 0]

@@ -1,0 +1,107 @@
+"""How several losses read one target column together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from pipeline.errors import ContractError
+from pipeline.losses.terms import readings
+from pipeline.spec import load
+from tests.conftest import MINIMAL
+from tests.data.tables import job_of
+
+
+def term(name: str, **options: Any) -> dict[str, Any]:
+    return {"name": name, "prediction": f"{name}_{len(options)}", **options}
+
+
+def ignored(*losses: dict[str, Any]) -> int | None:
+    return readings(load(MINIMAL | {"loss": list(losses)}))["progression"].ignored
+
+
+@pytest.mark.parametrize("default", ["cross_entropy", "nll"])
+def test_an_ignore_index_that_is_given_goes_before_a_default(default: str) -> None:
+    given = term("cross_entropy", ignore_index=-1)
+    assert ignored(given) == -1
+    assert ignored(given, term(default)) == -1
+    assert ignored(term(default), given) == -1
+    assert ignored(term(default)) == -100
+
+
+@pytest.mark.parametrize("other", ["triplet_batch_hard", "multi_margin", "mse"])
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_loss_that_cannot_leave_items_out_does_not_share_a_column_with_one_that_does(
+    other: str, order: int
+) -> None:
+    losses = [term("cross_entropy", ignore_index=-1), term(other)][::order]
+    with pytest.raises(ContractError, match=rf"^loss {other}: .*cannot leave items out"):
+        ignored(*losses)
+    assert ignored(term("cross_entropy"), term(other)) is None
+
+
+def test_two_values_to_ignore_in_one_column_are_refused() -> None:
+    with pytest.raises(ContractError, match="ignore_index 0 and, in a, -1 both mark items"):
+        ignored(
+            {"name": "cross_entropy", "label": "a", "ignore_index": -1},
+            {"name": "cross_entropy", "label": "b", "ignore_index": 0},
+        )
+
+
+def test_a_class_is_not_left_out_by_one_loss_and_read_by_another(tmp_path: Path) -> None:
+    rows = pd.DataFrame({"a": np.arange(8.0), "y": [0, 1, 2, -100] * 2})
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    losses = [term("cross_entropy"), term("mse")]
+    with pytest.raises(ContractError, match=r"-100 out \(ignore_index\), but in target 'y'"):
+        _ = job_of(tmp_path, "rows.csv", loss=losses).terms
+
+
+def test_a_flag_is_no_number_to_ignore(tmp_path: Path) -> None:
+    rows = pd.DataFrame({"a": np.arange(4.0), "y": [True, False] * 2})
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    with pytest.raises(ContractError, match="target 'y' holds true and false"):
+        _ = job_of(tmp_path, "rows.csv", loss=term("cross_entropy", ignore_index=0)).terms
+
+
+def test_flags_are_weighted_by_the_names_that_yaml_and_python_have(tmp_path: Path) -> None:
+    rows = pd.DataFrame({"a": np.arange(4.0), "y": [True, False] * 2})
+    rows.to_parquet(tmp_path / "rows.parquet")
+    losses = []
+    for names in (("true", "false"), ("True", "False")):
+        weights = dict(zip(names, (2.0, 1.0), strict=True))
+        job = job_of(tmp_path, "rows.parquet", loss=term("cross_entropy", class_weight=weights))
+        prediction = torch.tensor([[0.0, 0.0]]).expand(4, 2)
+        (built,) = job.terms
+        losses.append(built.loss.items(prediction, torch.tensor([1, 0, 1, 0])))
+    assert torch.equal(*losses)
+    assert losses[0][0] == 2 * losses[0][1]
+
+
+def test_whole_numbers_that_are_classes_and_amounts_are_read_in_full(tmp_path: Path) -> None:
+    rows = pd.DataFrame({"a": np.arange(4.0), "y": [20_000_001, 20_000_003] * 2})
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    training = {"precision": "float64"}
+    losses = [term("cross_entropy"), term("mse")]
+    job = job_of(tmp_path, "rows.csv", loss=losses, training=training)
+    batch = job.train.gather(np.arange(4))
+    (amounts,) = job.terms[1].truth(batch, torch.zeros(4, dtype=torch.float64))
+    assert isinstance(amounts, torch.Tensor)
+    assert amounts.tolist() == rows["y"].tolist()
+
+
+def test_a_loss_without_a_target_does_not_keep_another_from_scaling_its_own(
+    tmp_path: Path,
+) -> None:
+    rows = pd.DataFrame({"a": np.arange(8.0), "y": np.arange(8.0) * 100})
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    pair = {"name": "info_nce", "prediction": ["one", "other"]}
+    model = {"name": "mlp", "outputs": {"one": {"size": 2}, "other": {"size": 2}}}
+    data = {"target_scale": "standard"}
+    job = job_of(tmp_path, "rows.csv", loss=[term("mse"), pair], model=model, data=data)
+    (field,) = (field for field in job.fields if field.is_target)
+    assert field.deviation == pytest.approx(rows["y"].std(ddof=0))
