@@ -59,7 +59,7 @@ def test_a_terminal_shows_as_much_as_fits(
 def test_an_evaluation_before_the_first_step_is_not_a_recomputed_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.rundir.journal.RECOMPUTING_SECONDS", 0.0)
+    monkeypatch.setattr("pipeline.rundir.journal.PROGRESS_EVENT_SECONDS", 0.0)
     path = tmp_path / "curve.jsonl"
     for _ in range(2):
         written = Journal(path)
@@ -94,7 +94,7 @@ def test_recomputed_steps_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "step": 9, "event": "start", "attempt": 2, "workers": 3, "reached": again.reached,
         "bits": {},
     })  # fmt: skip
-    monkeypatch.setattr("pipeline.rundir.journal.RECOMPUTING_SECONDS", 0.0)
+    monkeypatch.setattr("pipeline.rundir.journal.PROGRESS_EVENT_SECONDS", 0.0)
     for step in range(10, 30):
         again.write(point(step))
     again.flush()
