@@ -61,6 +61,7 @@ def cli() -> None:
     pipeline run jobs/diabetes.yaml       train, and record the run in MLflow
     pipeline run jobs/diabetes.yaml --set workers.num=2
     pipeline prove jobs/diabetes.yaml     the same curve, however it is run?
+    pipeline ui                           the recorded runs in the browser
     pipeline list losses                  what a spec can name
     pipeline schema > job.schema.json     for your editor's completion
     \b
@@ -262,6 +263,46 @@ def sync(folder: str) -> None:
     with collect_signals() as signals:
         recorded = process.finish(folder, signals)
     click.echo(f"mlflow run {recorded.run_id} in {recorded.tracking_uri} has the whole record")
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(file_okay=False), default="runs")
+@click.option("--port", default=5000, show_default=True, help="Port of the server on this machine.")
+@click.option("--no-browser", is_flag=True, help="Only print the address.")
+def ui(folder: str, port: int, no_browser: bool) -> None:
+    """Open MLflow's page on a run's folder, or on all runs of a storage.
+
+    Where MLFLOW_TRACKING_URI, or the run's record, names a server, it is that server's page; else
+    one is started over the SQLite file beside the runs, until Ctrl-C.
+    """
+    from pipeline.launch.signals import signals_raise
+    from pipeline.rundir import RunDir
+    from pipeline.tracking import page
+    from pipeline.tracking.names import tracking_uri, with_password
+
+    run = RunDir(Path(folder).resolve())
+    recorded = run.read_recorded()
+    uri = recorded.tracking_uri or tracking_uri(run.path)
+    ids = recorded.experiment_id, recorded.run_id
+
+    def show(server: str) -> None:
+        address = page.address(server, *ids)
+        click.echo(address)
+        if not no_browser:
+            click.launch(address)
+
+    if uri.startswith("http"):
+        show(redact(uri))
+        return
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        raise UsageError(f"{folder}: no run was recorded here ({uri})")
+    try:
+        with signals_raise(), page.serving(with_password(uri), port) as server:
+            show(server)
+            click.echo("Ctrl-C ends the server", err=True)
+            signal.pause()
+    except StoppedError as error:
+        raise StoppedError(error.number, "") from None
 
 
 @cli.group()

@@ -45,6 +45,8 @@ class Metric:
     """What it takes, for all its tasks or by task; only a metric of `values` may leave it out."""
     centered: bool = False
     """Amounts reach `sums` less their training mean, where large squares would cancel."""
+    baseline: Literal["mean", "median"] = "mean"
+    """The constant that amounts are best predicted by: of the training targets."""
 
     def reading(self, task: Task) -> Reads | None:
         """What it takes for a task; None where it does not say."""
@@ -157,7 +159,7 @@ def mae() -> Metric:
         errors, count = s.reshape(2, -1)
         return _mean(errors / count)
 
-    return Metric(("values",), sums, value, lower_is_better=True)
+    return Metric(("values",), sums, value, lower_is_better=True, baseline="median")
 
 
 def _mean(values: Tensor) -> float:

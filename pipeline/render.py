@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.tracking import page
+
 if TYPE_CHECKING:
     from pipeline.checks.batch import Notice
     from pipeline.data.cache import Entry
@@ -29,7 +31,9 @@ def result_lines(result: Result) -> list[str]:
     lines = [f"done  {result.steps} steps, training loss of the last {loss}"]
     for name, value in result.metrics.items():
         shown = "no value" if value is None else format(value, ".6g")
-        lines.append(f"      validation {name} {shown}")
+        constant = result.baselines.get(name)
+        beside = "" if constant is None else f" (a constant prediction: {constant:.6g})"
+        lines.append(f"      validation {name} {shown}{beside}")
     if best := result.best:
         score = f"{best['metric']} {best['value']:.6g}"
         text = f"best  validation {score} after step {best['step']}, whose weights are the model"
@@ -41,16 +45,19 @@ def result_lines(result: Result) -> list[str]:
         )
     lines.append(f"saved {result.storage}")
     lines.append(f"mlflow run {result.run_id} in {result.tracking_uri}")
-    if result.tracking_uri.startswith("sqlite:"):
-        lines.append(f"see   {_mlflow()} ui --backend-store-uri {result.tracking_uri}")
+    if result.tracking_uri.startswith("http"):
+        address = page.address(result.tracking_uri, result.experiment_id, result.run_id)
+        lines.append(f"see   {address}")
+    else:
+        lines.append(f"see   {_pipeline()} ui {result.storage}")
     return lines
 
 
-def _mlflow() -> str:
-    """MLflow's command as it can be typed here: with its folder where that is not on PATH."""
-    beside = Path(sys.executable).with_name("mlflow")
-    if shutil.which("mlflow") or not beside.exists():
-        return "mlflow"
+def _pipeline() -> str:
+    """This command as it can be typed here: with its folder where that is not on PATH."""
+    beside = Path(sys.executable).with_name("pipeline")
+    if shutil.which("pipeline") or not beside.exists():
+        return "pipeline"
     here = Path.cwd()
     return str(beside.relative_to(here) if beside.is_relative_to(here) else beside)
 

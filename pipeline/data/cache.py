@@ -36,7 +36,7 @@ from pipeline.errors import DataError, UsageError
 from pipeline.spec import Cache
 from pipeline.spec.data import Data
 
-FORMAT = 5
+FORMAT = 6
 """Part of every key: to be increased when the layout of entries or the conversion changes."""
 VERIFIED, USED = "read", "used"
 """Empty files in an entry; their times tell when it was last verified, and opened."""

@@ -47,6 +47,8 @@ class Facts(BaseModel):
 
     rows: dict[str, int]
     """How many rows each split has."""
+    digests: dict[str, str]
+    """SHA-256 of each split that has rows, over names, types and values of its used columns."""
     dropped: int
     files: list[str]
     """The first thousand."""
@@ -141,6 +143,9 @@ class Conversion:
         }
         return Facts(
             rows=self.counts,
+            digests={
+                split: self.digests[split].hexdigest() for split in SPLITS if self.counts[split]
+            },
             dropped=self.dropped,
             files=files[:1000],
             num_files=len(files),

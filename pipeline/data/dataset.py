@@ -147,10 +147,13 @@ class Dataset:
 
     def parts(self, names: list[str], size: int = 2**16) -> Iterable[PackedBatch]:
         """The named columns of all rows in order, `size` rows at a time."""
-        lists = {name: lists for name, lists in self.lists.items() if name in names}
-        some = Dataset(self.layout, self.records, lists)
         for start in range(0, len(self), size):
-            yield some.gather(np.arange(start, min(start + size, len(self)))).only(tuple(names))
+            yield self.columns(names, np.arange(start, min(start + size, len(self))))
+
+    def columns(self, names: list[str], rows: Rows) -> PackedBatch:
+        """The named columns of the given rows."""
+        lists = {name: lists for name, lists in self.lists.items() if name in names}
+        return Dataset(self.layout, self.records, lists).gather(rows).only(tuple(names))
 
 
 def build_dataset(

@@ -27,11 +27,15 @@ class Result:
     """Loss of the last step."""
     metrics: dict[str, float | None]
     """Last values of the validation rows: `loss` and each metric."""
+    baselines: dict[str, float | None]
+    """The metrics that a constant prediction has."""
     curve_sha256: str
     weights_sha256: str
     """SHA-256 of the recorded model: the last step's weights, or those of the best evaluation."""
     best: dict[str, Any] | None = None
     """With `training.best_by`: metric, step and value of the best evaluation."""
+    experiment_id: str = ""
+    """MLflow's experiment, in which the run is."""
     state: str = "finished"
     curve: Sequence[Point] = field(default_factory=list, repr=False)
     """Every point of the journal: `step` with `train` and `terms`, or with `validation`."""
@@ -62,10 +66,12 @@ class Result:
         result = cls(
             run_id=recorded.run_id,
             tracking_uri=recorded.tracking_uri,
+            experiment_id=recorded.experiment_id,
             storage=str(run.path),
             steps=done.steps,
             loss=steps[-1]["train"]["loss"] if steps else None,
             metrics=validation[-1] if validation else {},
+            baselines=next((p["baselines"] for p in points if "baselines" in p), {}),
             curve_sha256=curve_sha256(points),
             weights_sha256=done.weights_sha256,
             best=done.best.model_dump() if done.best else None,
@@ -108,6 +114,7 @@ class Result:
             "steps",
             "loss",
             "metrics",
+            "baselines",
             "curve_sha256",
             "weights_sha256",
             "best",

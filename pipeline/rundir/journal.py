@@ -60,6 +60,8 @@ class Journal:
         """The last step in the journal as it was opened."""
         self.bits: dict[str, Any] | None = None
         """What the bits depended on in the last attempt."""
+        self.baselines: Numbers = {}
+        """The metrics that a constant prediction has."""
         self.first_difference: int | None = None
         """The first step that gave other numbers when it was recomputed."""
         path.touch()
@@ -72,6 +74,8 @@ class Journal:
                     self.first_difference = point.get("differs")
                 continue
             self.reached = max(self.reached, point["step"])
+            if "validation" in point:
+                self.baselines = point.get("baselines", self.baselines)
             if point["step"] > step or (point["step"] == step and "validation" in point):
                 self._to_recompute[key_of(point)] = point
         self._file = path.open("ab")
@@ -89,6 +93,8 @@ class Journal:
             return
         if "train" in point:
             self._end_recomputation()
+        else:
+            self.baselines = point.get("baselines", self.baselines)
         self._append(point)
 
     def event(self, event: Event) -> None:

@@ -123,6 +123,8 @@ class DataFacts(Part):
     num_files: int
     rows: dict[str, int]
     """How many rows each split has."""
+    digests: dict[str, str]
+    """SHA-256 of each split that has rows."""
     dropped: int
     columns: dict[str, ColumnFacts]
     profile: dict[str, dict[str, Any]]
@@ -155,6 +157,12 @@ class Record(Sealed):
     """SHA-256 of the custom modules' sources; empty without any."""
     modules: list[str]
     num_workers: int
+    num_steps: int
+    primary_metric: str
+    """The metric by which runs of the job are compared, as MLflow has it."""
+    is_lower_better: bool
+    command: str
+    """The command that started it, as it can be typed."""
     launcher: Launcher
     is_copied: bool
     """Whether another machine can resume the run from its backup."""
@@ -218,6 +226,8 @@ class EvaluationPoint(TypedDict):
     time: NotRequired[int]
     epoch: float
     validation: Numbers
+    baselines: NotRequired[Numbers]
+    """The metrics that a constant prediction has; in a run's first evaluation."""
     notes: NotRequired[list[str]]
     """What the numbers do not show."""
 

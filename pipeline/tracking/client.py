@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from filelock import FileLock
 from pipeline.errors import RecordError
 from pipeline.rundir.records import DataFacts, Numbers, Point, State
 from pipeline.tracking.names import mlflow_key, tracking_uri, with_password
+from pipeline.tracking.note import CONTEXTS, ProofLink, with_proof
+from pipeline.tracking.source import source_tags
 
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the default blocks for minutes; we retry ourselves
@@ -27,10 +30,19 @@ SQLITE = "sqlite:///"
 LONGEST_TAG, LONGEST_PARAM = 5000, 6000
 LONGEST_TEXT = 60_000
 """MLflow's limit of a data set's source and schema."""
+LONGEST_DIGEST = 36
 MAX_PARAMS = 100
 """Most params that MLflow takes in one request."""
 LAUNCHER = "pipeline.launcher"
 """Tag of a run: id of the command that records it."""
+PRIMARY_METRIC = "mlflow.experiment.primaryMetric.name"
+GREATER_IS_BETTER = "mlflow.experiment.primaryMetric.greaterIsBetter"
+NOTE = "mlflow.note.content"
+"""Tag that the page shows as the run's description."""
+PROVED = "pipeline.proved"
+"""Tag of a run of `pipeline prove`: yes or no."""
+SPEC_DIGEST, FINGERPRINT = "pipeline.spec_digest", "pipeline.data_fingerprint"
+"""Tags that tell a job and its rows."""
 ERROR = "pipeline.error"
 """Tag of a failed run: why it failed."""
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
@@ -57,6 +69,7 @@ def values_of(point: Point) -> Iterator[Value]:
             yield from values("train/loss", terms, point["time"], point["step"])
     elif "validation" in point:
         yield from values("validation", point["validation"], point["time"], point["step"])
+        yield from values("baseline", point.get("baselines", {}), point["time"], point["step"])
 
 
 def values(group: str, numbers: Numbers, time: int, step: int) -> Iterator[Value]:
@@ -64,6 +77,11 @@ def values(group: str, numbers: Numbers, time: int, step: int) -> Iterator[Value
     for name, value in numbers.items():
         if value is not None:
             yield Value(mlflow_key(f"{group}/{name}"), float(value), time, step)
+
+
+def dataset_name(data: DataFacts) -> str:
+    """The name of a job's rows, of any split."""
+    return data.name[:500]
 
 
 class Client:
@@ -99,6 +117,14 @@ class Client:
         elif experiment.lifecycle_stage == "deleted":
             self._client.restore_experiment(experiment.experiment_id)
         return str(experiment.experiment_id)
+
+    def choose_primary_metric(self, experiment_id: str, key: str, is_lower_better: bool) -> None:
+        """Let the page show this metric first, unless somebody has chosen one."""
+        tags = self._client.get_experiment(experiment_id).tags
+        if PRIMARY_METRIC not in tags:
+            is_greater = str(not is_lower_better).lower()
+            self._client.set_experiment_tag(experiment_id, PRIMARY_METRIC, mlflow_key(key))
+            self._client.set_experiment_tag(experiment_id, GREATER_IS_BETTER, is_greater)
 
     def create_run(self, experiment_id: str, name: str, tags: Mapping[str, str]) -> str:
         """A new run's id."""
@@ -144,39 +170,56 @@ class Client:
         for start in range(0, len(new), MAX_PARAMS):
             self._client.log_batch(run_id, params=new[start : start + MAX_PARAMS])
 
-    def log_metrics(self, run_id: str, metrics: Sequence[Value], model_id: str = "") -> None:
+    def log_metrics(self, run_id: str, metrics: Sequence[Value]) -> None:
         """Values of metrics, at most 1000 of them; those that are there already are dropped."""
         from mlflow.entities import Metric
 
-        of_model = {"model_id": model_id, "run_id": run_id} if model_id else {}
-        entities = [Metric(one.key, one.value, one.time, one.step, **of_model) for one in metrics]
+        entities = [Metric(one.key, one.value, one.time, one.step) for one in metrics]
+        self._client.log_batch(run_id, metrics=entities)
+
+    def log_model_metrics(
+        self, run_id: str, model_id: str, metrics: Sequence[Value], data: DataFacts
+    ) -> None:
+        """Values of the run's metrics that are the model's too, with the rows they are of."""
+        from mlflow.entities import Metric
+
+        entities = []
+        for one in metrics:
+            split = "train" if one.key.startswith("train/") else "validation"
+            digest = data.digests.get(split, "")[:LONGEST_DIGEST]
+            rows = {"dataset_name": dataset_name(data), "dataset_digest": digest} if digest else {}
+            of_model = {"model_id": model_id, "run_id": run_id, **rows}
+            entities.append(Metric(one.key, one.value, one.time, one.step, **of_model))
         self._client.log_batch(run_id, metrics=entities)
 
     def log_data(self, run_id: str, data: DataFacts) -> None:
-        """The rows as input of the run; all statistics in `data.json`."""
+        """The rows of each split as input of the run; all statistics in `data.json`."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         source = {"files": data.files, "num_files": data.num_files}
-        profile = {"num_rows": data.rows, "dropped": data.dropped, "fingerprint": data.fingerprint}
         columns = [
             {"name": name, "type": f"{column.kind} ({column.type})", "required": True}
             for name, column in data.columns.items()
         ]
         texts = [json.dumps(source), json.dumps({"mlflow_colspec": columns})]
         short_source, schema = (text if len(text) <= LONGEST_TEXT else "{}" for text in texts)
-        dataset = Dataset(
-            name=data.name[:500],
-            digest=data.fingerprint[:36],
-            source_type="files",
-            source=short_source,
-            schema=schema,
-            profile=json.dumps(profile),
-        )
-        tags = [InputTag("mlflow.data.context", "training")]
-        self._client.log_inputs(run_id, datasets=[DatasetInput(dataset, tags)])
+        inputs = []
+        for split, digest in data.digests.items():
+            profile = {"num_rows": data.rows[split], "digest": digest, "dropped": data.dropped}
+            dataset = Dataset(
+                name=dataset_name(data),
+                digest=digest[:LONGEST_DIGEST],
+                source_type="files",
+                source=short_source,
+                schema=schema,
+                profile=json.dumps(profile),
+            )
+            context = CONTEXTS[split]
+            inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
+        self._client.log_inputs(run_id, datasets=inputs)
         everything = {
             "name": data.name,
-            "digest": data.fingerprint[:36],
+            "digests": data.digests,
             "source": source,
             "columns": {name: column.model_dump() for name, column in data.columns.items()},
             "profile": {
@@ -209,6 +252,22 @@ class Client:
         """The run has ended."""
         self._client.set_terminated(run_id, STATUS[state])
 
+    def find_proof(self, experiment_id: str, tags: Mapping[str, str]) -> ProofLink | None:
+        """The last `pipeline prove` of the same job and rows that was recorded."""
+        query = f"tags.`{PROVED}` LIKE '%' AND {_same_job(tags)}"
+        runs = self._client.search_runs([experiment_id], query, max_results=1)
+        if not runs:
+            return None
+        is_kept = runs[0].data.tags[PROVED] == "yes"
+        return ProofLink(is_kept, str(runs[0].info.run_id), int(runs[0].info.start_time))
+
+    def link_proof(self, experiment_id: str, tags: Mapping[str, str], proof: ProofLink) -> None:
+        """Let the runs of the same job and rows say in their notes that it was proved."""
+        for run in self._client.search_runs([experiment_id], _same_job(tags)):
+            text = run.data.tags.get(NOTE, "")
+            if with_proof(text, proof, experiment_id) != text:
+                self.set_tags(run.info.run_id, {NOTE: with_proof(text, proof, experiment_id)})
+
     def create_model(self, run_id: str) -> str:
         """Id of the run's model, created now unless an earlier try did."""
         run = self._client.get_run(run_id)
@@ -232,6 +291,11 @@ class Client:
         """Ids of the run's models."""
         outputs = self._client.get_run(run_id).outputs
         return [str(output.model_id) for output in outputs.model_outputs] if outputs else []
+
+
+def _same_job(tags: Mapping[str, str]) -> str:
+    """A search for runs of one spec on the same rows."""
+    return " AND ".join(f"tags.`{key}` = '{tags[key]}'" for key in (SPEC_DIGEST, FINGERPRINT))
 
 
 def prepare_environment() -> None:
@@ -272,10 +336,15 @@ def log_proof(
     uri = tracking_uri(storage)
     try:
         client = Client(with_password(uri))
-        run_id = client.create_run(client.experiment_id(experiment), f"prove-{name}", tags)
+        experiment_id = client.experiment_id(experiment)
+        note = f"```text\n{table}\n```"
+        described = {**tags, **source_tags(), NOTE: note}
+        run_id = client.create_run(experiment_id, f"prove-{name}", described)
         client.log_text(run_id, table + "\n", "proof.txt")
         client.log_dict(run_id, proof, "proof.json")
         client.end_run(run_id, "finished")
+        proof_link = ProofLink(tags[PROVED] == "yes", run_id, int(1000 * time.time()))
+        client.link_proof(experiment_id, tags, proof_link)
     except Exception as error:  # whatever the server does: the proof itself stands
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise RecordError(f"the proof could not be recorded in {uri}: {reason}") from error

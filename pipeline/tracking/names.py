@@ -65,8 +65,9 @@ def mlflow_key(name: str) -> str:
 
 
 def params(spec: JobSpec) -> dict[str, str]:
-    """The whole spec as MLflow's params."""
-    return {mlflow_key(key): _text(value) for key, value in specs.flat(spec).items()}
+    """The spec as MLflow's params, without what is not set; `spec.yaml` has everything."""
+    flat = specs.flat(spec)
+    return {mlflow_key(key): _text(value) for key, value in flat.items() if value is not None}
 
 
 def _text(value: Any) -> str:

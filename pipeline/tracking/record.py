@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import socket
-import subprocess
 import uuid
 from importlib.metadata import version
 
@@ -20,8 +19,10 @@ from pipeline.redact import redact
 from pipeline.rundir import RunDir
 from pipeline.rundir.records import ColumnFacts, DataFacts, Launcher, Record
 from pipeline.tracking.names import params, tracking_uri
+from pipeline.tracking.source import command, source_tags
 from pipeline.train import determinism
 from pipeline.train.job import Job
+from pipeline.train.term_metrics import choose_metrics
 
 PACKAGES = ("pipeline", "torch", "ray", "mlflow", "pyarrow", "numpy")
 
@@ -55,9 +56,9 @@ def _build_record(run: RunDir, job: Job, modules: list[str]) -> Record:
         "pipeline.bits": json.dumps(determinism.fingerprint(spec)),
         "pipeline.bits_sha256": determinism.fingerprint_sha256(spec),
         **({"pipeline.imports": imports_sha256} if modules else {}),
-        **_git(),
-        **_ray_job(),
+        **source_tags(),
     }
+    primary, is_lower_better = _choose_primary_metric(job)
     # the record of a resumed run stays where it began
     uri = before.tracking_uri if before.run_id else redact(tracking_uri(run.path.parent))
     return Record(
@@ -77,9 +78,26 @@ def _build_record(run: RunDir, job: Job, modules: list[str]) -> Record:
         imports_sha256=imports_sha256,
         modules=modules,
         num_workers=spec.workers.most,
+        num_steps=job.num_steps,
+        primary_metric=primary,
+        is_lower_better=is_lower_better,
+        command=command(),
         launcher=launcher,
         is_copied=spec.checkpoint.copy_to is not None,
     )
+
+
+def _choose_primary_metric(job: Job) -> tuple[str, bool]:
+    """The metric that `best_by` names, or the first that says which way is better, or the loss."""
+    if job.validation is None:
+        return "train/loss", True
+    metrics = {
+        one.name: one.metric.lower_is_better
+        for one in choose_metrics(job.terms, job.spec.metrics)
+        if one.metric.lower_is_better is not None
+    }
+    name = job.spec.training.best_by or next(iter(metrics), "loss")
+    return f"validation/{name}", metrics.get(name, True)
 
 
 def _choose_token(run: RunDir) -> str:
@@ -107,6 +125,7 @@ def _describe_data(job: Job) -> DataFacts:
         files=facts.files,
         num_files=facts.num_files,
         rows=facts.rows,
+        digests=facts.digests,
         dropped=facts.dropped,
         columns={
             field.name: ColumnFacts(kind=field.kind, type=field.arrow_type, role=field.role)
@@ -119,34 +138,3 @@ def _describe_data(job: Job) -> DataFacts:
 def _describe_versions() -> str:
     versions = [f"{package} {version(package)}" for package in PACKAGES]
     return ", ".join([f"python {platform.python_version()}", *versions])
-
-
-def _git() -> dict[str, str]:
-    """Commit of the folder the command was started in, marked when files differ from it."""
-
-    def git(*arguments: str) -> str:
-        try:
-            done = subprocess.run(
-                ["git", *arguments], capture_output=True, text=True, timeout=5, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return ""
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    commit = git("rev-parse", "HEAD")
-    if not commit:
-        return {}
-    changed = git("status", "--porcelain", "--untracked-files=no")
-    return {"mlflow.source.git.commit": commit, "pipeline.git_changed": str(bool(changed)).lower()}
-
-
-def _ray_job() -> dict[str, str]:
-    """Submission id of the Ray job this command is the entry point of."""
-    job_id = os.environ.get("RAY_JOB_SUBMISSION_ID", "")
-    if not job_id:
-        try:
-            config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
-            job_id = str(config.get("metadata", {}).get("job_submission_id", ""))
-        except ValueError:
-            pass
-    return {"ray.job_id": job_id} if job_id else {}

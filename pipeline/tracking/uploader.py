@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,15 @@ from pipeline.rundir.records import (
     Start,
     StepPoint,
 )
-from pipeline.tracking.client import ERROR, Client, Value, values, values_of
+from pipeline.tracking.client import ERROR, NOTE, Client, Value, values, values_of
 from pipeline.tracking.names import environment_uri, with_password
+from pipeline.tracking.note import Progress, describe
 from pipeline.tracking.process import ALONE
 
 BATCH = 1000  # MLflow's limit of metrics in one request
 EVERY_SECONDS = 1.0
+DESCRIBE_SECONDS = 30.0
+"""Between changes of the description while a run trains."""
 LONGEST_PAUSE_SECONDS = 30.0  # between tries at a server that does not answer
 PATIENCE_SECONDS = 30.0
 """After training's end, for a server that does not answer; PIPELINE_UPLOAD_PATIENCE_SECONDS."""
@@ -70,9 +74,10 @@ class Uploader:
         self.state = before.model_copy(update=facts)
         self.reader = Reader(run.journal)
         self.unsent: list[StepPoint | EvaluationPoint] = []
-        self.starts: list[Start] = []
-        self.notes: list[str] = []
-        """The last evaluation's notes."""
+        self.progress = Progress()
+        self.described = ""
+        """The run's description as MLflow has it."""
+        self.described_at = 0.0
         self.rate: float | None = None
         """The learning rate that MLflow was told last."""
         self.has_begun = False
@@ -107,6 +112,9 @@ class Uploader:
             self.client.log_params(self.state.run_id, self.record.params)
             self.client.log_text(self.state.run_id, self.record.spec, "spec.yaml")
             self.client.log_data(self.state.run_id, self.record.data)
+            self.client.choose_primary_metric(
+                self.state.experiment_id, self.record.primary_metric, self.record.is_lower_better
+            )
             self.save(begun=True)
         self.has_begun = True
 
@@ -125,13 +133,11 @@ class Uploader:
 
     def send_points(self) -> None:
         """Send what the journal holds by now and MLflow does not."""
-        for point in self.reader.new():
+        points = list(self.reader.new())
+        self.progress = self.progress.after(points)
+        for point in points:
             if "event" in point:
-                if point["event"] == "start":
-                    self.starts.append(point)
                 continue
-            if "validation" in point:
-                self.notes = point.get("notes", [])
             if point["step"] > self.state.uploaded.get(_kind(point), -1):
                 self.unsent.append(point)
         while self.unsent:
@@ -152,26 +158,41 @@ class Uploader:
             self.rate = rate
             self.save(uploaded=uploaded)
 
+    def describe(self, ended: Ended | None = None) -> None:
+        """Bring the run's description up to date, now and then while it trains."""
+        now = time.monotonic()
+        if ended is None and now - self.described_at < DESCRIBE_SECONDS:
+            return
+        self.described_at = now
+        proof = self.client.find_proof(self.state.experiment_id, self.record.tags)
+        text = describe(self.record, self.progress, self.state, ended, proof)
+        if text != self.described:
+            self.client.set_tags(self.state.run_id, {NOTE: text})
+            self.described = text
+
     def finish(self, ended: Ended) -> None:
         """The rest of the curve, the model of a finished run, and the run's status."""
         self.send_points()
         self._refuse_superseded()
         run_id = self.state.run_id
-        tags = _tags(self.starts)
+        tags = _tags(self.progress.starts)
         if ended.state == "finished":
             done = Done.read(self.run.done)
             if not self.state.model_uri:
                 self._log_model(done.best.step if done.best else done.steps)
             if best := done.best:
-                metrics = values("best", best.metrics, done.time, best.step)
-                self.client.log_metrics(run_id, list(metrics))
+                metrics = list(values("best", best.metrics, done.time, best.step))
+                self.client.log_model_metrics(
+                    run_id, self.state.model_id, metrics, self.record.data
+                )
             if done.first_difference is not None:
                 tags["pipeline.first_difference"] = str(done.first_difference)
         if ended.reason:
             tags[ERROR] = ended.reason
-        if self.notes:
-            tags[WARNING] = "; ".join(self.notes)
+        if self.progress.notes:
+            tags[WARNING] = "; ".join(self.progress.notes)
         self.client.set_tags(run_id, tags)
+        self.describe(ended)
         for path in (self.run.nonfinite, *self.run.tracebacks):
             if path.exists():
                 self.client.log_file(run_id, path)
@@ -192,7 +213,7 @@ class Uploader:
         self.client.link_model(run_id, self.state.model_id, step)
         points = [point for point in Reader(self.run.journal).new() if point["step"] == step]
         metrics = [value for point in points for value in values_of(point)]
-        self.client.log_metrics(run_id, metrics, self.state.model_id)
+        self.client.log_model_metrics(run_id, self.state.model_id, metrics, self.record.data)
         self.save(model_uri=uri)
 
 
@@ -215,7 +236,7 @@ def _kind(point: StepPoint | EvaluationPoint) -> str:
     return "train" if "train" in point else "validation"
 
 
-def _tags(starts: list[Start]) -> dict[str, str]:
+def _tags(starts: Sequence[Start]) -> dict[str, str]:
     """How many workers each attempt had, and what the curve's bits depended on from where."""
     if not starts:
         return {}
@@ -266,6 +287,7 @@ def _upload(run: RunDir, launcher: Launcher, is_alone: bool) -> int:
                 uploader.finish(ended)
                 return 0
             uploader.send_points()
+            uploader.describe()
             if uploader.state.error:
                 uploader.save(error="")
             pause = EVERY_SECONDS

@@ -19,7 +19,7 @@ from pipeline.losses.objective import Objective
 from pipeline.losses.terms import Term
 from pipeline.metrics import CONFUSION, Metric
 from pipeline.rundir.records import Numbers
-from pipeline.train.term_metrics import TermMetric
+from pipeline.train.term_metrics import Baseline, TermMetric
 
 MAX_CLASSES = 1000
 """Predictions of each class are counted for targets with no more classes than this."""
@@ -30,6 +30,8 @@ class Evaluation(NamedTuple):
 
     values: Numbers
     """`loss`, `loss/<term>` where there are several, and each metric; None without any item."""
+    baselines: Numbers
+    """The metrics that a constant prediction has, where they were asked for."""
     notes: list[str]
     """What the values do not show, such as that one class is predicted for all rows."""
 
@@ -42,13 +44,14 @@ def evaluate(
     batch_size: int,
     metrics: Sequence[TermMetric],
     device: torch.device,
+    baselines: Sequence[Baseline] = (),
 ) -> Evaluation:
     """Loss and metrics over all of these rows, the same on every worker.
 
     A loss that couples rows is that of each `batch_size` rows, averaged over rows.
     """
     terms = objective.terms
-    counted = [*metrics, *_tallies(terms)]
+    counted = [*metrics, *baselines, *_tallies(terms)]
     sizes = [metric.num_sums(objective) for metric in counted]
     starts = range(0, len(rows), batch_size)
     sums_by_batch: dict[int, Tensor] = {}
@@ -63,11 +66,12 @@ def evaluate(
     totals = comm.sum_by_index(sums_by_batch, len(starts), 2 * num_terms + sum(sizes))
     numerators, denominators, *sums = torch.split(totals, [num_terms, num_terms, *sizes])
     values = _losses(terms, numerators, denominators)
-    num_metrics = len(metrics)
-    values |= {m.name: m.value(s) for m, s in zip(metrics, sums[:num_metrics], strict=True)}
-    tallies = zip(counted[num_metrics:], sums[num_metrics:], strict=True)
-    notes = [_explain_collapse(terms[tally.index], counts) for tally, counts in tallies]
-    return Evaluation(values, [note for note in notes if note])
+    both = list(zip(counted, sums, strict=True))
+    first, last = len(metrics), len(metrics) + len(baselines)
+    values |= {metric.name: metric.value(s) for metric, s in both[:first]}
+    constant: Numbers = {metric.name: metric.value(s) for metric, s in both[first:last]}
+    notes = [_explain_collapse(terms[tally.index], counts) for tally, counts in both[last:]]
+    return Evaluation(values, constant, [note for note in notes if note])
 
 
 def _sums(

@@ -27,6 +27,7 @@ from pipeline.train.evaluate import evaluate
 from pipeline.train.job import Job
 from pipeline.train.recorder import NullRecorder, RunRecorder
 from pipeline.train.state import TrainState
+from pipeline.train.term_metrics import choose_baselines
 
 CPU = torch.device("cpu")
 
@@ -104,6 +105,7 @@ def _evaluate(job: Job, state: TrainState, recorder: NullRecorder) -> None:
             size or settings.batch_size,
             state.metrics,
             state.gradients.seeds.device,
+            choose_baselines(objective.terms, state.metrics, job.train) if state.step == 0 else (),
         )
     recorder.log_evaluation(state, evaluation)
     if state.best:

@@ -22,6 +22,7 @@ from pipeline.train.evaluate import Evaluation
 from pipeline.train.job import Job
 from pipeline.train.state import TrainState
 from pipeline.train.step import Requests, StepLosses
+from pipeline.train.term_metrics import not_better
 from pipeline.train.weights import save_weights, weights_sha256
 
 ASK_SECONDS = 0.2
@@ -154,8 +155,13 @@ class RunRecorder(NullRecorder):
             "epoch": state.step / self.job.steps_per_epoch,
             "validation": evaluation.values,
         }
-        if evaluation.notes:
-            point["notes"] = evaluation.notes
+        if evaluation.baselines:
+            point["baselines"] = evaluation.baselines
+        notes = evaluation.notes
+        if state.step:
+            notes += not_better(state.metrics, evaluation.values, self.journal.baselines)
+        if notes:
+            point["notes"] = notes
         self.journal.write(point)
 
     def log_nonfinite(self, error: NonFiniteError) -> None:

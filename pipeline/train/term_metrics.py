@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from pipeline import registry
 from pipeline.data.batch import Batch, Ragged
+from pipeline.data.dataset import Dataset
+from pipeline.data.streaming import Streamed
 from pipeline.errors import UsageError
 from pipeline.losses.objective import Objective
 from pipeline.losses.terms import Term
 from pipeline.metrics import DEFAULTS, Metric, Task
+from pipeline.rundir.records import Numbers
 from pipeline.tracebacks import noting
 
+MEDIAN_ROWS = 10**6
+"""Training rows, evenly spaced, whose median is taken for that of all."""
 NO_TASK = '\n  give a custom loss a task: register it with like="mse" or another'
 
 
@@ -83,6 +91,61 @@ class TermMetric:
             problem = f"gives a value of shape {list(value.shape)}, where one number is wanted"
             raise UsageError(f"metrics: {self.place} {problem}")
         return float(value)
+
+
+@dataclass(frozen=True)
+class Baseline(TermMetric):
+    """The metric of a constant prediction: what a model has to beat."""
+
+    constant: Tensor
+    """One item, as the metric takes it."""
+
+    def comparable(
+        self, objective: Objective, predictions: dict[str, Tensor], batch: Batch
+    ) -> tuple[Tensor, Tensor]:
+        prediction, truth = super().comparable(objective, predictions, batch)
+        return self.constant.to(prediction).expand_as(prediction), truth
+
+
+def choose_baselines(
+    terms: list[Term], metrics: Sequence[TermMetric], train: Dataset
+) -> list[Baseline]:
+    """Each metric of what is best without inputs, where the training targets tell what that is."""
+    baselines = []
+    for one in metrics:
+        term = terms[one.index]
+        reads = one.metric.reading(_task(term))
+        constant = term.target.constant(term, reads, one.metric.centered)
+        if constant is not None and one.metric.baseline == "median":
+            constant = _median(term, train, constant)
+        if constant is not None:
+            baselines.append(Baseline(one.name, one.metric, one.index, constant))
+    return baselines
+
+
+def _median(term: Term, train: Dataset, mean: Tensor) -> Tensor:
+    """The training targets' median, of a million rows at most; the mean of rows not at hand."""
+    if isinstance(train, Streamed):
+        return mean
+    rows = np.unique(np.linspace(0, len(train) - 1, min(len(train), MEDIAN_ROWS)).astype(np.int64))
+    truth = term.truth(train.columns([field.name for field in term.targets], rows))[0]
+    assert isinstance(truth, Tensor)
+    amounts, _ = term.target.compared(term, truth, truth, None, False)
+    return torch.from_numpy(np.median(amounts.numpy(), axis=0))
+
+
+def not_better(metrics: Sequence[TermMetric], values: Numbers, baselines: Numbers) -> list[str]:
+    """A line for each metric that is no better than a constant prediction's."""
+    lines = []
+    for one in metrics:
+        value, constant = values.get(one.name), baselines.get(one.name)
+        if value is None or constant is None or one.metric.lower_is_better is None:
+            continue
+        sign = 1.0 if one.metric.lower_is_better else -1.0
+        if sign * value >= sign * constant:
+            text = f"{one.name} {value:.6g} is no better than the {constant:.6g} of a constant"
+            lines.append(text)
+    return lines
 
 
 def choose_metrics(terms: list[Term], names: list[str] | None) -> list[TermMetric]:

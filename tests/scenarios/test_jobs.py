@@ -73,11 +73,18 @@ def test_mlflow_holds_every_step_of_the_curve_once(trained: Trained, name: str) 
     rates = client.get_metric_history(result.run_id, "train/learning_rate")
     assert len({m.value for m in rates}) > 1 or rates[-1].step == result.steps
     assert client.get_metric_history(result.run_id, "train/rows_per_second")[-1].value > 0
-    (data,) = run.inputs.dataset_inputs
-    assert data.dataset.digest == run.data.tags["pipeline.data_fingerprint"][:36]
-    assert json.loads(data.dataset.profile)["num_rows"]["train"] > 0
-    columns = json.loads(data.dataset.schema)["mlflow_colspec"]
-    assert {"name", "type", "required"} == set(columns[0])
+    inputs = {one.tags[0].value: one.dataset for one in run.inputs.dataset_inputs}
+    assert set(inputs) <= {"training", "validation"}
+    assert len({one.digest for one in inputs.values()}) == len(inputs)
+    for dataset in inputs.values():
+        assert json.loads(dataset.profile)["num_rows"] > 0
+        columns = json.loads(dataset.schema)["mlflow_colspec"]
+        assert {"name", "type", "required"} == set(columns[0])
+    model = client.get_logged_model(run.outputs.model_outputs[0].model_id)
+    of_rows = {m.key: m.dataset_digest for m in model.metrics}
+    assert of_rows["train/loss"] == inputs["training"].digest
+    if "validation" in inputs:
+        assert of_rows["validation/loss"] == inputs["validation"].digest
 
 
 @pytest.mark.jobs

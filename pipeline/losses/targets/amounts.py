@@ -33,6 +33,13 @@ class Amounts(Target):
         one, other = (values.reshape(len(values), -1) for values in both)
         return one, other
 
+    def constant(self, term: Term, reads: Reads | None, centered: bool) -> Tensor | None:
+        if not all(field.is_amount for field in term.targets):
+            return None
+        means = [torch.tensor(field.center, dtype=torch.float64) for field in term.targets]
+        mean = torch.cat([part.flatten() for part in means])
+        return torch.zeros_like(mean) if centered else mean
+
     def nothing(self, term: Term, width: int, reads: Reads | None) -> tuple[Tensor, Tensor]:
         shape = term.targets[0].shape if len(term.targets) == 1 else (len(term.targets),)
         numbers = torch.zeros(0, math.prod(shape))

@@ -82,6 +82,14 @@ class Target:
         """Prediction and truth as a metric takes them that `reads` labels or probabilities."""
         raise NotImplementedError(f"targets of {self.name} have no metrics")
 
+    def constant(self, term: Term, reads: Reads | None, centered: bool) -> Tensor | None:
+        """What `compared` would give for a prediction that knows the training targets only.
+
+        One item, without its dimension of items: their mean, their most frequent class or the share
+        of each class. None where the columns do not keep these.
+        """
+        return None
+
     def nothing(self, term: Term, width: int, reads: Reads | None) -> tuple[Tensor, Tensor]:
         """The same for no rows, with `width` numbers of the prediction in each."""
         raise NotImplementedError(f"targets of {self.name} have no metrics")

@@ -48,6 +48,14 @@ class Binary(Target):
     ) -> tuple[Tensor, Tensor]:
         return served > self.threshold if reads == "labels" else served, truth > self.threshold
 
+    def constant(self, term: Term, reads: Reads | None, centered: bool) -> Tensor | None:
+        shares = [_share_of_yes(field) for field in term.targets]
+        if None in shares:
+            return None
+        share = torch.tensor(shares, dtype=torch.float64)
+        share = share[0] if len(shares) == 1 else share
+        return share > 0.5 if reads == "labels" else share
+
     def nothing(self, term: Term, width: int, reads: Reads | None) -> tuple[Tensor, Tensor]:
         truth = torch.zeros(0, dtype=torch.bool)
         return truth if reads == "labels" else torch.zeros(0), truth
@@ -58,6 +66,13 @@ class Binary(Target):
         labels = labels_of(field, (served > self.threshold).long())
         positive = f"_{field.vocabulary[-1]}" if field.vocabulary else ""
         return {field.name: labels, f"{field.name}_{self.served_as}{positive}": served.numpy()}
+
+
+def _share_of_yes(field: Field) -> Any:
+    """Of the training rows; by position for vectors; None where it is not known."""
+    if field.counts is not None:
+        return field.counts[-1] / sum(field.counts)
+    return field.center if field.is_amount else None
 
 
 class Signs(Binary):

@@ -62,6 +62,13 @@ class Classes(Vocabulary):
         served = served.movedim(1, -1)[is_counted]
         return served.argmax(1) if reads == "labels" else served, truth[is_counted]
 
+    def constant(self, term: Term, reads: Reads | None, centered: bool) -> Tensor | None:
+        counts = term.targets[0].counts
+        if counts is None:
+            return None
+        shares = torch.tensor(counts, dtype=torch.float64) / sum(counts)
+        return shares.argmax() if reads == "labels" else shares
+
     def nothing(self, term: Term, width: int, reads: Reads | None) -> tuple[Tensor, Tensor]:
         numbers = torch.zeros(0, dtype=torch.int64)
         return numbers if reads == "labels" else torch.zeros(0, width), numbers
