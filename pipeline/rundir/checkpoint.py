@@ -87,7 +87,7 @@ class Checkpoints:
 
     def _reason(self, error: Exception) -> str:
         """Why it failed; torch says of a full disk only where in its own code that showed."""
-        free = shutil.disk_usage(self.run.checkpoints).free
+        free = shutil.disk_usage(self.run.path).free
         first_line = str(error).partition("\n")[0] or type(error).__name__
         is_full = getattr(error, "errno", None) == errno.ENOSPC
         if is_full or ("inline_container" in first_line and free < self._num_bytes):

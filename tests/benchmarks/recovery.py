@@ -57,7 +57,9 @@ def stall(width: int, batch_size: int, rounds: int) -> tuple[float, float, float
     steps, waits, writes = [], [], []
     with tempfile.TemporaryDirectory() as place:
         identity = Identity(spec="", data="", bits={})
-        checkpoints = checkpoint.Checkpoints(RunDir(Path(place)), Checkpoint(keep=2), identity)
+        run = RunDir(Path(place))
+        run.checkpoints.mkdir()
+        checkpoints = checkpoint.Checkpoints(run, Checkpoint(keep=2), identity)
         for step in range(rounds):
             started = time.perf_counter()
             optimizer.zero_grad()

@@ -85,7 +85,8 @@ def ended(workers: list[Any], seconds: float = PATIENCE_SECONDS) -> list[int]:
         time.sleep(0.01)
     for worker in workers:
         if worker.is_alive():
-            os.kill(worker.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+                os.kill(worker.pid, signal.SIGKILL)
         worker.join()
     return [worker.exitcode for worker in workers]
 
