@@ -36,7 +36,7 @@ def check(job: Job) -> list[Notice]:
     for rows in (job.train, job.validation):
         for batch in rows.parts(targets) if rows is not None and targets else ():
             check_targets(bound.terms, batch)
-    metrics = choose_metrics(bound.terms, job.spec.metrics)
+    metrics = choose_metrics(bound.terms, job.spec.metrics, job.spec.data.weighs_metrics)
     try:
         notices = check_batch(bound, trial)
         if job.validation:

@@ -34,15 +34,15 @@ def try_metrics(
         predictions = objective.predict(batch)
     for metric in metrics:
         try:
-            prediction, truth = metric.comparable(objective, predictions, batch)
-            size = metric.num_sums(objective)
-            half = len(truth) // 2
-            total = metric.sums(prediction, truth, size)
-            parts = [
-                metric.sums(prediction[part], truth[part], size)
-                for part in (slice(half), slice(half, None))
-                if len(truth[part])
-            ]
+            items = metric.reading.items(objective, predictions, batch)
+            if metric.needs_all:
+                metric.value_of_all(items)
+                continue
+            size = metric.sums(metric.reading.no_items(objective)).numel()
+            half = len(items.truth) // 2
+            total = metric.sums(items, size)
+            halves = items.part(slice(half)), items.part(slice(half, None))
+            parts = [metric.sums(part, size) for part in halves if len(part.truth)]
             with suppress(ValueError):  # as of few rows of one class
                 metric.value(total)
         except UsageError:
@@ -51,9 +51,10 @@ def try_metrics(
             problem = f"fails on the first rows: {describe(error)}"
             raise UsageError(f"metrics: {metric.place} {problem}") from error
         if parts and not torch.allclose(sum(parts, torch.zeros_like(total)), total, equal_nan=True):
+            halves_text = " and ".join(map(_show, parts))
             raise UsageError(
                 f"metrics: {metric.place} gives sums that do not add up: {_show(total)} "
-                f"for {len(truth)} items, {' and '.join(map(_show, parts))} for two parts of them; "
+                f"for {len(items.truth)} items, {halves_text} for two parts of them; "
                 "return sums over the items and their number, and divide in `value`"
             )
 

@@ -16,6 +16,8 @@ from pipeline.rundir.records import Message, Numbers, Recomputed, Recomputing, S
 LIVE_SECONDS = 0.2
 PLAIN_SECONDS = 10.0
 RECORD_SECONDS = 2.0
+NUM_METRICS = 2
+"""Of the last evaluation, that are shown."""
 CLEAR = "\r\x1b[2K"
 
 
@@ -149,9 +151,11 @@ class Progress:
             f"step {self._step}/{self.num_steps}",
             "loss (none)" if loss is None else f"loss {loss:.4g}",
         ]
-        values = [f"{k} {v:.4g}" for k, v in self._validation.items() if v is not None]
-        if values:
-            parts.append(f"val {', '.join(values[-2:])}")
+        known = {k: v for k, v in self._validation.items() if v is not None}
+        metrics = {k: v for k, v in known.items() if k.partition("/")[0] != "loss"} or known
+        if metrics:  # the most telling ones come first
+            shown = [f"{k} {v:.4g}" for k, v in list(metrics.items())[:NUM_METRICS]]
+            parts.append(f"val {', '.join(shown)}")
         if speed:
             left = (self.num_steps - self._step) / speed
             if left >= 1:

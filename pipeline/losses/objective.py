@@ -180,6 +180,12 @@ class Objective(nn.Module):
         assert isinstance(column, Tensor)
         return column
 
+    def metric_weight(self, batch: Batch) -> Tensor:
+        """How much each row counts in metrics: float64 [N]."""
+        if self.sample_weight is not None and self.sample_weight.in_metrics:
+            return self._weights(batch).double()
+        return torch.ones(num_rows(batch), dtype=torch.float64)
+
     def items_of(self, index: int, predictions: Predictions, batch: Batch) -> Tensor:
         """The unreduced numbers of one term. Raises ContractError where the loss fails."""
         return self.computed(index, self.terms[index].arguments(predictions, batch))

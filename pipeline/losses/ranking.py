@@ -34,8 +34,11 @@ def hinge_embedding(*, margin: float = 1.0) -> Loss:
     def items(prediction: Tensor, target: Tensor) -> Tensor:
         return F.hinge_embedding_loss(prediction, target, margin=margin, reduction="none")
 
+    def link(distance: Tensor) -> Tensor:
+        return margin / 2 - distance  # above 0 where the loss for 1 is less than that for -1
+
     role = Role(kind="rates", activation="softplus")
-    return Loss(items, elements, (role,), "signs")
+    return Loss(items, elements, (role,), "signs", link=link)
 
 
 @register("cosine_embedding")

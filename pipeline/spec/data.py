@@ -49,6 +49,8 @@ class SampleWeight(Section):
     mean_over: Literal["weights", "items"] = "weights"
     """What the weighted sum is divided by: the weights' sum, as in a weighted mean, or the number
     of items, as if they were not weighted."""
+    in_metrics: bool = False
+    """Whether it weights rows in metrics of the validation rows too."""
 
 
 Scale = Literal["standard", "shared", "min_max", "log", "none"]
@@ -174,7 +176,7 @@ class Data(Section):
     `min_max` (0 to 1), `log` (log(1 + x), then standard) or `none`. Each position of a vector has
     its own statistics; `shared` is `standard` with one mean and deviation for all positions."""
     sample_weight: SampleWeight | None = None
-    """Column that weights each row in every loss, or `{column, mean_over}`. Not in metrics."""
+    """Column that weights each row in every loss, or `{column, mean_over, in_metrics}`."""
     target_scale: TargetScale | dict[str, TargetScale] = "none"
     """As `scale`, for numeric targets. Losses and their options are in the scaled unit, metrics and
     served predictions in the column's own."""
@@ -280,6 +282,11 @@ class Data(Section):
     def targets(self) -> list[str]:
         """Target columns as a list, empty without a target."""
         return [self.target] if isinstance(self.target, str) else (self.target or [])
+
+    @property
+    def weighs_metrics(self) -> bool:
+        """Whether rows have weights that metrics take too."""
+        return self.sample_weight is not None and self.sample_weight.in_metrics
 
     def missing_in(self, column: str) -> Missing:
         """What happens to missing values of the column."""

@@ -22,7 +22,7 @@ from pipeline.tracking.names import params, tracking_uri
 from pipeline.tracking.source import command, source_tags
 from pipeline.train import determinism
 from pipeline.train.job import Job
-from pipeline.train.term_metrics import choose_metrics
+from pipeline.train.term_metrics import choose_metrics, choose_primary
 
 PACKAGES = ("pipeline", "torch", "ray", "mlflow", "pyarrow", "numpy")
 
@@ -88,16 +88,12 @@ def _build_record(run: RunDir, job: Job, modules: list[str]) -> Record:
 
 
 def _choose_primary_metric(job: Job) -> tuple[str, bool]:
-    """The metric that `best_by` names, or the first that says which way is better, or the loss."""
+    """The metric that runs of the job are compared by, and whether it is better when lower."""
     if job.validation is None:
         return "train/loss", True
-    metrics = {
-        one.name: one.metric.lower_is_better
-        for one in choose_metrics(job.terms, job.spec.metrics)
-        if one.metric.lower_is_better is not None
-    }
-    name = job.spec.training.best_by or next(iter(metrics), "loss")
-    return f"validation/{name}", metrics.get(name, True)
+    metrics = choose_metrics(job.terms, job.spec.metrics, job.spec.data.weighs_metrics)
+    name, is_lower_better = choose_primary(metrics, job.spec.training.best_by)
+    return f"validation/{name}", is_lower_better
 
 
 def _choose_token(run: RunDir) -> str:

@@ -17,12 +17,18 @@ from pipeline.distributed.seeds import Seeds
 from pipeline.losses.modes import evaluating
 from pipeline.losses.objective import Objective
 from pipeline.losses.terms import Term
-from pipeline.metrics import CONFUSION, Metric
+from pipeline.metrics import Metric
+from pipeline.metrics.classification import CONFUSION
 from pipeline.rundir.records import Numbers
-from pipeline.train.term_metrics import Baseline, TermMetric
+from pipeline.train.baselines import Baseline
+from pipeline.train.gathered import MAX_GATHERED, GatheredItems
+from pipeline.train.term_metrics import Reading, TermMetric
 
 MAX_CLASSES = 1000
 """Predictions of each class are counted for targets with no more classes than this."""
+
+
+TOO_MANY = f"{{}} has no value: it needs all predictions at once, more than {MAX_GATHERED:,}"
 
 
 class Evaluation(NamedTuple):
@@ -51,46 +57,40 @@ def evaluate(
     A loss that couples rows is that of each `batch_size` rows, averaged over rows.
     """
     terms = objective.terms
-    counted = [*metrics, *baselines, *_tallies(terms)]
-    sizes = [metric.num_sums(objective) for metric in counted]
+    tallies = _tallies(terms)
+    chosen = [*metrics, *baselines, *tallies]
+    summed = [one for one in chosen if not one.needs_all]
+    whole = [one for one in chosen if one.needs_all]
+    sizes = [one.sums(one.reading.no_items(objective)).numel() for one in summed]
     starts = range(0, len(rows), batch_size)
     sums_by_batch: dict[int, Tensor] = {}
+    gathered = GatheredItems(one.reading for one in whole)
     buffer = Buffer(dataset.layout, min(batch_size, len(rows)), device.type == "cuda")
     seeds = Seeds(0, device)
     with evaluating(objective):
         for index in worker_range(len(starts), comm.rank(), comm.num_workers()):
             seeds.set(0, index)  # for a model that draws even here
-            batch = dataset.gather(rows[starts[index] : starts[index] + batch_size], buffer)
-            sums_by_batch[index] = _sums(objective, batch, counted, sizes, device)
+            batch: Batch = dataset.gather(rows[starts[index] : starts[index] + batch_size], buffer)
+            denominators = objective.denominators(batch)
+            batch = to_device(batch, device)
+            predictions = objective.predict(batch)
+            losses = [loss.double().sum() for loss in objective.items(predictions, batch)]
+            readings = dict.fromkeys(one.reading for one in chosen)
+            items = {each: each.items(objective, predictions, batch) for each in readings}
+            both = zip(summed, sizes, strict=True)
+            sums = [one.sums(items[one.reading], size).cpu() for one, size in both]
+            sums_by_batch[index] = torch.cat([torch.stack(losses).cpu(), denominators, *sums])
+            gathered.add(index, items)
     num_terms = len(terms)
     totals = comm.sum_by_index(sums_by_batch, len(starts), 2 * num_terms + sum(sizes))
-    numerators, denominators, *sums = torch.split(totals, [num_terms, num_terms, *sizes])
-    values = _losses(terms, numerators, denominators)
-    both = list(zip(counted, sums, strict=True))
-    first, last = len(metrics), len(metrics) + len(baselines)
-    values |= {metric.name: metric.value(s) for metric, s in both[:first]}
-    constant: Numbers = {metric.name: metric.value(s) for metric, s in both[first:last]}
-    notes = [_explain_collapse(terms[tally.index], counts) for tally, counts in both[last:]]
+    numerator, denominator, *sums = torch.split(totals, [num_terms, num_terms, *sizes])
+    total = dict(zip(summed, sums, strict=True))
+    value = {one: one.value(total[one]) for one in summed} | gathered.values(whole, len(starts))
+    values = _losses(terms, numerator, denominator) | {one.name: value[one] for one in metrics}
+    constant: Numbers = {one.name: value[one] for one in baselines}
+    notes = [_explain_collapse(terms[one.reading.term], total[one]) for one in tallies]
+    notes += [TOO_MANY.format(one.name) for one in metrics if value[one] is None]
     return Evaluation(values, constant, [note for note in notes if note])
-
-
-def _sums(
-    objective: Objective,
-    batch: Batch,
-    metrics: Sequence[TermMetric],
-    sizes: list[int],
-    device: torch.device,
-) -> Tensor:
-    """Numerators, denominators and sums of the metrics of one batch: float64 vector."""
-    denominators = objective.denominators(batch)
-    batch = to_device(batch, device)
-    predictions = objective.predict(batch)
-    items = objective.items(predictions, batch)
-    parts = [torch.stack([item.double().sum() for item in items]).cpu(), denominators]
-    for metric, size in zip(metrics, sizes, strict=True):
-        prediction, truth = metric.comparable(objective, predictions, batch)
-        parts.append(metric.sums(prediction, truth, size).cpu())
-    return torch.cat(parts)
 
 
 def _losses(terms: list[Term], numerators: Tensor, denominators: Tensor) -> Numbers:
@@ -109,11 +109,14 @@ def _losses(terms: list[Term], numerators: Tensor, denominators: Tensor) -> Numb
 
 def _tallies(terms: list[Term]) -> list[TermMetric]:
     """How many items are predicted to be, and are, of each class, for each term of few classes."""
-    return [
-        TermMetric(f"tally of {term.label}", TALLY, index)
-        for index, term in enumerate(terms)
-        if term.target.task(term) in TALLY.tasks and term.targets[0].num_codes <= MAX_CLASSES
-    ]
+    tallies = []
+    for index, term in enumerate(terms):
+        task = term.target.task(term)
+        if task in TALLY.tasks and term.targets[0].num_codes <= MAX_CLASSES:
+            assert task is not None
+            reading = Reading(index, task, CONFUSION[task], False)
+            tallies.append(TermMetric(f"tally of {term.label}", TALLY, reading))
+    return tallies
 
 
 def _count_classes(prediction: Tensor, truth: Tensor) -> Tensor:

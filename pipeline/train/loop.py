@@ -23,11 +23,11 @@ from pipeline.rundir.journal import Journal
 from pipeline.rundir.lease import Lease
 from pipeline.rundir.repair import repair
 from pipeline.train import determinism, drift
+from pipeline.train.baselines import choose_baselines
 from pipeline.train.evaluate import evaluate
 from pipeline.train.job import Job
 from pipeline.train.recorder import NullRecorder, RunRecorder
 from pipeline.train.state import TrainState
-from pipeline.train.term_metrics import choose_baselines
 
 CPU = torch.device("cpu")
 

@@ -88,7 +88,7 @@ class TrainState:
             spec.schedule.warmup_steps,
             num_steps=job.num_steps,
         )
-        metrics = choose_metrics(bound.terms, spec.metrics)
+        metrics = choose_metrics(bound.terms, spec.metrics, spec.data.weighs_metrics)
         best = None
         if spec.training.best_by and comm.rank() == 0:
             best = BestWeights(spec.training.best_by, bound.terms, metrics)

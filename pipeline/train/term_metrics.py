@@ -1,41 +1,67 @@
-"""Metrics of a job's loss terms: which it has, and each one's sums over a term's items."""
+"""Metrics of a job's loss terms: which it has, and what each is of a term's items."""
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline import registry
 from pipeline.data.batch import Batch, Ragged
-from pipeline.data.dataset import Dataset
-from pipeline.data.streaming import Streamed
 from pipeline.errors import UsageError
 from pipeline.losses.objective import Objective
+from pipeline.losses.targets import Items
 from pipeline.losses.terms import Term
-from pipeline.metrics import DEFAULTS, Metric, Task
+from pipeline.metrics import Metric, Reads, Task
 from pipeline.rundir.records import Numbers
 from pipeline.tracebacks import noting
 
-MEDIAN_ROWS = 10**6
-"""Training rows, evenly spaced, whose median is taken for that of all."""
 NO_TASK = '\n  give a custom loss a task: register it with like="mse" or another'
 
 
-@dataclass(frozen=True)
+class Reading(NamedTuple):
+    """Which items a metric takes: metrics of one reading take the same."""
+
+    term: int
+    """The term's place among the job's losses."""
+    task: Task
+    reads: Reads
+    centered: bool
+
+    def items(self, objective: Objective, predictions: dict[str, Tensor], batch: Batch) -> Items:
+        """The items of these rows."""
+        term = objective.terms[self.term]
+        served = term.served(objective.head(self.term), predictions)
+        truth = term.truth(batch, predictions[term.outputs[0]])[0]
+        assert not isinstance(truth, Ragged)
+        weight = objective.metric_weight(batch).to(served.device)
+        rows = Items(served, truth, weight)
+        return term.target.compared(term, rows, self.reads, self.centered)
+
+    def no_items(self, objective: Objective) -> Items:
+        """The items of no rows, in the same shape."""
+        term = objective.terms[self.term]
+        width = objective.sizes[term.outputs[0]] or 1
+        if term.loss.head is not None:
+            width = term.targets[0].num_codes
+        prediction, truth = term.target.nothing(term, width, self.reads)
+        return Items(prediction, truth, torch.zeros(truth.shape, dtype=torch.float64))
+
+
+@dataclass(frozen=True, eq=False)
 class TermMetric:
     """A metric of one loss term's predictions."""
 
     name: str
     """Its name in the record, with the term's label where several terms have this metric."""
     metric: Metric
-    index: int
-    """The term's place among the job's losses."""
+    reading: Reading
 
     @property
     def place(self) -> str:
@@ -44,47 +70,50 @@ class TermMetric:
         entry = entries.get(self.name) or entries.get(self.name.split("/")[-1])
         return f"{self.name} ({entry.place})" if entry else self.name
 
-    def comparable(
-        self, objective: Objective, predictions: dict[str, Tensor], batch: Batch
-    ) -> tuple[Tensor, Tensor]:
-        """Served prediction and truth of the items, as the metric takes them."""
-        term = objective.terms[self.index]
-        served = term.served(objective.head(self.index), predictions)
-        truth = term.truth(batch, predictions[term.outputs[0]])[0]
-        assert not isinstance(truth, Ragged)
-        task = _task(term)
-        return term.target.compared(
-            term, served, truth, self.metric.reading(task), self.metric.centered
-        )
+    @property
+    def needs_all(self) -> bool:
+        """Whether it takes all rows at once."""
+        return self.metric.sums is None
 
-    def num_sums(self, objective: Objective) -> int:
-        """How many sums there are: a worker without rows must send as many."""
-        term = objective.terms[self.index]
-        width = objective.sizes[term.outputs[0]] or 1
-        if term.loss.head is not None:
-            width = term.targets[0].num_codes
-        nothing = term.target.nothing(term, width, self.metric.reading(_task(term)))
-        return self.sums(*nothing).numel()
+    @cached_property
+    def takes_weight(self) -> bool:
+        """Whether its sums are weighted."""
+        assert self.metric.sums is not None
+        parameters = inspect.signature(self.metric.sums).parameters.values()
+        return len(parameters) > 2 or any(p.kind is p.VAR_POSITIONAL for p in parameters)
 
-    def sums(self, prediction: Tensor, truth: Tensor, size: int | None = None) -> Tensor:
+    def seen(self, items: Items) -> Items:
+        """The items as it sees them."""
+        return items
+
+    def sums(self, items: Items, size: int | None = None) -> Tensor:
         """Its sums over these items: float64 [size]. Raises UsageError for anything else."""
+        assert self.metric.sums is not None
+        arguments = self.seen(items)[: 3 if self.takes_weight else 2]
         with noting(f"in metric {self.name}"):
-            sums = self.metric.sums(prediction, truth)
+            sums: Any = self.metric.sums(*arguments)
         if not isinstance(sums, Tensor) or sums.dim() != 1:
             shape = f"shape {list(sums.shape)}" if isinstance(sums, Tensor) else type(sums).__name__
             advice = "return a vector, as torch.stack([...]) makes of sums"
             raise UsageError(f"metrics: {self.place} gives sums of {shape}: {advice}")
         if size is not None and sums.numel() != size:
             advice = "as many are wanted for any items (bincount needs minlength)"
-            problem = f"gives {sums.numel()} sums for {len(truth)} items and {size} for none"
+            problem = f"gives {sums.numel()} sums for {len(items.truth)} items and {size} for none"
             raise UsageError(f"metrics: {self.place} {problem}: {advice}")
         return sums.double()
 
     def value(self, sums: Tensor) -> float:
-        """Its value, NaN where it divides by nothing."""
+        """Its value from its sums over all items, NaN where it divides by nothing."""
+        return self._call(sums)
+
+    def value_of_all(self, items: Items) -> float:
+        """The value of a metric that needs all items; NaN of none."""
+        return self._call(*self.seen(items)) if len(items.truth) else math.nan
+
+    def _call(self, *arguments: Tensor) -> float:
         with noting(f"in metric {self.name}"):
             try:
-                value: Any = self.metric.value(sums)
+                value: Any = self.metric.value(*arguments)
             except ZeroDivisionError:
                 return math.nan
         if isinstance(value, Tensor) and value.numel() != 1:
@@ -93,45 +122,76 @@ class TermMetric:
         return float(value)
 
 
-@dataclass(frozen=True)
-class Baseline(TermMetric):
-    """The metric of a constant prediction: what a model has to beat."""
+def choose_metrics(
+    terms: list[Term], names: list[str] | None, is_weighted: bool = False
+) -> list[TermMetric]:
+    """The metrics of each term: those named, or what its task usually wants.
 
-    constant: Tensor
-    """One item, as the metric takes it."""
+    Raises UsageError for a metric that fits none of the terms, or that takes no weights where
+    `is_weighted`.
+    """
+    usual = [name for term in terms for name in term.target.usual_metrics(term)]
+    tasks = [term.target.task(term) for term in terms]
+    chosen: list[TermMetric] = []
+    for name in dict.fromkeys(usual if names is None else names):
+        metric = _build_metric(name)
+        readings = [_reading(index, term, metric) for index, term in enumerate(terms)]
+        fitting = [
+            reading
+            for reading, term in zip(readings, terms, strict=True)
+            if reading and (names is not None or name in term.target.usual_metrics(term))
+        ]
+        if not fitting:
+            raise UsageError(_explain_unfit(name, metric, terms, tasks))
+        for reading in fitting:
+            label = name if len(fitting) == 1 else f"{terms[reading.term].label}/{name}"
+            one = TermMetric(label, metric, reading)
+            if is_weighted and not one.needs_all and not one.takes_weight:
+                raise UsageError(
+                    f"metrics: {one.place} takes no weights, which data.sample_weight.in_metrics "
+                    "asks for: let `sums` take (prediction, truth, weight)"
+                )
+            chosen.append(one)
+    return chosen
 
-    def comparable(
-        self, objective: Objective, predictions: dict[str, Tensor], batch: Batch
-    ) -> tuple[Tensor, Tensor]:
-        prediction, truth = super().comparable(objective, predictions, batch)
-        return self.constant.to(prediction).expand_as(prediction), truth
+
+def _reading(index: int, term: Term, metric: Metric) -> Reading | None:
+    """What the metric reads of a term; None if that has no such predictions."""
+    task = term.target.task(term)
+    if task not in metric.tasks:
+        return None
+    assert task is not None
+    reads = metric.reading(task)
+    if reads not in term.target.readable(term):
+        return None
+    return Reading(index, task, reads, metric.centered)
 
 
-def choose_baselines(
-    terms: list[Term], metrics: Sequence[TermMetric], train: Dataset
-) -> list[Baseline]:
-    """Each metric of what is best without inputs, where the training targets tell what that is."""
-    baselines = []
-    for one in metrics:
-        term = terms[one.index]
-        reads = one.metric.reading(_task(term))
-        constant = term.target.constant(term, reads, one.metric.centered)
-        if constant is not None and one.metric.baseline == "median":
-            constant = _median(term, train, constant)
-        if constant is not None:
-            baselines.append(Baseline(one.name, one.metric, one.index, constant))
-    return baselines
+def _explain_unfit(
+    name: str, metric: Metric, terms: Sequence[Term], tasks: Sequence[Task | None]
+) -> str:
+    """Why a metric is of none of the terms."""
+    if any(task in metric.tasks for task in tasks):
+        reads = {metric.reading(task) for task in tasks if task in metric.tasks}
+        labels = ", ".join(f"{t.label} gives {' and '.join(t.target.readable(t))}" for t in terms)
+        return f"metrics: {name} reads {' or '.join(map(str, reads))}; {labels}"
+    kinds = ", ".join(f"{t.label} ({k or 'no task'})" for t, k in zip(terms, tasks, strict=True))
+    hint = NO_TASK if None in tasks else ""
+    return f"metrics: {name} is for {' and '.join(metric.tasks)}, the losses are {kinds}{hint}"
 
 
-def _median(term: Term, train: Dataset, mean: Tensor) -> Tensor:
-    """The training targets' median, of a million rows at most; the mean of rows not at hand."""
-    if isinstance(train, Streamed):
-        return mean
-    rows = np.unique(np.linspace(0, len(train) - 1, min(len(train), MEDIAN_ROWS)).astype(np.int64))
-    truth = term.truth(train.columns([field.name for field in term.targets], rows))[0]
-    assert isinstance(truth, Tensor)
-    amounts, _ = term.target.compared(term, truth, truth, None, False)
-    return torch.from_numpy(np.median(amounts.numpy(), axis=0))
+def choose_primary(metrics: Sequence[TermMetric], best_by: str | None) -> tuple[str, bool]:
+    """The value of an evaluation that tells most, and whether it is better when lower.
+
+    What `best_by` names, or the first metric that says which way is better, or the loss.
+    """
+    ways = {
+        one.name: one.metric.lower_is_better
+        for one in metrics
+        if one.metric.lower_is_better is not None
+    }
+    name = best_by or next(iter(ways), "loss")
+    return name, ways.get(name, True)
 
 
 def not_better(metrics: Sequence[TermMetric], values: Numbers, baselines: Numbers) -> list[str]:
@@ -148,37 +208,6 @@ def not_better(metrics: Sequence[TermMetric], values: Numbers, baselines: Number
     return lines
 
 
-def choose_metrics(terms: list[Term], names: list[str] | None) -> list[TermMetric]:
-    """The metrics of each term: those named, or what its task usually wants.
-
-    Raises UsageError for a metric that fits none of the terms.
-    """
-    chosen: list[TermMetric] = []
-    tasks = [term.target.task(term) for term in terms]
-    wanted = {n for task in tasks if task for n in DEFAULTS[task]} if names is None else set(names)
-    for name in sorted(wanted):
-        metric = _build_metric(name)
-        fitting = [i for i, task in enumerate(tasks) if task in metric.tasks]
-        if not fitting and names is not None:
-            kinds = ", ".join(
-                f"{t.label} ({k or 'no task'})" for t, k in zip(terms, tasks, strict=True)
-            )
-            raise UsageError(
-                f"metrics: {name} is for {' and '.join(metric.tasks)}, the losses are {kinds}"
-                f"{NO_TASK if None in tasks else ''}"
-            )
-        for i in fitting:
-            label = name if len(fitting) == 1 else f"{terms[i].label}/{name}"
-            chosen.append(TermMetric(label, metric, i))
-    return chosen
-
-
-def _task(term: Term) -> Task:
-    task = term.target.task(term)
-    assert task is not None, "a metric is chosen for a task"
-    return task
-
-
 def _build_metric(name: str) -> Metric:
     entry = registry.metrics[name]
     try:
@@ -190,15 +219,16 @@ def _build_metric(name: str) -> Metric:
             f"metrics: {name} ({entry.place}) must be a function without arguments that returns a "
             "Metric: sums that add up over rows, and their value"
         )
-    if odd := [task for task in metric.tasks if task not in DEFAULTS]:
+    if odd := [task for task in metric.tasks if task not in get_args(Task)]:
+        known = ", ".join(get_args(Task))
         raise UsageError(
-            f"metrics: {name} ({entry.place}) is for {odd[0]!r}; tasks are {', '.join(DEFAULTS)}, "
+            f"metrics: {name} ({entry.place}) is for {odd[0]!r}; tasks are {known}, "
             'given as a tuple: Metric(("values",), ...)'
         )
-    silent = [t for t in metric.tasks if t != "values" and metric.reading(t) is None]
+    silent = [task for task in metric.tasks if metric.reading(task) is None]
     if silent:
         raise UsageError(
             f"metrics: {name} ({entry.place}) does not say what it reads for {silent[0]}: "
-            'Metric(..., reads="labels"), or reads="probabilities"'
+            'Metric(..., reads="labels"), reads="scores" or reads="probabilities"'
         )
     return metric

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 
+from pipeline import registry
+from pipeline.losses import build
 from tests.losses.formulas import mean
 
 LEFT, RIGHT, FAR = [[3.0, 0.0]], [[0.0, 4.0]], [[3.0, 2.0]]
@@ -20,6 +23,17 @@ def test_a_score_above_the_other_by_a_margin() -> None:
 
 def test_small_distances_where_alike_and_a_margin_where_not() -> None:
     assert mean("hinge_embedding", [0.25, 0.25], [1.0, -1.0]) == pytest.approx((0.25 + 0.75) / 2)
+
+
+def test_a_distance_is_served_as_the_label_whose_loss_is_less() -> None:
+    served = build(registry.losses["hinge_embedding"], {"margin": 3.0}).link
+    distances = torch.tensor([0.2, 1.4, 1.6, 4.0])
+    alike, unlike = (
+        [mean("hinge_embedding", [d], [sign], margin=3.0) for d in distances.tolist()]
+        for sign in (1.0, -1.0)
+    )
+    assert served is not None
+    assert (served(distances) > 0).tolist() == [a < b for a, b in zip(alike, unlike, strict=True)]
 
 
 def test_the_angle_between_two_vectors() -> None:

@@ -19,8 +19,9 @@ from sklearn.metrics import (
 )
 
 from pipeline.rundir.records import Numbers
+from pipeline.train.baselines import choose_baselines
 from pipeline.train.evaluate import evaluate
-from pipeline.train.term_metrics import choose_baselines, choose_metrics, not_better
+from pipeline.train.term_metrics import choose_metrics, not_better
 from tests.data.tables import job_of
 
 RNG = np.random.default_rng(7)

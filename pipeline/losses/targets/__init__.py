@@ -5,13 +5,23 @@ how a column is read and checked, which metrics it has, and what a prediction is
 """
 
 from pipeline.losses.targets.amounts import AnyTarget, Counts, Values, unscaled
-from pipeline.losses.targets.base import Target
+from pipeline.losses.targets.base import Items, Target
 from pipeline.losses.targets.binary import Binary, Signs
 from pipeline.losses.targets.classes import Classes, Groups
 from pipeline.losses.targets.distributions import Distribution, LogDistribution
 from pipeline.losses.targets.lists import ClassLists, NoTarget, Tokens
 
-__all__ = ["TARGETS", "Binary", "Classes", "NoTarget", "Signs", "Target", "Values", "unscaled"]
+__all__ = [
+    "TARGETS",
+    "Binary",
+    "Classes",
+    "Items",
+    "NoTarget",
+    "Signs",
+    "Target",
+    "Values",
+    "unscaled",
+]
 
 KINDS: list[Target] = [
     Values(),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.data.columns import Field
 from pipeline.errors import ContractError
-from pipeline.losses.targets.base import Target, as_it_is, some_of, unmeant
+from pipeline.losses.targets.base import Items, Target, as_it_is, of_items, some_of, unmeant
 
 if TYPE_CHECKING:
     from pipeline.losses.terms import Term
@@ -26,21 +26,25 @@ class Amounts(Target):
     def task(self, term: Term) -> Task | None:
         return "values"
 
-    def compared(
-        self, term: Term, served: Tensor, truth: Tensor, reads: Reads | None, centered: bool
-    ) -> tuple[Tensor, Tensor]:
-        both = (unscaled(term.targets, values, centered) for values in (served, truth))
-        one, other = (values.reshape(len(values), -1) for values in both)
-        return one, other
+    def readable(self, term: Term) -> tuple[Reads, ...]:
+        return ("amounts",)
 
-    def constant(self, term: Term, reads: Reads | None, centered: bool) -> Tensor | None:
+    def usual_metrics(self, term: Term) -> tuple[str, ...]:
+        return "r2", "rmse", "mae", "median_absolute_error"
+
+    def compared(self, term: Term, rows: Items, reads: Reads, centered: bool) -> Items:
+        both = (unscaled(term.targets, values, centered) for values in rows[:2])
+        prediction, truth = (values.reshape(len(values), -1) for values in both)
+        return Items(prediction, truth, of_items(rows.weight, truth))
+
+    def constant(self, term: Term, reads: Reads, centered: bool) -> Tensor | None:
         if not all(field.is_amount for field in term.targets):
             return None
         means = [torch.tensor(field.center, dtype=torch.float64) for field in term.targets]
         mean = torch.cat([part.flatten() for part in means])
         return torch.zeros_like(mean) if centered else mean
 
-    def nothing(self, term: Term, width: int, reads: Reads | None) -> tuple[Tensor, Tensor]:
+    def nothing(self, term: Term, width: int, reads: Reads) -> tuple[Tensor, Tensor]:
         shape = term.targets[0].shape if len(term.targets) == 1 else (len(term.targets),)
         numbers = torch.zeros(0, math.prod(shape))
         return numbers, numbers
@@ -80,6 +84,12 @@ class Counts(Values):
     """Whole numbers from 0: float32."""
 
     name, is_amount = "counts", False
+
+    def readable(self, term: Term) -> tuple[Reads, ...]:
+        return "amounts", "rates"
+
+    def usual_metrics(self, term: Term) -> tuple[str, ...]:
+        return *super().usual_metrics(term), "poisson_deviance"
 
     def check_values(self, label: str, name: str, target: Tensor) -> None:
         if float(target.min()) < 0:

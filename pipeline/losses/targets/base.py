@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,19 @@ from pipeline.errors import ContractError
 if TYPE_CHECKING:
     from pipeline.losses.terms import Term
     from pipeline.metrics import Reads, Task
+
+
+class Items(NamedTuple):
+    """Predictions, truths and weights of the same items, or rows."""
+
+    prediction: Tensor
+    truth: Tensor
+    weight: Tensor
+    """float64, of the truth's shape; of rows [N]."""
+
+    def part(self, rows: slice) -> Items:
+        """Those of some rows."""
+        return Items(*(tensor[rows] for tensor in self))
 
 
 class Target:
@@ -76,22 +89,31 @@ class Target:
         """Which metrics it has; None for none."""
         return None
 
-    def compared(
-        self, term: Term, served: Tensor, truth: Tensor, reads: Reads | None, centered: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Prediction and truth as a metric takes them that `reads` labels or probabilities."""
+    def readable(self, term: Term) -> tuple[Reads, ...]:
+        """What metrics can read of its predictions."""
+        return ()
+
+    def usual_metrics(self, term: Term) -> tuple[str, ...]:
+        """What its predictions are judged by unless the spec says, the most telling one first."""
+        return ()
+
+    def compared(self, term: Term, rows: Items, reads: Reads, centered: bool) -> Items:
+        """The items of rows as a metric takes them that `reads` these.
+
+        Rows have what is served for them, their truth as the loss takes it, and a weight each.
+        """
         raise NotImplementedError(f"targets of {self.name} have no metrics")
 
-    def constant(self, term: Term, reads: Reads | None, centered: bool) -> Tensor | None:
-        """What `compared` would give for a prediction that knows the training targets only.
+    def constant(self, term: Term, reads: Reads, centered: bool) -> Tensor | None:
+        """What `compared` would make of a prediction that knows the training targets only.
 
         One item, without its dimension of items: their mean, their most frequent class or the share
         of each class. None where the columns do not keep these.
         """
         return None
 
-    def nothing(self, term: Term, width: int, reads: Reads | None) -> tuple[Tensor, Tensor]:
-        """The same for no rows, with `width` numbers of the prediction in each."""
+    def nothing(self, term: Term, width: int, reads: Reads) -> tuple[Tensor, Tensor]:
+        """Prediction and truth of no rows, with `width` numbers of the prediction in each."""
         raise NotImplementedError(f"targets of {self.name} have no metrics")
 
     def decode(self, term: Term, served: Tensor) -> dict[str, Any]:
@@ -110,6 +132,11 @@ class Target:
     def decode_one(self, field: Field, served: Tensor) -> dict[str, Any]:
         """The columns of one target."""
         return as_it_is(field, served)
+
+
+def of_items(weight: Tensor, truth: Tensor) -> Tensor:
+    """The weights of rows [N] as those of all items: of the truth's shape."""
+    return weight.reshape(-1, *[1] * (truth.dim() - 1)).expand_as(truth)
 
 
 def padding_of(term: Term) -> int:

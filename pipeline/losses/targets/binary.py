@@ -9,7 +9,16 @@ from torch import Tensor
 
 from pipeline.data.columns import Field
 from pipeline.errors import ContractError
-from pipeline.losses.targets.base import Target, as_it_is, floating, labels_of, some_of, unmeant
+from pipeline.losses.targets.base import (
+    Items,
+    Target,
+    as_it_is,
+    floating,
+    labels_of,
+    of_items,
+    some_of,
+    unmeant,
+)
 
 if TYPE_CHECKING:
     from pipeline.losses.terms import Term
@@ -43,12 +52,20 @@ class Binary(Target):
     def task(self, term: Term) -> Task | None:
         return "binary" if term.loss.shape == "as_target" else None
 
-    def compared(
-        self, term: Term, served: Tensor, truth: Tensor, reads: Reads | None, centered: bool
-    ) -> tuple[Tensor, Tensor]:
-        return served > self.threshold if reads == "labels" else served, truth > self.threshold
+    def readable(self, term: Term) -> tuple[Reads, ...]:
+        return "labels", "scores", "probabilities"
 
-    def constant(self, term: Term, reads: Reads | None, centered: bool) -> Tensor | None:
+    def usual_metrics(self, term: Term) -> tuple[str, ...]:
+        of_scores = "roc_auc", "average_precision"
+        of_labels = "f1", "balanced_accuracy", "accuracy"
+        return *of_scores, *of_labels, "log_loss", "brier", "calibration_error"
+
+    def compared(self, term: Term, rows: Items, reads: Reads, centered: bool) -> Items:
+        served, truth, weight = rows
+        prediction = served > self.threshold if reads == "labels" else served
+        return Items(prediction, truth > self.threshold, of_items(weight, truth))
+
+    def constant(self, term: Term, reads: Reads, centered: bool) -> Tensor | None:
         shares = [_share_of_yes(field) for field in term.targets]
         if None in shares:
             return None
@@ -56,7 +73,7 @@ class Binary(Target):
         share = share[0] if len(shares) == 1 else share
         return share > 0.5 if reads == "labels" else share
 
-    def nothing(self, term: Term, width: int, reads: Reads | None) -> tuple[Tensor, Tensor]:
+    def nothing(self, term: Term, width: int, reads: Reads) -> tuple[Tensor, Tensor]:
         truth = torch.zeros(0, dtype=torch.bool)
         return truth if reads == "labels" else torch.zeros(0), truth
 
@@ -81,6 +98,12 @@ class Signs(Binary):
     name = "signs"
     threshold = 0.0
     served_as = "score"
+
+    def readable(self, term: Term) -> tuple[Reads, ...]:
+        return "labels", "scores"
+
+    def usual_metrics(self, term: Term) -> tuple[str, ...]:
+        return "roc_auc", "average_precision", "f1", "balanced_accuracy", "accuracy"
 
     def read(self, column: Tensor, field: Field) -> Tensor:
         return column if column.is_floating_point() else column.float() * 2 - 1

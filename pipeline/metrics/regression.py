@@ -1,0 +1,120 @@
+"""Metrics of amounts, in the target's own unit; of several columns their mean."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
+
+from pipeline.metrics.contract import Metric, Task, mean, register
+from pipeline.registry import lazy
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = lazy("torch")
+
+VALUES: tuple[Task, ...] = ("values",)
+
+
+@register("r2")
+def r2() -> Metric:
+    """Share of the target's variance that is explained: 1 is perfect, 0 is the mean."""
+
+    def sums(prediction: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
+        parts = torch.ones_like(truth), truth, truth**2, (prediction - truth) ** 2
+        return torch.stack([(weight * part).double().sum(0) for part in parts]).flatten()
+
+    def value(s: Tensor) -> float:
+        weight, total, squares, errors = s.reshape(4, -1)
+        spread = squares - total**2 / weight
+        known = (weight > 0) & (spread > 0)
+        return mean(1 - errors / spread) if bool(known.all()) else math.nan
+
+    return Metric(VALUES, sums, value, lower_is_better=False, centered=True)
+
+
+@register("rmse")
+def rmse() -> Metric:
+    """Root of the mean squared error, in the target's unit."""
+
+    def value(s: Tensor) -> float:
+        errors, weight = s.reshape(2, -1)
+        return mean((errors / weight).sqrt())
+
+    return Metric(VALUES, _summed(lambda p, t: (p - t) ** 2), value, lower_is_better=True)
+
+
+@register("mae")
+def mae() -> Metric:
+    """Mean absolute error, in the target's unit."""
+    return _mean_of(lambda p, t: (p - t).abs(), "median")
+
+
+@register("mape")
+def mape() -> Metric:
+    """Mean absolute error as a share of the true amount, which should be far from 0."""
+    least = torch.finfo(torch.float64).eps
+    return _mean_of(lambda p, t: (p - t).abs() / t.abs().clamp(min=least), "median")
+
+
+@register("median_absolute_error")
+def median_absolute_error() -> Metric:
+    """Median of the absolute errors, in the target's unit; needs all rows at once."""
+
+    def value(prediction: Tensor, truth: Tensor, weight: Tensor) -> float:
+        errors = (prediction.double() - truth.double()).abs()
+        columns = zip(errors.unbind(1), weight.unbind(1), strict=True)
+        return mean(torch.stack([_median(*column) for column in columns]))
+
+    return Metric(VALUES, None, value, lower_is_better=True, baseline="median")
+
+
+@register("poisson_deviance")
+def poisson_deviance() -> Metric:
+    """Mean deviance of counts from predicted rates: 0 is perfect (mean_poisson_deviance)."""
+
+    def deviance(prediction: Tensor, truth: Tensor) -> Tensor:
+        return 2 * (torch.xlogy(truth, truth / prediction) - truth + prediction)
+
+    metric = _mean_of(deviance)
+    return Metric(VALUES, metric.sums, metric.value, lower_is_better=True, reads="rates")
+
+
+def _mean_of(
+    error: Callable[[Tensor, Tensor], Tensor], baseline: Literal["mean", "median"] = "mean"
+) -> Metric:
+    """The mean over items of an error that is better when lower."""
+
+    def value(s: Tensor) -> float:
+        errors, weight = s.reshape(2, -1)
+        return mean(errors / weight)
+
+    return Metric(VALUES, _summed(error), value, lower_is_better=True, baseline=baseline)
+
+
+def _summed(
+    error: Callable[[Tensor, Tensor], Tensor],
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Sums of each column's errors and weights: float64 [2 columns]."""
+
+    def sums(prediction: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
+        errors = weight * error(prediction.double(), truth.double())
+        return torch.stack([errors.sum(0), weight.sum(0)]).flatten()
+
+    return sums
+
+
+def _median(values: Tensor, weight: Tensor) -> Tensor:
+    """The weighted median: between the two middle values where the weight is cut in half."""
+    counted = weight > 0
+    values, order = values[counted].sort()
+    if not len(values):
+        return values.new_tensor(math.nan)
+    total = weight[counted][order].cumsum(0)
+    half = total[-1] / 2
+    last = len(values) - 1
+    low = torch.searchsorted(total, half).clamp(max=last)
+    high = torch.searchsorted(total, half, right=True).clamp(max=last)
+    return (values[low] + values[high]) / 2
