@@ -29,6 +29,7 @@ LAYERS = [
     ["distributed"],
     ["rundir"],
     ["train"],
+    ["report"],
     ["tracking"],
     ["checks", "testing"],
     ["launch"],

@@ -29,12 +29,13 @@ def try_metrics(
     Raises UsageError for one that fails, or whose sums do not add up: it would have another value
     on another number of workers.
     """
-    batch = dataset.gather(np.arange(min(len(dataset), FEW_ROWS, num_rows)))
+    rows = np.arange(min(len(dataset), FEW_ROWS, num_rows))
+    batch = dataset.gather(rows)
     with evaluating(objective):
         predictions = objective.predict(batch)
     for metric in metrics:
         try:
-            items = metric.reading.items(objective, predictions, batch)
+            items = metric.reading.items(objective, predictions, batch, torch.from_numpy(rows))
             if metric.needs_all:
                 metric.value_of_all(items)
                 continue

@@ -25,10 +25,11 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 
 from pipeline.data.columns import Field, FloatType, Reading, from_json
-from pipeline.data.convert import EXAMPLE, MANIFEST, Conversion, Facts, Manifest, Report
+from pipeline.data.convert import EXAMPLE, MANIFEST, ORIGINS, Conversion, Facts, Manifest, Report
 from pipeline.data.dataset import Dataset, open_dataset
 from pipeline.data.fingerprint import crc32
 from pipeline.data.locate import DataFiles, locate
+from pipeline.data.origins import Origins
 from pipeline.data.plan import Plan
 from pipeline.data.spool import Fetcher, delete_orphans
 from pipeline.data.streaming import Streamed
@@ -36,7 +37,7 @@ from pipeline.errors import DataError, UsageError
 from pipeline.spec import Cache
 from pipeline.spec.data import Data
 
-FORMAT = 6
+FORMAT = 7
 """Part of every key: to be increased when the layout of entries or the conversion changes."""
 VERIFIED, USED = "read", "used"
 """Empty files in an entry; their times tell when it was last verified, and opened."""
@@ -58,6 +59,8 @@ class ConvertedRows:
     example: pa.Table
     """The first training rows, raw."""
     facts: Facts
+    origins: Origins | None
+    """Where the validation rows stand in their files."""
 
 
 def make_folder(cache: Cache) -> Path:
@@ -228,10 +231,12 @@ def _open_entry(entry: Path, located: DataFiles, float_dtype: FloatType) -> Conv
         plan = Plan.from_record(manifest.stream)
         fetcher = Fetcher(located, fields, float_dtype, plan, manifest.stream.first)
         train = Streamed(train, plan, fetcher, entry.parent, entry.name)
-    validation = None
+    validation = origins = None
     if (entry / "validation").exists():
         validation = open_dataset(entry / "validation", fields, float_dtype)
-    return ConvertedRows(fields, train, validation, manifest.fingerprint, example, manifest.facts)
+        origins = Origins.read(entry / ORIGINS)
+    facts = manifest.facts
+    return ConvertedRows(fields, train, validation, manifest.fingerprint, example, facts, origins)
 
 
 @dataclass(frozen=True)

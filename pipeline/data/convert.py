@@ -26,6 +26,7 @@ from pipeline.data.dataset import Layout, Writer
 from pipeline.data.fingerprint import crc32, digest_rows
 from pipeline.data.locate import DataFiles
 from pipeline.data.missing import InvalidRows
+from pipeline.data.origins import OriginWriter
 from pipeline.data.plan import Plan, PlanRecord
 from pipeline.data.reader import Source, open_sources
 from pipeline.data.split import SPLITS, SplitRows, Splitter
@@ -36,7 +37,7 @@ from pipeline.spec.data import Data
 EXAMPLE_ROWS = 5
 HEAD_ROWS = 64
 """Rows that are kept of those that are streamed: enough to try a model and its losses on."""
-MANIFEST, EXAMPLE = "manifest.json", "example.arrow"
+MANIFEST, EXAMPLE, ORIGINS = "manifest.json", "example.arrow", "origins.npz"
 Report = Callable[[str], None]
 
 
@@ -106,6 +107,7 @@ class Conversion:
         self.dropped = 0
         self._last_report = time.monotonic()
         self.example: pa.Table | None = None
+        self.origins = OriginWriter()
 
     def write_to(self, folder: Path) -> None:
         """Write the entry."""
@@ -120,6 +122,8 @@ class Conversion:
         assert self.example is not None
         with pa.ipc.new_file(folder / EXAMPLE, self.example.schema) as writer:
             writer.write_table(self.example)
+        if self.counts["validation"]:
+            self.origins.write(folder / ORIGINS)
         joined = "".join(self.digests[split].hexdigest() for split in SPLITS)
         paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
         manifest = Manifest(
@@ -219,6 +223,8 @@ class Conversion:
                         fields, table, self.data.shift, self.float_dtype, rows.row_name
                     )
                     writers[split].append(encoded, len(table))
+                if split == "validation":
+                    self.origins.add(block, rows.positions)
             self._report("converted", block.start + len(block.table))
             if is_short and writers["train"].num_rows == most["train"]:
                 return

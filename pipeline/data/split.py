@@ -38,7 +38,15 @@ class SplitRows:
 
     split: str
     table: pa.Table
-    row_name: RowName
+    block: Block
+    """The block that they come from."""
+    positions: Rows
+    """Where they stand in it."""
+
+    @property
+    def row_name(self) -> RowName:
+        """Their names, for messages."""
+        return self.block.row_namer(self.positions)
 
 
 class Splitter:
@@ -76,7 +84,7 @@ class Splitter:
         for split, chosen in zip(SPLITS, (~held_out, held_out), strict=True):
             if chosen.any():
                 rows = np.flatnonzero(chosen)
-                splits.append(SplitRows(split, _take(table, rows), block.row_namer(kept[rows])))
+                splits.append(SplitRows(split, _take(table, rows), block, kept[rows]))
         return splits
 
     def _kept_rows(self, source: Source, block: Block, invalid: InvalidRows | None = None) -> Rows:

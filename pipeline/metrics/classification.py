@@ -142,7 +142,8 @@ def calibration_error() -> Metric:
         count, confidence, came_true = sums.reshape(3, -1)
         return ratio((confidence - came_true).abs().sum(), count.sum())
 
-    return Metric(BOTH, sums, value, lower_is_better=True, reads="probabilities")
+    # that of a constant is 0, which makes it no better a prediction
+    return Metric(BOTH, sums, value, lower_is_better=True, reads="probabilities", baseline=None)
 
 
 def count_classes(prediction: Tensor, truth: Tensor, weight: Tensor) -> Tensor:

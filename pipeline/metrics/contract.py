@@ -47,8 +47,9 @@ class Metric:
     reads rates."""
     centered: bool = False
     """Amounts reach `sums` less their training mean, where large squares would cancel."""
-    baseline: Literal["mean", "median"] = "mean"
-    """The constant that amounts are best predicted by: of the training targets."""
+    baseline: Literal["mean", "median"] | None = "mean"
+    """The constant that amounts are best predicted by: of the training targets. None for a metric
+    that says nothing of a constant."""
 
     def reading(self, task: Task) -> Reads | None:
         """What it takes for a task; None where it does not say."""

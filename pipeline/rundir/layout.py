@@ -81,6 +81,16 @@ class RunDir:
         return self.path / "nonfinite.json"
 
     @property
+    def held_out(self) -> Path:
+        """What the trained weights predict for validation rows."""
+        return self.path / "held_out.npz"
+
+    @property
+    def importance(self) -> Path:
+        """How much the trained model relies on each input."""
+        return self.path / "importance.json"
+
+    @property
     def weights(self) -> Path:
         """The trained weights."""
         return self.path / "weights.pt"

@@ -80,6 +80,19 @@ class Best(Part):
     """All values of that evaluation."""
 
 
+class Importance(Sealed):
+    """`importance.json`: how much the trained model relies on each input."""
+
+    loss: float
+    """Of the rows as they are, with the weights that became the model."""
+    num_rows: int
+    """Validation rows whose inputs were shuffled."""
+    rises: dict[str, float]
+    """What the loss rises by when one input is shuffled among the rows."""
+    left_out: list[str]
+    """Inputs for which there was no time."""
+
+
 class Done(Sealed):
     """`done.json`: the result of a finished run."""
 

@@ -39,6 +39,8 @@ def choose_baselines(
     """Each metric of what is best without inputs, where the training targets tell what that is."""
     baselines = []
     for one in metrics:
+        if one.metric.baseline is None:
+            continue
         term = terms[one.reading.term]
         constant = term.target.constant(term, one.reading.reads, one.reading.centered)
         if constant is not None and one.metric.baseline == "median":
@@ -55,6 +57,6 @@ def _median(term: Term, train: Dataset, mean: Tensor) -> Tensor:
     rows = np.unique(np.linspace(0, len(train) - 1, min(len(train), MEDIAN_ROWS)).astype(np.int64))
     truth = term.truth(train.columns([field.name for field in term.targets], rows))[0]
     assert isinstance(truth, Tensor)
-    weight = torch.ones(len(truth), dtype=torch.float64)
-    amounts = term.target.compared(term, Items(truth, truth, weight), "amounts", False).truth
+    items = Items(truth, truth, torch.ones(len(truth)), torch.from_numpy(rows))
+    amounts = term.target.compared(term, items, "amounts", False).truth
     return torch.from_numpy(np.median(amounts.numpy(), axis=0))

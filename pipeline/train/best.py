@@ -51,16 +51,18 @@ class BestWeights:
         self.state: BestState | None = None
         """None before the first value."""
 
-    def update(self, step: int, values: Numbers, objective: nn.Module) -> None:
+    def update(self, step: int, values: Numbers, objective: nn.Module) -> bool:
         """Keep the weights if this evaluation, after `step` steps, is better than all before."""
         value = values[self.metric]
         if not step or value is None or not math.isfinite(value):  # step 0 was not trained
-            return
+            return False
         sign = -1.0 if self.lower_is_better else 1.0
-        if self.state is None or sign * value > sign * self.state["value"]:
+        is_better = self.state is None or sign * value > sign * self.state["value"]
+        if is_better:
             weights = to_cpu(objective.state_dict())
             metrics = nonfinite_to_none(values)
             self.state = {"step": step, "value": value, "metrics": metrics, "weights": weights}
+        return is_better
 
     @property
     def result(self) -> records.Best | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,14 +17,18 @@ from pipeline.distributed import comm
 from pipeline.distributed.seeds import Seeds
 from pipeline.losses.modes import evaluating
 from pipeline.losses.objective import Objective
+from pipeline.losses.targets import Items
 from pipeline.losses.terms import Term
-from pipeline.metrics import Metric
+from pipeline.metrics import Metric, Reads
 from pipeline.metrics.classification import CONFUSION
 from pipeline.rundir.records import Numbers
 from pipeline.train.baselines import Baseline
-from pipeline.train.gathered import MAX_GATHERED, GatheredItems
+from pipeline.train.gathered import MAX_GATHERED, GatheredItems, values_of_all
 from pipeline.train.term_metrics import Reading, TermMetric
 
+MOST_TELLING: tuple[Reads, ...] = ("probabilities", "scores", "amounts")
+MAX_KEPT = 2_000_000
+"""Predicted numbers of a term that are kept; of more, those of every so many batches."""
 MAX_CLASSES = 1000
 """Predictions of each class are counted for targets with no more classes than this."""
 
@@ -40,6 +45,8 @@ class Evaluation(NamedTuple):
     """The metrics that a constant prediction has, where they were asked for."""
     notes: list[str]
     """What the values do not show, such as that one class is predicted for all rows."""
+    kept: Mapping[int, Items]
+    """Predictions by the term's index, of all rows or of a sample, where they were asked for."""
 
 
 @torch.no_grad()  # not inference_mode: a model may keep what it computed, as RoPE caches
@@ -51,10 +58,12 @@ def evaluate(
     metrics: Sequence[TermMetric],
     device: torch.device,
     baselines: Sequence[Baseline] = (),
+    keep: bool = False,
 ) -> Evaluation:
     """Loss and metrics over all of these rows, the same on every worker.
 
-    A loss that couples rows is that of each `batch_size` rows, averaged over rows.
+    A loss that couples rows is that of each `batch_size` rows, averaged over rows. With `keep` the
+    evaluation has predictions too, of all rows or of a sample.
     """
     terms = objective.terms
     tallies = _tallies(terms)
@@ -64,33 +73,56 @@ def evaluate(
     sizes = [one.sums(one.reading.no_items(objective)).numel() for one in summed]
     starts = range(0, len(rows), batch_size)
     sums_by_batch: dict[int, Tensor] = {}
-    gathered = GatheredItems(one.reading for one in whole)
+    gathered = GatheredItems({one.reading: 1 for one in whole})
+    kept = GatheredItems(_choose_kept(objective, len(rows), len(starts)) if keep else {})
     buffer = Buffer(dataset.layout, min(batch_size, len(rows)), device.type == "cuda")
     seeds = Seeds(0, device)
     with evaluating(objective):
         for index in worker_range(len(starts), comm.rank(), comm.num_workers()):
             seeds.set(0, index)  # for a model that draws even here
-            batch: Batch = dataset.gather(rows[starts[index] : starts[index] + batch_size], buffer)
+            here = rows[starts[index] : starts[index] + batch_size]
+            batch: Batch = dataset.gather(here, buffer)
             denominators = objective.denominators(batch)
             batch = to_device(batch, device)
             predictions = objective.predict(batch)
             losses = [loss.double().sum() for loss in objective.items(predictions, batch)]
-            readings = dict.fromkeys(one.reading for one in chosen)
-            items = {each: each.items(objective, predictions, batch) for each in readings}
+            readings = dict.fromkeys([*(one.reading for one in chosen), *kept.readings])
+            row = torch.from_numpy(here)
+            items = {each: each.items(objective, predictions, batch, row) for each in readings}
             both = zip(summed, sizes, strict=True)
             sums = [one.sums(items[one.reading], size).cpu() for one, size in both]
             sums_by_batch[index] = torch.cat([torch.stack(losses).cpu(), denominators, *sums])
             gathered.add(index, items)
+            kept.add(index, items)
     num_terms = len(terms)
     totals = comm.sum_by_index(sums_by_batch, len(starts), 2 * num_terms + sum(sizes))
     numerator, denominator, *sums = torch.split(totals, [num_terms, num_terms, *sizes])
     total = dict(zip(summed, sums, strict=True))
-    value = {one: one.value(total[one]) for one in summed} | gathered.values(whole, len(starts))
+    value: dict[TermMetric, float | None] = {one: one.value(total[one]) for one in summed}
+    value |= values_of_all(whole, gathered.gather(len(starts)))
     values = _losses(terms, numerator, denominator) | {one.name: value[one] for one in metrics}
     constant: Numbers = {one.name: value[one] for one in baselines}
     notes = [_explain_collapse(terms[one.reading.term], total[one]) for one in tallies]
     notes += [TOO_MANY.format(one.name) for one in metrics if value[one] is None]
-    return Evaluation(values, constant, [note for note in notes if note])
+    predictions_kept = {
+        reading.term: items for reading, items in kept.gather(len(starts)).items() if items
+    }
+    return Evaluation(values, constant, [note for note in notes if note], predictions_kept)
+
+
+def _choose_kept(objective: Objective, num_rows: int, num_batches: int) -> dict[Reading, int]:
+    """What is kept of each term, and of which batches: every one, or every so many."""
+    chosen = {}
+    for index, term in enumerate(objective.terms):
+        task = term.target.task(term)
+        if task is None or not all(field.is_single for field in term.targets if task == "classes"):
+            continue  # of positions there are too many
+        readable = term.target.readable(term)
+        reads = next(one for one in MOST_TELLING if one in readable)
+        reading = Reading(index, task, reads, False)
+        width = math.prod(reading.no_items(objective).prediction.shape[1:])
+        chosen[reading] = min(math.ceil(num_rows * width / MAX_KEPT), num_batches)
+    return chosen
 
 
 def _losses(terms: list[Term], numerators: Tensor, denominators: Tensor) -> Numbers:

@@ -77,13 +77,13 @@ def _train_steps(
     """One step a batch, with evaluations and checkpoints where they are due; or until a stop."""
     settings = job.spec.training
     if state.step == 0 and job.is_evaluated(0, last_step):
-        _evaluate(job, state, recorder)
+        _evaluate(job, state, recorder, last_step)
     for batch in batches:
         with _explain_errors(job, state, batch, recorder):
             losses = state.train(batch, settings, recorder.requests(batch.step + 1))
         recorder.log_step(state, batch, losses)
         if job.is_evaluated(state.step, last_step):
-            _evaluate(job, state, recorder)
+            _evaluate(job, state, recorder, last_step)
         if any(losses.requests) or state.step == last_step:
             drift.refuse(state.objective, state.optimizer, state.gradients.buffers, state.step)
         if any(losses.requests):
@@ -92,7 +92,7 @@ def _train_steps(
             return
 
 
-def _evaluate(job: Job, state: TrainState, recorder: NullRecorder) -> None:
+def _evaluate(job: Job, state: TrainState, recorder: NullRecorder, last_step: int) -> None:
     """Loss and metrics of the validation rows, and whether the weights are the best so far."""
     assert job.validation is not None
     settings, objective = job.spec.training, state.objective
@@ -106,10 +106,12 @@ def _evaluate(job: Job, state: TrainState, recorder: NullRecorder) -> None:
             state.metrics,
             state.gradients.seeds.device,
             choose_baselines(objective.terms, state.metrics, job.train) if state.step == 0 else (),
+            keep=settings.best_by is not None or state.step == last_step,
         )
     recorder.log_evaluation(state, evaluation)
-    if state.best:
-        state.best.update(state.step, evaluation.values, objective)
+    is_best = not state.best or state.best.update(state.step, evaluation.values, objective)
+    if evaluation.kept and is_best and state.step:  # of the weights that become the model
+        recorder.save_predictions(state, evaluation)
 
 
 def _resume(job: Job, run: RunDir, state: TrainState, lease: Lease | None, last_step: int) -> None:

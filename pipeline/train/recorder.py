@@ -17,13 +17,14 @@ from pipeline.rundir.journal import Journal
 from pipeline.rundir.layout import facts_of
 from pipeline.rundir.lease import Lease
 from pipeline.rundir.records import Done, EvaluationPoint, NonFinite, Start, StepPoint
-from pipeline.train import determinism
+from pipeline.train import determinism, predictions
 from pipeline.train.evaluate import Evaluation
+from pipeline.train.importance import permutation_importance
 from pipeline.train.job import Job
 from pipeline.train.state import TrainState
 from pipeline.train.step import Requests, StepLosses
 from pipeline.train.term_metrics import not_better
-from pipeline.train.weights import save_weights, weights_sha256
+from pipeline.train.weights import save_weights, take_weights, weights_sha256
 
 ASK_SECONDS = 0.2
 """Between looks for the file that asks the workers to stop."""
@@ -50,6 +51,9 @@ class NullRecorder:
 
     def log_evaluation(self, state: TrainState, evaluation: Evaluation) -> None:
         """Loss and metrics of the validation rows, and notes on what they do not show."""
+
+    def save_predictions(self, state: TrainState, evaluation: Evaluation) -> None:
+        """The predictions of an evaluation whose weights become the model."""
 
     def log_nonfinite(self, error: NonFiniteError) -> None:
         """A step that is not finite, with all rows that it comes from."""
@@ -164,6 +168,14 @@ class RunRecorder(NullRecorder):
             point["notes"] = notes
         self.journal.write(point)
 
+    def save_predictions(self, state: TrainState, evaluation: Evaluation) -> None:
+        """Keep them in a file of the run's folder, with where their rows come from."""
+        assert self.job.origins is not None
+        held_out = predictions.held_out(
+            state.objective.terms, evaluation.kept, state.step, self.job.origins
+        )
+        held_out.write(self.run.held_out, self.lease.check)
+
     def log_nonfinite(self, error: NonFiniteError) -> None:
         """Keep it, with all of its rows, in a file of the run's folder."""
         NonFinite(
@@ -184,6 +196,16 @@ class RunRecorder(NullRecorder):
             self._back_up(state.step, wait=True)
             self.journal.event({"step": state.step, "event": "stop"})
 
+    def _save_importance(self, state: TrainState) -> None:
+        if self.job.validation is None:
+            return
+        objective = state.objective
+        take_weights(objective, state.best_weights)
+        training, device = self.job.spec.training, state.gradients.seeds.device
+        size = training.microbatch_size or training.batch_size
+        if importance := permutation_importance(objective, self.job.validation, size, device):
+            importance.write(self.run.importance, self.lease.check)
+
     def _back_up(self, step: int, wait: bool = False) -> None:
         if problem := self.backup.update(wait):
             self.journal.event({"step": step, "event": "copy", "text": problem})
@@ -201,6 +223,7 @@ class RunRecorder(NullRecorder):
         weights = state.best_weights
         with replacing(self.run.weights, self.lease.check) as file:
             save_weights(weights, file)
+        self._save_importance(state)
         done = Done(
             steps=state.step,
             time=int(1000 * time.time()),

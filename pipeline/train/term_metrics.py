@@ -34,14 +34,16 @@ class Reading(NamedTuple):
     reads: Reads
     centered: bool
 
-    def items(self, objective: Objective, predictions: dict[str, Tensor], batch: Batch) -> Items:
-        """The items of these rows."""
+    def items(
+        self, objective: Objective, predictions: dict[str, Tensor], batch: Batch, row: Tensor
+    ) -> Items:
+        """The items of a batch, of which `row` says which rows it has."""
         term = objective.terms[self.term]
         served = term.served(objective.head(self.term), predictions)
         truth = term.truth(batch, predictions[term.outputs[0]])[0]
         assert not isinstance(truth, Ragged)
         weight = objective.metric_weight(batch).to(served.device)
-        rows = Items(served, truth, weight)
+        rows = Items(served, truth, weight, row.to(served.device))
         return term.target.compared(term, rows, self.reads, self.centered)
 
     def no_items(self, objective: Objective) -> Items:
@@ -51,7 +53,8 @@ class Reading(NamedTuple):
         if term.loss.head is not None:
             width = term.targets[0].num_codes
         prediction, truth = term.target.nothing(term, width, self.reads)
-        return Items(prediction, truth, torch.zeros(truth.shape, dtype=torch.float64))
+        nothing = torch.zeros(truth.shape)
+        return Items(prediction, truth, nothing.double(), nothing.long())
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +111,7 @@ class TermMetric:
 
     def value_of_all(self, items: Items) -> float:
         """The value of a metric that needs all items; NaN of none."""
-        return self._call(*self.seen(items)) if len(items.truth) else math.nan
+        return self._call(*self.seen(items)[:3]) if len(items.truth) else math.nan
 
     def _call(self, *arguments: Tensor) -> float:
         with noting(f"in metric {self.name}"):

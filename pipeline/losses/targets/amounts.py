@@ -35,7 +35,7 @@ class Amounts(Target):
     def compared(self, term: Term, rows: Items, reads: Reads, centered: bool) -> Items:
         both = (unscaled(term.targets, values, centered) for values in rows[:2])
         prediction, truth = (values.reshape(len(values), -1) for values in both)
-        return Items(prediction, truth, of_items(rows.weight, truth))
+        return Items(prediction, truth, of_items(rows.weight, truth), of_items(rows.row, truth))
 
     def constant(self, term: Term, reads: Reads, centered: bool) -> Tensor | None:
         if not all(field.is_amount for field in term.targets):

@@ -24,6 +24,8 @@ class Items(NamedTuple):
     truth: Tensor
     weight: Tensor
     """float64, of the truth's shape; of rows [N]."""
+    row: Tensor
+    """Which row of the data set each is of, in the same shape: int64."""
 
     def part(self, rows: slice) -> Items:
         """Those of some rows."""
@@ -134,9 +136,9 @@ class Target:
         return as_it_is(field, served)
 
 
-def of_items(weight: Tensor, truth: Tensor) -> Tensor:
-    """The weights of rows [N] as those of all items: of the truth's shape."""
-    return weight.reshape(-1, *[1] * (truth.dim() - 1)).expand_as(truth)
+def of_items(rows: Tensor, truth: Tensor) -> Tensor:
+    """What each row has [N], for each of its items: of the truth's shape."""
+    return rows.reshape(-1, *[1] * (truth.dim() - 1)).expand_as(truth)
 
 
 def padding_of(term: Term) -> int:

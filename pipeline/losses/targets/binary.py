@@ -61,9 +61,10 @@ class Binary(Target):
         return *of_scores, *of_labels, "log_loss", "brier", "calibration_error"
 
     def compared(self, term: Term, rows: Items, reads: Reads, centered: bool) -> Items:
-        served, truth, weight = rows
+        served, truth, weight, row = rows
         prediction = served > self.threshold if reads == "labels" else served
-        return Items(prediction, truth > self.threshold, of_items(weight, truth))
+        is_yes = truth > self.threshold
+        return Items(prediction, is_yes, of_items(weight, truth), of_items(row, truth))
 
     def constant(self, term: Term, reads: Reads, centered: bool) -> Tensor | None:
         shares = [_share_of_yes(field) for field in term.targets]
@@ -74,8 +75,9 @@ class Binary(Target):
         return share > 0.5 if reads == "labels" else share
 
     def nothing(self, term: Term, width: int, reads: Reads) -> tuple[Tensor, Tensor]:
-        truth = torch.zeros(0, dtype=torch.bool)
-        return truth if reads == "labels" else torch.zeros(0), truth
+        shape = term.targets[0].shape if len(term.targets) == 1 else (len(term.targets),)
+        truth = torch.zeros(0, *shape, dtype=torch.bool)
+        return truth if reads == "labels" else torch.zeros(0, *shape), truth
 
     def decode_one(self, field: Field, served: Tensor) -> dict[str, Any]:
         if served.dim() != 1:

@@ -78,8 +78,8 @@ class Classes(Vocabulary):
         is_counted = rows.truth != IGNORED
         served = rows.prediction.movedim(1, -1)[is_counted]
         prediction = served.argmax(1) if reads == "labels" else served
-        weight = of_items(rows.weight, rows.truth)[is_counted]
-        return Items(prediction, rows.truth[is_counted], weight)
+        weight, row = (of_items(p, rows.truth)[is_counted] for p in (rows.weight, rows.row))
+        return Items(prediction, rows.truth[is_counted], weight, row)
 
     def constant(self, term: Term, reads: Reads, centered: bool) -> Tensor | None:
         counts = term.targets[0].counts
