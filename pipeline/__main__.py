@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -23,6 +25,7 @@ def main() -> None:
     """Run the command; while workers train, signals are theirs (`pipeline.launch.stop`)."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
+    atexit.register(gc.freeze)  # the kernel frees faster what Python would collect for a second
     from pipeline import cli
 
     cli.main()

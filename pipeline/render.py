@@ -16,12 +16,16 @@ if TYPE_CHECKING:
     from pipeline.data.cache import Entry
     from pipeline.data.columns import Field
     from pipeline.launch.result import Result
+    from pipeline.report.compare import Comparison
+    from pipeline.rundir.summary import Summary
     from pipeline.train.job import Job
     from pipeline.verify.prove import Outcome, Proof
 
 MAX_SHOWN = 8
 """Input columns that are listed by name."""
 MAX_CLASSES = 10
+MAX_CELL = 40
+"""Characters of a value in a comparison."""
 PROOF_HEADER = f"          {'curve':10}{'weights':10}{'difference':13}"
 
 
@@ -153,3 +157,56 @@ def proof_conclusion(proof: Proof) -> list[str]:
         )
     lines += [f"suspect  {suspect}" for suspect in proof.suspects]
     return [*lines, "on    " + ", ".join(f"{key} {value}" for key, value in proof.bits.items())]
+
+
+def runs_lines(runs: Sequence[Summary]) -> list[str]:
+    """A table of runs: state, steps, the metric that tells most beside its baseline, times."""
+    head = ["run", "state", "steps", "metric", "value", "constant", "took", "age"]
+    return _table([head, *(_run_row(one) for one in runs)])
+
+
+def _run_row(one: Summary) -> list[str]:
+    name = one.record.primary_metric.partition("/")[2]
+    value, constant = one.metrics.get(name), one.baselines.get(name)
+    steps = f"{one.steps:,}/{one.record.num_steps:,}"
+    shown = "" if value is None else name
+    numbers = ["" if number is None else f"{number:.4g}" for number in (value, constant)]
+    times = [_duration(one.seconds), _duration(one.age)]
+    return [one.run.name, one.state, steps, shown, *numbers, *times]
+
+
+def comparison_lines(found: Comparison) -> list[str]:
+    """Runs side by side: a column each."""
+    names = [one.run.name for one in found.runs]
+    states = [f"{one.state}, {one.steps:,} steps" for one in found.runs]
+    rows = [["", *names], ["state", *states]]
+    rows += [[key, *map(_short, values)] for key, values in found.changes.items()]
+    for name, values in found.metrics.items():
+        rows.append([name, *("-" if value is None else f"{value:.6g}" for value in values)])
+    lines = _table(rows)
+    for name, step, same_rows in zip(
+        names[1:], found.first_differences, found.same_rows, strict=True
+    ):
+        curve = "is the same curve as" if step is None else f"differs from step {step:,} on from"
+        on = "" if same_rows else ", on other rows"
+        lines.append(f"{name} {curve} {names[0]}{on}")
+    return lines
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns side by side, as wide as their longest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    return ["  ".join(row).rstrip() for row in padded]
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= MAX_CELL else f"{text[: MAX_CELL - 3]}..."
+
+
+def _duration(seconds: float) -> str:
+    """A time as people say it: its largest unit."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"

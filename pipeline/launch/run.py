@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -77,14 +78,17 @@ def run(
             if say:
                 say(line)
 
-    spec, job, notices = check(path, overrides, imports, live=live)
-    modules = plugins.homes(components(spec), plugins.load(list(imports)))
-    from pipeline.launch.resume import Runs
-    from pipeline.rundir.records import Done
-    from pipeline.tracking.record import write_record
+    from pipeline.tracking import process
 
-    runs = Runs(spec)
     with contextlib.ExitStack() as held:
+        uploader = held.enter_context(process.warming_up())
+        from pipeline.launch.resume import Runs
+        from pipeline.rundir.records import Done
+        from pipeline.tracking.record import write_record
+
+        spec, job, notices = check(path, overrides, imports, live=live)
+        modules = plugins.homes(components(spec), plugins.load(list(imports)))
+        runs = Runs(spec)
         if "RAY_ADDRESS" in os.environ:  # what it cannot hold is refused before there is a run
             from pipeline.launch.ray_trainer import session
 
@@ -112,7 +116,7 @@ def run(
             held.close()
             return _finish(folder, started, tell)
         task = assignment(job, folder, modules, base_of(path))
-        return _train(job, task, started, tell)
+        return _train(job, task, uploader, started, tell)
 
 
 def assignment(job: Job, folder: RunDir, modules: list[str], base: Path) -> Assignment:
@@ -187,7 +191,9 @@ def _finish(folder: RunDir, started: float, tell: Tell) -> Result:
     return Result.of(folder, recorded, started)
 
 
-def _train(job: Job, task: Assignment, started: float, tell: Tell) -> Result:
+def _train(
+    job: Job, task: Assignment, uploader: subprocess.Popen[bytes], started: float, tell: Tell
+) -> Result:
     """Train the job in its folder, from the start or from where it was."""
     from pipeline.launch.progress import Progress
     from pipeline.launch.ray_trainer import fit, in_process
@@ -216,7 +222,7 @@ def _train(job: Job, task: Assignment, started: float, tell: Tell) -> Result:
     with (
         collect_signals() as signals
     ):  # that come when training has ended: they cut the recording off
-        uploading = process.start(folder)
+        uploading = process.hand_over(uploader, folder)
         try:
             with signals_raise(), progress, _threads(spec.workers.threads):
                 if signals:

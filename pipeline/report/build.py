@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 from pipeline.report import amounts, classes, curves, rows
@@ -10,6 +11,8 @@ from pipeline.rundir import RunDir
 from pipeline.rundir.held_out import HeldOut
 from pipeline.rundir.journal import Reader
 from pipeline.rundir.records import Importance
+
+LONGEST_NAME = 60
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,13 @@ def build(run: RunDir, read: curves.Curves | None = None) -> Report:
             made.append(rows.importance(Importance.read(run.importance)))
         except ValueError as error:
             notes.append(f"{run.importance.name}: {error}")
-    numbered = [replace(one, name=f"{i:02}_{one.name}") for i, one in enumerate(made, 1)]
+    numbered = [replace(one, name=f"{i:02}_{_file_name(one)}") for i, one in enumerate(made, 1)]
     return Report(numbered, notes)
+
+
+def _file_name(exhibit: Exhibit) -> str:
+    """Its name as any disk and address takes it."""
+    return re.sub(r"[^a-z0-9]+", "_", exhibit.name.lower())[:LONGEST_NAME].strip("_")
 
 
 def _of_term(exhibit: Exhibit, label: str) -> Exhibit:

@@ -15,7 +15,7 @@ from pipeline.rundir.records import Numbers, Point
 
 MAX_POINTS = 1000
 """Of a line; of more steps, each point stands for several."""
-MAX_METRICS = 8
+MAX_METRICS = 6
 Series = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Steps and values."""
 

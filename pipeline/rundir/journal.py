@@ -213,6 +213,21 @@ def events(path: Path) -> Iterator[Event]:
                     yield point
 
 
+def points_at(path: Path, step: int) -> list[Point]:
+    """The step and the evaluation after `step` steps; only these lines are parsed."""
+    wanted = b'"step": %d,' % step
+    found: dict[Kind, Point] = {}
+    with path.open("rb") as file:
+        for line in file:
+            if wanted not in line:
+                continue
+            with contextlib.suppress(ValueError):  # torn or damaged
+                point = parse_line(line)
+                if "event" not in point and point["step"] == step:
+                    found.setdefault(key_of(point)[1], point)
+    return list(found.values())
+
+
 def format_line(point: Point) -> bytes:
     """A line of the journal."""
     try:

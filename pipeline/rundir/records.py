@@ -198,6 +198,8 @@ class Recorded(Sealed):
     """Whether params and data sets are there."""
     model_id: str = ""
     model_uri: str = ""
+    reported: bool = False
+    """Whether pictures and tables are there."""
 
 
 class Ended(Sealed):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -238,6 +239,15 @@ class Client:
     def log_file(self, run_id: str, path: Path) -> None:
         """A file of the run."""
         self._client.log_artifact(run_id, str(path))
+
+    def log_files(self, run_id: str, files: Mapping[str, bytes]) -> None:
+        """Files of the run, by their path in it."""
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in files.items():
+                path = Path(folder) / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+            self._client.log_artifacts(run_id, folder)
 
     def log_dict(self, run_id: str, value: Mapping[str, Any], name: str) -> None:
         """A JSON file of the run."""

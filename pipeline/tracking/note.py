@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from pipeline.report.facts import losses, verdict
 from pipeline.rundir.records import Ended, Numbers, Point, Record, Recorded, Start
 
 UNPROVED = "not proved yet (`pipeline prove --track`)"
@@ -92,18 +93,12 @@ def with_proof(text: str, proof: ProofLink, experiment_id: str) -> str:
 
 def _subject(record: Record) -> str:
     params, data = record.params, record.data
-    losses = [params[key] for key in sorted(params) if _is_loss_name(key)]
     more = f" and {data.num_files - 1} more" if data.num_files > 1 else ""
     counts = [f"{count:,} {CONTEXTS[split]}" for split, count in data.rows.items() if count]
     return (
-        f"**{params['model.name']}** trained with **{' + '.join(losses)}** on "
+        f"**{params['model.name']}** trained with **{' + '.join(losses(params))}** on "
         f"`{data.files[0] if data.files else data.name}`{more}: {' and '.join(counts)} rows."
     )
-
-
-def _is_loss_name(key: str) -> bool:
-    parts = key.split(".")
-    return len(parts) == 3 and parts[0] == "loss" and parts[2] == "name"
 
 
 def _state(record: Record, progress: Progress, ended: Ended | None) -> str:
@@ -117,13 +112,8 @@ def _state(record: Record, progress: Progress, ended: Ended | None) -> str:
 
 
 def _verdict(metrics: Numbers, baselines: Numbers) -> str:
-    shown = []
-    for name, value in metrics.items():
-        if value is not None:
-            constant = baselines.get(name)
-            beside = "" if constant is None else f" (a constant prediction: {constant:.4g})"
-            shown.append(f"{name} {value:.4g}{beside}")
-    return f"Validation: {', '.join(shown)}." if shown else ""
+    shown = verdict(metrics, baselines)
+    return f"Validation: {shown}." if shown else ""
 
 
 def _reproduce(record: Record) -> str:

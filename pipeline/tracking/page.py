@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from pipeline.errors import UsageError
 
@@ -26,6 +28,12 @@ def address(server: str, experiment_id: str = "", run_id: str = "") -> str:
     place = f"experiments/{experiment_id}/runs" if experiment_id else "experiments"
     place = f"{place}/{run_id}" if run_id else place
     return f"{server.rstrip('/')}/#/{place}?workflowType=machine_learning"
+
+
+def comparison(server: str, experiment_ids: Sequence[str], run_ids: Sequence[str]) -> str:
+    """Where the page shows runs side by side."""
+    runs, experiments = (quote(json.dumps(ids)) for ids in (run_ids, sorted(set(experiment_ids))))
+    return f"{server.rstrip('/')}/#/compare-runs?runs={runs}&experiments={experiments}"
 
 
 @contextlib.contextmanager

@@ -5,10 +5,11 @@ Training never waits for it: `uploader` runs beside it and reads the run's folde
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pipeline.errors import RecordError, UsageError
@@ -17,20 +18,52 @@ from pipeline.rundir.records import Ended, Recorded
 
 ALONE = "alone"
 """Says to the uploader that no command trains the run."""
+COMMAND = (sys.executable, "-m", "pipeline.tracking.uploader")
 PATIENCE_SECONDS = 3.0
 """How long the command waits before it tells the user what for."""
+
+
+@contextlib.contextmanager
+def warming_up() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that will upload a run, which imports what that takes while the rows are prepared.
+
+    It ends with the block unless it was given a run.
+    """
+    process = subprocess.Popen(
+        [*COMMAND], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    assert process.stdin is not None
+    try:
+        yield process
+    finally:
+        if not process.stdin.closed:
+            process.kill()
+            process.stdin.close()
+            process.wait()
 
 
 def start(run: RunDir, *words: str) -> subprocess.Popen[bytes]:
     """The process that uploads the run's record, apart from the terminal's Ctrl-C."""
     with run.uploader_log.open("wb") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "pipeline.tracking.uploader", str(run.path), *words],
+            [*COMMAND, str(run.path), *words],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,
         )
+
+
+def hand_over(process: subprocess.Popen[bytes], run: RunDir) -> subprocess.Popen[bytes]:
+    """Let a process that is warming up upload the run; or another one, if it has died."""
+    assert process.stdin is not None
+    try:
+        with process.stdin as stdin:
+            stdin.write(f"{run.path}\n".encode())
+    except OSError:
+        return start(run)
+    return process
 
 
 def end(

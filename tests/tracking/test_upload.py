@@ -12,7 +12,7 @@ import pipeline
 from pipeline.redact import redact
 from pipeline.rundir import RunDir
 from pipeline.rundir.records import Start
-from pipeline.tracking.uploader import _tags
+from pipeline.tracking.upload import _tags
 from tests.conftest import Command, Write
 
 

@@ -1,0 +1,254 @@
+"""One run on its way to MLflow: journal, params, data sets, model, report, description.
+
+It can be interrupted anywhere and begun again, from a high-water mark in the run's folder: a point
+that MLflow has already is dropped there, since its time was fixed when it was first written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.redact import redact
+from pipeline.report.build import build
+from pipeline.report.curves import Curves
+from pipeline.report.facts import facts
+from pipeline.report.page import html
+from pipeline.rundir import RunDir
+from pipeline.rundir.journal import Reader, points_at
+from pipeline.rundir.records import (
+    Done,
+    Ended,
+    EvaluationPoint,
+    Record,
+    Recorded,
+    Start,
+    StepPoint,
+)
+from pipeline.tracking.client import ERROR, NOTE, Client, Value, values, values_of
+from pipeline.tracking.names import environment_uri, with_password
+from pipeline.tracking.note import Progress, describe
+
+BATCH = 1000  # MLflow's limit of metrics in one request
+DESCRIBE_SECONDS = 30.0
+"""Between changes of the description while a run trains."""
+SETTLE_SECONDS = 2.0
+"""How long what another machine is sending may take to arrive."""
+WARNING = "pipeline.warning"
+"""Tag of a run that ended well, and whose model is hardly of use: why."""
+
+
+class SupersededError(Exception):
+    """Another command has resumed the run, from its backup, and records it."""
+
+
+class Upload:
+    """One run on its way to MLflow; the folder's `recorded.json` holds how far it has come."""
+
+    def __init__(self, run: RunDir) -> None:
+        self.run = run
+        self.record = Record.read(run.record)
+        before = run.read_recorded() if run.recorded.exists() else Recorded()
+        if before.run_id:
+            uri = with_password(before.tracking_uri)
+        else:  # nothing is there yet: a server may have moved
+            uri = environment_uri() or with_password(self.record.tracking_uri)
+        facts = {"complete": False, "error": "", "tracking_uri": redact(uri)}
+        self.state = before.model_copy(update=facts)
+        self.reader = Reader(run.journal)
+        self.unsent: list[StepPoint | EvaluationPoint] = []
+        self.progress = Progress()
+        self.curves = Curves()
+        self.described = ""
+        """The run's description as MLflow has it."""
+        self.described_at = 0.0
+        self.rate: float | None = None
+        """The learning rate that MLflow was told last."""
+        self.has_begun = False
+        self.client = Client(uri)
+
+    def save(self, **changes: Any) -> None:
+        """Remember how far the upload has come."""
+        self.state = self.state.model_copy(update=changes)
+        self.state.write(self.run.recorded)
+
+    def begin(self) -> None:
+        """Create the run, once, with its params, tags and spec; or resume it."""
+        if self.has_begun:
+            return
+        launcher = self.record.launcher.id
+        if not self.state.run_id:
+            experiment_id = self.client.experiment_id(self.record.experiment)
+            run_id = self.client.find_run(experiment_id, self.record.token)
+            uploaded = self._take_over(run_id) if run_id else {}
+            run_id = run_id or self.client.create_run(
+                experiment_id, self.record.name, self.record.tags
+            )
+            self.save(
+                run_id=run_id, experiment_id=experiment_id, uploaded=uploaded, launcher=launcher
+            )
+        elif self.state.launcher != launcher:  # it is resumed
+            if self.client.launcher(self.state.run_id) not in (self.state.launcher, launcher):
+                self.save(uploaded=self._take_over(self.state.run_id))
+            self.client.take_over(self.state.run_id, launcher)
+            self.save(launcher=launcher, reported=False)
+        if not self.state.begun:
+            self.client.log_params(self.state.run_id, self.record.params)
+            self.client.log_text(self.state.run_id, self.record.spec, "spec.yaml")
+            self.client.log_data(self.state.run_id, self.record.data)
+            self.client.choose_primary_metric(
+                self.state.experiment_id, self.record.primary_metric, self.record.is_lower_better
+            )
+            self.save(begun=True)
+        self.has_begun = True
+
+    def _take_over(self, run_id: str) -> dict[str, int]:
+        """Take the run from another machine; how far that has uploaded it."""
+        self.client.take_over(run_id, self.record.launcher.id)
+        time.sleep(SETTLE_SECONDS)
+        return self.client.uploaded(run_id)
+
+    def _refuse_superseded(self) -> None:
+        """Raise SupersededError if another machine has resumed the run, as its backup allows."""
+        if not self.record.is_copied:
+            return
+        if self.client.launcher(self.state.run_id) != self.record.launcher.id:
+            raise SupersededError("another command has resumed this run, and records it")
+
+    def send_points(self) -> None:
+        """Send what the journal holds by now and MLflow does not."""
+        points = list(self.reader.new())
+        self.progress = self.progress.after(points)
+        self.curves.add(points)
+        for point in points:
+            if "event" in point:
+                continue
+            if point["step"] > self.state.uploaded.get(_kind(point), -1):
+                self.unsent.append(point)
+        while self.unsent:
+            metrics: list[Value] = []
+            num_points, rate = 0, self.rate
+            uploaded = dict(self.state.uploaded)
+            for point in self.unsent:
+                new = list(values_of(_without_rate(point, rate)))
+                if metrics and len(metrics) + len(new) > BATCH:
+                    break
+                metrics += new
+                num_points += 1
+                uploaded[_kind(point)] = point["step"]
+                rate = point["train"]["learning_rate"] if "train" in point else rate
+            self._refuse_superseded()
+            self.client.log_metrics(self.state.run_id, metrics)
+            del self.unsent[:num_points]
+            self.rate = rate
+            self.save(uploaded=uploaded)
+
+    def describe(self, ended: Ended | None = None) -> None:
+        """Bring the run's description up to date, now and then while it trains."""
+        now = time.monotonic()
+        if ended is None and now - self.described_at < DESCRIBE_SECONDS:
+            return
+        self.described_at = now
+        proof = self.client.find_proof(self.state.experiment_id, self.record.tags)
+        text = describe(self.record, self.progress, self.state, ended, proof)
+        if text != self.described:
+            self.client.set_tags(self.state.run_id, {NOTE: text})
+            self.described = text
+
+    def finish(self, ended: Ended) -> None:
+        """The rest of the curve, the model of a finished run, and the run's status."""
+        self.send_points()
+        self._refuse_superseded()
+        run_id = self.state.run_id
+        tags = _tags(self.progress.starts)
+        if ended.state == "finished":
+            done = Done.read(self.run.done)
+            if not self.state.model_uri:
+                self._log_model(done.best.step if done.best else done.steps)
+            if best := done.best:
+                metrics = list(values("best", best.metrics, done.time, best.step))
+                self.client.log_model_metrics(
+                    run_id, self.state.model_id, metrics, self.record.data
+                )
+            if done.first_difference is not None:
+                tags["pipeline.first_difference"] = str(done.first_difference)
+        if ended.state != "killed" and not self.state.reported:
+            self._log_report()
+        if ended.reason:
+            tags[ERROR] = ended.reason
+        if self.progress.notes:
+            tags[WARNING] = "; ".join(self.progress.notes)
+        self.client.set_tags(run_id, tags)
+        self.describe(ended)
+        for path in (self.run.nonfinite, *self.run.tracebacks):
+            if path.exists():
+                self.client.log_file(run_id, path)
+        self.client.end_run(run_id, ended.state)
+        self.save(complete=True, error="")
+
+    def _log_report(self) -> None:
+        """Pictures and tables, and all of them on one page."""
+        report = build(self.run, self.curves)
+        text = html(self.record.name, facts(self.run, self.curves), report)
+        files = {"report.html": text.encode()}
+        for one in report.exhibits:
+            files[f"report/{one.name}.csv"] = one.to_csv().encode()
+            if one.png is not None:
+                files[f"report/{one.name}.png"] = one.png
+        self.client.log_files(self.state.run_id, files)
+        self.save(reported=True)
+
+    def _log_model(self, step: int) -> None:
+        """The model, its link to the run, and beside it the metrics of the step it is of.
+
+        It is created once, and noted: another try continues with it.
+        """
+        from pipeline.tracking.model import log_model
+
+        run_id = self.state.run_id
+        if not self.state.model_id:
+            self.save(model_id=self.client.create_model(run_id))
+        uri = log_model(self.run, self.state.model_id, self.record)
+        self.client.link_model(run_id, self.state.model_id, step)
+        points = points_at(self.run.journal, step)
+        metrics = [value for point in points for value in values_of(point)]
+        self.client.log_model_metrics(run_id, self.state.model_id, metrics, self.record.data)
+        self.save(model_uri=uri)
+
+
+def _without_rate(
+    point: StepPoint | EvaluationPoint, rate: float | None
+) -> StepPoint | EvaluationPoint:
+    """The point without a learning rate that is still `rate`: MLflow costs 0.1 ms a value.
+
+    Once a second, with the speed, it is told all the same.
+    """
+    if "validation" in point or "rows_per_second" in point["train"]:
+        return point
+    if point["train"]["learning_rate"] != rate:
+        return point
+    train = {name: value for name, value in point["train"].items() if name != "learning_rate"}
+    return {**point, "train": train}
+
+
+def _kind(point: StepPoint | EvaluationPoint) -> str:
+    return "train" if "train" in point else "validation"
+
+
+def _tags(starts: Sequence[Start]) -> dict[str, str]:
+    """How many workers each attempt had, and what the curve's bits depended on from where."""
+    if not starts:
+        return {}
+    tags = {"pipeline.workers": ", ".join(str(start["workers"]) for start in starts)}
+    parts: list[dict[str, Any]] = []
+    for start in starts:
+        if not parts or start["bits"] != parts[-1]["bits"]:
+            parts.append({"after_step": start["step"], "bits": start["bits"]})
+    if len(parts) > 1:
+        text = json.dumps(parts)
+        tags["pipeline.bits"] = text
+        tags["pipeline.bits_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    return tags
