@@ -20,6 +20,7 @@ p { margin: 0.3rem 0; } .soft { color: var(--soft); } img { max-width: 100%; bor
 table { border-collapse: collapse; font-size: 0.85rem; margin: 0.5rem 0; }
 td, th { border-bottom: 1px solid var(--line); padding: 0.2rem 0.7rem 0.2rem 0; text-align: left;
   vertical-align: top; overflow-wrap: anywhere; }
+th { white-space: nowrap; }
 summary { cursor: pointer; color: var(--soft); } pre { white-space: pre-wrap; }
 """
 

@@ -162,6 +162,8 @@ class Record(Sealed):
     example: str
     """A few raw rows as an Arrow file in base64."""
     tags: dict[str, str]
+    versions: dict[str, str]
+    """Of Python and the packages that matter most."""
     token: str
     """Tells this run from all others, also after it is resumed."""
     digest: str

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pipeline.report.facts import losses, verdict
 from pipeline.rundir.records import Ended, Numbers, Point, Record, Recorded, Start
 
+FILES = "report.html", "spec.yaml", "data.json", "environment.json"
 UNPROVED = "not proved yet (`pipeline prove --track`)"
 CONTEXTS = {"train": "training", "validation": "validation"}
 """What MLflow calls the use of each split."""
@@ -70,16 +71,19 @@ def describe(
     """What is trained on what, how it went, and how to do it again."""
     proved = proof.text(recorded.experiment_id) if proof else UNPROVED
     rows = [
+        ("validation", verdict(progress.metrics, progress.baselines)),
         ("reproduce", _reproduce(record)),
         ("workers", _workers(progress.starts)),
         ("same curve on any cluster", proved),
         ("files", _links(recorded)),
     ]
     table = [f"| {name} | {text} |" for name, text in rows if text]
-    verdict = _verdict(progress.metrics, progress.baselines)
+    primary = record.primary_metric.partition("/")[2]
+    first = {primary: progress.metrics[primary]} if primary in progress.metrics else {}
+    shown = verdict(first, progress.baselines)
     parts = [
         _subject(record),
-        " ".join(filter(None, [_state(record, progress, ended), verdict])),
+        _state(record, progress, ended) + (f" Validation: **{shown}**." if shown else ""),
         *(f"**Note**: {note}." for note in progress.notes),
         "\n".join(["| | |", "|---|---|", *table]),
     ]
@@ -111,11 +115,6 @@ def _state(record: Record, progress: Progress, ended: Ended | None) -> str:
     return f"**{STATES[ended.state]}** after {step}{reason}. The same command resumes it."
 
 
-def _verdict(metrics: Numbers, baselines: Numbers) -> str:
-    shown = verdict(metrics, baselines)
-    return f"Validation: {shown}." if shown else ""
-
-
 def _reproduce(record: Record) -> str:
     commit = record.tags.get("mlflow.source.git.commit", "")
     is_dirty = record.tags.get("mlflow.source.git.dirty") == "true"
@@ -130,7 +129,7 @@ def _workers(starts: tuple[Start, ...]) -> str:
 
 def _links(recorded: Recorded) -> str:
     run = _run(recorded.experiment_id, recorded.run_id)
-    links = [f"[{name}](#{run}/artifacts/{name})" for name in ("spec.yaml", "data.json")]
+    links = [f"[{name}](#{run}/artifacts/{name})" for name in FILES]
     if recorded.model_id:
         model = f"/experiments/{recorded.experiment_id}/models/{recorded.model_id}"
         links.append(f"[model](#{model})")

@@ -33,7 +33,8 @@ def address(server: str, experiment_id: str = "", run_id: str = "") -> str:
 def comparison(server: str, experiment_ids: Sequence[str], run_ids: Sequence[str]) -> str:
     """Where the page shows runs side by side."""
     runs, experiments = (quote(json.dumps(ids)) for ids in (run_ids, sorted(set(experiment_ids))))
-    return f"{server.rstrip('/')}/#/compare-runs?runs={runs}&experiments={experiments}"
+    query = f"runs={runs}&experiments={experiments}&workflowType=machine_learning"
+    return f"{server.rstrip('/')}/#/compare-runs?{query}"
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import os
 import platform
 import socket
@@ -52,8 +51,6 @@ def _build_record(run: RunDir, job: Job, modules: list[str]) -> Record:
         "pipeline.spec_digest": spec.digest,
         "pipeline.data_fingerprint": job.fingerprint,
         "pipeline.storage": str(run.path),
-        "pipeline.versions": _describe_versions(),
-        "pipeline.bits": json.dumps(determinism.fingerprint(spec)),
         "pipeline.bits_sha256": determinism.fingerprint_sha256(spec),
         **({"pipeline.imports": imports_sha256} if modules else {}),
         **source_tags(),
@@ -73,6 +70,7 @@ def _build_record(run: RunDir, job: Job, modules: list[str]) -> Record:
         fields=[field.to_json() for field in job.fields],
         example=_encode(job.example),
         tags=tags,
+        versions=_versions(),
         token=token,
         digest=spec.digest,
         imports_sha256=imports_sha256,
@@ -131,6 +129,6 @@ def _describe_data(job: Job) -> DataFacts:
     )
 
 
-def _describe_versions() -> str:
-    versions = [f"{package} {version(package)}" for package in PACKAGES]
-    return ", ".join([f"python {platform.python_version()}", *versions])
+def _versions() -> dict[str, str]:
+    packages = {package: version(package) for package in PACKAGES}
+    return {"python": platform.python_version(), **packages}

@@ -182,6 +182,8 @@ class Upload:
         if self.progress.notes:
             tags[WARNING] = "; ".join(self.progress.notes)
         self.client.set_tags(run_id, tags)
+        environment = {"versions": self.record.versions, "bits": _bits(self.progress.starts)}
+        self.client.log_dict(run_id, environment, "environment.json")
         self.describe(ended)
         for path in (self.run.nonfinite, *self.run.tracebacks):
             if path.exists():
@@ -238,17 +240,20 @@ def _kind(point: StepPoint | EvaluationPoint) -> str:
     return "train" if "train" in point else "validation"
 
 
-def _tags(starts: Sequence[Start]) -> dict[str, str]:
-    """How many workers each attempt had, and what the curve's bits depended on from where."""
-    if not starts:
-        return {}
-    tags = {"pipeline.workers": ", ".join(str(start["workers"]) for start in starts)}
+def _bits(starts: Sequence[Start]) -> list[dict[str, Any]]:
+    """What the curve's bits depended on, and after which step from."""
     parts: list[dict[str, Any]] = []
     for start in starts:
         if not parts or start["bits"] != parts[-1]["bits"]:
             parts.append({"after_step": start["step"], "bits": start["bits"]})
-    if len(parts) > 1:
-        text = json.dumps(parts)
-        tags["pipeline.bits"] = text
-        tags["pipeline.bits_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    return parts
+
+
+def _tags(starts: Sequence[Start]) -> dict[str, str]:
+    """How many workers each attempt had, and the hash of what bits depend on, if it changed."""
+    if not starts:
+        return {}
+    tags = {"pipeline.workers": ", ".join(str(start["workers"]) for start in starts)}
+    if len(parts := _bits(starts)) > 1:
+        tags["pipeline.bits_sha256"] = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     return tags

@@ -26,7 +26,7 @@ def run_of(storage: Path, name: str, losses: list[float], **changes: Any) -> Run
     facts: dict[str, Any] = {
         "name": name, "job": "t", "experiment": "t", "register_as": None, "tracking_uri": "",
         "params": {"model.name": "mlp"}, "data": DATA, "spec": "", "fields": [], "example": "",
-        "tags": {}, "token": "", "digest": "", "imports_sha256": "", "modules": [],
+        "tags": {}, "versions": {}, "token": "", "digest": "", "imports_sha256": "", "modules": [],
         "num_workers": 1, "num_steps": 9, "primary_metric": "validation/r2",
         "is_lower_better": False, "command": "", "is_copied": False,
         "launcher": Launcher(id="", pid=1, host=""),

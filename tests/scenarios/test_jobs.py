@@ -111,15 +111,20 @@ def test_params_tags_and_spec_tell_what_was_run(
 ) -> None:
     result = trained(name)
     _, run = run_of(result)
-    path = mlflow.artifacts.download_artifacts(
-        run_id=result.run_id, artifact_path="spec.yaml", dst_path=str(tmp_path),
-        tracking_uri=result.tracking_uri,
+    spec_path, environment_path = (
+        mlflow.artifacts.download_artifacts(
+            run_id=result.run_id, artifact_path=artifact, dst_path=str(tmp_path),
+            tracking_uri=result.tracking_uri,
+        )
+        for artifact in ("spec.yaml", "environment.json")
     )  # fmt: skip
-    spec = pipeline.load(path)
+    spec = pipeline.load(spec_path)
     assert spec.name == name
     assert run.data.tags["pipeline.spec_digest"] == spec.digest
     assert len(run.data.tags["pipeline.data_fingerprint"]) == 64
-    assert "torch" in run.data.tags["pipeline.versions"]
+    environment = json.loads(Path(environment_path).read_text())
+    assert {"torch", "python"} <= set(environment["versions"])
+    assert [part["after_step"] for part in environment["bits"]] == [0]
     assert run.data.params["optimizer.name"] == spec.optimizer.name
     assert run.data.params["training.batch_size"] == str(spec.training.batch_size)
 

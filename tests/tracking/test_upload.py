@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import mlflow
@@ -12,7 +11,7 @@ import pipeline
 from pipeline.redact import redact
 from pipeline.rundir import RunDir
 from pipeline.rundir.records import Start
-from pipeline.tracking.upload import _tags
+from pipeline.tracking.upload import _bits, _tags
 from tests.conftest import Command, Write
 
 
@@ -32,9 +31,10 @@ def test_tags_say_from_which_step_bits_depend_on_what() -> None:
     assert _tags([]) == {}
     same = [start(0, 2, "micro-batches of 4"), start(30, 3, "micro-batches of 4")]
     assert _tags(same) == {"pipeline.workers": "2, 3"}
-    tags = _tags([start(0, 1, "1 workers"), start(50, 2, "2 workers"), start(70, 2, "2 workers")])
+    starts = [start(0, 1, "1 workers"), start(50, 2, "2 workers"), start(70, 2, "2 workers")]
+    tags = _tags(starts)
     assert tags["pipeline.workers"] == "1, 2, 2"
-    assert json.loads(tags["pipeline.bits"]) == [
+    assert _bits(starts) == [
         {"after_step": 0, "bits": {"order": "1 workers"}},
         {"after_step": 50, "bits": {"order": "2 workers"}},
     ]
