@@ -16,6 +16,8 @@ import pandas as pd
 import pytest
 
 import pipeline
+from pipeline.report.build import build
+from pipeline.rundir import RunDir
 from pipeline.tracking.client import make_database
 from pipeline.tracking.model import load_model
 from pipeline.train import fault_injection
@@ -106,6 +108,18 @@ def test_the_record_is_complete_after_any_fault_of_the_tracker(
     wanted = [(p["step"], p["validation"]["loss"]) for p in result.curve if "validation" in p]
     assert [(m.step, m.value) for m in validation] == wanted
     assert len(run.outputs.model_outputs) == 1
+    assert f"**Finished** after {result.steps} steps." in run.data.tags["mlflow.note.content"]
+    folder = mlflow.artifacts.download_artifacts(
+        run_id=run.info.run_id, tracking_uri=server.uri, dst_path=str(tmp_path / "artifacts")
+    )
+    report = build(RunDir(Path(result.storage)))
+    files = {f"{one.name}.csv": one.to_csv().encode() for one in report.exhibits}
+    files |= {f"{one.name}.png": one.png for one in report.exhibits if one.png is not None}
+    uploaded = {path.name: path.read_bytes() for path in Path(folder, "report").iterdir()}
+    assert uploaded == files
+    assert len(files) > 12
+    names = {path.name for path in Path(folder).iterdir() if path.is_file()}
+    assert names == {"spec.yaml", "data.json", "environment.json", "report.html"}
     model = load_model(result.run_id, server.uri)
     assert len(model.predict(pd.DataFrame({"a": [1.5], "b": [2]}))) == 1
     recorded = json.loads((Path(result.storage) / "recorded.json").read_text())
