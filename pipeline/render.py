@@ -47,6 +47,8 @@ def result_lines(result: Result) -> list[str]:
             f"note  step {result.first_difference} gave other numbers when it was recomputed "
             "after a failure: `pipeline prove` names the component"
         )
+    if result.registered:
+        lines.append(f"model {result.registered}")
     lines.append(f"saved {result.storage}")
     lines.append(f"mlflow run {result.run_id} in {result.tracking_uri}")
     if result.tracking_uri.startswith("http"):

@@ -43,6 +43,8 @@ class Result:
     """How many workers it had: once, and again after each failure, resize or stop."""
     first_difference: int | None = None
     """The first step that gave other numbers when it was recomputed after a failure."""
+    registered: str = ""
+    """With `tracking.register_as`: the version that the model became, and its aliases."""
     first_step_seconds: float | None = None
     """From the start of the command to the end of the first step."""
 
@@ -80,6 +82,7 @@ class Result:
             workers=done.workers,
             first_difference=done.first_difference,
             first_step_seconds=round(new[0] - started, 3) if new else None,
+            registered=recorded.registered,
         )
         if not recorded.complete:
             raise UnrecordedError(result, recorded.error or "the upload to MLflow was cut off")
@@ -121,6 +124,7 @@ class Result:
             "storage",
             "workers",
             "first_difference",
+            "registered",
             "first_step_seconds",
         )
         return {key: getattr(self, key) for key in keys}

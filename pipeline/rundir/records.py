@@ -200,6 +200,8 @@ class Recorded(Sealed):
     """Whether params and data sets are there."""
     model_id: str = ""
     model_uri: str = ""
+    registered: str = ""
+    """What became of the model in the registry, in words."""
     reported: bool = False
     """Whether pictures and tables are there."""
 

@@ -129,4 +129,6 @@ class Tracking(Section):
     experiment: Name | None = None
     """MLflow experiment; the job's name unless given."""
     register_as: Name | None = None
-    """Name in MLflow's model registry under which the trained model becomes a new version."""
+    """Name in MLflow's model registry under which the trained model becomes a new version, with the
+    alias `candidate`; and `champion` if it is the first, or better on the same validation rows than
+    the present champion."""

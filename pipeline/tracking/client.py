@@ -15,6 +15,7 @@ from filelock import FileLock
 
 from pipeline.errors import RecordError
 from pipeline.rundir.records import DataFacts, Numbers, Point, State
+from pipeline.tracking.champion import Candidate, register
 from pipeline.tracking.names import mlflow_key, tracking_uri, with_password
 from pipeline.tracking.note import CONTEXTS, ProofLink, with_proof
 from pipeline.tracking.source import source_tags
@@ -296,6 +297,14 @@ class Client:
 
         if model_id not in self.model_ids(run_id):
             self._client.log_outputs(run_id, [LoggedModelOutput(model_id, step=step)])
+
+    def describe_model(self, model_id: str, text: str) -> None:
+        """The model's description on its page."""
+        self._client.set_logged_model_tags(model_id, {NOTE: text[:LONGEST_TAG]})
+
+    def register(self, run_id: str, model_id: str, text: str, candidate: Candidate) -> str:
+        """Make the model a version of a registered one, and say what it is now."""
+        return register(self._client, run_id, model_id, text[:LONGEST_TAG], candidate)
 
     def model_ids(self, run_id: str) -> list[str]:
         """Ids of the run's models."""

@@ -62,7 +62,6 @@ def log_model(run: RunDir, model_id: str, record: Record) -> str:
             signature=_signature(frame, predicted, [from_json(field) for field in record.fields]),
             input_example=frame,
             pip_requirements=[f"{package}=={_released_version(package)}" for package in packages],
-            registered_model_name=record.register_as,
         )
     return str(info.model_uri)
 

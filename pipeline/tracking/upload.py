@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.redact import redact
 from pipeline.report.build import build
 from pipeline.report.curves import Curves
-from pipeline.report.facts import facts
+from pipeline.report.facts import facts, last_values
 from pipeline.report.page import html
 from pipeline.rundir import RunDir
 from pipeline.rundir.journal import Reader, points_at
@@ -28,6 +28,8 @@ from pipeline.rundir.records import (
     Start,
     StepPoint,
 )
+from pipeline.tracking.card import card
+from pipeline.tracking.champion import Candidate
 from pipeline.tracking.client import ERROR, NOTE, Client, Value, values, values_of
 from pipeline.tracking.names import environment_uri, with_password
 from pipeline.tracking.note import Progress, describe
@@ -167,7 +169,7 @@ class Upload:
         if ended.state == "finished":
             done = Done.read(self.run.done)
             if not self.state.model_uri:
-                self._log_model(done.best.step if done.best else done.steps)
+                self._log_model(done)
             if best := done.best:
                 metrics = list(values("best", best.metrics, done.time, best.step))
                 self.client.log_model_metrics(
@@ -203,14 +205,14 @@ class Upload:
         self.client.log_files(self.state.run_id, files)
         self.save(reported=True)
 
-    def _log_model(self, step: int) -> None:
+    def _log_model(self, done: Done) -> None:
         """The model, its link to the run, and beside it the metrics of the step it is of.
 
         It is created once, and noted: another try continues with it.
         """
         from pipeline.tracking.model import log_model
 
-        run_id = self.state.run_id
+        run_id, step = self.state.run_id, done.best.step if done.best else done.steps
         if not self.state.model_id:
             self.save(model_id=self.client.create_model(run_id))
         uri = log_model(self.run, self.state.model_id, self.record)
@@ -218,7 +220,21 @@ class Upload:
         points = points_at(self.run.journal, step)
         metrics = [value for point in points for value in values_of(point)]
         self.client.log_model_metrics(run_id, self.state.model_id, metrics, self.record.data)
-        self.save(model_uri=uri)
+        final = done.best.metrics if done.best else last_values(self.curves)
+        text = card(self.record, step, final, self.curves.baselines)
+        self.client.describe_model(self.state.model_id, text)
+        registered = ""
+        if self.record.register_as:
+            metric = self.record.primary_metric.partition("/")[2]
+            candidate = Candidate(
+                self.record.register_as,
+                metric,
+                final.get(metric),
+                self.record.is_lower_better,
+                self.record.data.digests.get("validation", ""),
+            )
+            registered = self.client.register(run_id, self.state.model_id, text, candidate)
+        self.save(model_uri=uri, registered=registered)
 
 
 def _without_rate(

@@ -59,6 +59,35 @@ def test_the_record_and_the_model_go_to_the_server(result: pipeline.Result, serv
     assert list(predicted["diagnosis"]) == list(frame["diagnosis"])
 
 
+def test_a_better_model_on_the_same_rows_becomes_the_champion(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    client = mlflow.MlflowClient(server)
+    base = {"storage": str(tmp_path), "tracking.register_as": "contest"}
+
+    def trained(**changes: Any) -> str:
+        return pipeline.run(JOBS / "diabetes.yaml", base | changes, fresh=True).registered
+
+    first = trained(**{"training.epochs": 2})
+    assert first == "contest version 1: candidate and champion"
+    assert trained(**{"training.epochs": 20}) == "contest version 2: candidate and champion"
+    worse = trained(**{"training.epochs": 1})
+    assert worse.startswith("contest version 3: candidate; not champion: r2 ")
+    other = trained(**{"training.epochs": 20, "data.split_seed": 9})
+    assert other.endswith("not champion: version 2 was judged on other validation rows")
+    judged = trained(**{"training.epochs": 1, "metrics": ["rmse"]})
+    assert judged.endswith("not champion: version 2 was not judged by rmse")
+    assert client.get_model_version_by_alias("contest", "champion").version == "2"
+    assert client.get_model_version_by_alias("contest", "candidate").version == "5"
+    version = client.get_model_version("contest", "1")
+    (model,) = client.get_run(version.run_id).outputs.model_outputs
+    card = client.get_logged_model(model.model_id).tags["mlflow.note.content"]
+    assert card == version.description
+    assert "| bmi | double |" in card
+    assert "| r2 | " in card
+
+
 def test_a_run_is_not_created_twice_when_the_answer_was_lost(
     result: pipeline.Result, server: str
 ) -> None:

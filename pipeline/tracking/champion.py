@@ -1,0 +1,81 @@
+"""The model in MLflow's registry: the candidate, and the champion if it is better."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+CANDIDATE, CHAMPION = "candidate", "champion"
+"""Aliases of registered models."""
+JUDGED = "pipeline.judged."
+"""Start of the tags of a version that say how good it is."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model that may become the champion of a registered model."""
+
+    name: str
+    """The registered model's."""
+    metric: str
+    """By which it is judged, of the validation rows."""
+    value: float | None
+    is_lower_better: bool
+    rows: str
+    """Digest of these rows."""
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What a later model is compared with."""
+        value = "" if self.value is None else repr(self.value)
+        return {f"{JUDGED}metric": self.metric, f"{JUDGED}value": value, f"{JUDGED}rows": self.rows}
+
+    def why_not(self, champion: Mapping[str, str], name: str) -> str:
+        """Why it is not known to be better than the champion `name` with these tags; or nothing."""
+        metric, value, rows = (champion.get(key, "") for key in self.tags)
+        if self.value is None:
+            return f"it has no {self.metric}"
+        if not value or metric != self.metric:
+            return f"{name} was not judged by {self.metric}"
+        if rows != self.rows or not rows:
+            return f"{name} was judged on other validation rows"
+        sign = -1.0 if self.is_lower_better else 1.0
+        if not sign * self.value > sign * float(value):
+            return f"{self.metric} {self.value:.6g}, and {name} has {float(value):.6g}"
+        return ""
+
+
+def register(client: Any, run_id: str, model_id: str, text: str, candidate: Candidate) -> str:
+    """Make the model a version of a registered one with `text` as its description.
+
+    It gets the alias `candidate`; and `champion` too if there is none, or if it is better than the
+    present one on the same validation rows. A second call changes nothing. Returns what it is now,
+    in words.
+    """
+    from mlflow.exceptions import MlflowException
+
+    name = candidate.name
+    with contextlib.suppress(MlflowException):  # it is there
+        client.create_registered_model(name)
+    known = client.search_model_versions(f"name = '{name}' AND run_id = '{run_id}'")
+    version = known[0] if known else None  # a run has one model
+    if version is None:
+        source = f"models:/{model_id}"
+        version = client.create_model_version(
+            name, source, run_id, tags=candidate.tags, description=text, model_id=model_id
+        )
+    client.set_registered_model_alias(name, CANDIDATE, version.version)
+    try:
+        champion = client.get_model_version_by_alias(name, CHAMPION)
+    except MlflowException:
+        champion = None
+    if champion is None or champion.version == version.version:
+        reason = ""
+    else:
+        reason = candidate.why_not(champion.tags, f"version {champion.version}")
+    if reason:
+        return f"{name} version {version.version}: {CANDIDATE}; not {CHAMPION}: {reason}"
+    client.set_registered_model_alias(name, CHAMPION, version.version)
+    return f"{name} version {version.version}: {CANDIDATE} and {CHAMPION}"
