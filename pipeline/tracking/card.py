@@ -25,10 +25,10 @@ def card(record: Record, step: int, metrics: Numbers, baselines: Numbers) -> str
     parts = [
         f"**{record.params['model.name']}** trained with {' + '.join(losses(record.params))} for "
         f"{step:,} steps, by run `{record.name}`.",
-        "\n".join(["| input | type | training rows held |", "|---|---|---|", *_rows(inputs, data)]),
+        _quality(metrics, baselines),
         "\n".join(["| predicts | type | training rows held |", "|---|---|---|",
                    *_rows(targets, data)]) if targets else "",
-        _quality(metrics, baselines),
+        "\n".join(["| input | type | training rows held |", "|---|---|---|", *_rows(inputs, data)]),
         f"Rows: {rows}, from {files}{more}; fingerprint `{data.fingerprint[:16]}`.",
         "\n".join(["Limits:", *(f"- {text}" for text in _limits(inputs))]),
     ]  # fmt: skip

@@ -11,10 +11,12 @@ import gc
 import importlib
 import math
 import os
+import select
 import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock
@@ -34,13 +36,14 @@ PATIENCE_SECONDS = 30.0
 """After training's end, for a server that does not answer; PIPELINE_UPLOAD_PATIENCE_SECONDS."""
 KILLED_PATIENCE_SECONDS = 5.0
 """The most after a signal: whoever sent it does not wait for long."""
-SLOW_IMPORTS = (
+to_import = [
     "mlflow.store.tracking.sqlalchemy_store",
     "pipeline.tracking.model",
     "pipeline.tracking.serving",
     "matplotlib.backends.backend_agg",
     "sklearn.metrics",
-)
+]
+"""Modules that take long, in the order in which they are needed."""
 QUIET_SECONDS = 10.0  # without a new point, after which a run without its launcher has ended
 
 
@@ -55,7 +58,7 @@ def main(path: str = "", word: str = "") -> int:
     _lower_priority()
     if path:
         return record(RunDir(Path(path)), word == ALONE)
-    _import_all()
+    _import_all(lambda: bool(select.select([sys.stdin], [], [], 0)[0]))  # or the command has ended
     path = sys.stdin.readline().rstrip("\n")
     if not path:  # the command has ended without a run
         return 0
@@ -66,14 +69,14 @@ def main(path: str = "", word: str = "") -> int:
     return record(run)
 
 
-def _import_all() -> None:
-    """What takes seconds to import, while there is nothing to record yet."""
+def _import_all(is_needed: Callable[[], bool]) -> None:
+    """What takes seconds to import, as long as there is nothing else to do."""
     prepare_environment()
-    for name in SLOW_IMPORTS:
+    while to_import and not is_needed():
         with contextlib.suppress(ImportError):  # said where it is needed
-            importlib.import_module(name)
-    with contextlib.suppress(ImportError):
-        png(plot()[0])  # the first picture takes longest
+            importlib.import_module(to_import.pop(0))
+            if not to_import:
+                png(plot()[0])  # the first picture takes longest
 
 
 def record(run: RunDir, is_alone: bool = False) -> int:
@@ -110,6 +113,7 @@ def _upload(run: RunDir, launcher: Launcher, is_alone: bool) -> int:
             upload.describe()
             if upload.state.error:
                 upload.save(error="")
+            _import_all(run.ended.exists)
             pause = EVERY_SECONDS
         except SupersededError as error:
             assert upload is not None
