@@ -190,6 +190,8 @@ def comparison_lines(found: Comparison) -> list[str]:
         names[1:], found.first_differences, found.same_rows, strict=True
     ):
         curve = "is the same curve as" if step is None else f"differs from step {step:,} on from"
+        if not found.has_curve and step is None:
+            curve = "has no curve, as"
         on = "" if same_rows else ", on other rows"
         lines.append(f"{name} {curve} {names[0]}{on}")
     return lines

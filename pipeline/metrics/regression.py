@@ -76,7 +76,8 @@ def poisson_deviance() -> Metric:
     """Mean deviance of counts from predicted rates: 0 is perfect (mean_poisson_deviance)."""
 
     def deviance(prediction: Tensor, truth: Tensor) -> Tensor:
-        return 2 * (torch.xlogy(truth, truth / prediction) - truth + prediction)
+        logarithm = torch.where(truth > 0, (truth / prediction).log(), 0.0)
+        return 2 * (truth * logarithm - truth + prediction)
 
     metric = _mean_of(deviance)
     return Metric(VALUES, metric.sums, metric.value, lower_is_better=True, reads="rates")

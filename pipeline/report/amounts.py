@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.report.exhibit import GREY, Exhibit, color, plot, png, rounded
+from pipeline.report.exhibit import GREY, Exhibit, color, plot, png, rounded, short
 from pipeline.rundir.held_out import TermPredictions
 
+MAX_COLUMNS = 4
+"""Target columns, or positions of a vector, that have pictures."""
 MAX_DOTS = 3000
 """Above which dots are counted in cells."""
 NUM_GROUPS = 10
@@ -18,15 +20,15 @@ Numbers = NDArray[np.float64]
 
 
 def exhibits(term: TermPredictions) -> list[Exhibit]:
-    """The pictures of each target column."""
+    """The pictures of each target column, of the first ones where there are many."""
     made = []
-    for index in range(term.prediction.shape[1]):
-        name = term.names[index] if index < len(term.names) else str(index)
-        prediction, truth = (a[:, index].astype(float) for a in (term.prediction, term.truth))
+    for name, prediction, truth in zip(
+        term.names[:MAX_COLUMNS], term.prediction.T, term.truth.T, strict=False
+    ):
         finite = np.isfinite(prediction) & np.isfinite(truth)
         if finite.any():
-            draw = (_against_truth, _errors, _by_group)
-            made += [one(name, prediction[finite], truth[finite]) for one in draw]
+            both = tuple(values[finite].astype(float) for values in (prediction, truth))
+            made += [draw(name, *both) for draw in (_against_truth, _errors, _by_group)]
     return made
 
 
@@ -40,8 +42,8 @@ def _against_truth(name: str, prediction: Numbers, truth: Numbers) -> Exhibit:
         axis.scatter(truth, prediction, s=10, alpha=0.6, color=color(0), linewidths=0)
     ends = [min(truth.min(), prediction.min()), max(truth.max(), prediction.max())]
     axis.plot(ends, ends, color=GREY, linestyle=":", label="perfect")
-    axis.set_xlabel(f"true {name}")
-    axis.set_ylabel(f"predicted {name}")
+    axis.set_xlabel(f"true {short(name)}")
+    axis.set_ylabel(f"predicted {short(name)}")
     axis.legend(frameon=False, fontsize=8)
     some = np.linspace(0, len(truth) - 1, min(len(truth), MAX_TABLE)).astype(int)
     table = {"true": rounded(truth[some]), "predicted": rounded(prediction[some])}
@@ -54,7 +56,7 @@ def _against_truth(name: str, prediction: Numbers, truth: Numbers) -> Exhibit:
 def _errors(name: str, prediction: Numbers, truth: Numbers) -> Exhibit:
     errors = prediction - truth
     figure, axes = plot(1, 2)
-    counts, edges = np.histogram(errors, bins=min(40, max(10, len(errors) // 10)))
+    counts, edges = _histogram(errors)
     left, right = axes[0]
     left.stairs(counts, edges, fill=True, color=color(0), alpha=0.8)
     left.axvline(0, color=GREY, linestyle=":")
@@ -63,7 +65,7 @@ def _errors(name: str, prediction: Numbers, truth: Numbers) -> Exhibit:
     some = np.linspace(0, len(errors) - 1, min(len(errors), MAX_DOTS)).astype(int)
     right.scatter(prediction[some], errors[some], s=8, alpha=0.5, color=color(0), linewidths=0)
     right.axhline(0, color=GREY, linestyle=":")
-    right.set_xlabel(f"predicted {name}")
+    right.set_xlabel(f"predicted {short(name)}")
     right.set_ylabel("predicted - true")
     table = {"from": rounded(edges[:-1]), "to": rounded(edges[1:]), "rows": counts.tolist()}
     caption = (
@@ -71,6 +73,15 @@ def _errors(name: str, prediction: Numbers, truth: Numbers) -> Exhibit:
         "right is what the model has not learnt."
     )
     return Exhibit(f"errors_{name}", f"Errors of {name}", caption, table, png(figure))
+
+
+def _histogram(values: Numbers) -> tuple[NDArray[np.int64], Numbers]:
+    """Counts and the edges of bins; one bin for values that are hardly told apart."""
+    low, high = float(values.min()), float(values.max())
+    size = max(abs(low), abs(high), 1e-300)
+    if high - low > 1e-9 * size:
+        return np.histogram(values, bins=min(40, max(10, len(values) // 10)))
+    return np.array([len(values)]), np.array([low - 0.5 * size, high + 0.5 * size])
 
 
 def _by_group(name: str, prediction: Numbers, truth: Numbers) -> Exhibit:
@@ -93,7 +104,7 @@ def _by_group(name: str, prediction: Numbers, truth: Numbers) -> Exhibit:
     axis.axhline(0, color=GREY, linewidth=0.8)
     texts = [f"{a:.3g}\n{b:.3g}" for a, b in zip(table["from"], table["to"], strict=True)]
     axis.set_xticks(places, texts, fontsize=7)
-    axis.set_xlabel(f"predicted {name}, from and to")
+    axis.set_xlabel(f"predicted {short(name)}, from and to")
     axis.set_ylabel("mean error")
     axis.legend(frameon=False, fontsize=8)
     caption = (

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from pipeline.report import amounts, classes, curves, rows
 from pipeline.report.exhibit import Exhibit
 from pipeline.rundir import RunDir
-from pipeline.rundir.held_out import HeldOut
+from pipeline.rundir.held_out import HeldOut, TermPredictions
 from pipeline.rundir.journal import Reader
 from pipeline.rundir.records import Importance
 
@@ -22,36 +24,52 @@ class Report:
     exhibits: list[Exhibit]
     notes: list[str]
 
+    def add(self, what: str, draw: Callable[[], list[Exhibit]]) -> None:
+        """Draw something; whatever goes wrong, the rest is shown."""
+        try:
+            self.exhibits.extend(draw())
+        except Exception as error:  # odd numbers and names can make a library fail in any way
+            self.notes.append(f"{what} cannot be shown: {error or type(error).__name__}")
+
 
 def build(run: RunDir, read: curves.Curves | None = None) -> Report:
-    """The report of a run, of what its folder has by now; its journal may have been `read`."""
-    made = curves.exhibits(read or curves.Curves().add(Reader(run.journal).new()))
-    notes = []
+    """The report of a run, of what its folder has by now; its journal may have been `read`.
+
+    What cannot be drawn is left out, and a note says why.
+    """
+    known = read or curves.Curves().add(Reader(run.journal).new())
+    report = Report([], [])
+    report.add("the curves", lambda: curves.exhibits(known))
     held_out, note = _held_out(run)
-    notes += [note] if note else []
+    report.notes.extend([note] if note else [])
     if held_out is not None:
-        several = len(held_out.terms) > 1
         for term in held_out.terms:
-            shown = amounts.exhibits(term) if term.task == "values" else classes.exhibits(term)
-            shown.append(rows.worst(held_out, term))
-            made += [_of_term(one, term.label) for one in shown] if several else shown
+            report.add(f"the predictions of {term.label}", partial(_predictions, held_out, term))
     if run.importance.exists():
-        try:
-            made.append(rows.importance(Importance.read(run.importance)))
-        except ValueError as error:
-            notes.append(f"{run.importance.name}: {error}")
-    numbered = [replace(one, name=f"{i:02}_{_file_name(one)}") for i, one in enumerate(made, 1)]
-    return Report(numbered, notes)
+        report.add(run.importance.name, lambda: [rows.importance(Importance.read(run.importance))])
+    numbered = [
+        replace(one, name=f"{i:02}_{_file_name(one)}") for i, one in enumerate(report.exhibits, 1)
+    ]
+    return Report(numbered, report.notes)
+
+
+def _predictions(held_out: HeldOut, term: TermPredictions) -> list[Exhibit]:
+    """What there is to see of one term's predictions."""
+    if not len(term.truth):
+        return []
+    shown = amounts.exhibits(term) if term.task == "values" else classes.exhibits(term)
+    shown.append(rows.worst(held_out, term))
+    if len(held_out.terms) == 1:
+        return shown
+    label = term.label
+    return [
+        replace(one, name=f"{label}_{one.name}", title=f"{one.title} ({label})") for one in shown
+    ]
 
 
 def _file_name(exhibit: Exhibit) -> str:
     """Its name as any disk and address takes it."""
     return re.sub(r"[^a-z0-9]+", "_", exhibit.name.lower())[:LONGEST_NAME].strip("_")
-
-
-def _of_term(exhibit: Exhibit, label: str) -> Exhibit:
-    """One of several terms."""
-    return replace(exhibit, name=f"{label}_{exhibit.name}", title=f"{exhibit.title} ({label})")
 
 
 def _held_out(run: RunDir) -> tuple[HeldOut | None, str]:
@@ -62,10 +80,10 @@ def _held_out(run: RunDir) -> tuple[HeldOut | None, str]:
         held_out = HeldOut.read(run.held_out)
     except (OSError, ValueError) as error:
         return None, str(error)
-    note = ""
+    notes = []
     if held_out.is_sample:
-        note = (
-            f"Pictures of predictions show {len(held_out.rows):,} of "
-            f"{held_out.num_rows:,} validation rows."
-        )
-    return held_out, note
+        shown = f"{len(held_out.rows):,} of {held_out.num_rows:,}"
+        notes.append(f"Pictures of predictions show {shown} validation rows.")
+    if any((term.weight != 1).any() for term in held_out.terms):
+        notes.append("Pictures count each row once, whatever its weight in the metrics.")
+    return held_out, " ".join(notes)

@@ -22,6 +22,8 @@ class Comparison:
     """By name: the value of each run."""
     first_differences: list[int | None]
     """Of each run but the first: the first step whose loss is another one; None if none is."""
+    has_curve: bool
+    """Whether the first run has any step."""
     same_rows: list[bool]
     """Of each run but the first: whether it has the same rows."""
 
@@ -43,6 +45,7 @@ def compare(runs: Sequence[Summary]) -> Comparison:
         changes,
         metrics,
         [first_difference(first, other) for other in others],
+        next(_losses(first), None) is not None,
         [first.record.data.fingerprint == other.record.data.fingerprint for other in others],
     )
 

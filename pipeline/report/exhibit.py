@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 """Okabe and Ito's, which people with any colour vision tell apart."""
 GREY = "#767676"
+LONGEST_LABEL = 28
 WIDTH, HEIGHT, DPI = 7.0, 4.2, 110
 Columns = Mapping[str, Sequence[Any]]
 
@@ -43,9 +44,11 @@ class Exhibit:
 
 def plot(num_rows: int = 1, num_columns: int = 1, height: float = HEIGHT) -> tuple[Figure, Any]:
     """A figure on white, which is readable on dark pages too, and its axes: [rows, columns]."""
+    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    matplotlib.rcParams["text.parse_math"] = False  # names of columns may hold anything
     figure = Figure(figsize=(WIDTH, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.subplots(num_rows, num_columns, squeeze=False)
@@ -77,6 +80,13 @@ def png(figure: Figure) -> bytes:
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=DPI)
     return content.getvalue()
+
+
+def short(name: str) -> str:
+    """A name as it fits into a picture; matplotlib leaves out labels that begin with `_`."""
+    text = " ".join(name.split())
+    text = text if len(text) <= LONGEST_LABEL else f"{text[: LONGEST_LABEL - 3]}..."
+    return f" {text}" if text.startswith("_") else text
 
 
 def color(index: int) -> str:

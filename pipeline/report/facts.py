@@ -22,7 +22,8 @@ def facts(run: RunDir, curves: Curves) -> dict[str, str]:
     best = done.best if done else None
     found["state"] = f"finished after {done.steps:,} steps" if done else _unfinished(run)
     if best is not None:
-        found["model"] += f", with the weights after step {best.step:,} ({best.metric})"
+        weights = f"with the weights after step {best.step:,} ({best.metric})"
+        found["model"] = ", ".join(filter(None, [found.get("model"), weights]))
     metrics = best.metrics if best else last_values(curves)
     if metrics:
         found["validation"] = verdict(metrics, curves.baselines)

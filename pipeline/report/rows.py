@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.report.exhibit import Exhibit, color, plot, png, rounded
+from pipeline.report.exhibit import Exhibit, color, plot, png, rounded, short
 from pipeline.rundir.held_out import HeldOut, TermPredictions
 from pipeline.rundir.records import Importance
 
@@ -23,7 +23,7 @@ def importance(found: Importance) -> Exhibit:
     figure, axes = plot(height=1.0 + 0.28 * max(len(shown), 2))
     axis = axes[0, 0]
     axis.barh(np.arange(len(shown)), rises[:MAX_INPUTS], color=color(0))
-    axis.set_yticks(np.arange(len(shown)), [name[:30] for name in shown], fontsize=8)
+    axis.set_yticks(np.arange(len(shown)), [short(name) for name in shown], fontsize=8)
     axis.invert_yaxis()
     axis.set_xlabel("rise of the validation loss when the input is shuffled")
     late = f" There was no time for {', '.join(found.left_out)}." if found.left_out else ""
@@ -52,7 +52,7 @@ def worst(held_out: HeldOut, term: TermPredictions) -> Exhibit:
         table["file"].append(path)
         table["row"].append(index)
         if columns > 1:
-            table["of"].append(term.names[column] if column < len(term.names) else column)
+            table["of"].append(term.names[column])
         table["true"].append(truth[flat])
         table["predicted"].append(says[flat])
         table["error"] += rounded([errors[flat]], 4)
@@ -77,17 +77,17 @@ def _errors(term: TermPredictions) -> tuple[NDArray[np.float64], list[Any], list
         own = np.take_along_axis(prediction, truth[:, None], 1)[:, 0]
         best = prediction.argmax(1)
         errors = (1.0 if term.are_probabilities else prediction.max(1)) - own
-
-        def name(code: int) -> str:
-            return term.names[code] if code < len(term.names) else str(code)
-
         says = [
-            f"{name(code)} ({prediction[i, code]:.3g}), true: {own[i]:.3g}"
+            f"{term.names[code]} ({prediction[i, code]:.3g}), true: {own[i]:.3g}"
             for i, code in enumerate(best)
         ]
-        return errors, says, [name(code) for code in truth]
+        return errors, says, [term.names[code] for code in truth]
     flat, true = prediction.ravel(), truth.ravel()
     if term.task == "values":
         return np.abs(flat - true), rounded(flat), rounded(true)
     errors = np.abs(flat - true) if term.are_probabilities else np.where(true, -flat, flat)
-    return errors, rounded(flat, 4), [term.answers[int(one)] for one in true]
+    return (
+        errors,
+        rounded(flat, 4),
+        [term.answers[index % len(term.answers)][int(one)] for index, one in enumerate(true)],
+    )

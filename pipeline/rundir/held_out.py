@@ -27,9 +27,9 @@ class TermPredictions:
     are_probabilities: bool
     """Or scores, or amounts."""
     names: list[str]
-    """Of the classes; of the target columns for amounts and labels."""
-    answers: list[str]
-    """What a target of `binary` calls no and yes."""
+    """Of the classes [C]; of each column of the predictions for amounts and answers."""
+    answers: list[tuple[str, str]]
+    """What each target column of `binary` calls no and yes."""
     prediction: NDArray[Any]
     """For `classes` [N, C]; for `binary` [N] or [N, K]; for `values` [N, columns]."""
     truth: NDArray[Any]

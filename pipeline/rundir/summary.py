@@ -93,6 +93,8 @@ def _state(run: RunDir, done: Done | None) -> RunState:
             FileLock(run.path / ".lock", timeout=0).acquire().lock.release()
         except Timeout:
             return "training"
+        except OSError:  # a lock that this user cannot take tells nothing
+            return "stopped"
     ended = run.read_ended()
     return "failed" if ended is not None and ended.state == "failed" else "stopped"
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ from pipeline.losses.targets import Items
 from pipeline.losses.terms import Term
 from pipeline.train.term_metrics import TermMetric
 
-MEDIAN_ROWS = 10**6
+MAX_ROWS = 10**6
 """Training rows, evenly spaced, whose median is taken for that of all."""
 
 
@@ -28,9 +30,11 @@ class Baseline(TermMetric):
 
     def seen(self, items: Items) -> Items:
         """The items with the constant for each prediction."""
-        return items._replace(
-            prediction=self.constant.to(items.prediction).expand_as(items.prediction)
-        )
+        constant = self.constant.to(items.prediction)
+        if constant.dim():  # a model may tell more classes apart than there are
+            missing = items.prediction.shape[-1] - constant.shape[-1]
+            constant = torch.nn.functional.pad(constant, (0, missing))
+        return items._replace(prediction=constant.expand_as(items.prediction))
 
 
 def choose_baselines(
@@ -42,21 +46,29 @@ def choose_baselines(
         if one.metric.baseline is None:
             continue
         term = terms[one.reading.term]
-        constant = term.target.constant(term, one.reading.reads, one.reading.centered)
-        if constant is not None and one.metric.baseline == "median":
-            constant = _median(term, train, constant)
-        if constant is not None:
-            baselines.append(Baseline(one.name, one.metric, one.reading, constant))
+        reads, is_centered = one.reading.reads, one.reading.centered
+        constant = term.target.constant(term, reads, is_centered)
+        if constant is None:
+            continue
+        if one.reading.task == "values" and not isinstance(train, Streamed):
+            if one.metric.baseline == "median":
+                constant = _middle(term, train, is_centered, np.median)
+            elif constant.numel() < _width(term):  # positions that share a scale
+                constant = _middle(term, train, is_centered, np.mean)
+        baselines.append(Baseline(one.name, one.metric, one.reading, constant))
     return baselines
 
 
-def _median(term: Term, train: Dataset, mean: Tensor) -> Tensor:
-    """The training targets' median, of a million rows at most; the mean of rows not at hand."""
-    if isinstance(train, Streamed):
-        return mean
-    rows = np.unique(np.linspace(0, len(train) - 1, min(len(train), MEDIAN_ROWS)).astype(np.int64))
+def _width(term: Term) -> int:
+    """How many numbers a row of the targets has."""
+    return sum(math.prod(field.shape) for field in term.targets)
+
+
+def _middle(term: Term, train: Dataset, is_centered: bool, middle: Callable[..., Any]) -> Tensor:
+    """The mean or median of each column of the training targets, of a million rows at most."""
+    rows = np.unique(np.linspace(0, len(train) - 1, min(len(train), MAX_ROWS)).astype(np.int64))
     truth = term.truth(train.columns([field.name for field in term.targets], rows))[0]
     assert isinstance(truth, Tensor)
     items = Items(truth, truth, torch.ones(len(truth)), torch.from_numpy(rows))
-    amounts = term.target.compared(term, items, "amounts", False).truth
-    return torch.from_numpy(np.median(amounts.numpy(), axis=0))
+    amounts = term.target.compared(term, items, "amounts", is_centered).truth
+    return torch.from_numpy(np.asarray(middle(amounts.numpy(), axis=0)))

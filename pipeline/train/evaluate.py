@@ -86,20 +86,26 @@ def evaluate(
             batch = to_device(batch, device)
             predictions = objective.predict(batch)
             losses = [loss.double().sum() for loss in objective.items(predictions, batch)]
+            are_nan = [_is_nan(term, predictions) for term in terms]
             readings = dict.fromkeys([*(one.reading for one in chosen), *kept.readings])
             row = torch.from_numpy(here)
             items = {each: each.items(objective, predictions, batch, row) for each in readings}
             both = zip(summed, sizes, strict=True)
             sums = [one.sums(items[one.reading], size).cpu() for one, size in both]
-            sums_by_batch[index] = torch.cat([torch.stack(losses).cpu(), denominators, *sums])
+            sums_by_batch[index] = torch.cat(
+                [torch.stack(losses).cpu(), denominators, torch.stack(are_nan).cpu(), *sums]
+            )
             gathered.add(index, items)
             kept.add(index, items)
     num_terms = len(terms)
-    totals = comm.sum_by_index(sums_by_batch, len(starts), 2 * num_terms + sum(sizes))
-    numerator, denominator, *sums = torch.split(totals, [num_terms, num_terms, *sizes])
+    totals = comm.sum_by_index(sums_by_batch, len(starts), 3 * num_terms + sum(sizes))
+    numerator, denominator, num_nan, *sums = torch.split(totals, [*3 * [num_terms], *sizes])
     total = dict(zip(summed, sums, strict=True))
     value: dict[TermMetric, float | None] = {one: one.value(total[one]) for one in summed}
     value |= values_of_all(whole, gathered.gather(len(starts)))
+    for one in metrics:
+        if num_nan[one.reading.term] and value[one] is not None:
+            value[one] = math.nan  # which labels, ranks and medians would not show
     values = _losses(terms, numerator, denominator) | {one.name: value[one] for one in metrics}
     constant: Numbers = {one.name: value[one] for one in baselines}
     notes = [_explain_collapse(terms[one.reading.term], total[one]) for one in tallies]
@@ -108,6 +114,12 @@ def evaluate(
         reading.term: items for reading, items in kept.gather(len(starts)).items() if items
     }
     return Evaluation(values, constant, [note for note in notes if note], predictions_kept)
+
+
+def _is_nan(term: Term, predictions: Mapping[str, Tensor]) -> Tensor:
+    """Whether any prediction of the term is not a number: 1 or 0."""
+    found = [tensor.isnan().any() for tensor in term.read(predictions)]
+    return torch.stack(found).any().double()
 
 
 def _choose_kept(objective: Objective, num_rows: int, num_batches: int) -> dict[Reading, int]:

@@ -109,8 +109,10 @@ def _evaluate(job: Job, state: TrainState, recorder: NullRecorder, last_step: in
             keep=settings.best_by is not None or state.step == last_step,
         )
     recorder.log_evaluation(state, evaluation)
-    is_best = not state.best or state.best.update(state.step, evaluation.values, objective)
-    if evaluation.kept and is_best and state.step:  # of the weights that become the model
+    becomes_model = state.step > 0
+    if state.best:
+        becomes_model = state.best.update(state.step, evaluation.values, objective)
+    if evaluation.kept and becomes_model:
         recorder.save_predictions(state, evaluation)
 
 

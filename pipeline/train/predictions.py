@@ -6,9 +6,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from pipeline.data.columns import Field
 from pipeline.data.origins import Origins
 from pipeline.losses.targets import Items
 from pipeline.losses.terms import Term
+from pipeline.metrics import Task
 from pipeline.rundir.held_out import HeldOut, TermPredictions
 
 
@@ -24,16 +26,28 @@ def held_out(terms: list[Term], kept: Mapping[int, Items], step: int, origins: O
 def _describe(term: Term, items: Items) -> TermPredictions:
     task = term.target.task(term)
     assert task is not None
-    names = [field.name for field in term.targets]
-    if task == "classes":
-        vocabulary = term.targets[0].vocabulary or range(items.prediction.shape[1])
-        names = [str(value) for value in vocabulary]
-    known = term.targets[0].vocabulary if task == "binary" else None
     return TermPredictions(
         term.label,
         task,
         "probabilities" in term.target.readable(term),
-        names,
-        [str(value) for value in known] if known and len(known) == 2 else ["no", "yes"],
+        _names(term, task, items),
+        [_answers(field) for field in term.targets],
         *(tensor.numpy() for tensor in items),
     )
+
+
+def _names(term: Term, task: Task, items: Items) -> list[str]:
+    """Of the classes, or of each column of the predictions."""
+    if task == "classes":
+        known = [str(value) for value in term.targets[0].vocabulary or ()]
+        return [*known, *map(str, range(len(known), items.prediction.shape[1]))]
+    width = items.truth[0].numel() if len(items.truth) else 0
+    if len(term.targets) == 1 and width > 1:
+        return [f"{term.targets[0].name}[{place}]" for place in range(width)]
+    return [field.name for field in term.targets]
+
+
+def _answers(field: Field) -> tuple[str, str]:
+    """What a column calls no and yes."""
+    known = field.vocabulary
+    return (str(known[0]), str(known[1])) if known and len(known) == 2 else ("no", "yes")

@@ -161,7 +161,7 @@ class RunRecorder(NullRecorder):
         }
         if evaluation.baselines:
             point["baselines"] = evaluation.baselines
-        notes = evaluation.notes
+        notes = list(evaluation.notes)
         if state.step:
             notes += not_better(state.metrics, evaluation.values, self.journal.baselines)
         if notes:

@@ -133,8 +133,12 @@ def choose_metrics(
     Raises UsageError for a metric that fits none of the terms, or that takes no weights where
     `is_weighted`.
     """
-    usual = [name for term in terms for name in term.target.usual_metrics(term)]
     tasks = [term.target.task(term) for term in terms]
+    usual = [
+        name
+        for term, task in zip(terms, tasks, strict=True)
+        for name in (term.target.usual_metrics(term) if task is not None else ())
+    ]
     chosen: list[TermMetric] = []
     for name in dict.fromkeys(usual if names is None else names):
         metric = _build_metric(name)

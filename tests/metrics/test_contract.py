@@ -167,3 +167,31 @@ def test_a_custom_metric_that_does_not_say_what_it_reads_is_refused() -> None:
     bound = made.objective()
     with pytest.raises(UsageError, match=r'does not say what it reads .* reads="labels"'):
         choose_metrics(bound.terms, ["t_silent"])
+
+
+@pytest.mark.parametrize("name", ["digits", "breast_cancer", "diabetes"])
+def test_a_prediction_that_is_no_number_leaves_no_metric_a_value(name: str) -> None:
+    """Labels, ranks and medians would not show it, and `best_by` would keep its weights."""
+    job = prepare(load(JOBS / f"{name}.yaml"), JOBS)
+    bound = job.objective()
+    assert job.validation is not None
+    last = [m for m in bound.modules() if isinstance(m, nn.Linear)][-1]
+    seen = []
+
+    def spoil(module: nn.Module, given: Any, made: torch.Tensor) -> torch.Tensor:
+        seen.append(len(made))
+        return made if len(seen) > 1 else made.clone().fill_(torch.nan)
+
+    last.register_forward_hook(spoil)
+    names = registry.metrics.entries
+    task = bound.terms[0].target.task(bound.terms[0])
+    fitting = [
+        one for one in built_in("metrics")
+        if task in names[one].build().tasks
+        and names[one].build().reading(task) in bound.terms[0].target.readable(bound.terms[0])
+    ]  # fmt: skip
+    metrics = choose_metrics(bound.terms, fitting)
+    rows = np.arange(9)
+    found = evaluate(bound, job.validation, rows, 4, metrics, torch.device("cpu")).values
+    assert len(found) > 4
+    assert all(np.isnan(value) for key, value in found.items() if value is not None)

@@ -60,3 +60,8 @@ def test_the_deviance_of_counts(weight: Any) -> None:
 def test_a_weight_of_nothing_has_no_value(name: str) -> None:
     truth, forecast = RNG.normal(size=(2, N, 1))
     assert np.isnan(value_of(name, forecast, truth, np.zeros((N, 1)), []))
+
+
+def test_a_rate_that_underflows_costs_nothing_where_nothing_was_counted() -> None:
+    rates, counts = np.array([[0.0], [1.0]]), np.array([[0.0], [1.0]])
+    assert value_of("poisson_deviance", rates, counts, np.ones((2, 1)), []) == 0

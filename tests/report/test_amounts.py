@@ -28,8 +28,10 @@ def term(prediction: Any, truth: Any) -> TermPredictions:
         (np.full(30, np.nan), np.arange(30.0)),
         ([1.0, np.inf, 3.0], [1.0, 2.0, 3.0]),
         (1e30 * RNG.normal(size=30), np.arange(30.0)),
+        (np.zeros(30), 1.7e18 + 1e9 * np.arange(30.0)),
+        (np.zeros(30), np.full(30, 1.5e17)),
     ],
-    ids=["many", "one", "constant", "nan", "inf", "huge"],
+    ids=["many", "one", "constant", "nan", "inf", "huge", "alike", "the same"],
 )
 def test_they_are_drawn(prediction: Any, truth: Any) -> None:
     made = amounts.exhibits(term(prediction, truth))

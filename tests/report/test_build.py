@@ -10,10 +10,15 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sk
 
+from pipeline.report import amounts
+from pipeline.report.amounts import MAX_COLUMNS
 from pipeline.report.build import Report, build
+from pipeline.report.curves import Curves
 from pipeline.report.exhibit import Exhibit
+from pipeline.report.facts import facts
 from pipeline.rundir import RunDir
 from pipeline.rundir.held_out import HeldOut
+from pipeline.rundir.journal import Reader
 from pipeline.rundir.records import Done
 from pipeline.train.loop import train
 from tests.data.tables import job_of
@@ -167,3 +172,50 @@ def test_damaged_files_are_named_and_the_rest_is_shown(tmp_path: Path) -> None:
 
 def test_a_run_of_no_steps_has_a_report_without_pictures(tmp_path: Path) -> None:
     assert build(RunDir(tmp_path)).exhibits == []
+
+
+def test_each_of_several_columns_has_its_own_answers_and_positions_their_number(
+    tmp_path: Path,
+) -> None:
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=90)
+    frame = pd.DataFrame({
+        "a": a, "ill": np.where(a > 0, "ill", "well"), "smoker": np.where(a > 1, "smokes", "clean"),
+        "many": list(rng.normal(size=(90, 6))),
+    })  # fmt: skip
+    frame.to_parquet(tmp_path / "rows.parquet")
+    loss = [
+        {"name": "bce_with_logits", "target": ["ill", "smoker"], "prediction": "flags"},
+        {"name": "mse", "target": "many", "prediction": "many"},
+    ]
+    data = {"target": ["ill", "smoker", "many"], "inputs": ["a"], "validation": 0.3}
+    run = RunDir(tmp_path / "run")
+    run.path.mkdir()
+    train(job_of(tmp_path, "rows.parquet", loss=loss, data=data), run)
+    shown = titled(build(run))
+    worst = shown[f"{WORST} (bce_with_logits)"].table
+    for of, true in zip(worst["of"], worst["true"], strict=True):
+        assert true in {"ill": ("ill", "well"), "smoker": ("clean", "smokes")}[of]
+    assert "Errors of many[0] (mse)" in shown
+    assert len([title for title in shown if title.startswith("Errors of")]) == MAX_COLUMNS
+
+
+def test_what_cannot_be_drawn_leaves_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(tmp_path, "mse", "amount")
+
+    def fail(*_: Any) -> None:
+        raise ArithmeticError("odd numbers")
+
+    monkeypatch.setattr(amounts, "exhibits", fail)
+    report = build(run)
+    assert [one.title for one in report.exhibits] == [*CURVES, INPUTS]
+    assert report.notes == ["the predictions of mse cannot be shown: odd numbers"]
+
+
+def test_a_run_without_a_record_has_facts_too(tmp_path: Path) -> None:
+    run = run_of(tmp_path, "mse", "amount", training={"best_by": "rmse"})
+    found = facts(run, Curves().add(Reader(run.journal).new()))
+    assert found["state"].startswith("finished after")
+    assert "rmse" in found["model"]

@@ -17,7 +17,7 @@ RNG = np.random.default_rng(0)
 def term(prediction: Any, truth: Any, names: list[str], proper: bool = True) -> TermPredictions:
     task: Any = "classes" if truth.dtype != bool else "binary"
     ones, rows = np.ones(truth.shape), np.arange(len(truth))
-    return TermPredictions("t", task, proper, names, ["no", "yes"], prediction, truth, ones, rows)
+    return TermPredictions("t", task, proper, names, [("no", "yes")], prediction, truth, ones, rows)
 
 
 def drawn(one: TermPredictions) -> dict[str, Any]:
@@ -49,4 +49,30 @@ def test_predictions_that_are_no_numbers_draw_what_they_can(value: float) -> Non
     shares = RNG.normal(size=(20, 3))
     shares[4, 1] = value
     found = drawn(term(shares, RNG.integers(0, 3, 20), ["a", "b", "c"], proper=False))
-    assert set(found) == {"confusion", "per_class"}
+    assert "per_class" in found
+    assert np.sum([found["confusion"].table[f"predicted {name}"] for name in "abc"]) == 19
+
+
+def test_very_many_classes_take_no_room_of_their_square() -> None:
+    num = 60_000
+    shares = np.full((40, num), 1e-6, np.float32)
+    truth = RNG.integers(0, num, 40)
+    shares[np.arange(40), truth] = 0.9
+    found = drawn(term(shares, truth, [str(i) for i in range(num)]))
+    assert len(found["confusion"].table["true"]) == MAX_CONFUSED
+    assert sum(found["per_class"].table["rows"]) == 40
+
+
+ODD = ["$\\frac{a$", "_hidden", "n" * 300, "a\nb <b>"]
+
+
+@pytest.mark.filterwarnings("error:.*artists:UserWarning")
+def test_names_are_names_whatever_they_hold() -> None:
+    shares = RNG.dirichlet(np.ones(4), size=60)
+    found = drawn(term(shares, RNG.integers(0, 4, 60), ODD))
+    assert found["confusion"].table["true"] == ODD
+    assert set(found["roc"].table["class"]) == set(ODD)
+
+
+def test_no_items_draw_nothing() -> None:
+    assert drawn(term(np.zeros((0, 3)), np.zeros(0, np.int64), ["a", "b", "c"])) == {}

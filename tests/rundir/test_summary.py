@@ -92,6 +92,14 @@ def test_a_run_that_has_not_begun(tmp_path: Path) -> None:
     run.journal.unlink()
     found = summary_of(run)
     assert (found.state, found.steps, found.metrics) == ("stopped", 0, {})
+    assert not compare([found, found]).has_curve
+
+
+def test_a_lock_that_cannot_be_opened_hides_no_run(tmp_path: Path) -> None:
+    run = run_of(tmp_path, "t-1", [1.0])
+    (run.path / ".lock").mkdir()
+    (run.path / ".lock-holder").touch()
+    assert [one.state for one in summaries(tmp_path)] == ["stopped"]
 
 
 def test_runs_are_compared_with_the_first(tmp_path: Path) -> None:
@@ -105,6 +113,7 @@ def test_runs_are_compared_with_the_first(tmp_path: Path) -> None:
     found = compare([summary_of(run) for run in runs])
     assert found.first_differences == [None, 2, 3]
     assert found.same_rows == [True, True, False]
+    assert found.has_curve
     assert found.changes == {
         "model.name": ["mlp", "mlp", "cnn", "mlp"], "x": ["-", "-", "1", "-"]
     }  # fmt: skip

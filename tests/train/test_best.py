@@ -60,6 +60,7 @@ def test_keeping_the_best_weights_changes_no_step(tmp_path: Path) -> None:
     assert weights_sha256(last) == other.weights_sha256
 
 
+@pytest.mark.processes
 def test_an_invalid_metric_is_refused_before_training(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no metric 'rsme'.*did you mean 'rmse'"):
         trained(tmp_path, "rsme")

@@ -81,3 +81,52 @@ def test_a_model_that_is_no_better_is_told_so(tmp_path: Path) -> None:
     assert line == f"r2 -9 is no better than the {found['r2']:.6g} of a constant"
     assert not_better(metrics, {"rmse": None}, found) == []
     assert not_better(metrics, {"rmse": 5.0}, {}) == []
+
+
+@pytest.mark.parametrize("share", [0.4, 0.6])
+def test_of_signs_as_numbers_the_more_frequent_one_is_the_constant(
+    share: float, tmp_path: Path
+) -> None:
+    y = np.where(np.arange(TRAIN + HELD_OUT) % 10 < 10 * share, 1.0, -1.0)
+    found = baselines(tmp_path, y, "soft_margin", ["accuracy", "f1"])
+    most = 1.0 if share > 0.5 else -1.0
+    said = np.full(HELD_OUT, most)
+    assert found["accuracy"] == pytest.approx(accuracy_score(y[TRAIN:], said))
+    assert found["f1"] == pytest.approx(f1_score(y[TRAIN:], said, zero_division=0))
+
+
+def test_positions_that_share_a_scale_have_a_mean_each(tmp_path: Path) -> None:
+    y = list(RNG.normal([0.0, 5.0, 9.0], size=(TRAIN + HELD_OUT, 3)))
+    shared, own = (
+        baselines(tmp_path, y, "mse", ["rmse", "r2", "mae"], target_scale=scale)
+        for scale in ("shared", "standard")
+    )
+    assert shared == pytest.approx(own, rel=1e-4)
+    matrix = np.stack(y)
+    expected = root_mean_squared_error(
+        matrix[TRAIN:], np.repeat(matrix[:TRAIN].mean(0)[None], HELD_OUT, 0)
+    )
+    assert shared["rmse"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_loss_without_a_task_has_no_usual_metrics(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"a": [0.0, 1.0] * 20, "y": [1.0, -1.0] * 20})
+    frame.to_parquet(tmp_path / "train.parquet")
+    job = job_of(tmp_path, "train.parquet", loss="cosine_embedding")
+    assert choose_metrics(job.terms, None) == []
+
+
+def test_a_model_may_tell_more_classes_apart_than_there_are(tmp_path: Path) -> None:
+    y = np.array(["x", "y", "z"])[np.arange(TRAIN + HELD_OUT) % 3]
+    frame = pd.DataFrame({"a": RNG.normal(size=len(y)), "y": y})
+    frame.to_parquet(tmp_path / "train.parquet")
+    model = {"name": "linear", "outputs": {"prediction": {"size": 5}}}
+    job = job_of(tmp_path, "train.parquet", loss="cross_entropy", model=model,
+                 data={"validation": 0.3})  # fmt: skip
+    objective = job.objective()
+    metrics = choose_metrics(objective.terms, None)
+    constant = choose_baselines(objective.terms, metrics, job.train)
+    assert job.validation is not None
+    rows = np.arange(job.num_validation_rows)
+    found = evaluate(objective, job.validation, rows, 7, metrics, CPU, constant, keep=True)
+    assert found.baselines["log_loss"] == pytest.approx(np.log(3), rel=0.2)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.data.columns import Field
@@ -67,12 +69,23 @@ class Binary(Target):
         return Items(prediction, is_yes, of_items(weight, truth), of_items(row, truth))
 
     def constant(self, term: Term, reads: Reads, centered: bool) -> Tensor | None:
-        shares = [_share_of_yes(field) for field in term.targets]
+        shares = [self._share_of_yes(field) for field in term.targets]
         if None in shares:
             return None
         share = torch.tensor(shares, dtype=torch.float64)
         share = share[0] if len(shares) == 1 else share
         return share > 0.5 if reads == "labels" else share
+
+    def _share_of_yes(self, field: Field) -> Any:
+        """Of the training rows; by position for vectors; None where it is not known."""
+        if field.counts is not None:
+            return field.counts[-1] / sum(field.counts)
+        return self._share_at(np.asarray(field.center)).tolist() if field.is_amount else None
+
+    @staticmethod
+    def _share_at(mean: NDArray[Any]) -> NDArray[Any]:
+        """The share of yes at a mean of the column."""
+        return mean
 
     def nothing(self, term: Term, width: int, reads: Reads) -> tuple[Tensor, Tensor]:
         shape = term.targets[0].shape if len(term.targets) == 1 else (len(term.targets),)
@@ -87,19 +100,16 @@ class Binary(Target):
         return {field.name: labels, f"{field.name}_{self.served_as}{positive}": served.numpy()}
 
 
-def _share_of_yes(field: Field) -> Any:
-    """Of the training rows; by position for vectors; None where it is not known."""
-    if field.counts is not None:
-        return field.counts[-1] / sum(field.counts)
-    return field.center if field.is_amount else None
-
-
 class Signs(Binary):
     """Two classes: float32, -1 or 1."""
 
     name = "signs"
     threshold = 0.0
     served_as = "score"
+
+    @staticmethod
+    def _share_at(mean: NDArray[Any]) -> NDArray[Any]:
+        return (mean + 1) / 2
 
     def readable(self, term: Term) -> tuple[Reads, ...]:
         return "labels", "scores"
