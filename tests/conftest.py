@@ -33,6 +33,7 @@ FAST = (
     "losses",
     "models",
     "probes",
+    "report",
     "rundir",
     "spec",
     "test_optimizers",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,8 +33,9 @@ class Answers:
 
 def exhibits(term: TermPredictions) -> list[Exhibit]:
     """The pictures of a term with classes, or with one or more answers of yes and no."""
-    items = np.isfinite(term.prediction.reshape(len(term.prediction), -1)).all(1)
-    prediction, truth = term.prediction[items], term.truth[items]
+    width = math.prod(term.prediction.shape[1:])
+    is_finite = np.isfinite(term.prediction).reshape(-1, width).all(1)
+    prediction, truth = term.prediction[is_finite], term.truth[is_finite]
     if not len(truth):
         return []
     if term.task == "classes":
