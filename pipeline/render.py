@@ -186,14 +186,17 @@ def comparison_lines(found: Comparison) -> list[str]:
     for name, values in found.metrics.items():
         rows.append([name, *("-" if value is None else f"{value:.6g}" for value in values)])
     lines = _table(rows)
-    for name, step, same_rows in zip(
-        names[1:], found.first_differences, found.same_rows, strict=True
+    for name, difference, same_rows in zip(
+        names[1:], found.differences, found.same_rows, strict=True
     ):
-        curve = "is the same curve as" if step is None else f"differs from step {step:,} on from"
-        if not found.has_curve and step is None:
-            curve = "has no curve, as"
-        on = "" if same_rows else ", on other rows"
-        lines.append(f"{name} {curve} {names[0]}{on}")
+        if difference is not None:
+            size = f", by up to {difference.largest:.1e} of the loss" if difference.largest else ""
+            text = f"differs from {names[0]} from step {difference.first_step:,} on{size}"
+        elif found.has_curve:
+            text = f"has the same curve as {names[0]}"
+        else:
+            text = f"has no curve, as {names[0]}"
+        lines.append(f"{name} {text}{'' if same_rows else ' (on other rows)'}")
     return lines
 
 

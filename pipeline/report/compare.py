@@ -7,8 +7,17 @@ from dataclasses import dataclass
 from itertools import zip_longest
 
 from pipeline.rundir.journal import Reader
-from pipeline.rundir.records import Numbers
 from pipeline.rundir.summary import Summary
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Between two curves."""
+
+    first_step: int
+    """The first step whose losses differ, or that only one of them has."""
+    largest: float
+    """The largest difference between losses of one step, relative to the larger one."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +29,8 @@ class Comparison:
     """By key of the spec, where they differ: the value of each run, `-` without one."""
     metrics: dict[str, list[float | None]]
     """By name: the value of each run."""
-    first_differences: list[int | None]
-    """Of each run but the first: the first step whose loss is another one; None if none is."""
+    differences: list[Difference | None]
+    """Of each run but the first: how its curve differs; None where it does not."""
     has_curve: bool
     """Whether the first run has any step."""
     same_rows: list[bool]
@@ -44,25 +53,34 @@ def compare(runs: Sequence[Summary]) -> Comparison:
         runs,
         changes,
         metrics,
-        [first_difference(first, other) for other in others],
+        [difference(first, other) for other in others],
         next(_losses(first), None) is not None,
         [first.record.data.fingerprint == other.record.data.fingerprint for other in others],
     )
 
 
-def first_difference(one: Summary, other: Summary) -> int | None:
-    """The first step whose loss differs, or that only one run has; None if the curves are one."""
-    both = (_losses(each) for each in (one, other))
-    for left, right in zip_longest(*both):
-        if left != right:
-            known = left or right
-            assert known is not None
-            return known[0]
-    return None
+def difference(one: Summary, other: Summary) -> Difference | None:
+    """How the curves of two runs differ; None if they are the same."""
+    first, largest = None, 0.0
+    for left, right in zip_longest(_losses(one), _losses(other)):
+        if left == right:
+            continue
+        known = left or right
+        first = known[0] if first is None and known is not None else first
+        if left is not None and right is not None:
+            largest = max(largest, _relative(left[1], right[1]))
+    return None if first is None else Difference(first, largest)
 
 
-def _losses(run: Summary) -> Iterator[tuple[int, Numbers]]:
-    """Each step with its losses."""
+def _losses(run: Summary) -> Iterator[tuple[int, tuple[float | None, ...]]]:
+    """Each step with the job's loss, and that of each term."""
     for point in Reader(run.run.journal).new():
         if "train" in point:
-            yield point["step"], {"loss": point["train"]["loss"], **point["terms"]}
+            yield point["step"], (point["train"]["loss"], *point["terms"].values())
+
+
+def _relative(one: Sequence[float | None], other: Sequence[float | None]) -> float:
+    """The largest relative difference, of losses that both have."""
+    known = [(a, b) for a, b in zip(one, other, strict=False) if a is not None and b is not None]
+    sizes = [abs(a - b) / max(abs(a), abs(b)) for a, b in known if a != b]
+    return max(sizes, default=0.0)

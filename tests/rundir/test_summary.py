@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.report.compare import compare
+from pipeline.report.compare import Difference, compare
 from pipeline.rundir import RunDir
 from pipeline.rundir.journal import Journal
 from pipeline.rundir.records import DataFacts, Ended, Launcher, Numbers, Record
@@ -111,7 +111,7 @@ def test_runs_are_compared_with_the_first(tmp_path: Path) -> None:
         run_of(tmp_path, "t-4", [3.0, 2.0], data=other_data),
     ]
     found = compare([summary_of(run) for run in runs])
-    assert found.first_differences == [None, 2, 3]
+    assert found.differences == [None, Difference(2, 0.2), Difference(3, 0.0)]
     assert found.same_rows == [True, True, False]
     assert found.has_curve
     assert found.changes == {
