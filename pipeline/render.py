@@ -177,22 +177,22 @@ def _run_row(one: Summary) -> list[str]:
     return [one.run.name, one.state, steps, shown, *numbers, *times]
 
 
-def comparison_lines(found: Comparison) -> list[str]:
+def comparison_lines(comparison: Comparison) -> list[str]:
     """Runs side by side: a column each."""
-    names = [one.run.name for one in found.runs]
-    states = [f"{one.state}, {one.steps:,} steps" for one in found.runs]
+    names = [one.run.name for one in comparison.runs]
+    states = [f"{one.state}, {one.steps:,} steps" for one in comparison.runs]
     rows = [["", *names], ["state", *states]]
-    rows += [[key, *map(_short, values)] for key, values in found.changes.items()]
-    for name, values in found.metrics.items():
+    rows += [[key, *map(_short, values)] for key, values in comparison.changes.items()]
+    for name, values in comparison.metrics.items():
         rows.append([name, *("-" if value is None else f"{value:.6g}" for value in values)])
     lines = _table(rows)
     for name, difference, same_rows in zip(
-        names[1:], found.differences, found.same_rows, strict=True
+        names[1:], comparison.differences, comparison.same_rows, strict=True
     ):
         if difference is not None:
             size = f", by up to {difference.largest:.1e} of the loss" if difference.largest else ""
             text = f"differs from {names[0]} from step {difference.first_step:,} on{size}"
-        elif found.has_curve:
+        elif comparison.has_curve:
             text = f"has the same curve as {names[0]}"
         else:
             text = f"has no curve, as {names[0]}"

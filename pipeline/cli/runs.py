@@ -15,6 +15,7 @@ from pipeline.errors import StoppedError, UsageError
 from pipeline.redact import redact
 
 if TYPE_CHECKING:
+    from pipeline.rundir import RunDir
     from pipeline.rundir.summary import Summary
 
 
@@ -94,15 +95,15 @@ def runs(storage: Path, as_json: bool) -> None:
 
     if not storage.is_dir():
         raise UsageError(f"{storage}: no such folder; a job's `storage` holds its runs")
-    found = list(summaries(storage.resolve()))
+    listed = list(summaries(storage.resolve()))
     if as_json:
-        for one in found:
+        for one in listed:
             click.echo(json.dumps(one.to_json()))
         return
-    if not found:
+    if not listed:
         click.echo(f"no runs in {storage}", err=True)
         return
-    for line in render.runs_lines(found):
+    for line in render.runs_lines(listed):
         click.echo(line)
 
 
@@ -117,8 +118,8 @@ def compare(folders: tuple[Path, ...]) -> None:
 
     if len(folders) < 2:
         raise UsageError("compare: give the folders of two runs or more")
-    found = compared([_summary(folder) for folder in folders])
-    for line in render.comparison_lines(found):
+    comparison = compared([_summary(folder) for folder in folders])
+    for line in render.comparison_lines(comparison):
         click.echo(line)
     click.echo(f"see  pipeline ui {' '.join(map(str, folders))}")
 
@@ -143,7 +144,7 @@ def report(folder: Path, output: Path | None, is_opened: bool) -> None:
     from pipeline.report.page import html
     from pipeline.rundir.journal import Reader
 
-    run = _summary(folder).run
+    run = _run(folder)
     curves = Curves().add(Reader(run.journal).new())
     text = html(run.name, facts(run, curves), build(run, curves))
     path = output or run.path / "report.html"
@@ -156,10 +157,19 @@ def report(folder: Path, output: Path | None, is_opened: bool) -> None:
 
 def _summary(folder: Path) -> Summary:
     """What a run's folder says of it. Raises UsageError for one that is none."""
-    from pipeline.rundir import RunDir
     from pipeline.rundir.summary import summary
 
-    found = summary(RunDir(folder.resolve()))
-    if found is None:
+    one = summary(_run(folder))
+    if one is None:
+        raise UsageError(f"{folder}: record.json is damaged")
+    return one
+
+
+def _run(folder: Path) -> RunDir:
+    """A run's folder. Raises UsageError for one that is none."""
+    from pipeline.rundir import RunDir
+
+    run = RunDir(folder.resolve())
+    if not run.record.exists():
         raise UsageError(f"{folder}: not the folder of a run (no record.json)")
-    return found
+    return run

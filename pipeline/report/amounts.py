@@ -21,15 +21,15 @@ Numbers = NDArray[np.float64]
 
 def exhibits(term: TermPredictions) -> list[Exhibit]:
     """The pictures of each target column, of the first ones where there are many."""
-    made = []
+    drawn = []
     for name, prediction, truth in zip(
         term.names[:MAX_COLUMNS], term.prediction.T, term.truth.T, strict=False
     ):
         finite = np.isfinite(prediction) & np.isfinite(truth)
         if finite.any():
             both = tuple(values[finite].astype(float) for values in (prediction, truth))
-            made += [draw(name, *both) for draw in (_against_truth, _errors, _by_group)]
-    return made
+            drawn += [draw(name, *both) for draw in (_against_truth, _errors, _by_group)]
+    return drawn
 
 
 def _against_truth(name: str, prediction: Numbers, truth: Numbers) -> Exhibit:

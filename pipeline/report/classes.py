@@ -47,30 +47,34 @@ def _of_classes(term: TermPredictions, prediction: Array, truth: Array) -> list[
     names, chosen = term.names, prediction.argmax(1)
     counts = [np.bincount(codes, minlength=len(names)) for codes in
               (truth[truth == chosen], chosen, truth)]  # fmt: skip
-    made = [_confusion(names, chosen, truth), _per_class(names, *counts)]
-    made += _ranks([Answers(names[i], prediction[:, i], truth == i) for i in _told(counts[2])])
+    drawn = [_confusion(names, chosen, truth), _per_class(names, *counts)]
+    drawn += _ranks([Answers(names[i], prediction[:, i], truth == i) for i in _told(counts[2])])
     if term.are_probabilities:
         sure = prediction.max(1)
-        made.append(_calibration([Answers("most likely class", sure, chosen == truth)]))
-    return made
+        drawn.append(_calibration([Answers("most likely class", sure, chosen == truth)]))
+    return drawn
 
 
 def _of_answers(term: TermPredictions, prediction: Array, truth: Array) -> list[Exhibit]:
-    said = prediction > (0.5 if term.are_probabilities else 0.0)
+    predicted_yes = prediction > (0.5 if term.are_probabilities else 0.0)
     if truth.shape[1] == 1:
-        codes = said[:, 0].astype(int), truth[:, 0].astype(int)
-        made = [_confusion(list(term.answers[0]), *codes)]
+        codes = predicted_yes[:, 0].astype(int), truth[:, 0].astype(int)
+        drawn = [_confusion(list(term.answers[0]), *codes)]
     else:
-        made = [_per_class(term.names, *(a.sum(0) for a in (said & truth, said, truth)))]
+        drawn = [
+            _per_class(
+                term.names, *(a.sum(0) for a in (predicted_yes & truth, predicted_yes, truth))
+            )
+        ]
     counts = truth.sum(0)
     answers = [Answers(term.names[i], prediction[:, i], truth[:, i]) for i in _told(counts)]
-    made += _ranks(answers)
+    drawn += _ranks(answers)
     if term.are_probabilities:
         shown = np.argsort(-counts, kind="stable")[:MAX_LINES]
-        made.append(
+        drawn.append(
             _calibration([Answers(term.names[i], prediction[:, i], truth[:, i]) for i in shown])
         )
-    return made
+    return drawn
 
 
 def _told(counts: Array) -> list[int]:

@@ -66,11 +66,11 @@ class Line:
 def exhibits(curves: Curves) -> list[Exhibit]:
     """What there is to see of the curves."""
     train, validation = curves.train, curves.validation
-    made = [_losses(train, validation)] if "loss" in train else []
+    drawn = [_losses(train, validation)] if "loss" in train else []
     metrics = {k: v for k, v in validation.items() if k.partition("/")[0] != "loss"}
-    made += [_metrics(metrics, curves.baselines)] if metrics else []
-    made += [_steps(train)] if "learning_rate" in train else []
-    return made
+    drawn += [_metrics(metrics, curves.baselines)] if metrics else []
+    drawn += [_steps(train)] if "learning_rate" in train else []
+    return drawn
 
 
 def _losses(train: Mapping[str, Series], validation: Mapping[str, Series]) -> Exhibit:

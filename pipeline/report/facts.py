@@ -4,35 +4,35 @@ from __future__ import annotations
 
 from pipeline.report.curves import Curves
 from pipeline.rundir import RunDir
-from pipeline.rundir.records import Done, Numbers, Record
+from pipeline.rundir.records import Numbers, Record
 
 UNFINISHED = "not finished; the same command resumes it"
 
 
 def facts(run: RunDir, curves: Curves) -> dict[str, str]:
     """Each with its name; of a run without a record, only how far it has come."""
-    found: dict[str, str] = {}
+    lines: dict[str, str] = {}
     try:
         record = run.read_record()
     except (OSError, ValueError):
         record = None
     if record is not None:
-        found |= _job(record)
-    done = Done.read(run.done) if run.is_intact else None
+        lines |= _job(record)
+    done = run.read_done()
     best = done.best if done else None
-    found["state"] = f"finished after {done.steps:,} steps" if done else _unfinished(run)
+    lines["state"] = f"finished after {done.steps:,} steps" if done else _unfinished(run)
     if best is not None:
         weights = f"with the weights after step {best.step:,} ({best.metric})"
-        found["model"] = ", ".join(filter(None, [found.get("model"), weights]))
+        lines["model"] = ", ".join(filter(None, [lines.get("model"), weights]))
     metrics = best.metrics if best else last_values(curves)
     if metrics:
-        found["validation"] = verdict(metrics, curves.baselines)
+        lines["validation"] = verdict(metrics, curves.baselines)
     if record is not None:
         commit = record.tags.get("mlflow.source.git.commit", "")
         is_dirty = record.tags.get("mlflow.source.git.dirty") == "true"
         at = f" at commit {commit[:10]}{', with changes' if is_dirty else ''}" if commit else ""
-        found["reproduce"] = f"{record.command}{at}"
-    return found
+        lines["reproduce"] = f"{record.command}{at}"
+    return lines
 
 
 def last_values(curves: Curves) -> Numbers:

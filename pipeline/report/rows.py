@@ -15,9 +15,9 @@ NUM_WORST = 20
 MAX_INPUTS = 30
 
 
-def importance(found: Importance) -> Exhibit:
+def importance(measured: Importance) -> Exhibit:
     """What shuffling each input among the rows costs, the dearest first."""
-    ordered = sorted(found.rises.items(), key=lambda pair: -pair[1])
+    ordered = sorted(measured.rises.items(), key=lambda pair: -pair[1])
     names, rises = [name for name, _ in ordered], [rise for _, rise in ordered]
     shown = names[:MAX_INPUTS]
     figure, axes = plot(height=1.0 + 0.28 * max(len(shown), 2))
@@ -26,10 +26,10 @@ def importance(found: Importance) -> Exhibit:
     axis.set_yticks(np.arange(len(shown)), [short(name) for name in shown], fontsize=8)
     axis.invert_yaxis()
     axis.set_xlabel("rise of the validation loss when the input is shuffled")
-    late = f" There was no time for {', '.join(found.left_out)}." if found.left_out else ""
+    late = f" There was no time for {', '.join(measured.left_out)}." if measured.left_out else ""
     caption = (
-        f"From a loss of {found.loss:.4g} over {found.num_rows:,} validation rows. Inputs that say "
-        f"the same share what they are worth.{late}"
+        f"From a loss of {measured.loss:.4g} over {measured.num_rows:,} validation rows. Inputs "
+        f"that say the same share what they are worth.{late}"
     )
     table = {"input": names, "rise_of_loss": rounded(rises)}
     return Exhibit("inputs", "What the model relies on", caption, table, png(figure))

@@ -188,6 +188,13 @@ class RunDir:
         except (OSError, ValueError):
             return Recorded(error=f"nothing is recorded: see {self.uploader_log}")
 
+    def read_done(self) -> Done | None:
+        """The result; None if the run is not finished, or it is damaged. See `damage`."""
+        try:
+            return Done.read(self.done)
+        except (OSError, ValueError):
+            return None
+
     def read_ended(self) -> Ended | None:
         """How training ended; None if nobody has written it, or it is damaged."""
         try:

@@ -73,9 +73,7 @@ def summary(run: RunDir) -> Summary | None:
     first, last, evaluations = _ends(run.journal)
     metrics: Numbers = dict(evaluations[-1]["validation"]) if evaluations else {}
     baselines = next((one["baselines"] for one in evaluations if "baselines" in one), {})
-    done = None
-    with contextlib.suppress(OSError, ValueError):
-        done = Done.read(run.done)
+    done = run.read_done()
     if done is not None and done.best is not None:
         metrics = done.best.metrics
     began = first or int(1000 * run.record.stat().st_mtime)

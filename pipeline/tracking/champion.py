@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -54,10 +53,8 @@ def register(client: Any, run_id: str, model_id: str, text: str, candidate: Cand
     present one on the same validation rows. A second call changes nothing. Returns what it is now,
     in words.
     """
-    from mlflow.exceptions import MlflowException
-
     name = candidate.name
-    with contextlib.suppress(MlflowException):  # it is there
+    if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
     known = client.search_model_versions(f"name = '{name}' AND run_id = '{run_id}'")
     version = known[0] if known else None  # a run has one model
@@ -67,14 +64,11 @@ def register(client: Any, run_id: str, model_id: str, text: str, candidate: Cand
             name, source, run_id, tags=candidate.tags, description=text, model_id=model_id
         )
     client.set_registered_model_alias(name, CANDIDATE, version.version)
-    try:
-        champion = client.get_model_version_by_alias(name, CHAMPION)
-    except MlflowException:
-        champion = None
-    if champion is None or champion.version == version.version:
-        reason = ""
-    else:
-        reason = candidate.why_not(champion.tags, f"version {champion.version}")
+    champion = client.get_registered_model(name).aliases.get(CHAMPION)  # its version, if any
+    reason = ""
+    if champion is not None and str(champion) != str(version.version):
+        tags = client.get_model_version(name, str(champion)).tags
+        reason = candidate.why_not(tags, f"version {champion}")
     if reason:
         return f"{name} version {version.version}: {CANDIDATE}; not {CHAMPION}: {reason}"
     client.set_registered_model_alias(name, CHAMPION, version.version)
