@@ -75,6 +75,7 @@ def evaluate(
     sums_by_batch: dict[int, Tensor] = {}
     gathered = GatheredItems({one.reading: 1 for one in whole})
     kept = GatheredItems(_choose_kept(objective, len(rows), len(starts)) if keep else {})
+    readings = dict.fromkeys([*(one.reading for one in chosen), *kept.readings])
     buffer = Buffer(dataset.layout, min(batch_size, len(rows)), device.type == "cuda")
     seeds = Seeds(0, device)
     with evaluating(objective):
@@ -87,7 +88,6 @@ def evaluate(
             predictions = objective.predict(batch)
             losses = [loss.double().sum() for loss in objective.items(predictions, batch)]
             are_nan = [_is_nan(term, predictions) for term in terms]
-            readings = dict.fromkeys([*(one.reading for one in chosen), *kept.readings])
             row = torch.from_numpy(here)
             items = {each: each.items(objective, predictions, batch, row) for each in readings}
             both = zip(summed, sizes, strict=True)
