@@ -36,6 +36,7 @@ FAST = (
     "report",
     "rundir",
     "spec",
+    "telemetry",
     "test_optimizers",
     "test_redact",
     "test_registry",

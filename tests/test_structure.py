@@ -28,6 +28,7 @@ LAYERS = [
     ["probes"],
     ["distributed"],
     ["rundir"],
+    ["telemetry"],
     ["train"],
     ["report"],
     ["tracking"],

@@ -47,6 +47,7 @@ def build(run: RunDir, read: curves.Curves | None = None) -> Report:
             report.add(f"the predictions of {term.label}", partial(_predictions, held_out, term))
     if run.importance.exists():
         report.add(run.importance.name, lambda: [rows.importance(Importance.read(run.importance))])
+    report.add("the throughput", lambda: curves.throughput(known))
     numbered = [
         replace(one, name=f"{i:02}_{_file_name(one)}") for i, one in enumerate(report.exhibits, 1)
     ]

@@ -16,6 +16,7 @@ from pipeline.rundir.records import Numbers, Point
 MAX_POINTS = 1000
 """Of a line; of more steps, each point stands for several."""
 MAX_METRICS = 6
+SHARE = "share/"
 Series = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Steps and values."""
 
@@ -26,6 +27,7 @@ class Curves:
     def __init__(self) -> None:
         self._train: dict[str, Line] = {}
         self._validation: dict[str, Line] = {}
+        self._throughput: dict[str, Line] = {}
         self.baselines: Numbers = {}
 
     def add(self, points: Iterable[Point]) -> Curves:
@@ -36,6 +38,7 @@ class Curves:
                 if len(point["terms"]) > 1:
                     terms = {f"loss/{name}": value for name, value in point["terms"].items()}
                     _add(self._train, point["step"], terms)
+                _add(self._throughput, point["step"], point.get("throughput", {}))
             elif "validation" in point:
                 _add(self._validation, point["step"], point["validation"])
                 self.baselines = point.get("baselines", self.baselines)
@@ -43,13 +46,18 @@ class Curves:
 
     @property
     def train(self) -> dict[str, Series]:
-        """Losses, learning rate, gradient norm and speed of the steps."""
+        """Losses, learning rate and gradient norm of the steps."""
         return {name: line.series() for name, line in self._train.items()}
 
     @property
     def validation(self) -> dict[str, Series]:
         """Losses and metrics of the evaluations."""
         return {name: line.series() for name, line in self._validation.items()}
+
+    @property
+    def throughput(self) -> dict[str, Series]:
+        """Speed, and shares of the time."""
+        return {name: line.series() for name, line in self._throughput.items()}
 
 
 class Line:
@@ -156,6 +164,36 @@ def _steps(train: Mapping[str, Series]) -> Exhibit:
     axes[-1, 0].set_xlabel("step")
     caption = "The gradient's norm before it is clipped. One that grows without end diverges."
     return Exhibit("steps", "Learning rate and gradient norm", caption, table, png(figure))
+
+
+def throughput(curves: Curves) -> list[Exhibit]:
+    """Rows a second, and what the time goes to."""
+    numbers = curves.throughput
+    if "rows_per_second" not in numbers:
+        return []
+    figure, axes = plot(1, 2, 3.0)
+    speed, bars = axes[0]
+    steps, values = thin(*numbers["rows_per_second"])
+    speed.plot(steps, values, color=color(0), marker="o", markersize=3, linewidth=1.0)
+    speed.set_ylim(bottom=0)
+    speed.set_title("rows per second", fontsize=9)
+    speed.set_xlabel("step")
+    shares = {
+        name.removeprefix(SHARE).replace("_", " "): float(values.mean())
+        for name, (_, values) in numbers.items()
+        if name.startswith(SHARE)
+    }
+    places = range(len(shares))
+    bars.barh(places, [100 * share for share in shares.values()], color=color(0))
+    bars.set_yticks(places, list(shares), fontsize=8)
+    bars.invert_yaxis()
+    bars.set_title("% of the first worker's time", fontsize=9)
+    table = {"of": ["rows per second", *shares], "mean": rounded([values.mean(), *shares.values()])}
+    caption = (
+        "How fast the run trained, and what the first worker's time went to. Where workers differ, "
+        "the faster ones wait in the exchange."
+    )
+    return [Exhibit("throughput", "Throughput", caption, table, png(figure))]
 
 
 def thin(steps: NDArray[np.float64], values: NDArray[np.float64]) -> Series:

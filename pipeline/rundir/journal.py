@@ -24,8 +24,6 @@ from pipeline.rundir.records import EvaluationPoint, Event, Numbers, Point, Reco
 FLUSH_SECONDS = 0.25
 PROGRESS_EVENT_SECONDS = 1.0
 """Seconds between events that report the progress of a recomputation."""
-NOT_COMPARED = ("rows_per_second",)
-"""Measured anew when a step is recomputed."""
 Kind = Literal["train", "validation", "event"]
 
 
@@ -284,8 +282,7 @@ def _is_equal(one: Point, other: Point) -> bool:
 
     def numbers(point: Point) -> list[Numbers]:
         if "train" in point:
-            compared = {k: v for k, v in point["train"].items() if k not in NOT_COMPARED}
-            return [compared, point["terms"]]
+            return [point["train"], point["terms"]]
         return [point["validation"]] if "validation" in point else []
 
     return [nonfinite_to_none(group) for group in numbers(one)] == [

@@ -117,6 +117,11 @@ class RunDir:
         return sorted(self.path.glob("traceback-*.txt"))
 
     @property
+    def system(self) -> Path:
+        """The folder of readings of the machines' load, a file for each worker that takes them."""
+        return self.path / "system"
+
+    @property
     def recorded(self) -> Path:
         """How much of the run MLflow has."""
         return self.path / "recorded.json"

@@ -194,6 +194,8 @@ class Recorded(Sealed):
     tracking_uri: str = ""
     uploaded: dict[str, int] = Field(default={})
     """The last step of each kind of point."""
+    system_until: dict[str, int] = Field(default={})
+    """Time of the last reading of each file of the machines' load, in milliseconds since 1970."""
     launcher: str = ""
     """Id of the command that records the run."""
     begun: bool = False
@@ -231,8 +233,10 @@ class StepPoint(TypedDict):
     time: NotRequired[int]
     epoch: float
     train: Numbers
-    """`loss`, `learning_rate`, `gradient_norm`, and now and then `rows_per_second`."""
+    """`loss`, `learning_rate` and `gradient_norm`."""
     terms: Numbers
+    throughput: NotRequired[Numbers]
+    """Every second or so: speed, and on what the time since the last such point was spent."""
     skipped: NotRequired[list[int]]
     """Rows of a step that was skipped, as it was not finite."""
 
@@ -309,6 +313,19 @@ class Stop(TypedDict):
     event: Literal["stop"]
     step: int
     time: NotRequired[int]
+
+
+@final
+class SystemReading(TypedDict):
+    """What a machine's load was at a moment of training."""
+
+    time: int
+    """Milliseconds since 1970."""
+    step: int
+    """Steps that were done."""
+    node: int
+    """From 0."""
+    values: Numbers
 
 
 Event = Start | Recomputing | Recomputed | Message | Stop

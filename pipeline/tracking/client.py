@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock
 
 from pipeline.errors import RecordError
-from pipeline.rundir.records import DataFacts, Numbers, Point, State
+from pipeline.rundir.records import DataFacts, Numbers, Point, State, SystemReading
 from pipeline.tracking.champion import Candidate, register
 from pipeline.tracking.names import mlflow_key, tracking_uri, with_password
 from pipeline.tracking.note import CONTEXTS, ProofLink, with_proof
@@ -69,9 +69,16 @@ def values_of(point: Point) -> Iterator[Value]:
         yield from values("train", {**point["train"], **skipped}, point["time"], point["step"])
         if len(terms) > 1:
             yield from values("train/loss", terms, point["time"], point["step"])
+        yield from values("throughput", point.get("throughput", {}), point["time"], point["step"])
     elif "validation" in point:
         yield from values("validation", point["validation"], point["time"], point["step"])
         yield from values("baseline", point.get("baselines", {}), point["time"], point["step"])
+
+
+def values_of_reading(reading: SystemReading) -> Iterator[Value]:
+    """The metrics of a machine's load."""
+    group = f"system/node_{reading['node']}"
+    yield from values(group, reading["values"], reading["time"], reading["step"])
 
 
 def values(group: str, numbers: Numbers, time: int, step: int) -> Iterator[Value]:
@@ -159,6 +166,8 @@ class Client:
         steps: dict[str, int] = {}
         for key in self._client.get_run(run_id).data.metrics:
             kind = key.partition("/")[0]
+            if kind not in ("train", "validation"):
+                continue
             history = self._client.get_metric_history(run_id, key)
             steps[kind] = max(steps.get(kind, -1), *(metric.step for metric in history))
         return steps

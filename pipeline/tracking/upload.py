@@ -27,14 +27,25 @@ from pipeline.rundir.records import (
     Recorded,
     Start,
     StepPoint,
+    SystemReading,
 )
+from pipeline.rundir.system import SystemReader
 from pipeline.tracking.card import card
 from pipeline.tracking.champion import Candidate
-from pipeline.tracking.client import ERROR, NOTE, Client, Value, values, values_of
+from pipeline.tracking.client import (
+    ERROR,
+    NOTE,
+    Client,
+    Value,
+    values,
+    values_of,
+    values_of_reading,
+)
 from pipeline.tracking.names import environment_uri, with_password
 from pipeline.tracking.note import Progress, describe
 
 BATCH = 1000  # MLflow's limit of metrics in one request
+READINGS = 50  # of a machine's load in one request, which have a dozen metrics each
 DESCRIBE_SECONDS = 30.0
 """Between changes of the description while a run trains."""
 SETTLE_SECONDS = 2.0
@@ -62,6 +73,8 @@ class Upload:
         self.state = before.model_copy(update=facts)
         self.reader = Reader(run.journal)
         self.unsent: list[StepPoint | EvaluationPoint] = []
+        self.system = SystemReader(run.system)
+        self.unsent_readings: list[tuple[str, SystemReading]] = []
         self.progress = Progress()
         self.curves = Curves()
         self.described = ""
@@ -148,6 +161,19 @@ class Upload:
             self.rate = rate
             self.save(uploaded=uploaded)
 
+    def send_system(self) -> None:
+        """Send readings of the machines' load that MLflow does not have."""
+        for name, reading in self.system.new(self.state.system_until):
+            self.unsent_readings.append((name, reading))
+        while self.unsent_readings:
+            batch = self.unsent_readings[:READINGS]
+            self._refuse_superseded()
+            metrics = [value for _, reading in batch for value in values_of_reading(reading)]
+            self.client.log_metrics(self.state.run_id, metrics)
+            until = {name: reading["time"] for name, reading in batch}
+            del self.unsent_readings[:READINGS]
+            self.save(system_until=self.state.system_until | until)
+
     def describe(self, ended: Ended | None = None) -> None:
         """Bring the run's description up to date, now and then while it trains."""
         now = time.monotonic()
@@ -163,6 +189,7 @@ class Upload:
     def finish(self, ended: Ended) -> None:
         """The rest of the curve, the model of a finished run, and the run's status."""
         self.send_points()
+        self.send_system()
         self._refuse_superseded()
         run_id = self.state.run_id
         tags = _tags(self.progress.starts)
@@ -242,9 +269,9 @@ def _without_rate(
 ) -> StepPoint | EvaluationPoint:
     """The point without a learning rate that is still `rate`: MLflow costs 0.1 ms a value.
 
-    Once a second, with the speed, it is told all the same.
+    With the speed it is told all the same, every second or so.
     """
-    if "validation" in point or "rows_per_second" in point["train"]:
+    if "validation" in point or "throughput" in point:
         return point
     if point["train"]["learning_rate"] != rate:
         return point

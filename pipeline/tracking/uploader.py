@@ -110,6 +110,7 @@ def _upload(run: RunDir, launcher: Launcher, is_alone: bool) -> int:
                 upload.finish(ended)
                 return 0
             upload.send_points()
+            upload.send_system()
             upload.describe()
             if upload.state.error:
                 upload.save(error="")

@@ -22,6 +22,9 @@ from pipeline.rundir import RunDir, checkpoint
 from pipeline.rundir.journal import Journal
 from pipeline.rundir.lease import Lease
 from pipeline.rundir.repair import repair
+from pipeline.telemetry.flops import flops_per_row, peak_flops
+from pipeline.telemetry.stopwatch import Stopwatch
+from pipeline.telemetry.throughput import Throughput
 from pipeline.train import determinism, drift
 from pipeline.train.baselines import choose_baselines
 from pipeline.train.evaluate import evaluate
@@ -53,7 +56,11 @@ def train(
     state = TrainState.create(job, device)
     lease = Lease.take(run, is_own_process) if comm.rank() == 0 else None
     _resume(job, run, state, lease, last_step)
-    recorder = RunRecorder(job, run, state.step, last_step, lease) if lease else NullRecorder()
+    stopwatch = Stopwatch.on(device)
+    recorder = NullRecorder()
+    if lease:
+        throughput = _throughput(job, state.objective, stopwatch, device)
+        recorder = RunRecorder(job, run, state.step, last_step, lease, throughput)
     partition = Partition(settings.microbatch_size, comm.rank(), comm.num_workers())
     count = _choose_counter(job, state.objective)
     steps = range(state.step, last_step)
@@ -61,7 +68,7 @@ def train(
     is_exact = settings.microbatch_size is not None
     rows = job.train.opened(str(run.path.resolve()))
     with determinism.deterministic(is_exact), rows, loader, recorder:
-        _train_steps(job, state, _announce(loader, before_step), recorder, last_step)
+        _train_steps(job, state, _announce(loader, before_step), recorder, last_step, stopwatch)
     if state.step == last_step:
         recorder.finish(state)
         comm.barrier()
@@ -73,23 +80,40 @@ def _train_steps(
     batches: Iterable[StepBatch],
     recorder: NullRecorder,
     last_step: int,
+    stopwatch: Stopwatch,
 ) -> None:
     """One step a batch, with evaluations and checkpoints where they are due; or until a stop."""
-    settings = job.spec.training
+    settings, lap = job.spec.training, stopwatch.lap
     if state.step == 0 and job.is_evaluated(0, last_step):
         _evaluate(job, state, recorder, last_step)
+    stopwatch.take()  # from here on
     for batch in batches:
+        lap("waiting_for_rows")
         with _explain_errors(job, state, batch, recorder):
-            losses = state.train(batch, settings, recorder.requests(batch.step + 1))
+            losses = state.train(batch, settings, recorder.requests(batch.step + 1), lap)
         recorder.log_step(state, batch, losses)
+        lap("recording")
         if job.is_evaluated(state.step, last_step):
             _evaluate(job, state, recorder, last_step)
+            lap("evaluation")
         if any(losses.requests) or state.step == last_step:
             drift.refuse(state.objective, state.optimizer, state.gradients.buffers, state.step)
         if any(losses.requests):
             recorder.save(state, is_last=losses.requests.stop)
+            lap("checkpoint")
         if losses.requests.stop:
             return
+
+
+def _throughput(
+    job: Job, objective: Objective, stopwatch: Stopwatch, device: torch.device
+) -> Throughput:
+    """What measures the run's speed, with the FLOPs of a row counted once."""
+    peak = None
+    if device.type == "cuda":
+        peak = peak_flops(torch.cuda.get_device_name(device), objective.precision)
+    flops = flops_per_row(objective, job.trial, device)
+    return Throughput(stopwatch, flops, peak and peak * comm.num_workers())
 
 
 def _evaluate(job: Job, state: TrainState, recorder: NullRecorder, last_step: int) -> None:

@@ -17,6 +17,7 @@ from pipeline.rundir.journal import Journal
 from pipeline.rundir.layout import facts_of
 from pipeline.rundir.lease import Lease
 from pipeline.rundir.records import Done, EvaluationPoint, NonFinite, Start, StepPoint
+from pipeline.telemetry.throughput import Throughput
 from pipeline.train import determinism, predictions
 from pipeline.train.evaluate import Evaluation
 from pipeline.train.importance import permutation_importance
@@ -28,7 +29,6 @@ from pipeline.train.weights import save_weights, take_weights, weights_sha256
 
 ASK_SECONDS = 0.2
 """Between looks for the file that asks the workers to stop."""
-SPEED_SECONDS = 1.0
 MAX_ROWS = 100
 """Rows of a skipped step that are named in the journal."""
 
@@ -69,15 +69,20 @@ class RunRecorder(NullRecorder):
     """Records the journal, checkpoints, and the end of the run."""
 
     def __init__(
-        self, job: Job, run: RunDir, first_step: int, last_step: int, lease: Lease
+        self,
+        job: Job,
+        run: RunDir,
+        first_step: int,
+        last_step: int,
+        lease: Lease,
+        throughput: Throughput,
     ) -> None:
         self.job = job
         self.run = run
         self.lease = lease
+        self.throughput = throughput
         self.first_step, self.last_step = first_step, last_step
         self._looked, self._is_stopping = 0.0, False
-        self._num_rows = 0
-        self._since = time.perf_counter()
         settings = job.spec.checkpoint
         exact = job.spec.training.microbatch_size is not None
         self.journal = Journal(run.journal, lease.check, first_step, exact)
@@ -127,25 +132,21 @@ class RunRecorder(NullRecorder):
         return Requests(stop=self._is_stopping, save=self.checkpoints.is_due(step))
 
     def log_step(self, state: TrainState, batch: StepBatch, losses: StepLosses) -> None:
-        """One step's point, with the speed in it once a second and at the end."""
+        """One step's point, with speed and shares of time every second or so and at the end."""
         labels = [term.label for term in state.objective.terms]
         train = {
             "loss": losses.total,
             "learning_rate": state.learning_rate,
             "gradient_norm": losses.gradient_norm,
         }
-        self._num_rows += batch.num_rows
-        seconds = time.perf_counter() - self._since
-        if seconds >= SPEED_SECONDS or state.step == self.last_step:
-            train["rows_per_second"] = self._num_rows / seconds
-            self._num_rows = 0
-            self._since = time.perf_counter()
         point: StepPoint = {
             "step": state.step,
             "epoch": state.step / self.job.steps_per_epoch,
             "terms": dict(zip(labels, losses.terms, strict=True)),
             "train": train,
         }
+        if numbers := self.throughput.step(batch.num_rows, state.step == self.last_step):
+            point["throughput"] = numbers
         if losses.nonfinite is not None:
             fault = losses.nonfinite.with_rows(batch.rows)
             self.log_nonfinite(fault)

@@ -21,6 +21,7 @@ from pipeline.losses.objective import Objective
 from pipeline.probes.buffers import changing_buffers
 from pipeline.schedules import learning_rate_factor
 from pipeline.spec.sections import Training
+from pipeline.telemetry.stopwatch import Phase
 from pipeline.train.best import BestState, BestWeights
 from pipeline.train.build import build_optimizer
 from pipeline.train.job import Job
@@ -101,7 +102,13 @@ class TrainState:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
         self.learning_rate = float(self.optimizer.param_groups[0]["lr"])
 
-    def train(self, batch: StepBatch, settings: Training, requests: Requests) -> StepLosses:
+    def train(
+        self,
+        batch: StepBatch,
+        settings: Training,
+        requests: Requests,
+        lap: Callable[[Phase], None],
+    ) -> StepLosses:
         """One step over a global batch, at the learning rate of that step."""
         self.set_learning_rate(batch.step)
         losses = train_step(
@@ -112,6 +119,7 @@ class TrainState:
             clip_norm=settings.clip_norm,
             requests=requests,
             skip_nonfinite=self.num_skipped < settings.skip_nonfinite,
+            lap=lap,
         )
         self.step += 1
         self.num_skipped += losses.nonfinite is not None

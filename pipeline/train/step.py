@@ -8,6 +8,7 @@ so do the counts of the next batch, whose denominators are then known.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from pipeline.distributed import comm
 from pipeline.distributed.gradients import Gradients
 from pipeline.errors import NonFiniteError
 from pipeline.losses.objective import Objective
+from pipeline.telemetry.stopwatch import Phase
 from pipeline.train import gradcache
 
 
@@ -59,11 +61,12 @@ def train_step(
     clip_norm: float | None = None,
     requests: Requests = NO_REQUESTS,
     skip_nonfinite: bool = False,
+    lap: Callable[[Phase], None] = lambda phase: None,
 ) -> StepLosses:
     """Move the weights by the gradient of the global batch's mean loss, and return the loss.
 
     A loss or gradient that is not finite raises NonFiniteError on every worker; with
-    `skip_nonfinite` the step changes nothing instead.
+    `skip_nonfinite` the step changes nothing instead. `lap` is told when a phase has ended.
     """
     denominators = _exchange_denominators(objective, batch)
     scales = objective.scales(denominators).to(gradients.seeds.device)  # weight / denominator
@@ -75,7 +78,9 @@ def train_step(
         loss = (numerators * scales.to(numerators.dtype)).sum()
         if loss.requires_grad:  # else nothing counts in this step
             loss.backward()
+    lap("forward_backward")
     message.take(gradients.all_reduce(message.vector))  # the gradients, and these beside them
+    lap("exchange")
     norm = gradients.clip(clip_norm)
     losses = _losses(objective, message, denominators, norm)
     if error := _check_finite(objective, batch, message, losses):
@@ -85,6 +90,7 @@ def train_step(
         return replace(losses, nonfinite=error)
     gradients.seeds.set(batch.step)  # for optimizers that draw random numbers
     optimizer.step()
+    lap("optimizer")
     return losses
 
 

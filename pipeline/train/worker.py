@@ -10,6 +10,7 @@ from pipeline.data import cache
 from pipeline.distributed import comm
 from pipeline.errors import PipelineError, RunError, UsageError
 from pipeline.spec import JobSpec
+from pipeline.telemetry.system import SystemMonitor
 from pipeline.train import fault_injection
 from pipeline.train.assignment import Assignment
 from pipeline.train.job import prepare
@@ -36,16 +37,24 @@ def work(config: dict[str, Assignment]) -> None:
             f"worker {comm.rank()} reads other rows from {told.spec.data.train} than the command "
             "that started it: every node must see the same files"
         )
-    before_step = fault_injection.plan_faults(told.faults, told.run, comm.rank())
+    strike = fault_injection.plan_faults(told.faults, told.run, comm.rank())
+    device, context = _device(told.spec), ray.train.get_context()
+    monitor = SystemMonitor(told.run, context.get_node_rank(), context.get_local_rank(), device)
+
+    def before_step(step: int) -> None:
+        monitor.step = step
+        strike(step)
+
     try:
-        train(
-            job,
-            told.run,
-            before_step,
-            told.num_steps,
-            is_own_process=told.job is None,
-            device=_device(told.spec),
-        )
+        with monitor:
+            train(
+                job,
+                told.run,
+                before_step,
+                told.num_steps,
+                is_own_process=told.job is None,
+                device=device,
+            )
     except Exception as error:
         if comm.is_echo(error) or not tracebacks.own_frames(error):
             raise

@@ -18,6 +18,7 @@ import pytest
 import pipeline
 from pipeline.report.build import build
 from pipeline.rundir import RunDir
+from pipeline.rundir.system import SystemReader
 from pipeline.tracking.client import make_database
 from pipeline.tracking.model import load_model
 from pipeline.train import fault_injection
@@ -68,6 +69,17 @@ class Fault:
             time.sleep(0.05)
 
 
+def readings_of(run: RunDir) -> dict[str, list[tuple[int, float]]]:
+    """Time and value of each of the machine's readings, by the metric's name."""
+    readings: dict[str, list[tuple[int, float]]] = {}
+    for _, reading in SystemReader(run.system).new({}):
+        for name, value in reading["values"].items():
+            assert value is not None
+            readings.setdefault(f"system/node_0/{name}", []).append((reading["time"], value))
+    assert readings
+    return readings
+
+
 CASES = [(mode, phase, skip) for mode in proxy.MODES for phase in PHASES for skip in range(3)]
 
 
@@ -107,6 +119,9 @@ def test_the_record_is_complete_after_any_fault_of_the_tracker(
     validation = client.get_metric_history(run.info.run_id, "validation/loss")
     wanted = [(p["step"], p["validation"]["loss"]) for p in result.curve if "validation" in p]
     assert [(m.step, m.value) for m in validation] == wanted
+    for name, readings in readings_of(RunDir(Path(result.storage))).items():
+        history = client.get_metric_history(run.info.run_id, name)
+        assert [(m.timestamp, m.value) for m in history] == readings
     assert len(run.outputs.model_outputs) == 1
     assert f"**Finished** after {result.steps} steps." in run.data.tags["mlflow.note.content"]
     folder = mlflow.artifacts.download_artifacts(

@@ -58,7 +58,7 @@ def held_out_frame(run: RunDir) -> pd.DataFrame:
 
 
 CURVES = ["Loss", "Metrics", "Learning rate and gradient norm"]
-INPUTS = "What the model relies on"
+INPUTS, SPEED = "What the model relies on", "Throughput"
 WORST = "The rows it is most wrong about"
 
 
@@ -67,8 +67,8 @@ def test_amounts(tmp_path: Path) -> None:
     report = build(run)
     shown = titled(report)
     pictures = ["Predicted against true amount", "Errors of amount", "Error by tenth of amount"]
-    assert list(shown) == [*CURVES, *pictures, WORST, INPUTS]
-    assert [one.name[:3] for one in report.exhibits] == [f"{i:02}_" for i in range(1, 9)]
+    assert list(shown) == [*CURVES, *pictures, WORST, INPUTS, SPEED]
+    assert [one.name[:3] for one in report.exhibits] == [f"{i:02}_" for i in range(1, 10)]
     assert all(one.png is None or one.png.startswith(PNG) for one in report.exhibits)
     assert shown[WORST].png is None
     (term,) = HeldOut.read(run.held_out).terms
@@ -98,7 +98,7 @@ def test_classes(tmp_path: Path) -> None:
     run = run_of(tmp_path, "cross_entropy", "kind")
     shown = titled(build(run))
     drawn = ["Confusion matrix", "Each class", "ROC", "Precision and recall", "Calibration"]
-    assert list(shown) == [*CURVES, *drawn, WORST, INPUTS]
+    assert list(shown) == [*CURVES, *drawn, WORST, INPUTS, SPEED]
     (term,) = HeldOut.read(run.held_out).terms
     truth = held_out_frame(run)["kind"]
     assert [term.names[code] for code in term.truth] == truth.tolist()
@@ -156,7 +156,11 @@ def test_no_validation_rows_leave_the_curve(tmp_path: Path) -> None:
     run.path.mkdir()
     train(job_of(tmp_path, "rows.parquet"), run)
     report = build(run)
-    assert [one.title for one in report.exhibits] == ["Loss", "Learning rate and gradient norm"]
+    assert [one.title for one in report.exhibits] == [
+        "Loss",
+        "Learning rate and gradient norm",
+        SPEED,
+    ]
     assert report.notes == []
 
 
@@ -165,7 +169,7 @@ def test_damaged_files_are_named_and_the_rest_is_shown(tmp_path: Path) -> None:
     run.held_out.write_bytes(run.held_out.read_bytes()[:-40])
     run.importance.write_text("{}")
     report = build(run)
-    assert [one.title for one in report.exhibits] == CURVES
+    assert [one.title for one in report.exhibits] == [*CURVES, SPEED]
     assert "held_out.npz is damaged" in report.notes[0]
     assert "importance.json" in report.notes[1]
 
@@ -210,7 +214,7 @@ def test_what_cannot_be_drawn_leaves_the_rest(
 
     monkeypatch.setattr(amounts, "exhibits", fail)
     report = build(run)
-    assert [one.title for one in report.exhibits] == [*CURVES, INPUTS]
+    assert [one.title for one in report.exhibits] == [*CURVES, INPUTS, SPEED]
     assert report.notes == ["the predictions of mse cannot be shown: odd numbers"]
 
 

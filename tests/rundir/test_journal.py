@@ -12,7 +12,7 @@ from tests.conftest import happened
 
 def point(step: int, loss: float) -> StepPoint:
     return {"step": step, "epoch": 0.1, "terms": {"mse": loss},
-            "train": {"loss": loss, "rows_per_second": step * 1.5}}  # fmt: skip
+            "train": {"loss": loss}, "throughput": {"rows_per_second": step * 1.5}}  # fmt: skip
 
 
 def test_a_torn_line_is_cut_and_recomputed_points_are_not_written_twice(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import mlflow
 import pytest
 
 import pipeline
@@ -129,3 +130,7 @@ def test_a_cluster_that_grows_and_shrinks_changes_no_bit(
     assert result["curve_sha256"] == alone.curve_sha256
     assert result["weights_sha256"] == alone.weights_sha256
     assert result["metrics"] == alone.metrics
+    client = mlflow.MlflowClient(result["tracking_uri"])
+    metrics = client.get_run(result["run_id"]).data.metrics
+    nodes = {key.split("/")[1] for key in metrics if key.startswith("system/")}
+    assert nodes == {"node_0"}  # this machine, once, however many nodes Ray has on it

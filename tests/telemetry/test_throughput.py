@@ -1,0 +1,54 @@
+"""Rows a second, and shares of the time."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from pipeline.telemetry.stopwatch import Stopwatch
+from pipeline.telemetry.throughput import Cadence, Throughput
+
+
+def test_rows_flops_and_shares_are_of_the_time_since_the_last() -> None:
+    stopwatch = Stopwatch()
+    measured = Throughput(stopwatch, flops_per_row=2e9, peak_flops=4e12)
+    started = time.perf_counter()
+    time.sleep(0.06)
+    stopwatch.lap("forward_backward")
+    time.sleep(0.02)
+    stopwatch.lap("exchange")
+    assert measured.step(100, is_last=False) is None
+    numbers = measured.step(20, is_last=True)
+    assert numbers is not None
+    rate = 120 / (time.perf_counter() - started)
+    assert numbers["rows_per_second"] == pytest.approx(rate, rel=0.1)
+    assert numbers["rows_per_second"] is not None
+    teraflops = numbers["rows_per_second"] * 2e9 / 1e12
+    assert numbers["teraflops_per_second"] == pytest.approx(teraflops)
+    assert numbers["mfu"] == pytest.approx(teraflops / 4)
+    shares = {name: value for name, value in numbers.items() if name.startswith("share/")}
+    assert sum(value or 0 for value in shares.values()) == pytest.approx(1)
+    assert shares["share/forward_backward"] == pytest.approx(0.75, abs=0.1)
+
+
+def test_what_is_not_known_is_left_out() -> None:
+    stopwatch = Stopwatch()
+    stopwatch.lap("optimizer")
+    numbers = Throughput(stopwatch, None, None).step(1, is_last=True)
+    assert numbers is not None
+    assert not {"teraflops_per_second", "mfu"} & set(numbers)
+
+
+def test_a_long_run_is_looked_at_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    cadence = Cadence()
+    looks = []
+    for _ in range(36_000):
+        now += 0.1
+        if cadence.is_due():
+            looks.append(now)
+    assert len([look for look in looks if look < 60]) > 50
+    assert looks[-1] - looks[-2] == pytest.approx(10, abs=0.2)
+    assert len(looks) < 600
