@@ -14,6 +14,7 @@ import torch
 
 from pipeline import plugins, spec
 from pipeline.data.arrow import is_text
+from pipeline.data.batch import Batch, Ragged
 from pipeline.data.columns import Field, column_errors, encode, from_json
 from pipeline.data.dataset import build_dataset
 from pipeline.errors import DataError
@@ -21,6 +22,11 @@ from pipeline.losses.objective import Objective
 from pipeline.registry import nearest
 from pipeline.train.build import build_objective
 from pipeline.train.weights import load_weights, take_weights
+
+MAX_ROWS = 1024
+"""That are computed at once, however many there are."""
+NUM_DIMS_OF_LISTS = 3
+"""Of predictions [N, C, L] for each position of a list."""
 
 
 class ServedModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
@@ -62,6 +68,11 @@ class ServedModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
         """One row of predictions per row of raw input columns."""
+        starts = range(0, max(len(model_input), 1), MAX_ROWS)
+        return pd.concat([self._predict(model_input[start : start + MAX_ROWS]) for start in starts])
+
+    def _predict(self, model_input: pd.DataFrame) -> pd.DataFrame:
+        """The predictions of so many rows as are computed at once."""
         columns = {field.name: self._column(model_input, field) for field in self.inputs}
         kind = np.float64 if self.objective.precision == torch.float64 else np.float32
         encoded = encode(self.inputs, pa.table(columns), float_dtype=kind)
@@ -73,8 +84,22 @@ class ServedModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             for index, term in enumerate(self.objective.terms):
                 served = term.served(self.objective.head(index), predictions)
                 for name, values in term.target.decode(term, served).items():
+                    if served.dim() == NUM_DIMS_OF_LISTS:
+                        values = _own_positions(values, served.shape[-1], batch)
                     columns_out[f"{name}_{term.label}" if name in columns_out else name] = values
         return pd.DataFrame(columns_out, index=model_input.index)
+
+
+def _own_positions(rows: list[Any], num_positions: int, batch: Batch) -> list[Any]:
+    """Numbers [C, L] of each row without those of positions that only longer rows have."""
+    for column in batch.values():
+        if isinstance(column, Ragged) and column.values.shape[1] == num_positions:
+            lengths = column.lengths.tolist()
+            return [
+                [positions[:length] for positions in row]
+                for row, length in zip(rows, lengths, strict=True)
+            ]
+    return rows
 
 
 def _arrow(cells: pd.Series[Any], field: Field) -> Any:
