@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import RunError, UnrecordedError
 
 if TYPE_CHECKING:
     from pipeline.rundir import RunDir
+    from pipeline.rundir.curve_end import CurveEnd
     from pipeline.rundir.records import Point, Recorded
 
 
@@ -29,6 +31,8 @@ class Result:
     """Last values of the validation rows: `loss` and each metric."""
     baselines: dict[str, float | None]
     """The metrics that a constant prediction has."""
+    notes: list[str]
+    """What the last evaluation's numbers do not show."""
     curve_sha256: str
     weights_sha256: str
     """SHA-256 of the recorded model: the last step's weights, or those of the best evaluation."""
@@ -37,8 +41,6 @@ class Result:
     experiment_id: str = ""
     """MLflow's experiment, in which the run is."""
     state: str = "finished"
-    curve: Sequence[Point] = field(default_factory=list, repr=False)
-    """Every point of the journal: `step` with `train` and `terms`, or with `validation`."""
     workers: list[int] = field(default_factory=list)
     """How many workers it had: once, and again after each failure, resize or stop."""
     first_difference: int | None = None
@@ -49,39 +51,35 @@ class Result:
     """From the start of the command to the end of the first step."""
 
     @classmethod
-    def of(cls, run: RunDir, recorded: Recorded, started: float) -> Result:
+    def of(cls, run: RunDir, recorded: Recorded, end: CurveEnd, started: float) -> Result:
         """The result in a run's folder, of a command that `started` at that time (since 1970).
 
         Raises RunError without one, and UnrecordedError, which holds it, if MLflow lacks a part.
         """
-        from pipeline.rundir.journal import Reader, curve_sha256
         from pipeline.rundir.records import Done
 
-        points = list(Reader(run.journal).new())
         try:
             done = Done.read(run.done)
         except (OSError, ValueError):
             raise RunError(f"the workers ended without a result in {run.path}") from None
-        steps = [point for point in points if "train" in point]
-        new = [point["time"] / 1000 for point in steps if point["time"] / 1000 >= started]
-        validation = [point["validation"] for point in points if "validation" in point]
+        first = end.first_new
         result = cls(
             run_id=recorded.run_id,
             tracking_uri=recorded.tracking_uri,
             experiment_id=recorded.experiment_id,
             storage=str(run.path),
             steps=done.steps,
-            loss=steps[-1]["train"]["loss"] if steps else None,
-            metrics=validation[-1] if validation else {},
-            baselines=next((p["baselines"] for p in points if "baselines" in p), {}),
-            curve_sha256=curve_sha256(points),
+            loss=end.loss,
+            metrics=end.metrics,
+            baselines=end.baselines,
+            notes=end.notes,
+            curve_sha256=end.sha256,
             weights_sha256=done.weights_sha256,
             best=done.best.model_dump() if done.best else None,
             state="finished" if recorded.complete else "unrecorded",
-            curve=points,
             workers=done.workers,
             first_difference=done.first_difference,
-            first_step_seconds=round(new[0] - started, 3) if new else None,
+            first_step_seconds=None if first is None else round(first - started, 3),
             registered=recorded.registered,
         )
         if not recorded.complete:
@@ -95,18 +93,21 @@ class Result:
 
         return load_model(self.run_id, self.tracking_uri)
 
+    @cached_property
+    def curve(self) -> Sequence[Point]:
+        """Every point of the journal: `step` with `train` and `terms`, or with `validation`.
+
+        Read from the run's folder when it is first asked for.
+        """
+        from pipeline.rundir import RunDir
+        from pipeline.rundir.journal import Reader
+
+        return list(Reader(RunDir(Path(self.storage)).journal).new())
+
     @property
     def losses(self) -> list[float | None]:
         """The global loss of every step."""
         return [point["train"]["loss"] for point in self.curve if "train" in point]
-
-    @property
-    def notes(self) -> list[str]:
-        """What the last evaluation's numbers do not show."""
-        for point in reversed(self.curve):
-            if "validation" in point:
-                return list(point.get("notes", []))
-        return []
 
     def summary(self) -> dict[str, Any]:
         """What `--json` prints."""

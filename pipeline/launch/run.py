@@ -182,13 +182,14 @@ def _threads(num_threads: int) -> Iterator[None]:
 def _finish(folder: RunDir, started: float, tell: Tell) -> Result:
     """The result of a run that is finished; what MLflow still lacks is uploaded."""
     from pipeline.launch.signals import collect_signals
+    from pipeline.rundir.curve_end import EndReader
     from pipeline.tracking import process
 
     recorded = folder.read_recorded()
     if not recorded.complete or not recorded.model_uri:
         with folder.locked(), collect_signals() as signals:
             recorded = process.wait(process.start(folder, process.ALONE), folder, tell, signals)
-    return Result.of(folder, recorded, started)
+    return Result.of(folder, recorded, EndReader(folder.journal, started).read_end(), started)
 
 
 def _train(
@@ -198,7 +199,7 @@ def _train(
     from pipeline.launch.progress import Progress
     from pipeline.launch.ray_trainer import fit, in_process
     from pipeline.launch.signals import collect_signals, signals_raise
-    from pipeline.rundir.journal import Reader
+    from pipeline.rundir.curve_end import EndReader
     from pipeline.rundir.records import Ended
     from pipeline.tracking import process
 
@@ -208,7 +209,7 @@ def _train(
     where = "in this process" if in_process(spec) else f"on {num_workers} Ray workers"
     tell(f"run   {folder.name}, {job.num_rows:,} rows{_streamed(job)} {where}")
     waiting = "" if in_process(spec) else f"starting {num_workers} Ray workers ..."
-    reader = Reader(folder.journal)
+    reader = EndReader(folder.journal, started)
     list(reader.new())  # what an earlier command has shown
     progress = Progress(
         reader,
@@ -241,7 +242,7 @@ def _train(
     if failure is not None:
         _tell_failure(failure, state, folder, recorded, tell)
         raise failure
-    result = Result.of(folder, recorded, started)
+    result = Result.of(folder, recorded, reader.read_end(), started)
     for note in result.notes:
         tell(f"note  {note}")
     if spec.training.best_by and result.best is None:

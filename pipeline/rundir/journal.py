@@ -165,6 +165,8 @@ class Reader:
         self.path = path
         self._offset = 0
         self._inode = 0
+        self.num_files = 0
+        """How many the journal has been: a repair makes another one."""
         self._last: dict[Kind, int] = {}
         self._events: set[bytes] = set()
 
@@ -175,8 +177,8 @@ class Reader:
         with self.path.open("rb") as file:
             inode = os.fstat(file.fileno()).st_ino
             if inode != self._inode:  # repaired: what is left is read once more
-                self._offset = 0
-            self._inode = inode
+                self._inode, self._offset = inode, 0
+                self.num_files += 1
             file.seek(self._offset)
             for line in file:
                 if not line.endswith(b"\n"):
@@ -260,14 +262,29 @@ def nonfinite_to_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def curve_sha256(points: Sequence[Point]) -> str:
+class CurveDigest:
     """SHA-256 over step, loss and each term's loss as float64, in the order of the steps."""
-    digest = hashlib.sha256()
-    for point in points:
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def add(self, point: Point) -> None:
+        """Take in the next point; only steps count."""
         if "train" in point:
             losses = [point["train"]["loss"], *point["terms"].values()]
             numbers = [math.nan if value is None else value for value in losses]
-            digest.update(struct.pack(f"<q{len(numbers)}d", point["step"], *numbers))
+            self._digest.update(struct.pack(f"<q{len(numbers)}d", point["step"], *numbers))
+
+    def hexdigest(self) -> str:
+        """Of the points so far."""
+        return self._digest.hexdigest()
+
+
+def curve_sha256(points: Sequence[Point]) -> str:
+    """The digest of these points."""
+    digest = CurveDigest()
+    for point in points:
+        digest.add(point)
     return digest.hexdigest()
 
 

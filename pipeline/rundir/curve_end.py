@@ -1,0 +1,69 @@
+"""What a curve comes to, known as soon as its last line is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.rundir.journal import CurveDigest, Reader
+from pipeline.rundir.records import Numbers, Point
+
+
+class CurveEnd:
+    """The last loss, metrics and notes of a journal, and its SHA-256; points are added in order."""
+
+    def __init__(self, since: float = 0.0) -> None:
+        """`since`: the time, in seconds since 1970, from which on steps are new."""
+        self._since, self._digest = since, CurveDigest()
+        self.loss: float | None = None
+        """Of the last step."""
+        self.metrics: Numbers = {}
+        """Of the last evaluation, its losses too."""
+        self.baselines: Numbers = {}
+        """The metrics that a constant prediction has."""
+        self.notes: list[str] = []
+        """What the last evaluation's numbers do not show."""
+        self.first_new: float | None = None
+        """When the first new step was done, in seconds since 1970."""
+
+    @property
+    def sha256(self) -> str:
+        """Of the losses so far."""
+        return self._digest.hexdigest()
+
+    def add(self, point: Point) -> None:
+        """Take in the next point."""
+        self._digest.add(point)
+        if "train" in point:
+            self.loss = point["train"]["loss"]
+            if self.first_new is None and point["time"] / 1000 >= self._since:
+                self.first_new = point["time"] / 1000
+        elif "validation" in point:
+            self.metrics = point["validation"]
+            self.baselines = point.get("baselines", self.baselines)
+            self.notes = list(point.get("notes", []))
+
+
+class EndReader(Reader):
+    """Reads a journal, and knows what it has come to."""
+
+    def __init__(self, path: Path, since: float = 0.0) -> None:
+        super().__init__(path)
+        self._since = since
+        self._end = CurveEnd(since)
+
+    def new(self) -> Iterator[Point]:
+        """Points that were completed since the last call."""
+        for point in super().new():
+            self._end.add(point)
+            yield point
+
+    def read_end(self) -> CurveEnd:
+        """What all of the journal comes to."""
+        for _ in self.new():
+            pass
+        if self.num_files <= 1:
+            return self._end
+        # a repair cut off lines that were read here: those that took their place count
+        again = EndReader(self.path, self._since)
+        return again.read_end()
