@@ -101,7 +101,9 @@ class TermMetric:
             raise UsageError(f"metrics: {self.place} gives sums of {shape}: {advice}")
         if size is not None and sums.numel() != size:
             advice = "as many are wanted for any items (bincount needs minlength)"
-            problem = f"gives {sums.numel()} sums for {len(items.truth)} items and {size} for none"
+            problem = (
+                f"gives {sums.numel()} sums for {len(items.truth)} items and {size} for others"
+            )
             raise UsageError(f"metrics: {self.place} {problem}: {advice}")
         return sums.double()
 

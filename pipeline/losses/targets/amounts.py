@@ -100,14 +100,17 @@ class Counts(Values):
 def unscaled(fields: Sequence[Field], values: Tensor, centered: bool = False) -> Tensor:
     """Values in the unit of the target columns, float64; `centered`, less their training mean."""
 
-    def stacked(amounts: list[Any]) -> Tensor:
+    def stacked(amounts: list[Any]) -> Any:
+        if len(amounts) == 1 and isinstance(amounts[0], float):
+            return amounts[0]
         tensor = values.new_tensor(amounts, dtype=torch.float64)
         return tensor[0] if len(amounts) == 1 else tensor
 
     mean = stacked([field.mean for field in fields])
     if centered:
         mean = mean - stacked([field.center for field in fields])
-    return values.double() * stacked([field.deviation for field in fields]) + mean
+    amounts: Tensor = values.double() * stacked([field.deviation for field in fields]) + mean
+    return amounts
 
 
 def _is_numeric(field: Field) -> bool:
