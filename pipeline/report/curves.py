@@ -15,6 +15,8 @@ from pipeline.rundir.records import Numbers, Point
 
 MAX_POINTS = 1000
 """Of a line; of more steps, each point stands for several."""
+MAX_MARKED = 50
+"""Points of a line that are shown as such."""
 MAX_METRICS = 6
 SHARE = "share/"
 Series = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -90,12 +92,13 @@ def _losses(train: Mapping[str, Series], validation: Mapping[str, Series]) -> Ex
     for index, name in enumerate(sorted(names, key=len)):
         for split, series, style in (
             ("training", train.get(name), {"linewidth": 1.0, "alpha": 0.8}),
-            ("validation", validation.get(name), {"linestyle": "--", "marker": "o",
-                                                         "markersize": 3}),
-        ):  # fmt: skip
+            ("validation", validation.get(name), {"linestyle": "--"}),
+        ):
             if series is None:
                 continue
             steps, values = thin(*series)
+            if split == "validation":
+                style = style | _marked(steps)
             label = split if len(names) == 1 else f"{split} {name}"
             shade = color(2 * index + (split == "validation")) if len(names) == 1 else color(index)
             axis.plot(steps, values, label=label, color=shade, **style)
@@ -129,7 +132,7 @@ def _metrics(metrics: Mapping[str, Series], baselines: Numbers) -> Exhibit:
         axis.set_visible(False)
     for axis, name in zip(axes.flat, names, strict=False):
         steps, values = thin(*metrics[name])
-        axis.plot(steps, values, color=color(0), marker="o", markersize=3, linewidth=1.2)
+        axis.plot(steps, values, color=color(0), linewidth=1.2, **_marked(steps))
         constant = baselines.get(name)
         if constant is not None:
             axis.axhline(constant, color=GREY, linestyle=":", label="a constant prediction")
@@ -174,7 +177,7 @@ def throughput(curves: Curves) -> list[Exhibit]:
     figure, axes = plot(1, 2, 3.0)
     speed, bars = axes[0]
     steps, values = thin(*numbers["rows_per_second"])
-    speed.plot(steps, values, color=color(0), marker="o", markersize=3, linewidth=1.0)
+    speed.plot(steps, values, color=color(0), linewidth=1.0, **_marked(steps))
     speed.set_ylim(bottom=0)
     speed.set_title("rows per second", fontsize=9)
     speed.set_xlabel("step")
@@ -194,6 +197,11 @@ def throughput(curves: Curves) -> list[Exhibit]:
         "the faster ones wait in the exchange."
     )
     return [Exhibit("throughput", "Throughput", caption, table, png(figure))]
+
+
+def _marked(steps: NDArray[np.float64]) -> dict[str, Any]:
+    """How each of a few points is drawn."""
+    return {"marker": "o", "markersize": 3} if len(steps) <= MAX_MARKED else {}
 
 
 def thin(steps: NDArray[np.float64], values: NDArray[np.float64]) -> Series:

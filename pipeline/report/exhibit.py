@@ -45,12 +45,10 @@ class Exhibit:
 def plot(num_rows: int = 1, num_columns: int = 1, height: float = HEIGHT) -> tuple[Figure, Any]:
     """A figure on white, which is readable on dark pages too, and its axes: [rows, columns]."""
     import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     matplotlib.rcParams["text.parse_math"] = False  # names of columns may hold anything
-    figure = Figure(figsize=(WIDTH, height), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained", facecolor="white")
     axes = figure.subplots(num_rows, num_columns, squeeze=False)
     for one in axes.flat:
         tidy(one)
@@ -77,8 +75,11 @@ def log_scale(axes: Axes) -> None:
 
 def png(figure: Figure) -> bytes:
     """The picture."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=DPI)
+    draw: Any = FigureCanvasAgg(figure).print_png  # `savefig` lays everything out once more
+    draw(content)
     return content.getvalue()
 
 
