@@ -6,19 +6,19 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 from pipeline.errors import RecordError
-from pipeline.rundir.records import DataFacts, Numbers, Point, State, SystemReading
+from pipeline.rundir.records import DataFacts, State
 from pipeline.tracking.champion import Candidate, register
 from pipeline.tracking.names import mlflow_key, tracking_uri, with_password
 from pipeline.tracking.note import CONTEXTS, ProofLink, with_proof
 from pipeline.tracking.source import source_tags
+from pipeline.tracking.values import Value
 
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the default blocks for minutes; we retry ourselves
@@ -48,44 +48,6 @@ SPEC_DIGEST, FINGERPRINT = "pipeline.spec_digest", "pipeline.data_fingerprint"
 ERROR = "pipeline.error"
 """Tag of a failed run: why it failed."""
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
-
-
-@dataclass(frozen=True)
-class Value:
-    """One value of a metric."""
-
-    key: str
-    value: float
-    time: int
-    """Milliseconds since 1970."""
-    step: int
-
-
-def values_of(point: Point) -> Iterator[Value]:
-    """The metrics of a step or an evaluation."""
-    if "train" in point:
-        terms = point["terms"]
-        skipped = {"skipped": 1.0} if "skipped" in point else {}
-        yield from values("train", {**point["train"], **skipped}, point["time"], point["step"])
-        if len(terms) > 1:
-            yield from values("train/loss", terms, point["time"], point["step"])
-        yield from values("throughput", point.get("throughput", {}), point["time"], point["step"])
-    elif "validation" in point:
-        yield from values("validation", point["validation"], point["time"], point["step"])
-        yield from values("baseline", point.get("baselines", {}), point["time"], point["step"])
-
-
-def values_of_reading(reading: SystemReading) -> Iterator[Value]:
-    """The metrics of a machine's load."""
-    group = f"system/node_{reading['node']}"
-    yield from values(group, reading["values"], reading["time"], reading["step"])
-
-
-def values(group: str, numbers: Numbers, time: int, step: int) -> Iterator[Value]:
-    """The metrics of one group that have a number."""
-    for name, value in numbers.items():
-        if value is not None:
-            yield Value(mlflow_key(f"{group}/{name}"), float(value), time, step)
 
 
 def dataset_name(data: DataFacts) -> str:

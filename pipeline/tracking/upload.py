@@ -32,17 +32,16 @@ from pipeline.rundir.records import (
 from pipeline.rundir.system import SystemReader
 from pipeline.tracking.card import card
 from pipeline.tracking.champion import Candidate
-from pipeline.tracking.client import (
-    ERROR,
-    NOTE,
-    Client,
+from pipeline.tracking.client import ERROR, NOTE, Client
+from pipeline.tracking.names import environment_uri, with_password
+from pipeline.tracking.note import Progress, describe
+from pipeline.tracking.values import (
     Value,
+    is_of_system,
     values,
     values_of,
     values_of_reading,
 )
-from pipeline.tracking.names import environment_uri, with_password
-from pipeline.tracking.note import Progress, describe
 
 BATCH = 1000  # MLflow's limit of metrics in one request
 READINGS = 50  # of a machine's load in one request, which have a dozen metrics each
@@ -245,7 +244,7 @@ class Upload:
         uri = log_model(self.run, self.state.model_id, self.record)
         self.client.link_model(run_id, self.state.model_id, step)
         points = points_at(self.run.journal, step)
-        metrics = [value for point in points for value in values_of(point)]
+        metrics = [one for point in points for one in values_of(point) if not is_of_system(one)]
         self.client.log_model_metrics(run_id, self.state.model_id, metrics, self.record.data)
         final = done.best.metrics if done.best else last_values(self.curves)
         text = card(self.record, step, final, self.curves.baselines)

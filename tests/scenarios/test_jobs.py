@@ -72,7 +72,9 @@ def test_mlflow_holds_every_step_of_the_curve_once(trained: Trained, name: str) 
     assert [m.step for m in norms] == list(range(1, result.steps + 1))
     rates = client.get_metric_history(result.run_id, "train/learning_rate")
     assert len({m.value for m in rates}) > 1 or rates[-1].step == result.steps
-    assert client.get_metric_history(result.run_id, "throughput/rows_per_second")[-1].value > 0
+    assert (
+        client.get_metric_history(result.run_id, "system/throughput/rows_per_second")[-1].value > 0
+    )
     inputs = {one.tags[0].value: one.dataset for one in run.inputs.dataset_inputs}
     assert set(inputs) <= {"training", "validation"}
     assert len({one.digest for one in inputs.values()}) == len(inputs)
@@ -81,6 +83,7 @@ def test_mlflow_holds_every_step_of_the_curve_once(trained: Trained, name: str) 
         columns = json.loads(dataset.schema)["mlflow_colspec"]
         assert {"name", "type", "required"} == set(columns[0])
     model = client.get_logged_model(run.outputs.model_outputs[0].model_id)
+    assert not any(m.key.startswith("system/") for m in model.metrics)
     of_rows = {m.key: m.dataset_digest for m in model.metrics}
     assert of_rows["train/loss"] == inputs["training"].digest
     if "validation" in inputs:
