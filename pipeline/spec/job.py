@@ -109,7 +109,9 @@ class JobSpec(Section):
         twice = sorted({label for label in labels if labels.count(label) > 1})
         if twice:
             raise PydanticCustomError(
-                "labels", "two loss terms are called {twice}: give each a `label`", {"twice": twice}
+                "labels",
+                "two loss terms are called {twice}: give each a `label`",
+                {"twice": " and ".join(twice)},
             )
         if self.training.best_by and self.data.validation is None:
             text = "training.best_by: needs rows to be judged by; give data.validation"
@@ -133,18 +135,12 @@ class JobSpec(Section):
     def labels(self) -> list[str]:
         """Name of each term's curve: its label, its loss's name, or loss and target."""
         names = [term.name for term in self.loss]
-        labels_given = [
-            term.label
-            or (
-                term.name
-                if names.count(term.name) == 1
-                else f"{term.name}_{term.target or term.prediction}"
-            )
-            for term in self.loss
-        ]
-        return [
-            re.sub(r"[^\w .:/-]", "_", label) for label in labels_given
-        ]  # as MLflow's keys must be
+        labels = []
+        for term in self.loss:
+            column = term.target or term.prediction if names.count(term.name) > 1 else None
+            label = term.label or (f"{term.name}_{column}" if column else term.name)
+            labels.append(re.sub(r"[^\w .:/-]", "_", label))  # as MLflow's keys must be
+        return labels
 
     def dump(self) -> str:
         """YAML that loads back to an equal spec, but for secrets in URIs, which are hidden."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from pipeline.errors import SpecError
 from pipeline.spec import JobSpec, schema
 from pipeline.spec.loader import load
 from tests.conftest import JOBS, MINIMAL
@@ -53,3 +54,27 @@ def test_every_field_of_the_schema_has_a_doc_line() -> None:
 
 def test_the_spec_is_a_frozen_model_of_the_public_name() -> None:
     assert isinstance(load(MINIMAL), JobSpec)
+
+
+@pytest.mark.parametrize(
+    ("loss", "labels"),
+    [
+        ([{"name": "mse"}, {"name": "l1"}], ["mse", "l1"]),
+        ([{"name": "mse", "target": "a"}, {"name": "mse", "target": "b"}], ["mse_a", "mse_b"]),
+        ([{"name": "mse"}, {"name": "mse", "target": "b"}], ["mse", "mse_b"]),
+        ([{"name": "mse"}, {"name": "mse", "label": "again"}], ["mse", "again"]),
+    ],
+    ids=str,
+)
+def test_a_terms_curve_is_named_by_its_loss_and_where_that_does_not_do_its_target(
+    loss: list[dict[str, str]], labels: list[str]
+) -> None:
+    data = {"train": "rows.csv", "target": ["a", "b"]}
+    spec = load({"name": "job", "model": "linear", "loss": loss, "data": data})
+    assert spec.labels == labels
+
+
+def test_two_curves_of_one_name_are_refused() -> None:
+    data = {"train": "rows.csv", "target": "a"}
+    with pytest.raises(SpecError, match="two loss terms are called huber: give each a `label`"):
+        load({"name": "job", "model": "linear", "loss": 2 * [{"name": "huber"}], "data": data})
