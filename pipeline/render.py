@@ -47,9 +47,10 @@ def result_lines(result: Result) -> list[str]:
             f"note  step {result.first_difference} gave other numbers when it was recomputed "
             "after a failure: `pipeline prove` names the component"
         )
-    if result.registered:
-        lines.append(f"model {result.registered}")
     lines.append(f"saved {result.storage}")
+    if result.model_uri:
+        registered = f", {result.registered}" if result.registered else ""
+        lines.append(f"model {result.model_uri}{registered}")
     lines.append(f"mlflow run {result.run_id} in {result.tracking_uri}")
     if result.tracking_uri.startswith("http"):
         address = page.address(result.tracking_uri, result.experiment_id, result.run_id)

@@ -45,6 +45,8 @@ class Result:
     """How many workers it had: once, and again after each failure, resize or stop."""
     first_difference: int | None = None
     """The first step that gave other numbers when it was recomputed after a failure."""
+    model_uri: str = ""
+    """Address of the model, for `mlflow.pyfunc.load_model` and `mlflow models serve`."""
     registered: str = ""
     """With `tracking.register_as`: the version that the model became, and its aliases."""
     first_step_seconds: float | None = None
@@ -80,6 +82,7 @@ class Result:
             workers=done.workers,
             first_difference=done.first_difference,
             first_step_seconds=None if first is None else round(first - started, 3),
+            model_uri=recorded.model_uri,
             registered=recorded.registered,
         )
         if not recorded.complete:
@@ -125,6 +128,7 @@ class Result:
             "storage",
             "workers",
             "first_difference",
+            "model_uri",
             "registered",
             "first_step_seconds",
         )

@@ -99,6 +99,7 @@ def test_the_record_is_complete_after_any_fault_of_the_tracker(
                  "validation": 0.25},
         "training": {"epochs": 200, "batch_size": 6}, "storage": str(tmp_path / "runs"),
         "optimizer": {"name": "adam", "lr": 0.01}, "schedule": "cosine",
+        "tracking": {"register_as": f"model-{mode}-{phase}-{skip}"},
     }  # fmt: skip
     fault = Fault(mode, phase, skip, tmp_path / "runs")
     monkeypatch.setattr(fault_injection, "plan_faults", lambda *_: fault.wait)
@@ -137,6 +138,11 @@ def test_the_record_is_complete_after_any_fault_of_the_tracker(
     assert names == {"spec.yaml", "data.json", "environment.json", "report.html"}
     model = load_model(result.run_id, server.uri)
     assert len(model.predict(pd.DataFrame({"a": [1.5], "b": [2]}))) == 1
+    (version,) = client.search_model_versions(f"name = '{spec['tracking']['register_as']}'")
+    assert version.run_id == result.run_id
+    registered = client.get_registered_model(version.name)
+    assert registered.aliases == dict.fromkeys(["candidate", "champion"], version.version)
+    assert result.registered == f"{version.name} version {version.version}: candidate and champion"
     recorded = json.loads((Path(result.storage) / "recorded.json").read_text())
     assert recorded["complete"]
 
