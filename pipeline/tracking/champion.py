@@ -49,27 +49,31 @@ class Candidate:
 def register(client: Any, run_id: str, model_id: str, text: str, candidate: Candidate) -> str:
     """Make the model a version of a registered one with `text` as its description.
 
-    It gets the alias `candidate`; and `champion` too if there is none, or if it is better than the
-    present one on the same validation rows. A second call changes nothing. Returns what it is now,
-    in words.
+    It gets the alias `candidate`, unless a later run has it; and `champion` too if there is none,
+    or if it is better than the present one on the same validation rows. A second call changes
+    nothing. Returns what it is now, in words.
     """
     name = candidate.name
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
-    known = client.search_model_versions(f"name = '{name}' AND run_id = '{run_id}'")
-    version = known[0] if known else None  # a run has one model
+    versions = client.search_model_versions(f"name = '{name}'")
+    version = next((one for one in versions if one.run_id == run_id), None)  # a run has one model
     if version is None:
         source = f"models:/{model_id}"
         version = client.create_model_version(
             name, source, run_id, tags=candidate.tags, description=text, model_id=model_id
         )
-    client.set_registered_model_alias(name, CANDIDATE, version.version)
+    aliases = []
+    if all(int(one.version) <= int(version.version) for one in versions):  # no later run's
+        aliases.append(CANDIDATE)
     champion = client.get_registered_model(name).aliases.get(CHAMPION)  # its version, if any
     reason = ""
     if champion is not None and str(champion) != str(version.version):
         tags = client.get_model_version(name, str(champion)).tags
         reason = candidate.why_not(tags, f"version {champion}")
-    if reason:
-        return f"{name} version {version.version}: {CANDIDATE}; not {CHAMPION}: {reason}"
-    client.set_registered_model_alias(name, CHAMPION, version.version)
-    return f"{name} version {version.version}: {CANDIDATE} and {CHAMPION}"
+    if not reason:
+        aliases.append(CHAMPION)
+    for alias in aliases:
+        client.set_registered_model_alias(name, alias, version.version)
+    text = f"{name} version {version.version}: {' and '.join(aliases) or 'an earlier candidate'}"
+    return f"{text}; not {CHAMPION}: {reason}" if reason else text

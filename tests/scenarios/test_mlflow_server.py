@@ -23,7 +23,7 @@ from pipeline.rundir.records import Launcher, Point, Record
 from pipeline.tracking import process
 from pipeline.tracking.client import LAUNCHER
 from tests import mlflow_server
-from tests.conftest import JOBS
+from tests.conftest import JOBS, Command
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_the_record_and_the_model_go_to_the_server(result: pipeline.Result, serv
 
 
 def test_a_better_model_on_the_same_rows_becomes_the_champion(
-    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     client = mlflow.MlflowClient(server)
@@ -79,6 +79,12 @@ def test_a_better_model_on_the_same_rows_becomes_the_champion(
     judged = trained(**{"training.epochs": 1, "metrics": ["rmse"]})
     assert judged.endswith("not champion: version 2 was not judged by rmse")
     assert client.get_model_version_by_alias("contest", "champion").version == "2"
+    assert client.get_model_version_by_alias("contest", "candidate").version == "5"
+    late = RunDir(tmp_path / "diabetes-3")  # whose record was cut off, and is completed now
+    facts = {"complete": False, "model_uri": ""}
+    late.read_recorded().model_copy(update=facts).write(late.recorded)
+    assert command("sync", late.path)[0] == 0
+    assert late.read_recorded().registered.startswith("contest version 3: an earlier candidate")
     assert client.get_model_version_by_alias("contest", "candidate").version == "5"
     version = client.get_model_version("contest", "1")
     (model,) = client.get_run(version.run_id).outputs.model_outputs
