@@ -190,7 +190,10 @@ def comparison_lines(comparison: Comparison) -> list[str]:
     for name, difference, same_rows in zip(
         names[1:], comparison.differences, comparison.same_rows, strict=True
     ):
-        if difference is not None:
+        if difference is not None and difference.is_longer:
+            text = f"has the same curve as {names[0]} before step {difference.first_step:,}"
+            text += ", where one of them ends"
+        elif difference is not None:
             size = f", by up to {difference.largest:.1e} of the loss" if difference.largest else ""
             text = f"differs from {names[0]} from step {difference.first_step:,} on{size}"
         elif comparison.has_curve:

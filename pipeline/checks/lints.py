@@ -108,8 +108,14 @@ IN_TARGETS_UNIT = {"huber": "delta", "smooth_l1": "beta"}
 def _lint_targets(job: Job, terms: list[Term]) -> Iterator[Notice]:
     """What was done to target columns, and what it makes of a loss's options."""
     data = job.spec.data
+    amounts = {field.name for term in terms if term.target.is_amount for field in term.targets}
     for field in job.fields:
         if not field.is_target or not field.is_amount:
+            continue
+        if field.name not in amounts and data.target_scale_of(field.name) != "none":
+            losses = ", ".join(term.label for term in terms if field in term.targets)
+            text = f"{losses} reads no amounts there: data.target_scale leaves it as it is"
+            yield Notice(f"target {field.name!r}", text)
             continue
         num_missing = job.facts.profile.get(field.name, {}).get("missing", 0)
         if field.fill is not None and num_missing:

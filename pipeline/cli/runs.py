@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -31,9 +31,20 @@ def sync(folder: str) -> None:
     click.echo(f"mlflow run {recorded.run_id} in {recorded.tracking_uri} has the whole record")
 
 
-FOLDERS = click.argument(
-    "folders", nargs=-1, metavar="[FOLDER]...", type=click.Path(file_okay=False, path_type=Path)
-)
+class RunFolder(click.Path):
+    """A run's folder, or the name of one in the storage `runs`, as `pipeline runs` lists them."""
+
+    def __init__(self) -> None:
+        super().__init__(file_okay=False, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The folder's path."""
+        named = Path("runs") / value
+        is_name = not Path(value).exists() and named.is_dir()
+        return named if is_name else Path(str(super().convert(value, param, ctx)))
+
+
+FOLDERS = click.argument("folders", nargs=-1, metavar="[FOLDER]...", type=RunFolder())
 
 
 @cli.command()
@@ -125,7 +136,7 @@ def compare(folders: tuple[Path, ...]) -> None:
 
 
 @cli.command()
-@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("folder", type=RunFolder())
 @click.option(
     "--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
     help="The file to write; report.html in the run's folder unless given.",

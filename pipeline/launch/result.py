@@ -13,7 +13,7 @@ from pipeline.errors import RunError, UnrecordedError
 if TYPE_CHECKING:
     from pipeline.rundir import RunDir
     from pipeline.rundir.curve_end import CurveEnd
-    from pipeline.rundir.records import Point, Recorded
+    from pipeline.rundir.records import Done, Point, Recorded
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Result:
             loss=end.loss,
             metrics=end.metrics,
             baselines=end.baselines,
-            notes=end.notes,
+            notes=[*end.notes, *_overfitting(end, done)],
             curve_sha256=end.sha256,
             weights_sha256=done.weights_sha256,
             best=done.best.model_dump() if done.best else None,
@@ -133,3 +133,10 @@ class Result:
             "first_step_seconds",
         )
         return {key: getattr(self, key) for key in keys}
+
+
+def _overfitting(end: CurveEnd, done: Done) -> list[str]:
+    """That other weights than the model's were better, where nobody has chosen."""
+    if done.best is not None or not end.overfitting:
+        return []
+    return [f"{end.overfitting}; training.best_by keeps the best weights"]

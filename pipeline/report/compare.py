@@ -18,6 +18,8 @@ class Difference:
     """The first step whose losses differ, or that only one of them has."""
     largest: float
     """The largest difference between losses of one step, relative to the larger one."""
+    is_longer: bool = False
+    """Whether they are the same as far as the shorter one goes."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +64,16 @@ def compare(runs: Sequence[Summary]) -> Comparison:
 def difference(one: Summary, other: Summary) -> Difference | None:
     """How the curves of two runs differ; None if they are the same."""
     first, largest = None, 0.0
+    is_longer = False
     for left, right in zip_longest(_losses(one), _losses(other)):
         if left == right:
             continue
         known = left or right
-        first = known[0] if first is None and known is not None else first
+        if first is None and known is not None:
+            first, is_longer = known[0], left is None or right is None
         if left is not None and right is not None:
             largest = max(largest, _relative(left[1], right[1]))
-    return None if first is None else Difference(first, largest)
+    return None if first is None else Difference(first, largest, is_longer)
 
 
 def _losses(run: Summary) -> Iterator[tuple[int, tuple[float | None, ...]]]:

@@ -146,6 +146,8 @@ def _metrics(metrics: Mapping[str, Series], baselines: Numbers) -> Exhibit:
     for axis in axes[-1]:
         axis.set_xlabel("step")
     caption = "Of the validation rows, by step; dotted: the best prediction that knows no inputs."
+    if left_out := list(metrics)[MAX_METRICS:]:
+        caption += f" Not drawn: {', '.join(left_out)}."
     return Exhibit("metrics", "Metrics", caption, table, png(figure))
 
 

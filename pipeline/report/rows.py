@@ -28,8 +28,9 @@ def importance(measured: Importance) -> Exhibit:
     axis.set_xlabel("rise of the validation loss when the input is shuffled")
     late = f" There was no time for {', '.join(measured.left_out)}." if measured.left_out else ""
     caption = (
-        f"From a loss of {measured.loss:.4g} over {measured.num_rows:,} validation rows. Inputs "
-        f"that say the same share what they are worth.{late}"
+        f"From a loss of {measured.loss:.4g} over {measured.num_rows:,} validation rows; "
+        "below 0 the loss falls without the input. Of few rows, small differences are chance. "
+        f"Inputs that say the same share what they are worth.{late}"
     )
     table = {"input": names, "rise_of_loss": rounded(rises)}
     return Exhibit("inputs", "What the model relies on", caption, table, png(figure))

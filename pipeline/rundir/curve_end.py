@@ -8,6 +8,9 @@ from pathlib import Path
 from pipeline.rundir.journal import CurveDigest, Reader
 from pipeline.rundir.records import Numbers, Point
 
+RISE = 0.1
+"""Of the lowest validation loss, from which on it is worth a word."""
+
 
 class CurveEnd:
     """The last loss, metrics and notes of a journal, and its SHA-256; points are added in order."""
@@ -23,6 +26,8 @@ class CurveEnd:
         """The metrics that a constant prediction has."""
         self.notes: list[str] = []
         """What the last evaluation's numbers do not show."""
+        self.lowest: tuple[int, float] | None = None
+        """The step with the lowest validation loss, and that loss."""
         self.first_new: float | None = None
         """When the first new step was done, in seconds since 1970."""
 
@@ -30,6 +35,17 @@ class CurveEnd:
     def sha256(self) -> str:
         """Of the losses so far."""
         return self._digest.hexdigest()
+
+    @property
+    def overfitting(self) -> str:
+        """That the validation loss has risen again, by a tenth or more; or nothing."""
+        last = self.metrics.get("loss")
+        if last is None or self.lowest is None:
+            return ""
+        step, loss = self.lowest
+        if last - loss <= RISE * abs(loss):
+            return ""
+        return f"validation loss was lowest after step {step:,}: {loss:.4g}, and is {last:.4g} now"
 
     def add(self, point: Point) -> None:
         """Take in the next point."""
@@ -40,6 +56,9 @@ class CurveEnd:
                 self.first_new = point["time"] / 1000
         elif "validation" in point:
             self.metrics = point["validation"]
+            loss = self.metrics.get("loss")
+            if loss is not None and (self.lowest is None or loss < self.lowest[1]):
+                self.lowest = point["step"], loss
             self.baselines = point.get("baselines", self.baselines)
             self.notes = list(point.get("notes", []))
 

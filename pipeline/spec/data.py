@@ -89,8 +89,8 @@ class Split(Section):
     """Validation rows taken out of the training files by what a column holds."""
 
     fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Fraction of the rows to hold out: about so many with `group`, as near as equal times allow
-    with `time`."""
+    """Fraction of the rows to hold out: about so many, as each row, or each `group`, is drawn by
+    itself; as near as equal times allow with `time`."""
     group: str | None = None
     """Column whose rows with the same value stay together, such as all visits of a patient."""
     time: str | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.data.columns import Field, from_json
@@ -13,8 +13,13 @@ MAX_COLUMNS = 50
 MAX_VALUES = 8
 
 
-def card(record: Record, step: int, metrics: Numbers, baselines: Numbers) -> str:
-    """Markdown on the model with the weights after `step` steps, and these validation metrics."""
+def card(
+    record: Record, step: int, metrics: Numbers, baselines: Numbers, outputs: Sequence[str]
+) -> str:
+    """Markdown on the model with the weights after `step` steps, and these validation metrics.
+
+    `outputs` are the columns that it gives.
+    """
     data = record.data
     fields = [from_json(field) for field in record.fields]
     inputs = [field for field in fields if field.is_input]
@@ -28,6 +33,7 @@ def card(record: Record, step: int, metrics: Numbers, baselines: Numbers) -> str
         _quality(metrics, baselines),
         "\n".join(["| predicts | type | training rows held |", "|---|---|---|",
                    *_rows(targets, data)]) if targets else "",
+        f"It gives: {', '.join(f'`{_cell(name)}`' for name in outputs)}.",
         "\n".join(["| input | type | training rows held |", "|---|---|---|", *_rows(inputs, data)]),
         f"Rows: {rows}, from {files}{more}; fingerprint `{data.fingerprint[:16]}`.",
         "\n".join(["Limits:", *(f"- {text}" for text in _limits(inputs))]),

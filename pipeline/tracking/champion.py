@@ -8,6 +8,10 @@ from typing import Any
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 """Aliases of registered models."""
+DESCRIPTION = (
+    f"`{CANDIDATE}` is the newest version; `{CHAMPION}` the best by its primary metric on the same "
+    "validation rows. Each version has its own card."
+)
 JUDGED = "pipeline.judged."
 """Start of the tags of a version that say how good it is."""
 
@@ -55,7 +59,7 @@ def register(client: Any, run_id: str, model_id: str, text: str, candidate: Cand
     """
     name = candidate.name
     if not client.search_registered_models(f"name = '{name}'"):
-        client.create_registered_model(name)
+        client.create_registered_model(name, description=DESCRIPTION)
     versions = client.search_model_versions(f"name = '{name}'")
     version = next((one for one in versions if one.run_id == run_id), None)  # a run has one model
     if version is None:

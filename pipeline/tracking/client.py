@@ -171,7 +171,11 @@ class Client:
 
         source = {"files": data.files, "num_files": data.num_files}
         columns = [
-            {"name": name, "type": f"{column.kind} ({column.type})", "required": True}
+            {
+                "name": name,
+                "type": f"{column.kind} ({column.type})",
+                "required": not data.profile.get(name, {}).get("missing"),
+            }
             for name, column in data.columns.items()
         ]
         texts = [json.dumps(source), json.dumps({"mlflow_colspec": columns})]

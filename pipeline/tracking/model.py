@@ -21,8 +21,10 @@ from pipeline.tracking.client import Client, prepare_environment
 from pipeline.tracking.names import environment_uri, with_password
 
 
-def log_model(run: RunDir, model_id: str, record: Record) -> str:
-    """Log the run's model, made before, with signature and input example; returns its URI.
+def log_model(run: RunDir, model_id: str, record: Record) -> tuple[str, list[str]]:
+    """Log the run's model, made before, with signature and input example.
+
+    Returns its URI, and the columns that it gives.
 
     There is no active run: MLflow would read the whole history of each of its metrics to find those
     of one step.
@@ -60,10 +62,10 @@ def log_model(run: RunDir, model_id: str, record: Record) -> str:
             artifacts=artifacts,
             code_paths=[str(Path(pipeline.__file__).parent), *custom],
             signature=_signature(frame, predicted, [from_json(field) for field in record.fields]),
-            input_example=frame,
+            input_example=frame.astype(object).where(frame.notna(), None),  # JSON knows no NaN
             pip_requirements=[f"{package}=={_released_version(package)}" for package in packages],
         )
-    return str(info.model_uri)
+    return str(info.model_uri), list(predicted.columns)
 
 
 def _released_version(package: str) -> str:

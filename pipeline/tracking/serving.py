@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import torch
+from mlflow.exceptions import MlflowException
 
 from pipeline import plugins, spec
 from pipeline.data.arrow import is_text
@@ -67,9 +68,16 @@ class ServedModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """One row of predictions per row of raw input columns."""
+        """One row of predictions per row of raw input columns.
+
+        Raises MlflowException, whose text a server passes on, for rows that it cannot take.
+        """
         starts = range(0, max(len(model_input), 1), MAX_ROWS)
-        return pd.concat([self._predict(model_input[start : start + MAX_ROWS]) for start in starts])
+        parts = [model_input[start : start + MAX_ROWS] for start in starts]
+        try:
+            return pd.concat([self._predict(part) for part in parts])
+        except DataError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from error
 
     def _predict(self, model_input: pd.DataFrame) -> pd.DataFrame:
         """The predictions of so many rows as are computed at once."""

@@ -241,13 +241,13 @@ class Upload:
         run_id, step = self.state.run_id, done.best.step if done.best else done.steps
         if not self.state.model_id:
             self.save(model_id=self.client.create_model(run_id))
-        uri = log_model(self.run, self.state.model_id, self.record)
+        uri, outputs = log_model(self.run, self.state.model_id, self.record)
         self.client.link_model(run_id, self.state.model_id, step)
         points = points_at(self.run.journal, step)
         metrics = [one for point in points for one in values_of(point) if not is_of_system(one)]
         self.client.log_model_metrics(run_id, self.state.model_id, metrics, self.record.data)
         final = done.best.metrics if done.best else last_values(self.curves)
-        text = card(self.record, step, final, self.curves.baselines)
+        text = card(self.record, step, final, self.curves.baselines, outputs)
         self.client.describe_model(self.state.model_id, text)
         registered = ""
         if self.record.register_as:

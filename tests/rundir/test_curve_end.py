@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from pipeline.rundir.curve_end import CurveEnd, EndReader
 from pipeline.rundir.journal import Journal, Reader, curve_sha256
 from pipeline.rundir.records import EvaluationPoint, StepPoint
@@ -34,6 +36,25 @@ def test_it_is_the_same_read_at_once_and_bit_by_bit(tmp_path: Path) -> None:
     assert end.notes == ["odd"]
     (first,) = [p["time"] for p in points if "train" in p and p["step"] == 1]
     assert end.first_new == first / 1000
+
+
+@pytest.mark.parametrize(
+    ("losses", "note"),
+    [
+        ([3.0, 1.0, 1.09], ""),
+        ([3.0, 1.0, 1.2], "lowest after step 1: 1, and is 1.2 now"),
+        ([1.0, -2.0, -1.0], "lowest after step 1: -2, and is -1 now"),
+        ([1.0, -2.0, -1.9], ""),
+        ([3.0, 2.0, 1.0], ""),
+    ],
+    ids=str,
+)
+def test_a_validation_loss_that_has_risen_again_is_told(losses: list[float], note: str) -> None:
+    end = CurveEnd()
+    for number, loss in enumerate(losses):
+        end.add({**evaluation(number, loss), "time": number})
+    assert note in end.overfitting
+    assert bool(note) == bool(end.overfitting)
 
 
 def test_steps_of_an_earlier_command_are_not_new(tmp_path: Path) -> None:

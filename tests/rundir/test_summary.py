@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.render import comparison_lines
 from pipeline.report.compare import Difference, compare
 from pipeline.rundir import RunDir
 from pipeline.rundir.journal import Journal
@@ -102,6 +103,15 @@ def test_a_lock_that_cannot_be_opened_hides_no_run(tmp_path: Path) -> None:
     assert [one.state for one in summaries(tmp_path)] == ["stopped"]
 
 
+def test_a_curve_that_goes_on_where_another_ends_is_no_other_one(tmp_path: Path) -> None:
+    runs = [run_of(tmp_path, "t-1", [3.0, 2.0]), run_of(tmp_path, "t-2", [3.0, 2.0, 1.0])]
+    found = compare([summary_of(run) for run in runs])
+    assert found.differences == [Difference(3, 0.0, is_longer=True)]
+    assert comparison_lines(found)[-1].endswith(
+        "t-2 has the same curve as t-1 before step 3, where one of them ends"
+    )
+
+
 def test_runs_are_compared_with_the_first(tmp_path: Path) -> None:
     other_data = DATA.model_copy(update={"fingerprint": "other"})
     runs = [
@@ -111,7 +121,7 @@ def test_runs_are_compared_with_the_first(tmp_path: Path) -> None:
         run_of(tmp_path, "t-4", [3.0, 2.0], data=other_data),
     ]
     found = compare([summary_of(run) for run in runs])
-    assert found.differences == [None, Difference(2, 0.2), Difference(3, 0.0)]
+    assert found.differences == [None, Difference(2, 0.2), Difference(3, 0.0, is_longer=True)]
     assert found.same_rows == [True, True, False]
     assert found.has_curve
     assert found.changes == {

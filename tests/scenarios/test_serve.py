@@ -217,7 +217,10 @@ def test_raw_rows_get_what_training_predicted_for_them(
         assert np.isfinite(served(as_json(raw.assign(city="Graz")))[columns]).all(axis=None)
         with pytest.raises(urllib.error.HTTPError) as refused:
             served(as_json(raw.drop(columns="size")))
-        assert "size" in refused.value.read().decode()
+        assert "size" in json.load(refused.value)["message"]
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            served(as_json(raw.assign(size="large")))
+        assert "column 'size' is string, expected numbers" in json.load(refused.value)["message"]
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)

@@ -31,7 +31,7 @@ def test_it_has_ranges_vocabularies_metrics_and_limits(tmp_path: Path) -> None:
     names = np.array(["x", "y|z", "w", None], dtype=object)[rng.integers(0, 4, NUM_ROWS)]
     frame = pd.DataFrame({"a": rng.normal(size=NUM_ROWS), "b|c": names, "y": rng.normal(size=60)})
     record = record_of(tmp_path, frame)
-    text = card(record, 7, {"loss": 0.5, "r2": 0.25}, {"r2": -0.01})
+    text = card(record, 7, {"loss": 0.5, "r2": 0.25}, {"r2": -0.01}, ["y"])
     profile = record.data.profile["a"]
     assert f"| a | double | {profile['min']:.6g} to {profile['max']:.6g} |" in text
     assert "| b\\|c | large_string, may be missing | w, x, y\\|z |" in text
@@ -44,6 +44,8 @@ def test_it_has_ranges_vocabularies_metrics_and_limits(tmp_path: Path) -> None:
 def test_of_many_columns_the_first_are_named(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     frame = pd.DataFrame({f"c{i}": rng.normal(size=NUM_ROWS) for i in range(MAX_COLUMNS + 7)})
-    text = card(record_of(tmp_path, frame.assign(y=1.0 * frame["c0"], **{"b|c": "k"})), 1, {}, {})
+    text = card(
+        record_of(tmp_path, frame.assign(y=1.0 * frame["c0"], **{"b|c": "k"})), 1, {}, {}, ["y"]
+    )
     assert "| 8 more | | |" in text
     assert "nothing is known of how good it is" in text

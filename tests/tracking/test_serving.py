@@ -85,6 +85,17 @@ def test_an_optional_column_may_be_absent(model: Any) -> None:
     )
 
 
+def test_the_example_is_valid_json(place: str) -> None:
+    """Which knows no NaN: servers in other languages refuse it."""
+
+    def refuse(name: str) -> None:
+        raise ValueError(name)
+
+    for name in ("input_example.json", "serving_input_example.json"):
+        text = Path(mlflow.artifacts.download_artifacts(f"{place}/{name}")).read_text()
+        assert "null" in json.dumps(json.loads(text, parse_constant=refuse))
+
+
 def test_a_column_that_is_needed_and_absent_is_named(model: Any) -> None:
     with pytest.raises(Exception, match=r"size"):
         model.predict(FRAME.drop(columns="size"))
