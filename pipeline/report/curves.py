@@ -40,10 +40,11 @@ class Curves:
                 if len(point["terms"]) > 1:
                     terms = {f"loss/{name}": value for name, value in point["terms"].items()}
                     _add(self._train, point["step"], terms)
-                _add(self._throughput, point["step"], point.get("throughput", {}))
             elif "validation" in point:
                 _add(self._validation, point["step"], point["validation"])
                 self.baselines = point.get("baselines", self.baselines)
+            if "event" not in point:
+                _add(self._throughput, point["step"], point.get("throughput", {}))
         return self
 
     @property
@@ -178,14 +179,16 @@ def throughput(curves: Curves) -> list[Exhibit]:
         return []
     figure, axes = plot(1, 2, 3.0)
     speed, bars = axes[0]
+    seconds = numbers["seconds"][1]
+    mean_speed = float(np.average(numbers["rows_per_second"][1], weights=seconds))
     steps, values = thin(*numbers["rows_per_second"])
     speed.plot(steps, values, color=color(0), linewidth=1.0, **_marked(steps))
     speed.set_ylim(bottom=0)
     speed.set_title("rows per second", fontsize=9)
     speed.set_xlabel("step")
     shares = {
-        name.removeprefix(SHARE).replace("_", " "): float(values.mean())
-        for name, (_, values) in numbers.items()
+        name.removeprefix(SHARE).replace("_", " "): float(np.average(share, weights=seconds))
+        for name, (_, share) in numbers.items()
         if name.startswith(SHARE)
     }
     places = range(len(shares))
@@ -193,7 +196,7 @@ def throughput(curves: Curves) -> list[Exhibit]:
     bars.set_yticks(places, list(shares), fontsize=8)
     bars.invert_yaxis()
     bars.set_title("% of the first worker's time", fontsize=9)
-    table = {"of": ["rows per second", *shares], "mean": rounded([values.mean(), *shares.values()])}
+    table = {"of": ["rows per second", *shares], "mean": rounded([mean_speed, *shares.values()])}
     caption = (
         "How fast the run trained, and what the first worker's time went to. Where workers differ, "
         "the faster ones wait in the exchange."

@@ -12,10 +12,11 @@ import math
 import os
 import struct
 import time
+import weakref
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import IO, Any, Literal, cast
 
 from pipeline.errors import RunError
 from pipeline.files.atomic import named_errors
@@ -164,7 +165,7 @@ class Reader:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._offset = 0
-        self._inode = 0
+        self._file: IO[bytes] | None = None
         self.num_files = 0
         """How many the journal has been: a repair makes another one."""
         self._last: dict[Kind, int] = {}
@@ -174,29 +175,41 @@ class Reader:
         """Points and events that were completed since the last call; each point once."""
         if not self.path.exists():
             return
-        with self.path.open("rb") as file:
-            inode = os.fstat(file.fileno()).st_ino
-            if inode != self._inode:  # repaired: what is left is read once more
-                self._inode, self._offset = inode, 0
-                self.num_files += 1
-            file.seek(self._offset)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    return
-                self._offset += len(line)
-                try:
-                    point = parse_line(line)
-                except ValueError:
-                    continue  # damaged: the worker that resumes from it says so
-                step, kind = key_of(point)
-                if kind == "event":
-                    if line in self._events:
-                        continue
-                    self._events.add(line)
-                elif step <= self._last.get(kind, -1):
-                    continue  # recomputed, or by a worker that had not noticed its successor
-                self._last[kind] = step
-                yield point
+        file = self._open()
+        file.seek(self._offset)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            self._offset += len(line)
+            try:
+                point = parse_line(line)
+            except ValueError:
+                continue  # damaged: the worker that resumes from it says so
+            step, kind = key_of(point)
+            if kind == "event":
+                if line in self._events:
+                    continue
+                self._events.add(line)
+            elif step <= self._last.get(kind, -1):
+                continue  # recomputed, or by a worker that had not noticed its successor
+            self._last[kind] = step
+            yield point
+
+    def _open(self) -> IO[bytes]:
+        """The file, which a repair may have replaced: what is left is read once more.
+
+        It stays open, as the next one could get its inode.
+        """
+        if self._file is None or not os.path.samestat(
+            os.fstat(self._file.fileno()), os.stat(self.path)
+        ):
+            if self._file is not None:
+                self._file.close()
+            self._file = self.path.open("rb")
+            weakref.finalize(self, self._file.close)
+            self._offset = 0
+            self.num_files += 1
+        return self._file
 
 
 def events(path: Path) -> Iterator[Event]:

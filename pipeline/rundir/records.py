@@ -194,8 +194,8 @@ class Recorded(Sealed):
     tracking_uri: str = ""
     uploaded: dict[str, int] = Field(default={})
     """The last step of each kind of point."""
-    system_until: dict[str, int] = Field(default={})
-    """Time of the last reading of each file of the machines' load, in milliseconds since 1970."""
+    system_bytes: dict[str, int] = Field(default={})
+    """How much of each file of the machines' load."""
     launcher: str = ""
     """Id of the command that records the run."""
     begun: bool = False
@@ -251,6 +251,8 @@ class EvaluationPoint(TypedDict):
     validation: Numbers
     baselines: NotRequired[Numbers]
     """The metrics that a constant prediction has; in a run's first evaluation."""
+    throughput: NotRequired[Numbers]
+    """As of a step, after the last evaluation."""
     notes: NotRequired[list[str]]
     """What the numbers do not show."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import cast
@@ -12,22 +12,27 @@ from pipeline.rundir.records import Point, SystemReading
 
 
 def append(path: Path, reading: SystemReading) -> None:
-    """Add a line, in one piece."""
-    with path.open("ab", buffering=0) as file:
-        file.write(format_line(cast(Point, reading)))
+    """Add a line, in one piece; on its own also after one that a full disk cut off."""
+    with path.open("ab+", buffering=0) as file:
+        is_torn = False
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            is_torn = file.read(1) != b"\n"
+        file.write(b"\n" * is_torn + format_line(cast(Point, reading)))
 
 
 class SystemReader:
     """Reads the files of a folder, which may still be written."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, offsets: Mapping[str, int]) -> None:
+        """`offsets`: how many bytes of each file have been read before."""
         self._folder = folder
-        self._offsets: dict[str, int] = {}
+        self._offsets = dict(offsets)
 
-    def new(self, until: Mapping[str, int]) -> Iterator[tuple[str, SystemReading]]:
-        """Readings since the last call, each with the name of its file.
+    def new(self) -> Iterator[tuple[str, int, SystemReading]]:
+        """Readings since the last call, each with the name of its file and where it ends there.
 
-        Those up to the time, in milliseconds, that `until` has for their file are left out.
+        Lines that are no readings are left out: nothing depends on them.
         """
         for path in sorted(self._folder.glob("*.jsonl")):
             offset = self._offsets.get(path.name, 0)
@@ -37,8 +42,15 @@ class SystemReader:
                     if not line.endswith(b"\n"):
                         break
                     offset += len(line)
-                    with contextlib.suppress(ValueError):  # torn, when a disk was full
-                        reading = cast(SystemReading, parse_line(line))
-                        if reading["time"] > until.get(path.name, -1):
-                            yield path.name, reading
+                    if reading := _read(line):
+                        yield path.name, offset, reading
             self._offsets[path.name] = offset
+
+
+def _read(line: bytes) -> SystemReading | None:
+    try:
+        reading = cast(SystemReading, parse_line(line))
+        numbers = [reading["time"], reading["step"], reading["node"], *reading["values"].values()]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return reading if all(isinstance(number, int | float) for number in numbers) else None

@@ -28,6 +28,8 @@ from pipeline.spec.sections import Cache, Checkpoint, Tracking, Training, Worker
 
 OUTSIDE_DIGEST = ("training.skip_nonfinite",)
 """Keys of the first half that change no step: only whether the run continues after it."""
+RESERVED = ("loss", "baseline")
+"""Names of other curves of validation rows."""
 FIRST_HALF = ("data", "model", "loss", "optimizer", "schedule", "training")
 """Keys of what is trained; all others say how it is carried out."""
 
@@ -106,6 +108,10 @@ class JobSpec(Section):
                         },
                     )
         labels = self.labels
+        for label in labels:
+            if label in RESERVED:
+                text = "a loss term cannot be called {label}, as other curves are: give a `label`"
+                raise PydanticCustomError("labels", text, {"label": label})
         twice = sorted({label for label in labels if labels.count(label) > 1})
         if twice:
             raise PydanticCustomError(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import copy
+from collections.abc import Iterator
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.data.batch import Batch, num_rows, select, to_device
@@ -29,19 +30,32 @@ PEAKS: dict[str, dict[str, float]] = {
 def flops_per_row(objective: Objective, batch: Batch, device: torch.device) -> float | None:
     """What a forward and backward pass take for a row of the batch, the mean of 64 at most.
 
-    Counted on a copy, with torch's formulas for matrix products, convolutions and attention; None
-    where the model cannot be copied, or has none of these.
+    By torch's formulas for matrix products and convolutions, of which attention and recurrent
+    layers are made here; None for a model that has none of these, or fails. `objective` is used up:
+    not the one that is trained, nor a copy, whose hooks may change what they were made for.
     """
     rows = torch.arange(min(num_rows(batch), MAX_ROWS))
-    # whatever custom code does here, it is no reason not to train
-    with contextlib.suppress(Exception), torch.compiler.set_stance("force_eager"):
-        tried = copy.deepcopy(objective)
+    counter = FlopCounterMode(display=False)
+    try:
         here = to_device(select(batch, rows), device)
-        with FlopCounterMode(display=False) as counter:
-            numerators, _ = tried(here)
+        with _plain_operations(), counter:
+            numerators, _ = objective.to(device)(here)
             numerators.sum().backward()
-        return counter.get_total_flops() / len(rows) or None
-    return None
+    except Exception:  # whatever custom code does here, it is no reason not to train
+        return None
+    return counter.get_total_flops() / len(rows) or None
+
+
+@contextlib.contextmanager
+def _plain_operations() -> Iterator[None]:
+    """Neither compiled nor fused: torch has no formula for some fused operations."""
+    with (
+        torch.compiler.set_stance("force_eager"),
+        torch.backends.cudnn.flags(enabled=False),
+        torch.backends.mkldnn.flags(enabled=False),
+        sdpa_kernel(SDPBackend.MATH),
+    ):
+        yield
 
 
 def peak_flops(device_name: str, precision: torch.dtype) -> float | None:

@@ -37,6 +37,11 @@ class Stopwatch:
         self._seconds[phase] += now - self._last
         self._last = now
 
+    def restart(self) -> None:
+        """Forget what was before."""
+        self.take()
+        self._last = time.perf_counter()
+
     def take(self) -> dict[Phase, float]:
         """Seconds of each phase since they were taken last."""
         taken = self._seconds
@@ -64,6 +69,11 @@ class CudaStopwatch(Stopwatch):
     def lap(self, phase: Phase) -> None:
         """What ends here, once the GPU has come to it, was part of `phase`."""
         self._laps.append((phase, self._mark()))
+
+    def restart(self) -> None:
+        """Forget what was before."""
+        self.take()
+        self._start = self._mark()
 
     def take(self) -> dict[Phase, float]:
         """Seconds of each phase since they were taken last; waits for the GPU."""

@@ -17,9 +17,11 @@ import torch
 
 from pipeline.rundir import RunDir, system
 from pipeline.rundir.records import Numbers
-from pipeline.telemetry.throughput import Cadence
+from pipeline.telemetry.cadence import Cadence
 
 MEGABYTE = 1e6
+LEAST_SECONDS = 0.5
+"""In which there is enough to count, at the end of a run."""
 
 
 class SystemMonitor:
@@ -38,7 +40,6 @@ class SystemMonitor:
 
     def __enter__(self) -> Self:
         if self._has_readings:
-            self._path.parent.mkdir(exist_ok=True)
             self._thread.start()
         return self
 
@@ -48,18 +49,28 @@ class SystemMonitor:
             self._thread.join()
 
     def _follow(self) -> None:
-        sources: list[NodeLoad | GpuLoad] = []  # made here: psutil counts for each thread anew
-        if self._local_rank == 0:
-            sources.append(NodeLoad(self._run))
-        if self._device.type == "cuda":
-            sources.append(GpuLoad(self._device, self._local_rank))
-        cadence = Cadence()
-        is_last = False
-        while not is_last:
-            is_last = self._stop.wait(cadence.seconds)
-            cadence.is_due()
+        # a machine without such counters, a full disk, a driver that fails: training goes on
+        with contextlib.suppress(Exception):
+            self._path.parent.mkdir(exist_ok=True)
+            sources: list[NodeLoad | GpuLoad] = []  # made here: psutil counts by thread
+            if self._local_rank == 0:
+                sources.append(NodeLoad(self._run))
+            if self._device.type == "cuda":
+                sources.append(GpuLoad(self._device, self._local_rank))
+            self._read_on(sources)
+
+    def _read_on(self, sources: Sequence[NodeLoad | GpuLoad]) -> None:
+        cadence, has_read = Cadence(), False
+        while True:
+            is_last = cadence.wait(self._stop)
+            if is_last and has_read and cadence.passed < LEAST_SECONDS:
+                return
+            cadence.look()
             with contextlib.suppress(OSError):  # a full disk: training says so itself
                 self._write(sources)
+            has_read = True
+            if is_last:
+                return
 
     def _write(self, sources: Sequence[NodeLoad | GpuLoad]) -> None:
         values: Numbers = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from pipeline.data.columns import Field, column_errors, encode, from_json
 from pipeline.data.dataset import build_dataset
 from pipeline.errors import DataError
 from pipeline.losses.objective import Objective
+from pipeline.losses.terms import Term
 from pipeline.registry import nearest
 from pipeline.train.build import build_objective
 from pipeline.train.weights import load_weights, take_weights
@@ -49,6 +51,7 @@ class ServedModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         plugins.receive(json.loads(Path(artifacts["imports"]).read_text()), folder)
         job = spec.load(artifacts["spec"])
         fields = [from_json(f) for f in json.loads(Path(artifacts["fields"]).read_text())]
+        self.shift = job.data.shift
         self.inputs = [field for field in fields if field.is_input]
         self.objective: Objective = build_objective(job, fields)
         take_weights(self.objective, load_weights(Path(artifacts["weights"])))
@@ -64,6 +67,16 @@ class ServedModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             f"column {field.name!r} is not among those given{nearest(field.name, rows.columns)}; "
             f"the model reads {known}"
         )
+
+    def _lengths(self, term: Term, batch: Batch) -> list[int]:
+        """How many positions each row has: those of the list that its target is made of, or else of
+        the only list there is; nothing where that is not known."""
+        if len(term.targets) != 1 or not term.targets[0].is_list:
+            return []
+        lists = [name for name, column in batch.items() if isinstance(column, Ragged)]
+        source = self.shift.get(term.targets[0].name, lists[0] if len(lists) == 1 else "")
+        column = batch.get(source)
+        return column.lengths.tolist() if isinstance(column, Ragged) else []
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
@@ -91,23 +104,20 @@ class ServedModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             predictions = self.objective.predict(batch)
             for index, term in enumerate(self.objective.terms):
                 served = term.served(self.objective.head(index), predictions)
+                is_lists = served.dim() == NUM_DIMS_OF_LISTS
+                lengths = self._lengths(term, batch) if is_lists else []
                 for name, values in term.target.decode(term, served).items():
-                    if served.dim() == NUM_DIMS_OF_LISTS:
-                        values = _own_positions(values, served.shape[-1], batch)
+                    if lengths:
+                        values = _cut(values, lengths)
                     columns_out[f"{name}_{term.label}" if name in columns_out else name] = values
         return pd.DataFrame(columns_out, index=model_input.index)
 
 
-def _own_positions(rows: list[Any], num_positions: int, batch: Batch) -> list[Any]:
-    """Numbers [C, L] of each row without those of positions that only longer rows have."""
-    for column in batch.values():
-        if isinstance(column, Ragged) and column.values.shape[1] == num_positions:
-            lengths = column.lengths.tolist()
-            return [
-                [positions[:length] for positions in row]
-                for row, length in zip(rows, lengths, strict=True)
-            ]
-    return rows
+def _cut(rows: list[Any], lengths: Sequence[int]) -> list[Any]:
+    """Numbers [C, L] of each row, without those of positions that only longer rows have."""
+    return [
+        [positions[:length] for positions in row] for row, length in zip(rows, lengths, strict=True)
+    ]
 
 
 def _arrow(cells: pd.Series[Any], field: Field) -> Any:

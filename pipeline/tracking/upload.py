@@ -72,8 +72,8 @@ class Upload:
         self.state = before.model_copy(update=facts)
         self.reader = Reader(run.journal)
         self.unsent: list[StepPoint | EvaluationPoint] = []
-        self.system = SystemReader(run.system)
-        self.unsent_readings: list[tuple[str, SystemReading]] = []
+        self.system = SystemReader(run.system, self.state.system_bytes)
+        self.unsent_readings: list[tuple[str, int, SystemReading]] = []
         self.progress = Progress()
         self.curves = Curves()
         self.described = ""
@@ -162,16 +162,15 @@ class Upload:
 
     def send_system(self) -> None:
         """Send readings of the machines' load that MLflow does not have."""
-        for name, reading in self.system.new(self.state.system_until):
-            self.unsent_readings.append((name, reading))
+        self.unsent_readings += self.system.new()
         while self.unsent_readings:
             batch = self.unsent_readings[:READINGS]
             self._refuse_superseded()
-            metrics = [value for _, reading in batch for value in values_of_reading(reading)]
+            metrics = [value for *_, reading in batch for value in values_of_reading(reading)]
             self.client.log_metrics(self.state.run_id, metrics)
-            until = {name: reading["time"] for name, reading in batch}
+            ends = {name: end for name, end, _ in batch}
             del self.unsent_readings[:READINGS]
-            self.save(system_until=self.state.system_until | until)
+            self.save(system_bytes=self.state.system_bytes | ends)
 
     def describe(self, ended: Ended | None = None) -> None:
         """Bring the run's description up to date, now and then while it trains."""
@@ -188,7 +187,6 @@ class Upload:
     def finish(self, ended: Ended) -> None:
         """The rest of the curve, the model of a finished run, and the run's status."""
         self.send_points()
-        self.send_system()
         self._refuse_superseded()
         run_id = self.state.run_id
         tags = _tags(self.progress.starts)
@@ -212,6 +210,7 @@ class Upload:
         self.client.set_tags(run_id, tags)
         environment = {"versions": self.record.versions, "bits": _bits(self.progress.starts)}
         self.client.log_dict(run_id, environment, "environment.json")
+        self.send_system()
         self.describe(ended)
         for path in (self.run.nonfinite, *self.run.tracebacks):
             if path.exists():

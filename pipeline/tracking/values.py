@@ -34,10 +34,12 @@ def values_of(point: Point) -> Iterator[Value]:
         skipped = {"skipped": 1.0} if "skipped" in point else {}
         groups["train"] = {**point["train"], **skipped}
         groups["train/loss"] = point["terms"] if len(point["terms"]) > 1 else {}
-        groups[f"{SYSTEM}/throughput"] = point.get("throughput", {})
     elif "validation" in point:
         groups["validation"] = point["validation"]
         groups["validation/baseline"] = point.get("baselines", {})
+    if "event" not in point:
+        speed = point.get("throughput", {})
+        groups[f"{SYSTEM}/throughput"] = {k: v for k, v in speed.items() if k != "seconds"}
     for group, numbers in groups.items():
         yield from values(group, numbers, point["time"], point["step"])
 

@@ -71,8 +71,8 @@ def evaluate(
     summed = [one for one in chosen if not one.needs_all]
     whole = [one for one in chosen if one.needs_all]
     starts = range(0, len(rows), batch_size)
+    sizes = {one: one.size(objective) for one in summed}
     sums_by_batch: dict[int, Tensor] = {}
-    sizes: dict[TermMetric, int] = {}
     gathered = GatheredItems({one.reading: 1 for one in whole})
     kept = GatheredItems(_choose_kept(objective, len(rows), len(starts)) if keep else {})
     readings = dict.fromkeys([*(one.reading for one in chosen), *kept.readings])
@@ -90,16 +90,12 @@ def evaluate(
             are_nan = [_is_nan(term, predictions) for term in terms]
             row = torch.from_numpy(here)
             items = {each: each.items(objective, predictions, batch, row) for each in readings}
-            sums = [one.sums(items[one.reading], sizes.get(one)).cpu() for one in summed]
-            if not sizes:
-                sizes = {one: each.numel() for one, each in zip(summed, sums, strict=True)}
+            sums = [one.sums(items[one.reading], size).cpu() for one, size in sizes.items()]
             sums_by_batch[index] = torch.cat(
                 [torch.stack(losses).cpu(), denominators, torch.stack(are_nan).cpu(), *sums]
             )
             gathered.add(index, items)
             kept.add(index, items)
-    if not sums_by_batch:  # of a worker without rows
-        sizes = {one: one.sums(one.reading.no_items(objective)).numel() for one in summed}
     lengths = [*3 * [len(terms)], *sizes.values()]
     totals = comm.sum_by_index(sums_by_batch, len(starts), sum(lengths))
     numerator, denominator, num_nan, *sums = torch.split(totals, lengths)

@@ -23,7 +23,7 @@ from pipeline.rundir.journal import Journal
 from pipeline.rundir.lease import Lease
 from pipeline.rundir.repair import repair
 from pipeline.telemetry.flops import flops_per_row, peak_flops
-from pipeline.telemetry.stopwatch import Stopwatch
+from pipeline.telemetry.stopwatch import Phase, Stopwatch
 from pipeline.telemetry.throughput import Throughput
 from pipeline.train import determinism, drift
 from pipeline.train.baselines import choose_baselines
@@ -57,9 +57,9 @@ def train(
     lease = Lease.take(run, is_own_process) if comm.rank() == 0 else None
     _resume(job, run, state, lease, last_step)
     stopwatch = Stopwatch.on(device)
+    throughput = _throughput(job, stopwatch, device)
     recorder = NullRecorder()
     if lease:
-        throughput = _throughput(job, state.objective, stopwatch, device)
         recorder = RunRecorder(job, run, state.step, last_step, lease, throughput)
     partition = Partition(settings.microbatch_size, comm.rank(), comm.num_workers())
     count = _choose_counter(job, state.objective)
@@ -85,8 +85,8 @@ def _train_steps(
     """One step a batch, with evaluations and checkpoints where they are due; or until a stop."""
     settings, lap = job.spec.training, stopwatch.lap
     if state.step == 0 and job.is_evaluated(0, last_step):
-        _evaluate(job, state, recorder, last_step)
-    stopwatch.take()  # from here on
+        _evaluate(job, state, recorder, last_step, lap)
+    stopwatch.restart()
     for batch in batches:
         lap("waiting_for_rows")
         with _explain_errors(job, state, batch, recorder):
@@ -94,8 +94,8 @@ def _train_steps(
         recorder.log_step(state, batch, losses)
         lap("recording")
         if job.is_evaluated(state.step, last_step):
-            _evaluate(job, state, recorder, last_step)
-            lap("evaluation")
+            _evaluate(job, state, recorder, last_step, lap)
+            lap("recording")
         if any(losses.requests) or state.step == last_step:
             drift.refuse(state.objective, state.optimizer, state.gradients.buffers, state.step)
         if any(losses.requests):
@@ -105,18 +105,25 @@ def _train_steps(
             return
 
 
-def _throughput(
-    job: Job, objective: Objective, stopwatch: Stopwatch, device: torch.device
-) -> Throughput:
-    """What measures the run's speed, with the FLOPs of a row counted once."""
-    peak = None
+def _throughput(job: Job, stopwatch: Stopwatch, device: torch.device) -> Throughput:
+    """What measures the run's speed, with the FLOPs of a row counted once.
+
+    On every worker: whatever a model keeps outside of itself, it is the same on all.
+    """
+    objective, peak = job.objective(), None
     if device.type == "cuda":
         peak = peak_flops(torch.cuda.get_device_name(device), objective.precision)
     flops = flops_per_row(objective, job.trial, device)
     return Throughput(stopwatch, flops, peak and peak * comm.num_workers())
 
 
-def _evaluate(job: Job, state: TrainState, recorder: NullRecorder, last_step: int) -> None:
+def _evaluate(
+    job: Job,
+    state: TrainState,
+    recorder: NullRecorder,
+    last_step: int,
+    lap: Callable[[Phase], None],
+) -> None:
     """Loss and metrics of the validation rows, and whether the weights are the best so far."""
     assert job.validation is not None
     settings, objective = job.spec.training, state.objective
@@ -132,6 +139,7 @@ def _evaluate(job: Job, state: TrainState, recorder: NullRecorder, last_step: in
             choose_baselines(objective.terms, state.metrics, job.train) if state.step == 0 else (),
             keep=settings.best_by is not None or state.step == last_step,
         )
+    lap("evaluation")
     recorder.log_evaluation(state, evaluation)
     becomes_model = state.step > 0
     if state.best:

@@ -145,7 +145,8 @@ class RunRecorder(NullRecorder):
             "terms": dict(zip(labels, losses.terms, strict=True)),
             "train": train,
         }
-        if numbers := self.throughput.step(batch.num_rows, state.step == self.last_step):
+        is_last = state.step == self.last_step and self.job.validation is None
+        if numbers := self.throughput.step(batch.num_rows, is_last):
             point["throughput"] = numbers
         if losses.nonfinite is not None:
             fault = losses.nonfinite.with_rows(batch.rows)
@@ -162,6 +163,8 @@ class RunRecorder(NullRecorder):
         }
         if evaluation.baselines:
             point["baselines"] = evaluation.baselines
+        if state.step == self.last_step and (numbers := self.throughput.step(0, is_last=True)):
+            point["throughput"] = numbers
         notes = list(evaluation.notes)
         if state.step:
             notes += not_better(state.metrics, evaluation.values, self.journal.baselines)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, get_args
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -85,6 +86,12 @@ class TermMetric:
         parameters = inspect.signature(self.metric.sums).parameters.values()
         return len(parameters) > 2 or any(p.kind is p.VAR_POSITIONAL for p in parameters)
 
+    def size(self, objective: Objective) -> int:
+        """How many sums it has, of any items."""
+        if self not in _sizes:
+            _sizes[self] = self.sums(self.reading.no_items(objective)).numel()
+        return _sizes[self]
+
     def seen(self, items: Items) -> Items:
         """The items as it sees them."""
         return items
@@ -101,9 +108,7 @@ class TermMetric:
             raise UsageError(f"metrics: {self.place} gives sums of {shape}: {advice}")
         if size is not None and sums.numel() != size:
             advice = "as many are wanted for any items (bincount needs minlength)"
-            problem = (
-                f"gives {sums.numel()} sums for {len(items.truth)} items and {size} for others"
-            )
+            problem = f"gives {sums.numel()} sums for {len(items.truth)} items and {size} for none"
             raise UsageError(f"metrics: {self.place} {problem}: {advice}")
         return sums.double()
 
@@ -125,6 +130,10 @@ class TermMetric:
             problem = f"gives a value of shape {list(value.shape)}, where one number is wanted"
             raise UsageError(f"metrics: {self.place} {problem}")
         return float(value)
+
+
+_sizes: WeakKeyDictionary[TermMetric, int] = WeakKeyDictionary()
+"""How many sums each metric has, once it is known: every evaluation asks."""
 
 
 def choose_metrics(

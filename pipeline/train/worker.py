@@ -55,6 +55,7 @@ def work(config: dict[str, Assignment]) -> None:
                 is_own_process=told.job is None,
                 device=device,
             )
+            monitor.step += 1
     except Exception as error:
         if comm.is_echo(error) or not tracebacks.own_frames(error):
             raise

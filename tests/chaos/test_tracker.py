@@ -72,7 +72,7 @@ class Fault:
 def readings_of(run: RunDir) -> dict[str, list[tuple[int, float]]]:
     """Time and value of each of the machine's readings, by the metric's name."""
     readings: dict[str, list[tuple[int, float]]] = {}
-    for _, reading in SystemReader(run.system).new({}):
+    for *_, reading in SystemReader(run.system, {}).new():
         for name, value in reading["values"].items():
             assert value is not None
             readings.setdefault(f"system/node_0/{name}", []).append((reading["time"], value))

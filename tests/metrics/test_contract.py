@@ -30,7 +30,7 @@ WRONG: dict[str, tuple[Any, Any, str]] = {
     "a mean": (lambda p, t: (p - t).abs().mean()[None], float, "sums that do not add up: "),
     "one number": (lambda p, t: (p - t).abs().sum(), float, "gives sums of shape []: return a v"),
     "no tensor": (lambda p, t: float((p - t).sum()), float, "gives sums of float"),
-    "as many as rows": (lambda p, t: (p - t)[:, 0], float, "items and 0 for others"),
+    "as many as rows": (lambda p, t: (p - t)[:, 0], float, "items and 0 for none"),
     "fails": (lambda p, t: (p - t).sum(0).nothing, float, "AttributeError"),
     "its value": (lambda p, t: (p - t).sum(0)[:1].repeat(2), lambda s: s, "value of shape [2]"),
 }

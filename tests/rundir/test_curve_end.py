@@ -82,3 +82,23 @@ def test_lines_that_a_repair_cut_off_do_not_count(tmp_path: Path) -> None:
     end = reader.read_end()
     assert end.sha256 == curve_sha256(list(Reader(path).new()))
     assert end.loss == 0.25
+
+
+def test_two_repairs_between_two_looks_do_not_look_like_none(tmp_path: Path) -> None:
+    """The second one's file may get the number of the first one's, which is free again."""
+    path = tmp_path / "curve.jsonl"
+    journal, reader = Journal(path), EndReader(path)
+    journal.write(step(1, 0.5))
+    journal.write(step(2, 0.5))
+    journal.close()
+    list(reader.new())
+    for _ in range(2):
+        lines = path.read_bytes().splitlines(keepends=True)
+        path.write_bytes(lines[0] + b"damaged\n")
+        assert repair(path)[0] == 1
+    journal = Journal(path, step=1)
+    journal.write(step(2, 0.25))
+    journal.close()
+    end = reader.read_end()
+    assert end.sha256 == curve_sha256(list(Reader(path).new()))
+    assert end.loss == 0.25

@@ -78,3 +78,11 @@ def test_two_curves_of_one_name_are_refused() -> None:
     data = {"train": "rows.csv", "target": "a"}
     with pytest.raises(SpecError, match="two loss terms are called huber: give each a `label`"):
         load({"name": "job", "model": "linear", "loss": 2 * [{"name": "huber"}], "data": data})
+
+
+@pytest.mark.parametrize("label", ["loss", "baseline"])
+def test_a_curve_with_the_name_of_another_kind_is_refused(label: str) -> None:
+    data = {"train": "rows.csv", "target": "a"}
+    loss = [{"name": "huber", "label": label}, {"name": "mse"}]
+    with pytest.raises(SpecError, match=f"a loss term cannot be called {label}, as other curves"):
+        load({"name": "job", "model": "linear", "loss": loss, "data": data})

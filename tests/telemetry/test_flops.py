@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-import threading
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import pipeline
 from pipeline import registry
 from pipeline.data.batch import Batch
-from pipeline.data.columns import Number
+from pipeline.data.columns import Field, Number
 from pipeline.losses.contract import build
 from pipeline.losses.objective import Objective
-from pipeline.losses.terms import Term
+from pipeline.losses.terms import Output, Term
+from pipeline.models.parts import Features, Outputs
+from pipeline.rundir import RunDir
+from pipeline.rundir.journal import Reader, curve_sha256
+from pipeline.spec import load
 from pipeline.telemetry.flops import flops_per_row, peak_flops
+from pipeline.train import loop
+from pipeline.train.job import prepare
+from pipeline.train.loop import train
+from tests.conftest import JOBS
 
 CPU = torch.device("cpu")
 BATCH: Batch = {"x": torch.randn(100, 5), "y": torch.randn(100, 1)}
@@ -32,12 +41,35 @@ class Perceptron(nn.Module):
         return out
 
 
-class Locked(Perceptron):
-    """Cannot be copied."""
+class Attention(nn.Module):
+    def forward(self, batch: Batch) -> Tensor:
+        query, key, value = self.heads(batch["x"]).view(-1, 1, 5, 3 * 4).chunk(3, -1)
+        return nn.functional.scaled_dot_product_attention(query, key, value).sum((1, 2, 3))[:, None]
 
     def __init__(self) -> None:
         super().__init__()
-        self.lock = threading.Lock()
+        self.heads = nn.Linear(5, 5 * 3 * 4)
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.LSTM(1, 6, batch_first=True)
+
+    def forward(self, batch: Batch) -> Tensor:
+        x = batch["x"]
+        assert isinstance(x, Tensor)
+        out: Tensor = self.layer(x[:, :, None])[0].sum((1, 2))[:, None]
+        return out
+
+
+class Failing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, batch: Batch) -> Tensor:
+        raise ArithmeticError
 
 
 class Sum(nn.Module):
@@ -63,17 +95,61 @@ def test_a_perceptrons_are_those_of_its_matrices() -> None:
     assert flops_per_row(objective(Perceptron()), BATCH, CPU) == forward + weights + inputs
 
 
-def test_nothing_is_left_of_the_count() -> None:
-    bound = objective(Perceptron())
-    before = {name: tensor.clone() for name, tensor in bound.state_dict().items()}
-    flops_per_row(bound, BATCH, CPU)
-    assert all(torch.equal(before[name], now) for name, now in bound.state_dict().items())
-    assert all(parameter.grad is None for parameter in bound.parameters())
+def test_attentions_are_those_of_its_matrices() -> None:
+    """Five positions of four numbers: scores and sums of values, twice that backward."""
+    products = 2 * 2 * (5 * 4 * 5)
+    layer = 2 * 2 * (5 * 60)
+    assert flops_per_row(objective(Attention()), BATCH, CPU) == layer + 3 * products
 
 
-@pytest.mark.parametrize("model", [Locked(), Sum()], ids=["cannot be copied", "no matrices"])
+def test_a_recurrent_layers_are_counted() -> None:
+    """Five steps, four gates of six numbers, each of one input and six states."""
+    forward = 5 * 2 * 4 * 6 * (1 + 6)
+    flops = flops_per_row(objective(Recurrent()), BATCH, CPU)
+    assert flops is not None
+    assert 2 * forward <= flops <= 3 * forward
+
+
+@pytest.mark.parametrize("model", [Failing(), Sum()], ids=["fails", "no matrices"])
 def test_a_model_without_a_count_has_none(model: nn.Module) -> None:
     assert flops_per_row(objective(model), BATCH, CPU) is None
+
+
+@pipeline.models.register("t_hooked")
+class Hooked(nn.Module):
+    """Counts its calls in a hook, which a copy of it would share."""
+
+    count: Tensor
+
+    def __init__(self, inputs: dict[str, Field], outputs: dict[str, Output]) -> None:
+        super().__init__()
+        self.features, self.outputs = Features(inputs), Outputs(2, outputs)
+        self.hidden = nn.Linear(self.features.width, 2)
+        self.register_buffer("count", torch.zeros(()))
+
+        def add(*_: object) -> None:
+            self.count.add_(1)
+
+        self.hidden.register_forward_hook(add)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        given: dict[str, Tensor] = self.outputs(self.hidden(self.features(batch)) / self.count)
+        return given
+
+
+def test_the_count_is_not_felt_by_a_model_whose_hooks_know_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"model": "t_hooked", "training.epochs": 1}
+    job = prepare(load(JOBS / "breast_cancer.yaml", changes), JOBS)
+    curves = []
+    for name in ("counted", "not counted"):
+        run = RunDir(tmp_path / name)
+        run.path.mkdir()
+        train(job, run)
+        curves.append(curve_sha256(list(Reader(run.journal).new())))
+        monkeypatch.setattr(loop, "flops_per_row", lambda *_: None)
+    assert curves[0] == curves[1]
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,10 @@ def test_seconds_go_to_the_phase_that_ends_and_are_taken_once() -> None:
     assert seconds["optimizer"] == 0
     assert sum(seconds.values()) == pytest.approx(passed, abs=0.01)
     assert not any(stopwatch.take().values())
+    time.sleep(0.05)
+    stopwatch.restart()
+    stopwatch.lap("waiting_for_rows")
+    assert sum(stopwatch.take().values()) < 0.04
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
