@@ -107,5 +107,8 @@ def only(inputs: dict[str, Field], kinds: type[Field] | UnionType, what: str) ->
     fitting = [field for field in inputs.values() if isinstance(field, kinds)]
     if len(fitting) != 1 or len(inputs) != 1:
         named = ", ".join(f"{field.name} ({field.kind})" for field in inputs.values())
-        raise UsageError(f"model reads one input column of {what}; data.inputs gives: {named}")
+        raise UsageError(
+            f"model reads one input column of {what}; data.inputs gives: {named}; name that one in "
+            "data.inputs, or write a model of your own that reads all of them"
+        )
     return fitting[0]

@@ -74,8 +74,8 @@ def _reword(message: str) -> str:
         "a valid number": "a number",
         "a valid string": "text",
         "a valid boolean": "true or false",
-        "a valid list": "a list",
-        "a valid tuple": "a list",
+        "a valid list": "a list, as [a, b]",
+        "a valid tuple": "a list, as [a, b]",
         "a valid dictionary": "a mapping",
     }.items():
         kind = kind.replace(theirs, ours)
