@@ -65,9 +65,10 @@ def mlflow_key(name: str) -> str:
 
 
 def params(spec: JobSpec) -> dict[str, str]:
-    """The spec as MLflow's params, without what is not set; `spec.yaml` has everything."""
+    """The spec as MLflow's params, without what is not set or empty; `spec.yaml` has everything."""
     flat = specs.flat(spec)
-    return {mlflow_key(key): _text(value) for key, value in flat.items() if value is not None}
+    is_set = {key: value for key, value in flat.items() if value not in (None, [], {}, ())}
+    return {mlflow_key(key): _text(value) for key, value in is_set.items()}
 
 
 def _text(value: Any) -> str:
