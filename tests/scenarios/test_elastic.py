@@ -132,5 +132,5 @@ def test_a_cluster_that_grows_and_shrinks_changes_no_bit(
     assert result["metrics"] == alone.metrics
     client = mlflow.MlflowClient(result["tracking_uri"])
     metrics = client.get_run(result["run_id"]).data.metrics
-    nodes = {key.split("/")[1] for key in metrics if key.startswith("system/")}
+    nodes = {key.split("/")[1] for key in metrics if key.startswith("system/node_")}
     assert nodes == {"node_0"}  # this machine, once, however many nodes Ray has on it

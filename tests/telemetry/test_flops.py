@@ -115,7 +115,7 @@ def test_a_model_without_a_count_has_none(model: nn.Module) -> None:
     assert flops_per_row(objective(model), BATCH, CPU) is None
 
 
-@pipeline.models.register("t_hooked")
+@pipeline.models.register("t_counting")
 class Hooked(nn.Module):
     """Counts its calls in a hook, which a copy of it would share."""
 
@@ -140,7 +140,7 @@ class Hooked(nn.Module):
 def test_the_count_is_not_felt_by_a_model_whose_hooks_know_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changes = {"model": "t_hooked", "training.epochs": 1}
+    changes = {"model": "t_counting", "training.epochs": 1}
     job = prepare(load(JOBS / "breast_cancer.yaml", changes), JOBS)
     curves = []
     for name in ("counted", "not counted"):
