@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.blocks import Block
+if TYPE_CHECKING:
+    from pipeline.data.blocks import Block
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.redact import redact
-from pipeline.report.build import build
 from pipeline.report.curves import Curves
-from pipeline.report.facts import facts, last_values
-from pipeline.report.page import html
+from pipeline.report.drawing import Drawing
+from pipeline.report.facts import last_values
 from pipeline.rundir import RunDir
 from pipeline.rundir.journal import Reader, points_at
 from pipeline.rundir.records import (
@@ -30,7 +29,6 @@ from pipeline.rundir.records import (
     SystemReading,
 )
 from pipeline.rundir.system import SystemReader
-from pipeline.tracking.card import card
 from pipeline.tracking.champion import Candidate
 from pipeline.tracking.client import ERROR, NOTE, Client
 from pipeline.tracking.names import environment_uri, with_password
@@ -60,8 +58,9 @@ class SupersededError(Exception):
 class Upload:
     """One run on its way to MLflow; the folder's `recorded.json` holds how far it has come."""
 
-    def __init__(self, run: RunDir) -> None:
+    def __init__(self, run: RunDir, drawing: Drawing) -> None:
         self.run = run
+        self.drawing = drawing
         self.record = Record.read(run.record)
         before = run.read_recorded() if run.recorded.exists() else Recorded()
         if before.run_id:
@@ -82,7 +81,9 @@ class Upload:
         self.rate: float | None = None
         """The learning rate that MLflow was told last."""
         self.has_begun = False
-        self.client = Client(uri)
+        self.client: Client
+        """MLflow, once the upload has begun: importing it takes long."""
+        self._uri = uri
 
     def save(self, **changes: Any) -> None:
         """Remember how far the upload has come."""
@@ -93,6 +94,7 @@ class Upload:
         """Create the run, once, with its params, tags and spec; or resume it."""
         if self.has_begun:
             return
+        self.client = Client(self._uri)
         launcher = self.record.launcher.id
         if not self.state.run_id:
             experiment_id = self.client.experiment_id(self.record.experiment)
@@ -132,16 +134,24 @@ class Upload:
         if self.client.launcher(self.state.run_id) != self.record.launcher.id:
             raise SupersededError("another command has resumed this run, and records it")
 
-    def send_points(self) -> None:
-        """Send what the journal holds by now and MLflow does not."""
+    def read(self) -> None:
+        """Take in what the journal holds by now."""
         points = list(self.reader.new())
         self.progress = self.progress.after(points)
         self.curves.add(points)
-        for point in points:
-            if "event" in point:
-                continue
-            if point["step"] > self.state.uploaded.get(_kind(point), -1):
-                self.unsent.append(point)
+        self.unsent += [point for point in points if "event" not in point]
+
+    def draw(self) -> None:
+        """Let the report of what was read be drawn, unless MLflow has it."""
+        if not self.state.reported:
+            self.drawing.begin(self.run, self.record.name, self.curves)
+
+    def send_points(self) -> None:
+        """Send what was read of the journal and MLflow does not have."""
+        uploaded = self.state.uploaded
+        self.unsent = [
+            point for point in self.unsent if point["step"] > uploaded.get(_kind(point), -1)
+        ]
         while self.unsent:
             metrics: list[Value] = []
             num_points, rate = 0, self.rate
@@ -202,7 +212,9 @@ class Upload:
             if done.first_difference is not None:
                 tags["pipeline.first_difference"] = str(done.first_difference)
         if ended.state != "killed" and not self.state.reported:
-            self._log_report()
+            self.draw()
+            self.client.log_files(run_id, self.drawing.files())
+            self.save(reported=True)
         if ended.reason:
             tags[ERROR] = ended.reason
         if self.progress.notes:
@@ -218,23 +230,12 @@ class Upload:
         self.client.end_run(run_id, ended.state)
         self.save(complete=True, error="")
 
-    def _log_report(self) -> None:
-        """Pictures and tables, and all of them on one page."""
-        report = build(self.run, self.curves)
-        text = html(self.record.name, facts(self.run, self.curves), report)
-        files = {"report.html": text.encode()}
-        for one in report.exhibits:
-            files[f"report/{one.name}.csv"] = one.to_csv().encode()
-            if one.png is not None:
-                files[f"report/{one.name}.png"] = one.png
-        self.client.log_files(self.state.run_id, files)
-        self.save(reported=True)
-
     def _log_model(self, done: Done) -> None:
         """The model, its link to the run, and beside it the metrics of the step it is of.
 
         It is created once, and noted: another try continues with it.
         """
+        from pipeline.tracking.card import card  # both take a second to import
         from pipeline.tracking.model import log_model
 
         run_id, step = self.state.run_id, done.best.step if done.best else done.steps

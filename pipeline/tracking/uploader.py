@@ -22,7 +22,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from pipeline.redact import redact
-from pipeline.report.exhibit import plot, png
+from pipeline.report.drawing import Drawing
 from pipeline.rundir import RunDir
 from pipeline.rundir.records import Ended, Launcher, Record, Recorded
 from pipeline.tracking.client import prepare_environment
@@ -40,8 +40,6 @@ to_import = [
     "mlflow.store.tracking.sqlalchemy_store",
     "pipeline.tracking.model",
     "pipeline.tracking.serving",
-    "matplotlib.backends.backend_agg",
-    "sklearn.metrics",
 ]
 """Modules that take long, in the order in which they are needed."""
 QUIET_SECONDS = 10.0  # without a new point, after which a run without its launcher has ended
@@ -56,9 +54,10 @@ def main(path: str = "", word: str = "") -> int:
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, signal.SIG_IGN)
     _lower_priority()
+    drawing = Drawing()
     if path:
-        return record(RunDir(Path(path)), word == ALONE)
-    _import_all(lambda: bool(select.select([sys.stdin], [], [], 0)[0]))  # or the command has ended
+        return record(RunDir(Path(path)), drawing, word == ALONE)
+    _import_all(drawing, lambda: bool(select.select([sys.stdin], [], [], 0)[0]))  # or it has ended
     path = sys.stdin.readline().rstrip("\n")
     if not path:  # the command has ended without a run
         return 0
@@ -66,30 +65,30 @@ def main(path: str = "", word: str = "") -> int:
     with run.uploader_log.open("wb") as log:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(log.fileno(), stream.fileno())
-    return record(run)
+    return record(run, drawing)
 
 
-def _import_all(is_needed: Callable[[], bool]) -> None:
+def _import_all(drawing: Drawing, is_needed: Callable[[], bool]) -> None:
     """What takes seconds to import, as long as there is nothing else to do."""
     prepare_environment()
     while to_import and not is_needed():
         with contextlib.suppress(ImportError):  # said where it is needed
             importlib.import_module(to_import.pop(0))
-            if not to_import:
-                png(plot()[0])  # the first picture takes longest
+    if not to_import:
+        drawing.start()
 
 
-def record(run: RunDir, is_alone: bool = False) -> int:
+def record(run: RunDir, drawing: Drawing, is_alone: bool = False) -> int:
     """Upload until training has ended; 0 when the record is complete.
 
     `is_alone` says that there is no command any more that trains it.
     """
     launcher = Record.read(run.record).launcher
     with FileLock(run.uploader_lock):  # an earlier launcher's upload ends first
-        return _upload(run, launcher, is_alone)
+        return _upload(run, launcher, drawing, is_alone)
 
 
-def _upload(run: RunDir, launcher: Launcher, is_alone: bool) -> int:
+def _upload(run: RunDir, launcher: Launcher, drawing: Drawing, is_alone: bool) -> int:
     """Upload as long as `launcher` has not handed the run over to another one."""
     while _is_starting(run) and not _read_end(run, is_alone):
         time.sleep(0.1)
@@ -104,7 +103,10 @@ def _upload(run: RunDir, launcher: Launcher, is_alone: bool) -> int:
         if ended and deadline == float("inf"):
             deadline = time.monotonic() + _patience(ended.state == "killed" and not is_alone)
         try:
-            upload = upload or Upload(run)
+            upload = upload or Upload(run, drawing)
+            upload.read()
+            if ended and ended.state != "killed":
+                upload.draw()
             upload.begin()
             if ended:
                 upload.finish(ended)
@@ -114,7 +116,7 @@ def _upload(run: RunDir, launcher: Launcher, is_alone: bool) -> int:
             upload.describe()
             if upload.state.error:
                 upload.save(error="")
-            _import_all(run.ended.exists)
+            _import_all(drawing, run.ended.exists)
             pause = EVERY_SECONDS
         except SupersededError as error:
             assert upload is not None

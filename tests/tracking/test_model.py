@@ -12,6 +12,7 @@ import sqlalchemy
 
 import pipeline
 from pipeline.launch.result import Result
+from pipeline.report.drawing import Drawing
 from pipeline.rundir import RunDir
 from pipeline.rundir.records import Ended
 from pipeline.tracking.upload import Upload
@@ -66,8 +67,9 @@ def test_a_long_record_is_not_read_again_when_the_model_is_logged(
         statements.append(statement)
 
     sqlalchemy.event.listen(sqlalchemy.Engine, "before_cursor_execute", note)
-    upload = Upload(RunDir(Path(result.storage)))
+    upload = Upload(RunDir(Path(result.storage)), Drawing())
     try:
+        upload.read()
         upload.begin()
         upload.finish(Ended(state="finished"))
     finally:
