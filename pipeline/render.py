@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,15 +33,12 @@ def result_lines(result: Result) -> list[str]:
     """A finished run: its last values, and where it is."""
     loss = "no items" if result.loss is None else f"{result.loss:.6g}"
     lines = [f"done  {result.steps} steps, training loss of the last {loss}"]
-    for name, value in result.metrics.items():
-        shown = "no value" if value is None else format(value, ".6g")
-        constant = result.baselines.get(name)
-        beside = "" if constant is None else f" (a constant prediction: {constant:.6g})"
-        lines.append(f"      validation {name} {shown}{beside}")
+    lines += _scores("validation", result.metrics, result.baselines)
     if best := result.best:
         score = f"{best['metric']} {best['value']:.6g}"
         text = f"best  validation {score} after step {best['step']}, whose weights are the model"
         lines.append(text)
+    lines += _scores("test", result.test, result.test_baselines)
     if result.first_difference is not None:
         lines.append(
             f"note  step {result.first_difference} gave other numbers when it was recomputed "
@@ -57,6 +54,19 @@ def result_lines(result: Result) -> list[str]:
         lines.append(f"see   {address}")
     else:
         lines.append(f"see   {_pipeline()} ui {result.storage}")
+    return lines
+
+
+def _scores(
+    split: str, metrics: Mapping[str, float | None], baselines: Mapping[str, float | None]
+) -> list[str]:
+    """A line for each value, beside what a constant prediction has."""
+    lines = []
+    for name, value in metrics.items():
+        shown = "no value" if value is None else format(value, ".6g")
+        constant = baselines.get(name)
+        beside = "" if constant is None else f" (a constant prediction: {constant:.6g})"
+        lines.append(f"      {split} {name} {shown}{beside}")
     return lines
 
 
@@ -76,9 +86,10 @@ def check_lines(job: Job, notices: Sequence[Notice]) -> list[str]:
     dropped = job.facts.dropped
     drops = f", {dropped:,} dropped for missing values" if dropped else ""
     more = ", ..." if len(inputs) > MAX_SHOWN else ""
+    test = f", {job.num_test_rows:,} test" if job.test else ""
     return [
         f"ok    {job.spec.name}",
-        f"rows  {job.num_rows:,} training, {job.num_validation_rows:,} validation{drops}",
+        f"rows  {job.num_rows:,} training, {job.num_validation_rows:,} validation{test}{drops}",
         f"in    {', '.join(inputs[:MAX_SHOWN])}{more}",
         f"out   {', '.join(targets) or '(no target)'}",
         f"model {_model(job)}",

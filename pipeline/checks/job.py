@@ -33,7 +33,7 @@ def check(job: Job) -> list[Notice]:
     targets = [field.name for field in job.fields if field.is_target]
     trial = job.trial
     bound = job.objective()
-    for rows in (job.train, job.validation):
+    for rows in (job.train, job.validation, job.test):
         for batch in rows.parts(targets) if rows is not None and targets else ():
             check_targets(bound.terms, batch)
     metrics = choose_metrics(bound.terms, job.spec.metrics, job.spec.data.weighs_metrics)

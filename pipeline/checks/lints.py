@@ -15,6 +15,7 @@ from pipeline.data.plan import Plan
 from pipeline.data.streaming import Streamed
 from pipeline.losses.targets import NoTarget, Signs, Values
 from pipeline.losses.terms import Term
+from pipeline.spec.data import HELD_OUT, Split
 from pipeline.train.job import Job
 
 MAX_READS = 1.2
@@ -39,13 +40,7 @@ def unusual(job: Job, terms: list[Term], trial: Batch) -> list[Notice]:
         notices.append(Notice("workers", text))
     if isinstance(job.train, Streamed):
         notices += _lint_streaming(job.train.plan, size)
-    asked, held = spec.data.validation, job.num_validation_rows
-    if isinstance(asked, float):
-        share = held / (held + job.num_rows)
-        total = held + job.num_rows
-        if abs(share - asked) > 5 * (asked * (1 - asked) / total) ** 0.5:
-            text = f"{asked:g} asked for, {share:.3g} held out: equal rows stay on one side"
-            notices.append(Notice("data.validation", text))
+    notices += _lint_fractions(job)
     if passed := job.facts.index_columns:
         names = ", ".join(repr(name) for name in passed)
         text = f"{names}: the index that pandas wrote, not read; name it in data.inputs to read it"
@@ -87,6 +82,20 @@ def unusual(job: Job, terms: list[Term], trial: Batch) -> list[Notice]:
     return notices
 
 
+def _lint_fractions(job: Job) -> Iterator[Notice]:
+    """Where another share of the rows is held out than was asked for."""
+    data, counts = job.spec.data, job.facts.rows
+    drawn = [split for split in HELD_OUT if isinstance(data.held_out(split), float | Split)]
+    total = counts["train"] + sum(counts[split] for split in drawn)
+    for split in drawn:
+        asked, share = data.held_out(split), counts[split] / total
+        if not isinstance(asked, float):
+            continue
+        if abs(share - asked) > 5 * (asked * (1 - asked) / total) ** 0.5:
+            text = f"{asked:g} asked for, {share:.3g} held out: equal rows stay on one side"
+            yield Notice(f"data.{split}", text)
+
+
 def _counts_rows(job: Job, field: Field, profile: dict[str, Any], trial: Batch) -> bool:
     """Whether an input of whole numbers has one for each row, without gaps."""
     if not (field.is_input and isinstance(field, Number)):
@@ -94,7 +103,7 @@ def _counts_rows(job: Job, field: Field, profile: dict[str, Any], trial: Batch) 
     if "int" not in field.arrow_type or profile.get("missing") or profile.get("count", 0) < 20:
         return False
     span = profile["max"] - profile["min"] + 1
-    total = job.num_rows + job.num_validation_rows + job.facts.dropped
+    total = sum(job.facts.rows.values()) + job.facts.dropped
     if not 0.9 * total < span <= total:
         return False
     some = trial[field.name]

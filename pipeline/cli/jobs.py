@@ -112,6 +112,7 @@ def check(job: str, overrides: tuple[str, ...], imports: tuple[str, ...], as_jso
             "digest": checked.digest,
             "rows": prepared.num_rows,
             "validation_rows": prepared.num_validation_rows,
+            "test_rows": prepared.num_test_rows,
             "notices": [str(notice) for notice in notices],
         }
         click.echo(json.dumps(facts))

@@ -35,9 +35,9 @@ from pipeline.data.spool import Fetcher, delete_orphans
 from pipeline.data.streaming import Streamed
 from pipeline.errors import DataError, UsageError
 from pipeline.spec import Cache
-from pipeline.spec.data import Data
+from pipeline.spec.data import HELD_OUT, Data
 
-FORMAT = 7
+FORMAT = 8
 """Part of every key: to be increased when the layout of entries or the conversion changes."""
 VERIFIED, USED = "read", "used"
 """Empty files in an entry; their times tell when it was last verified, and opened."""
@@ -54,6 +54,7 @@ class ConvertedRows:
     fields: list[Field]
     train: Dataset
     validation: Dataset | None
+    test: Dataset | None
     fingerprint: str
     """SHA-256 over names, types and values of the used columns, whatever the file layout."""
     example: pa.Table
@@ -229,14 +230,23 @@ def _open_entry(entry: Path, located: DataFiles, float_dtype: FloatType) -> Conv
     train = open_dataset(entry / "train", fields, float_dtype)
     if manifest.stream:
         plan = Plan.from_record(manifest.stream)
-        fetcher = Fetcher(located, fields, float_dtype, plan, manifest.stream.first)
+        fetcher = Fetcher(located, fields, float_dtype, plan, manifest.stream.firsts)
         train = Streamed(train, plan, fetcher, entry.parent, entry.name)
-    validation = origins = None
-    if (entry / "validation").exists():
-        validation = open_dataset(entry / "validation", fields, float_dtype)
-        origins = Origins.read(entry / ORIGINS)
-    facts = manifest.facts
-    return ConvertedRows(fields, train, validation, manifest.fingerprint, example, facts, origins)
+    held_out = {
+        split: open_dataset(entry / split, fields, float_dtype)
+        for split in HELD_OUT
+        if (entry / split).exists()
+    }
+    return ConvertedRows(
+        fields,
+        train,
+        held_out.get("validation"),
+        held_out.get("test"),
+        manifest.fingerprint,
+        example,
+        manifest.facts,
+        Origins.read(entry / ORIGINS) if "validation" in held_out else None,
+    )
 
 
 @dataclass(frozen=True)

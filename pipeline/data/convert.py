@@ -32,7 +32,7 @@ from pipeline.data.reader import Source, open_sources
 from pipeline.data.split import SPLITS, SplitRows, Splitter
 from pipeline.errors import DataError
 from pipeline.files.sealed import Sealed
-from pipeline.spec.data import Data
+from pipeline.spec.data import Data, Split
 
 EXAMPLE_ROWS = 5
 HEAD_ROWS = 64
@@ -96,13 +96,15 @@ class Conversion:
         self.data = located.data
         self.float_dtype = float_dtype
         self.report = report
-        self.train, self.validation = open_sources(located)
+        self.sources = open_sources(located)
+        self.train = self.sources["train"]
         self.statistics = bind(self.data, self.train, readings, base)
         self.splitter = Splitter(self.data, self.train, unfitted_fields(self.statistics))
         stream = self.data.stream
         self.plan = Plan.of(stream, self.train) if stream else None
-        self.digests = {split: hashlib.sha256() for split in SPLITS}
-        self.counts = dict.fromkeys(SPLITS, 0)
+        splits = [split for split in SPLITS if split != "test" or self.data.test is not None]
+        self.digests = {split: hashlib.sha256() for split in splits}
+        self.counts = dict.fromkeys(splits, 0)
         self.missing: dict[str, int] = {}
         self.dropped = 0
         self._last_report = time.monotonic()
@@ -124,17 +126,17 @@ class Conversion:
             writer.write_table(self.example)
         if self.counts["validation"]:
             self.origins.write(folder / ORIGINS)
-        joined = "".join(self.digests[split].hexdigest() for split in SPLITS)
+        digests = [digest.hexdigest() for digest in self.digests.values()]
         paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
         manifest = Manifest(
             fields=[field.to_json() for field in fields],
-            fingerprint=hashlib.sha256(joined.encode()).hexdigest(),
+            fingerprint=hashlib.sha256("".join(digests).encode()).hexdigest(),
             facts=self._facts(),
             files={
                 str(path.relative_to(folder)): Stored(bytes=path.stat().st_size, crc32=crc32(path))
                 for path in paths
             },
-            stream=self.plan.record(self.splitter.first) if self.plan else None,
+            stream=self.plan.record(self.splitter.firsts) if self.plan else None,
         )
         (folder / MANIFEST).write_bytes(manifest.to_bytes())
 
@@ -148,7 +150,9 @@ class Conversion:
         return Facts(
             rows=self.counts,
             digests={
-                split: self.digests[split].hexdigest() for split in SPLITS if self.counts[split]
+                split: digest.hexdigest()
+                for split, digest in self.digests.items()
+                if self.counts[split]
             },
             dropped=self.dropped,
             files=files[:1000],
@@ -193,11 +197,11 @@ class Conversion:
 
     def _write(self, fields: list[Field], folder: Path) -> None:
         """Second pass: records and lists."""
-        most = {split: self.counts[split] for split in SPLITS if self.counts[split]}
+        most = {split: count for split, count in self.counts.items() if count}
         if self.plan is not None:
             most["train"] = min(HEAD_ROWS, most["train"])
         writers = {split: Writer(folder / split, fields, self.float_dtype) for split in most}
-        for source in filter(None, (self.train, self.validation)):
+        for source in self.sources.values():
             self._copy(source, fields, writers, most)
         for split, writer in writers.items():
             writer.close()
@@ -212,7 +216,7 @@ class Conversion:
         most: Mapping[str, int],
     ) -> None:
         """Append the source's rows, up to so `most` of each split."""
-        is_short = self.plan is not None and self.splitter.choose is None and source is self.train
+        is_short = self.plan is not None and not self.splitter.choosers and source is self.train
         for block in source.blocks(self._every(source)):
             for rows in self.splitter.split(source, block):
                 split, table = rows.split, rows.table
@@ -230,7 +234,7 @@ class Conversion:
                 return
 
     def _blocks(self) -> Iterator[tuple[Source, Block]]:
-        for source in filter(None, (self.train, self.validation)):
+        for source in self.sources.values():
             for block in source.blocks(self._every(source)):
                 yield source, block
 
@@ -238,19 +242,21 @@ class Conversion:
         return self.plan.block_rows if self.plan and source is self.train else None
 
     def _refuse_empty(self) -> None:
-        num_train, num_validation = (self.counts[split] for split in SPLITS)
         dropped = f" ({self.dropped:,} dropped for missing values)" if self.dropped else ""
-        if num_train + num_validation == 0 or (self.validation and not num_train):
-            raise DataError(f"data.train: no rows in {self.train.shown}{dropped}")
-        if self.validation is not None and not num_validation:
-            raise DataError(f"data.validation: no rows in {self.validation.shown}{dropped}")
-        if self.splitter.choose is not None and not (num_train and num_validation):
-            split = _describe_split(self.data)
-            num_rows = num_train + num_validation
-            raise DataError(
-                f"data.validation: {split} of {num_rows} rows leaves "
-                f"{num_validation} for validation and {num_train} for training{dropped}"
-            )
+        drawn = [split for split in SPLITS if split in self.splitter.choosers]
+        in_source = {split: self.counts[split] for split in self.sources}
+        in_source["train"] += sum(self.counts[split] for split in drawn)
+        for split, source in self.sources.items():
+            if not in_source[split]:
+                raise DataError(f"data.{split}: no rows in {source.shown}{dropped}")
+        num_train = self.counts["train"]
+        for split in drawn:
+            if not (self.counts[split] and num_train):
+                asked = _describe_split(self.data, split)
+                raise DataError(
+                    f"data.{split}: {asked} of {in_source['train']} rows leaves "
+                    f"{self.counts[split]} for {split} and {num_train} for training{dropped}"
+                )
 
     def _refuse_too_large(self, fields: list[Field], folder: Path) -> None:
         num_rows = sum(self.counts.values()) - (self.counts["train"] if self.plan else 0)
@@ -265,6 +271,6 @@ class Conversion:
             self.report(f"rows  {num_rows:,} {what}")
 
 
-def _describe_split(data: Data) -> str:
-    split = data.validation
-    return str(split if isinstance(split, float) else split.model_dump(exclude_none=True))  # type: ignore[union-attr]
+def _describe_split(data: Data, split: str) -> str:
+    asked = data.validation if split == "validation" else data.test
+    return str(asked.model_dump(exclude_none=True) if isinstance(asked, Split) else asked)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -57,18 +58,18 @@ class DataFiles:
     """All files that a spec's `data` names; nothing of them has been read."""
 
     data: Data
-    train: list[FileSet]
-    validation: list[FileSet]
+    places: dict[str, list[FileSet]]
+    """Those of each split that has files of its own; `train` first."""
 
     def stamp(self) -> list[Any]:
         """Changes when a file does."""
-        return [[place.stamp() for place in places] for places in (self.train, self.validation)]
+        return [[place.stamp() for place in places] for places in self.places.values()]
 
     def changed(self, stamp: list[Any]) -> list[str]:
         """Files that are not what they were when the `stamp` was taken."""
         changes = []
         before = [place for places in stamp for place in places]
-        for place, old in zip((*self.train, *self.validation), before, strict=True):
+        for place, old in zip(chain(*self.places.values()), before, strict=True):
             if place.format == "sample":
                 continue
             for path, was in zip(place.paths, old, strict=True):
@@ -83,26 +84,28 @@ class DataFiles:
     @property
     def files(self) -> list[str]:
         """Path or name of each, without secrets."""
-        places = (*self.train, *self.validation)
+        places = chain(*self.places.values())
         return [path for p in places for path in p.paths or [p.name]]
 
 
 def locate(data: Data, base: Path) -> DataFiles:
     """Find what `data` names; relative paths start at `base`. Raises DataError with the key."""
-    validation = data.validation if isinstance(data.validation, str | list) else []
+    named = {"train": data.train, "validation": data.validation, "test": data.test}
     places = {
-        key: _locate_key(key, names, base)
-        for key, names in (("data.train", data.train), ("data.validation", validation))
+        split: _locate_key(f"data.{split}", names, base)
+        for split, names in named.items()
+        if isinstance(names, str | list)
     }
     seen: dict[str, str] = {}
-    for key, of_key in places.items():
-        for path in (path for place in of_key for path in place.identities):
+    for split, of_split in places.items():
+        key = f"data.{split}"
+        for path in (path for place in of_split for path in place.identities):
             if path in seen:
                 raise DataError(
                     f"{key}: {path} is named a second time, {seen[path]} has it already"
                 )
             seen[path] = key
-    return DataFiles(data, places["data.train"], places["data.validation"])
+    return DataFiles(data, places)
 
 
 def _locate_key(key: str, uris: str | list[str], base: Path) -> list[FileSet]:

@@ -27,8 +27,8 @@ class PlanRecord(BaseModel):
     window: int
     counts: list[int]
     digests: list[str]
-    first: int | float | None
-    """Where a split by time begins."""
+    firsts: dict[str, int | float | None]
+    """Where each split by time begins."""
     groups: list[tuple[int, int, int]]
     """File, row group and rows."""
 
@@ -67,14 +67,14 @@ class Plan:
                 digest_rows(rows.table, self._digest)
         self.digests[-1] = self._digest.hexdigest()
 
-    def record(self, first: int | float | None) -> PlanRecord:
-        """The plan as it is stored, with where a split by time begins."""
+    def record(self, firsts: dict[str, int | float | None]) -> PlanRecord:
+        """The plan as it is stored, with where each split by time begins."""
         return PlanRecord(
             block_rows=self.block_rows,
             window=self.window,
             counts=self.counts,
             digests=self.digests,
-            first=first,
+            firsts=firsts,
             groups=[(*group, rows) for group, rows in self.groups.items()],
         )
 

@@ -19,7 +19,7 @@ from pipeline.data.locate import DataFiles, FileSet, plainly
 from pipeline.errors import DataError
 from pipeline.redact import redact
 from pipeline.registry import nearest
-from pipeline.spec.data import Data, Split
+from pipeline.spec.data import Data
 
 INDEX = re.compile(r"__index_level_\d+__|Unnamed: \d+")
 SMALLEST_BLOCK = 64
@@ -46,6 +46,11 @@ class Source:
     """Whether rows are named by their files, of which there are several."""
     passed: list[str]
     """Columns of pandas' index, which are not inputs."""
+
+    @property
+    def split(self) -> str:
+        """The split that its key is named after."""
+        return self.key.removeprefix("data.")
 
     @property
     def schema(self) -> pa.Schema:
@@ -210,30 +215,31 @@ def _width(kind: pa.DataType) -> int:
         return LIST_BYTES
 
 
-def open_sources(located: DataFiles) -> tuple[Source, Source | None]:
-    """The training rows and those for validation, if they have files of their own.
+def open_sources(located: DataFiles) -> dict[str, Source]:
+    """The rows of each split that has files of its own; `train` first.
 
     Of Parquet and Arrow files only schemas are read, CSV files are read through. Raises DataError
     naming the key, the file and the column.
     """
-    places = {"data.train": located.train, "data.validation": located.validation}
-    datasets_by_key = datasets(places, located.data.categorical)
-    train = _open_files(located.data, "data.train", datasets_by_key["data.train"], located.train)
-    if not located.validation:
-        return train, None
-    data = located.data.model_copy(update={"inputs": train.inputs})  # it may have more columns
-    validation = _open_files(
-        data, "data.validation", datasets_by_key["data.validation"], located.validation
-    )
-    for name in validation.wanted:
-        column = validation.schema.field(name)
-        there = train.schema.field(name)
-        if column.type != there.type:
-            raise DataError(
-                f"data.validation: column {name!r} is {column.type}, "
-                f"in data.train it is {there.type}; if these are names, list it in data.categorical"
-            )
-    return train, validation
+    data = located.data
+    places = {f"data.{split}": of_split for split, of_split in located.places.items()}
+    opened = datasets(places, data.categorical)
+    train = _open_files(data, "data.train", opened["data.train"], places["data.train"])
+    sources = {"train": train}
+    # other files may have more columns, and need none that the training rows are split by
+    same = {"inputs": train.inputs, "validation": None, "test": None}
+    for key in [key for key in places if key != "data.train"]:
+        source = _open_files(data.model_copy(update=same), key, opened[key], places[key])
+        for name in source.wanted:
+            column = source.schema.field(name)
+            there = train.schema.field(name)
+            if column.type != there.type:
+                raise DataError(
+                    f"{key}: column {name!r} is {column.type}, in data.train it is {there.type}; "
+                    "if these are names, list it in data.categorical"
+                )
+        sources[source.split] = source
+    return sources
 
 
 def open_table(data: Data, table: pa.Table) -> Source:
@@ -304,8 +310,7 @@ def _default_inputs(data: Data, columns: list[str]) -> list[str]:
     others = {column for column in data.targets if column not in data.shift}
     if data.sample_weight:
         others.add(data.sample_weight.column)
-    if isinstance(data.validation, Split):
-        others.add(data.validation.column)
+    others |= set(data.split_columns)
     others -= {*data.categorical, *data.dates}
     return [column for column in columns if column not in others]
 
@@ -325,8 +330,8 @@ def _wanted_columns(
         if new in columns:
             raise DataError(f"data.shift.{new}: is a column of {shown}; give the target a new name")
         wanted.setdefault(column, f"data.shift.{new}")
-    if isinstance(data.validation, Split):
-        wanted.setdefault(data.validation.column, "data.validation")
+    for column, key in data.split_columns.items():
+        wanted.setdefault(column, key)
     return wanted
 
 

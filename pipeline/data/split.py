@@ -1,4 +1,4 @@
-"""Which rows are trained on, which are held out for validation, and which are dropped.
+"""Which rows are trained on, which are held out for validation or test, and which are dropped.
 
 By each row's own content, not its position: a row stays on its side when rows are appended, files
 are cut otherwise, or workers change.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,11 @@ from pipeline.data.missing import InvalidRows, kept_rows
 from pipeline.data.reader import Source
 from pipeline.data.sampler import Rows
 from pipeline.errors import DataError
-from pipeline.spec.data import Data, Split
+from pipeline.spec.data import Data, HeldOutSplit, Split
 
-SPLITS = ("train", "validation")
+SPLITS = ("train", "validation", "test")
+DRAWN: tuple[HeldOutSplit, ...] = ("test", "validation")
+"""Splits in the order in which they take rows of the training files."""
 Chooser = Callable[[pa.Table, RowName], NDArray[np.bool_]]
 """True for each row that is held out; rows have names for messages."""
 Hashes = NDArray[np.uint64]
@@ -52,65 +55,91 @@ class SplitRows:
 class Splitter:
     """Sorts the rows of each block into splits.
 
-    `first` is where a split by time begins; found by a pass over the source unless it is known.
+    `firsts` is where each split by time begins; found by a pass over the source unless it is known.
     """
 
     def __init__(
-        self, data: Data, source: Source, fields: Mapping[str, Field], first: float | None = None
+        self,
+        data: Data,
+        source: Source,
+        fields: Mapping[str, Field],
+        firsts: Mapping[str, float | None] | None = None,
     ) -> None:
         self.data, self.fields = data, fields
-        if first is None:
-            first = first_held_out(data, source, lambda block: self._kept_rows(source, block))
-        self.first = first
-        self.choose: Chooser | None = chooser(data, source, first)
+        self.firsts: dict[str, float | None] = {}
+        self.choosers: dict[str, Chooser] = {}
+        """Of the splits that are taken out of the source."""
+        for split in DRAWN:
+            if firsts is None:
+                first = first_held_out(data, split, source, partial(self._left, source))
+            else:
+                first = firsts[split]
+            self.firsts[split] = first
+            if choose := chooser(data, split, source, first):
+                self.choosers[split] = choose
 
     def split(
         self, source: Source, block: Block, invalid: InvalidRows | None = None
     ) -> list[SplitRows]:
-        """The block's rows for training and for validation, where it has any.
+        """The block's rows of each split that has any.
 
         Missing values that have no policy, and invalid ones, are added to `invalid`.
         """
         kept = self._kept_rows(source, block, invalid)
         table = _take(block.table, kept)
-        row_name = block.row_namer(kept)
-        if source.key == "data.validation":
-            held_out = np.ones(len(table), bool)
-        elif self.choose is None:
-            held_out = np.zeros(len(table), bool)
-        else:
-            held_out = self.choose(table, row_name)
+        chosen = self._choose(source, table, block.row_namer(kept))
         splits = []
-        for split, chosen in zip(SPLITS, (~held_out, held_out), strict=True):
-            if chosen.any():
-                rows = np.flatnonzero(chosen)
+        for split in SPLITS:
+            if split in chosen and chosen[split].any():
+                rows = np.flatnonzero(chosen[split])
                 splits.append(SplitRows(split, _take(table, rows), block, kept[rows]))
         return splits
+
+    def _choose(
+        self, source: Source, table: pa.Table, row_name: RowName
+    ) -> dict[str, NDArray[np.bool_]]:
+        """Which of a source's rows are in each split: a row is in one."""
+        left = np.ones(len(table), bool)
+        if source.split != "train":
+            return {source.split: left}
+        chosen = {}
+        for split, choose in self.choosers.items():
+            chosen[split] = left & choose(table, row_name)
+            left = left & ~chosen[split]
+        return {"train": left, **chosen}
+
+    def _left(self, source: Source, block: Block) -> tuple[Rows, int]:
+        """A block's rows that no split has taken so far, of how many that are not dropped."""
+        kept = self._kept_rows(source, block)
+        chosen = self._choose(source, _take(block.table, kept), block.row_namer(kept))
+        return kept[chosen["train"]], len(kept)
 
     def _kept_rows(self, source: Source, block: Block, invalid: InvalidRows | None = None) -> Rows:
         return kept_rows(self.data, source, self.fields, block, invalid or InvalidRows())
 
 
-def chooser(data: Data, source: Source, first: float | None = None) -> Chooser | None:
-    """Tells which rows of `source` are for validation; None without a split.
+def chooser(
+    data: Data, split: HeldOutSplit, source: Source, first: float | None = None
+) -> Chooser | None:
+    """Tells which rows of `source` are held out for a split; None if it takes none of them.
 
     A split by time needs the `first` instant that is held out. Raises DataError for a column that
     cannot be split by.
     """
-    split = data.validation
-    if isinstance(split, float):
-        used = list(source.wanted)
-        return lambda table, row_name: _below(_hash_rows(table, used), split, data.split_seed)
-    if not isinstance(split, Split):
+    asked = data.held_out(split)
+    if isinstance(asked, float):
+        used = [name for name in source.wanted if name not in data.split_columns]
+        return lambda table, _: _draw(_hash_rows(table, used), split, asked, data.split_seed)
+    if not isinstance(asked, Split):
         return None
-    column = split.column
-    where = f"data.validation: column {split.column!r}"
-    if split.group is not None:
-        fraction = split.fraction or 0.0
+    column = asked.column
+    where = f"data.{split}: column {column!r}"
+    if asked.group is not None:
+        fraction = asked.fraction or 0.0
 
         def grouped(table: pa.Table, row_name: RowName) -> NDArray[np.bool_]:
             _refuse_missing(table[column], where, row_name)
-            return _below(_hash_rows(table, [column]), fraction, data.split_seed)
+            return _draw(_hash_rows(table, [column]), split, fraction, data.split_seed)
 
         return grouped
 
@@ -121,31 +150,37 @@ def chooser(data: Data, source: Source, first: float | None = None) -> Chooser |
     return later
 
 
-def first_held_out(data: Data, source: Source, kept_in: Callable[[Block], Any]) -> float | None:
+def first_held_out(
+    data: Data,
+    split: HeldOutSplit,
+    source: Source,
+    left_in: Callable[[Block], tuple[Rows, int]],
+) -> float | None:
     """Where a split by time begins: the number that stands for it; None for any other split.
 
-    `kept(block)` are the indices of a block's rows that are not dropped. A fraction needs a pass
-    over the source. Raises DataError for a column that has no order.
+    `left_in(block)` are the indices of a block's rows that the split may take, and how many are not
+    dropped. A fraction needs a pass over the source. Raises DataError for a column that has no
+    order.
     """
-    split = data.validation
-    if not isinstance(split, Split) or split.time is None:
+    asked = data.held_out(split)
+    if not isinstance(asked, Split) or asked.time is None:
         return None
-    where = f"data.validation: column {split.time!r}"
+    where = f"data.{split}: column {asked.time!r}"
     first: Any = None
-    if split.since is not None:
-        first = _since(split, source.dataset.schema.field(split.time).type, where)
+    if asked.since is not None:
+        kind = source.dataset.schema.field(asked.time).type
+        first = _since(asked, kind, where, f"data.{split}.since")
     if first is None:
-        first = _first(split, source, where, kept_in)
+        first = _first(asked, source, where, left_in)
     return first.item() if isinstance(first, np.generic) else first  # type: ignore[no-any-return]
 
 
-def _since(split: Split, kind: pa.DataType, where: str) -> Any:
+def _since(split: Split, kind: pa.DataType, where: str, key: str) -> Any:
     """The instant that the spec names."""
     if not pa.types.is_temporal(kind):
         if isinstance(split.since, str):
             raise DataError(
-                f"data.validation.since: {split.since!r} is not a {kind}, as column "
-                f"{split.column!r} holds"
+                f"{key}: {split.since!r} is not a {kind}, as column {split.column!r} holds"
             )
         return split.since
     try:
@@ -158,24 +193,28 @@ def _since(split: Split, kind: pa.DataType, where: str) -> Any:
         return _instants(values.cast(kind), where)[0]
     except (pa.ArrowException, ValueError, TypeError):
         raise DataError(
-            f"data.validation.since: {split.since!r} is not a {kind}, as column {split.column!r} "
-            "holds; write dates as 2013-11-01"
+            f"{key}: {split.since!r} is not a {kind}, as column {split.column!r} holds; write "
+            "dates as 2013-11-01"
         ) from None
 
 
-def _first(split: Split, source: Source, where: str, kept_in: Callable[[Block], Any]) -> Any:
-    """The first instant of the validation rows: as near to the fraction as equal times allow."""
+def _first(
+    split: Split, source: Source, where: str, left_in: Callable[[Block], tuple[Rows, int]]
+) -> Any:
+    """The first instant that is held out: as near to the fraction as equal times allow."""
     parts = []
+    num_rows = 0
     for block in source.blocks():
-        kept = kept_in(block)
-        column = block.table[split.column].take(kept)
-        _refuse_missing(column, where, block.row_namer(kept))
+        left, num_kept = left_in(block)
+        column = block.table[split.column].take(left)
+        _refuse_missing(column, where, block.row_namer(left))
         parts.append(_instants(column, where))
+        num_rows += num_kept
     instants = np.sort(np.concatenate(parts)) if parts else np.empty(0)
     if not len(instants):
         return 0
-    wanted = len(instants) * (split.fraction or 0.0)
-    first = instants[-max(1, round(wanted))]
+    wanted = num_rows * (split.fraction or 0.0)
+    first = instants[-min(len(instants), max(1, round(wanted)))]
     num_from, num_after = (
         len(instants) - np.searchsorted(instants, first, side) for side in ("left", "right")
     )
@@ -203,10 +242,14 @@ def _instants(column: Any, where: str) -> NDArray[Any]:
     raise DataError(f"{where} is {values.type}: expected dates, times or numbers")
 
 
-def _below(hashes: Hashes, fraction: float, seed: int) -> NDArray[np.bool_]:
-    """True for about `fraction` of all hashes, drawn by `seed`."""
+def _draw(hashes: Hashes, split: HeldOutSplit, fraction: float, seed: int) -> NDArray[np.bool_]:
+    """True for about `fraction` of all hashes, drawn by `seed`.
+
+    Validation takes the lowest and test the highest, so that neither moves the other's rows.
+    """
     mixed = _finalize(hashes + np.uint64(seed * int(GOLDEN_GAMMA) % 2**64))
-    chosen: NDArray[np.bool_] = mixed < np.uint64(fraction * 2.0**64)
+    limit = np.uint64(fraction * 2.0**64)
+    chosen: NDArray[np.bool_] = mixed < limit if split == "validation" else ~mixed < limit
     return chosen
 
 

@@ -9,7 +9,7 @@ import hashlib
 import os
 import shutil
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +47,13 @@ class Fetcher:
         fields: list[Field],
         float_dtype: FloatType,
         plan: Plan,
-        first: float | None,
+        firsts: Mapping[str, float | None],
     ) -> None:
         self.located = located
         self.fields = fields
         self.float_dtype = float_dtype
         self.plan = plan
-        self._stamp, self._first = located.stamp(), first
+        self._stamp, self._firsts = located.stamp(), firsts
         self._opened: tuple[Source, Splitter] | None = None
         self._lock = threading.Lock()
 
@@ -102,9 +102,9 @@ class Fetcher:
     def _source(self) -> tuple[Source, Splitter]:
         with self._lock:
             if self._opened is None:
-                source = open_sources(self.located)[0]
+                source = open_sources(self.located)["train"]
                 fields = {field.name: field for field in self.fields}
-                self._opened = source, Splitter(self.located.data, source, fields, self._first)
+                self._opened = source, Splitter(self.located.data, source, fields, self._firsts)
             return self._opened
 
 

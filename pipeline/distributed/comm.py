@@ -65,6 +65,14 @@ def sum_by_index(parts: Mapping[int, Tensor], num_parts: int, size: int) -> Tens
     return all_reduce(table).sum(0)
 
 
+def from_first(value: Any) -> Any:
+    """The first worker's object, on every worker; the others' are ignored."""
+    box = [value]
+    if num_workers() > 1:
+        dist.broadcast_object_list(box, 0, device=exchange_device())
+    return box[0]
+
+
 def largest(values: Tensor) -> Tensor:
     """The largest of the workers' numbers, for each place of an int64 tensor."""
     if num_workers() > 1:

@@ -31,6 +31,9 @@ class Result:
     """Last values of the validation rows: `loss` and each metric."""
     baselines: dict[str, float | None]
     """The metrics that a constant prediction has."""
+    test: dict[str, float | None]
+    """Values of the test rows, with the recorded model."""
+    test_baselines: dict[str, float | None]
     notes: list[str]
     """What the last evaluation's numbers do not show."""
     curve_sha256: str
@@ -74,6 +77,8 @@ class Result:
             loss=end.loss,
             metrics=end.metrics,
             baselines=end.baselines,
+            test=done.test.metrics if done.test else {},
+            test_baselines=done.test.baselines if done.test else {},
             notes=[*end.notes, *_overfitting(end, done)],
             curve_sha256=end.sha256,
             weights_sha256=done.weights_sha256,
@@ -122,6 +127,8 @@ class Result:
             "loss",
             "metrics",
             "baselines",
+            "test",
+            "test_baselines",
             "curve_sha256",
             "weights_sha256",
             "best",

@@ -27,6 +27,8 @@ def facts(run: RunDir, curves: Curves) -> dict[str, str]:
     metrics = best.metrics if best else last_values(curves)
     if metrics:
         lines["validation"] = verdict(metrics, curves.baselines)
+    if done and done.test:
+        lines["test"] = verdict(done.test.metrics, done.test.baselines)
     if record is not None:
         commit = record.tags.get("mlflow.source.git.commit", "")
         is_dirty = record.tags.get("mlflow.source.git.dirty") == "true"

@@ -80,6 +80,15 @@ class Best(Part):
     """All values of that evaluation."""
 
 
+class Scores(Part):
+    """How good a model is on some rows."""
+
+    metrics: Numbers
+    """Losses and metrics."""
+    baselines: Numbers
+    """The metrics that a constant prediction has."""
+
+
 class Importance(Sealed):
     """`importance.json`: how much the trained model relies on each input."""
 
@@ -103,6 +112,8 @@ class Done(Sealed):
     files: dict[str, FileFacts]
     """Journal and weights as they were written."""
     best: Best | None
+    test: Scores | None = None
+    """Of the test rows, with the weights that became the model."""
     workers: list[int]
     """How many there were in each attempt."""
     first_difference: int | None

@@ -27,7 +27,7 @@ class Summary:
     state: RunState
     steps: int
     metrics: Numbers
-    """Of the best evaluation where the job keeps it, else of the last one."""
+    """Of the best evaluation where the job keeps it, else of the last one; `test/...` too."""
     baselines: Numbers
     started: float
     """When its first line was written, in seconds since 1970."""
@@ -76,10 +76,17 @@ def summary(run: RunDir) -> Summary | None:
     done = run.read_done()
     if done is not None and done.best is not None:
         metrics = done.best.metrics
+    if done is not None and done.test is not None:
+        metrics = metrics | _below("test", done.test.metrics)
+        baselines = baselines | _below("test", done.test.baselines)
     began = first or int(1000 * run.record.stat().st_mtime)
     steps = done.steps if done else last[0]
     seconds = (max(last[1], done.time if done else 0, began) - began) / 1000
     return Summary(run, record, _state(run, done), steps, metrics, baselines, began / 1000, seconds)
+
+
+def _below(split: str, numbers: Numbers) -> Numbers:
+    return {f"{split}/{name}": value for name, value in numbers.items()}
 
 
 def _state(run: RunDir, done: Done | None) -> RunState:

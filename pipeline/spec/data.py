@@ -85,8 +85,12 @@ def _refuse_unknown(where: str, word: Any, known: Sequence[str], more: str = "")
         raise PydanticCustomError("policy", text, facts)
 
 
+HeldOutSplit = Literal["validation", "test"]
+HELD_OUT: tuple[HeldOutSplit, ...] = get_args(HeldOutSplit)
+
+
 class Split(Section):
-    """Validation rows taken out of the training files by what a column holds."""
+    """Rows held out of the training files by what a column holds."""
 
     fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Fraction of the rows to hold out: about so many, as each row, or each `group`, is drawn by
@@ -96,7 +100,7 @@ class Split(Section):
     time: str | None = None
     """Column of dates, times or numbers: the latest rows are held out."""
     since: float | str | None = None
-    """With `time`: the first date, time or number of the validation rows."""
+    """With `time`: the first date, time or number that is held out."""
 
     @model_validator(mode="after")
     def _one_way(self) -> Split:
@@ -143,8 +147,11 @@ class Data(Section):
     validation: str | list[str] | Annotated[float, Field(gt=0, lt=1)] | Split | None = None
     """Validation files, or the fraction of the training rows to hold out; or a split by a column,
     `{fraction, group}` or `{fraction, time}` or `{since, time}`."""
+    test: str | list[str] | Annotated[float, Field(gt=0, lt=1)] | Split | None = None
+    """Rows that are looked at once, with the weights that become the model: files or a split, as in
+    `validation`, whose rows are then taken from what is left (by `time`: the latest before)."""
     split_seed: int = 0
-    """Chooses which rows a validation fraction holds out; independent of training.seed."""
+    """Chooses which rows a fraction holds out; independent of training.seed."""
     inputs: list[str] | None = None
     """Input columns; unless given, every column that has no other role, except for an index that
     pandas wrote."""
@@ -181,7 +188,7 @@ class Data(Section):
     """As `scale`, for numeric targets. Losses and their options are in the scaled unit, metrics and
     served predictions in the column's own."""
 
-    @field_validator("train", "validation", "inputs", "target", "categorical", "dates")
+    @field_validator("train", "validation", "test", "inputs", "target", "categorical", "dates")
     @classmethod
     def _distinct(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, list):
@@ -244,7 +251,7 @@ class Data(Section):
                     _refuse_unknown(f"{column}: ", part, get_args(DatePart), " in a list")
         return value
 
-    @field_validator("validation", mode="before")
+    @field_validator("validation", "test", mode="before")
     @classmethod
     def _files_or_fraction(cls, value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -277,6 +284,32 @@ class Data(Section):
             text = "{column}: the sample weight cannot be input or target too"
             raise PydanticCustomError("leak", text, {"column": weight})
         return self
+
+    @model_validator(mode="after")
+    def _rows_left(self) -> Data:
+        shares = [
+            one.fraction or 0.0 if isinstance(one, Split) else one
+            for one in (self.validation, self.test)
+            if isinstance(one, float | Split)
+        ]
+        if sum(shares) >= 1:
+            text = "`validation` and `test` together take {share} of the rows: none are left"
+            raise PydanticCustomError("split", text, {"share": f"{sum(shares):g}"})
+        return self
+
+    def held_out(self, split: HeldOutSplit) -> str | list[str] | float | Split | None:
+        """What the spec says of the rows for `validation` or `test`."""
+        return self.validation if split == "validation" else self.test
+
+    @property
+    def split_columns(self) -> dict[str, str]:
+        """Columns that rows are held out by, each with the first key that says so."""
+        columns: dict[str, str] = {}
+        for split in HELD_OUT:
+            asked = self.held_out(split)
+            if isinstance(asked, Split):
+                columns.setdefault(asked.column, f"data.{split}")
+        return columns
 
     @property
     def targets(self) -> list[str]:

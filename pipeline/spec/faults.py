@@ -146,7 +146,7 @@ def _keys_beside(path: tuple[Any, ...], tree: Any) -> list[str]:
         return list(SampleWeight.model_fields)
     if path[:2] == ("data", "stream") and len(path) == 3:
         return list(Stream.model_fields)
-    if path[:2] == ("data", "validation") and len(path) == 3:
+    if path[:2] in (("data", "validation"), ("data", "test")) and len(path) == 3:
         return list(Split.model_fields)
     if path[0] in sections and len(path) == 2:
         return list(sections[path[0]].model_fields)

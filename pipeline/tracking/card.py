@@ -7,30 +7,30 @@ from typing import Any
 
 from pipeline.data.columns import Field, from_json
 from pipeline.report.facts import losses
-from pipeline.rundir.records import DataFacts, Numbers, Record
+from pipeline.rundir.records import DataFacts, Record, Scores
 
 MAX_COLUMNS = 50
 MAX_VALUES = 8
 
 
 def card(
-    record: Record, step: int, metrics: Numbers, baselines: Numbers, outputs: Sequence[str]
+    record: Record, step: int, scores: Mapping[str, Scores | None], outputs: Sequence[str]
 ) -> str:
-    """Markdown on the model with the weights after `step` steps, and these validation metrics.
+    """Markdown on the model with the weights after `step` steps.
 
-    `outputs` are the columns that it gives.
+    `scores` are those of each split that it was judged by, `outputs` the columns that it gives.
     """
     data = record.data
     fields = [from_json(field) for field in record.fields]
     inputs = [field for field in fields if field.is_input]
     targets = [field for field in fields if field.is_target]
-    rows = " and ".join(f"{count:,} for {split}" for split, count in data.rows.items() if count)
+    rows = ", ".join(f"{count:,} for {split}" for split, count in data.rows.items() if count)
     files = ", ".join(f"`{path}`" for path in data.files[:3])
     more = f" and {data.num_files - 3} more" if data.num_files > 3 else ""
     parts = [
         f"**{record.params['model.name']}** trained with {' + '.join(losses(record.params))} for "
         f"{step:,} steps, by run `{record.name}`.",
-        _quality(metrics, baselines),
+        *(_quality(split, of) for split, of in scores.items() if of is not None),
         "\n".join(["| predicts | type | training rows held |", "|---|---|---|",
                    *_rows(targets, data)]) if targets else "",
         f"It gives: {', '.join(f'`{_cell(name)}`' for name in outputs)}.",
@@ -69,12 +69,12 @@ def _held(field: Field, profile: Mapping[str, Any]) -> str:
     return f"{low} to {high}" if low is not None and high is not None else ""
 
 
-def _quality(metrics: Numbers, baselines: Numbers) -> str:
-    if not metrics:
-        return "There were no validation rows: nothing is known of how good it is."
-    lines = ["| validation | value | a constant prediction |", "|---|---|---|"]
-    for name, value in metrics.items():
-        constant = baselines.get(name)
+def _quality(split: str, scores: Scores) -> str:
+    if not scores.metrics:
+        return f"There were no {split} rows: they say nothing of how good it is."
+    lines = [f"| {split} | value | a constant prediction |", "|---|---|---|"]
+    for name, value in scores.metrics.items():
+        constant = scores.baselines.get(name)
         cells = ["-" if one is None else f"{one:.4g}" for one in (value, constant)]
         lines.append(f"| {name} | {cells[0]} | {cells[1] if constant is not None else ''} |")
     return "\n".join(lines)

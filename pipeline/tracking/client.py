@@ -158,7 +158,8 @@ class Client:
 
         entities = []
         for one in metrics:
-            split = "train" if one.key.startswith("train/") else "validation"
+            group = one.key.partition("/")[0]
+            split = "validation" if group == "best" else group
             digest = data.digests.get(split, "")[:LONGEST_DIGEST]
             rows = {"dataset_name": dataset_name(data), "dataset_digest": digest} if digest else {}
             of_model = {"model_id": model_id, "run_id": run_id, **rows}

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from pipeline.report.facts import losses, verdict
-from pipeline.rundir.records import Ended, Numbers, Point, Record, Recorded, Start
+from pipeline.rundir.records import Ended, Numbers, Point, Record, Recorded, Scores, Start
 
 FILES = "report.html", "spec.yaml", "data.json", "environment.json"
 UNPROVED = "not proved yet (`pipeline prove --track`)"
-CONTEXTS = {"train": "training", "validation": "validation"}
+CONTEXTS = {"train": "training", "validation": "validation", "test": "test"}
 """What MLflow calls the use of each split."""
 STATES = {"finished": "Finished", "failed": "Failed", "killed": "Stopped"}
 
@@ -67,11 +67,13 @@ def describe(
     recorded: Recorded,
     ended: Ended | None = None,
     proof: ProofLink | None = None,
+    test: Scores | None = None,
 ) -> str:
     """What is trained on what, how it went, and how to do it again."""
     proved = proof.text(recorded.experiment_id) if proof else UNPROVED
     rows = [
         ("validation", verdict(progress.metrics, progress.baselines)),
+        ("test", verdict(test.metrics, test.baselines) if test else ""),
         ("reproduce", _reproduce(record)),
         ("workers", _workers(progress.starts)),
         ("same curve on any cluster", proved),
@@ -101,7 +103,7 @@ def _subject(record: Record) -> str:
     counts = [f"{count:,} {CONTEXTS[split]}" for split, count in data.rows.items() if count]
     return (
         f"**{params['model.name']}** trained with **{' + '.join(losses(params))}** on "
-        f"`{data.files[0] if data.files else data.name}`{more}: {' and '.join(counts)} rows."
+        f"`{data.files[0] if data.files else data.name}`{more}: {', '.join(counts)} rows."
     )
 
 

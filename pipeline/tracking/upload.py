@@ -24,6 +24,7 @@ from pipeline.rundir.records import (
     EvaluationPoint,
     Record,
     Recorded,
+    Scores,
     Start,
     StepPoint,
     SystemReading,
@@ -189,7 +190,9 @@ class Upload:
             return
         self.described_at = now
         proof = self.client.find_proof(self.state.experiment_id, self.record.tags)
-        text = describe(self.record, self.progress, self.state, ended, proof)
+        done = self.run.read_done() if ended else None
+        test = done.test if done else None
+        text = describe(self.record, self.progress, self.state, ended, proof, test)
         if text != self.described:
             self.client.set_tags(self.state.run_id, {NOTE: text})
             self.described = text
@@ -206,6 +209,13 @@ class Upload:
                 self._log_model(done)
             if best := done.best:
                 metrics = list(values("best", best.metrics, done.time, best.step))
+                self.client.log_model_metrics(
+                    run_id, self.state.model_id, metrics, self.record.data
+                )
+            if test := done.test:
+                step = done.best.step if done.best else done.steps
+                metrics = list(values("test", test.metrics, done.time, step))
+                metrics += values("test/baseline", test.baselines, done.time, step)
                 self.client.log_model_metrics(
                     run_id, self.state.model_id, metrics, self.record.data
                 )
@@ -247,7 +257,8 @@ class Upload:
         metrics = [one for point in points for one in values_of(point) if not is_of_system(one)]
         self.client.log_model_metrics(run_id, self.state.model_id, metrics, self.record.data)
         final = done.best.metrics if done.best else last_values(self.curves)
-        text = card(self.record, step, final, self.curves.baselines, outputs)
+        validation = Scores(metrics=final, baselines=self.curves.baselines)
+        text = card(self.record, step, {"validation": validation, "test": done.test}, outputs)
         self.client.describe_model(self.state.model_id, text)
         registered = ""
         if self.record.register_as:

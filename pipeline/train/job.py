@@ -81,6 +81,11 @@ class Job(cache.ConvertedRows):
         """Validation rows, 0 without validation."""
         return len(self.validation) if self.validation else 0
 
+    @property
+    def num_test_rows(self) -> int:
+        """Test rows, 0 without a test."""
+        return len(self.test) if self.test else 0
+
 
 def prepare(
     spec: JobSpec, base: Path, report: Report = lambda _: None, trusted_seconds: float = 0.0

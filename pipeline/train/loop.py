@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipeline import tracebacks
 from pipeline.data.batch import Batch
+from pipeline.data.dataset import Dataset
 from pipeline.data.loader import Loader, Partition, StepBatch
 from pipeline.data.streaming import Streamed
 from pipeline.distributed import comm
@@ -27,7 +28,7 @@ from pipeline.telemetry.stopwatch import Phase, Stopwatch
 from pipeline.telemetry.throughput import Throughput
 from pipeline.train import determinism, drift
 from pipeline.train.baselines import choose_baselines
-from pipeline.train.evaluate import evaluate
+from pipeline.train.evaluate import Evaluation, evaluate
 from pipeline.train.job import Job
 from pipeline.train.recorder import NullRecorder, RunRecorder
 from pipeline.train.state import TrainState
@@ -69,8 +70,9 @@ def train(
     rows = job.train.opened(str(run.path.resolve()))
     with determinism.deterministic(is_exact), rows, loader, recorder:
         _train_steps(job, state, _announce(loader, before_step), recorder, last_step, stopwatch)
+        test = _test(job, state)
     if state.step == last_step:
-        recorder.finish(state)
+        recorder.finish(state, test)
         comm.barrier()
 
 
@@ -126,26 +128,43 @@ def _evaluate(
 ) -> None:
     """Loss and metrics of the validation rows, and whether the weights are the best so far."""
     assert job.validation is not None
-    settings, objective = job.spec.training, state.objective
-    size = settings.batch_size if objective.is_coupled else settings.microbatch_size
+    is_kept = job.spec.training.best_by is not None or state.step == last_step
     with tracebacks.noting(f"in the evaluation after step {state.step}"):
-        evaluation = evaluate(
-            objective,
-            job.validation,
-            np.arange(job.num_validation_rows),
-            size or settings.batch_size,
-            state.metrics,
-            state.gradients.seeds.device,
-            choose_baselines(objective.terms, state.metrics, job.train) if state.step == 0 else (),
-            keep=settings.best_by is not None or state.step == last_step,
-        )
+        evaluation = _evaluate_rows(job, state, job.validation, state.step == 0, is_kept)
     lap("evaluation")
     recorder.log_evaluation(state, evaluation)
     becomes_model = state.step > 0
     if state.best:
-        becomes_model = state.best.update(state.step, evaluation.values, objective)
+        becomes_model = state.best.update(state.step, evaluation.values, state.objective)
     if evaluation.kept and becomes_model:
         recorder.save_predictions(state, evaluation)
+
+
+def _test(job: Job, state: TrainState) -> Evaluation | None:
+    """Loss and metrics of the test rows, once all steps of the job are done."""
+    if job.test is None or state.step < job.num_steps:
+        return None
+    state.take_best_weights()
+    with tracebacks.noting("in the evaluation of the test rows"):
+        return _evaluate_rows(job, state, job.test, with_baselines=True)
+
+
+def _evaluate_rows(
+    job: Job, state: TrainState, rows: Dataset, with_baselines: bool, keep: bool = False
+) -> Evaluation:
+    """Loss and metrics of all rows of a split."""
+    settings, objective = job.spec.training, state.objective
+    size = settings.batch_size if objective.is_coupled else settings.microbatch_size
+    return evaluate(
+        objective,
+        rows,
+        np.arange(len(rows)),
+        size or settings.batch_size,
+        state.metrics,
+        state.gradients.seeds.device,
+        choose_baselines(objective.terms, state.metrics, job.train) if with_baselines else (),
+        keep,
+    )
 
 
 def _resume(job: Job, run: RunDir, state: TrainState, lease: Lease | None, last_step: int) -> None:

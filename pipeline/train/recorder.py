@@ -13,10 +13,17 @@ from pipeline.files.atomic import replacing, sync_folder
 from pipeline.rundir import RunDir
 from pipeline.rundir.backup import Backups, BackupThread
 from pipeline.rundir.checkpoint import Checkpoints
-from pipeline.rundir.journal import Journal
+from pipeline.rundir.journal import Journal, nonfinite_to_none
 from pipeline.rundir.layout import facts_of
 from pipeline.rundir.lease import Lease
-from pipeline.rundir.records import Done, EvaluationPoint, NonFinite, Start, StepPoint
+from pipeline.rundir.records import (
+    Done,
+    EvaluationPoint,
+    NonFinite,
+    Scores,
+    Start,
+    StepPoint,
+)
 from pipeline.telemetry.throughput import Throughput
 from pipeline.train import determinism, predictions
 from pipeline.train.evaluate import Evaluation
@@ -61,8 +68,8 @@ class NullRecorder:
     def save(self, state: TrainState, is_last: bool) -> None:
         """A checkpoint; `is_last` if the run ends with it."""
 
-    def finish(self, state: TrainState) -> None:
-        """The end of the run."""
+    def finish(self, state: TrainState, test: Evaluation | None) -> None:
+        """The end of the run, with what the test rows gave."""
 
 
 class RunRecorder(NullRecorder):
@@ -219,7 +226,7 @@ class RunRecorder(NullRecorder):
         self.journal.sync()
         self.lease.check()
 
-    def finish(self, state: TrainState) -> None:
+    def finish(self, state: TrainState, test: Evaluation | None) -> None:
         """Weights, then the marker that says the run is complete."""
         self.checkpoints.wait()
         self.journal.close()
@@ -234,8 +241,14 @@ class RunRecorder(NullRecorder):
             weights_sha256=weights_sha256(weights),
             files={path.name: facts_of(path) for path in (self.run.journal, self.run.weights)},
             best=state.best.result if state.best else None,
+            test=_scores(test) if test else None,
             workers=self.journal.workers_by_attempt,
             first_difference=self.journal.first_difference,
         )
         done.write(self.run.done, self.lease.check)
         self.backup.push_result()
+
+
+def _scores(evaluation: Evaluation) -> Scores:
+    metrics, baselines = map(nonfinite_to_none, (evaluation.values, evaluation.baselines))
+    return Scores(metrics=metrics, baselines=baselines)

@@ -147,6 +147,13 @@ class TrainState:
         if self.best is not None:
             self.best.state = snapshot["best"]
 
+    def take_best_weights(self) -> None:
+        """Become the trained model, on every worker."""
+        best = self.best.state["weights"] if self.best and self.best.state else {}
+        weights = {name: comm.from_first(best.get(name)) for name in comm.from_first(list(best))}
+        if weights:
+            take_weights(self.objective, weights)
+
     @property
     def best_weights(self) -> dict[str, Tensor]:
         """Those of the best evaluation, or else the last ones: what the trained model has."""

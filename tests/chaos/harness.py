@@ -43,7 +43,9 @@ def spec_of(folder: Path, **training: Any) -> dict[str, Any]:
     }  # fmt: skip
     return {
         "name": "chaos", "loss": "mse",
-        "data": {"train": str(folder / "rows.parquet"), "target": "y", "validation": 0.2},
+        "data": {
+            "train": str(folder / "rows.parquet"), "target": "y", "validation": 0.2, "test": 0.1,
+        },
         "model": {"name": "mlp", "hidden": [8], "dropout": 0.2},
         "training": about | training, "optimizer": {"name": "adamw", "lr": 1e-2},
         "schedule": "cosine", "checkpoint": {"every_steps": 4, "keep": 2},
@@ -129,7 +131,7 @@ def left(folder: Path) -> dict[str, Any]:
         "gradients": [p["train"]["gradient_norm"] for p in train],
         "validation": [(p["step"], p["validation"]) for p in points if "validation" in p],
         "weights": done.weights_sha256, "difference": done.first_difference,
-        "state": _text(state), "best": done.best,
+        "state": _text(state), "best": done.best, "test": done.test,
     }  # fmt: skip
 
 

@@ -26,7 +26,7 @@ def source(folder: Path, **data: Any) -> Any:
 
 def cells(folder: Path, **data: Any) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
-    for block in source(folder, **data)[0].blocks():
+    for block in source(folder, **data)["train"].blocks():
         for name in block.table.column_names:
             found.setdefault(name, []).extend(block.table[name].to_pylist())
     return found
@@ -132,7 +132,7 @@ def test_a_type_that_shows_late_in_the_file_holds_all_values(
 ) -> None:
     lines = ["x,y", *[f"{first},k"] * LATE, f"{late},k"]
     (tmp_path / "rows.csv").write_text("\n".join(lines) + "\n")
-    train, _ = source(tmp_path)
+    train = source(tmp_path)["train"]
     assert str(train.schema.field("x").type) == kind
     assert len(cells(tmp_path)["x"]) == LATE + 1
 
@@ -141,7 +141,7 @@ def test_files_of_one_table_have_one_type_for_a_column(tmp_path: Path) -> None:
     parts = {"a": "x,z,y\n1,,k\n", "b": "x,z,y\n2.5,3,k\n", "c": "x,z,y\nthree,4.5,k\n"}
     for name, text in parts.items():
         (tmp_path / f"{name}.csv").write_text(text)
-    train, validation = source(tmp_path, train="a.csv", validation="b.csv")
+    train, validation = source(tmp_path, train="a.csv", validation="b.csv").values()
     assert str(train.schema.field("x").type) == str(validation.schema.field("x").type) == "double"
     assert str(train.schema.field("z").type) == "int64"
     assert cells(tmp_path, train="*.csv")["x"] == ["1", "2.5", "three"]
@@ -152,7 +152,7 @@ def test_text_in_the_validation_file_alone_turns_no_amount_into_a_name(tmp_path:
     (tmp_path / "held.csv").write_text("x,y\n1,k\nunknown,k\n")
     with pytest.raises(DataError, match=r"column 'x' is string, in data.train it is int64"):
         source(tmp_path, validation="held.csv")
-    train, _ = source(tmp_path, validation="held.csv", categorical=["x"], inputs=["x"])
+    train = source(tmp_path, validation="held.csv", categorical=["x"], inputs=["x"])["train"]
     assert str(train.schema.field("x").type) == "string"
 
 

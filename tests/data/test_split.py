@@ -26,14 +26,23 @@ TABLE = pa.table(
 )  # fmt: skip
 
 
-def held_out(table: pa.Table, folder: Path, validation: Any, **more: Any) -> Any:
+def sides(table: pa.Table, folder: Path, **data: Any) -> Any:
+    """The split of each row."""
     pq.write_table(table, folder / "rows.parquet")
-    data = Data(train="rows.parquet", target="y", inputs=["x", "z"], validation=validation, **more)
-    train, _ = reader.open_sources(locate.locate(data, folder))
-    first = split.first_held_out(data, train, lambda block: np.arange(len(block.table)))
-    choose = split.chooser(data, train, first)
-    assert choose is not None
-    return np.concatenate([choose(block.table, str) for block in train.blocks()])
+    asked = Data(**{"train": "rows.parquet", "target": "y", "inputs": ["x", "z"]} | data)
+    train = reader.open_sources(locate.locate(asked, folder))["train"]
+    splitter = split.Splitter(asked, train, {})
+    found = np.full(len(table), "", "<U10")
+    for block in train.blocks():
+        for rows in splitter.split(train, block):
+            assert (found[block.start + rows.positions] == "").all()
+            found[block.start + rows.positions] = rows.split
+    assert (found != "").all()
+    return found
+
+
+def held_out(table: pa.Table, folder: Path, validation: Any, **more: Any) -> Any:
+    return sides(table, folder, validation=validation, **more) == "validation"
 
 
 def test_about_the_fraction_is_held_out(tmp_path: Path) -> None:
@@ -115,3 +124,50 @@ def test_dropped_rows_are_on_no_side(tmp_path: Path) -> None:
     split = {"fraction": 0.4, "time": "t"}
     found = converted(tmp_path, table, inputs=["x"], validation=split, missing="drop")
     assert found.facts.rows == {"train": 33, "validation": 22}
+
+
+def test_a_test_leaves_validation_rows_where_they_are_and_takes_others(tmp_path: Path) -> None:
+    alone = sides(TABLE, tmp_path, validation=0.2)
+    for test in (0.1, {"fraction": 0.1, "group": "who"}, {"fraction": 0.1, "time": "day"}):
+        both = sides(TABLE, tmp_path, validation=0.2, test=test)
+        assert (both == "test").mean() == pytest.approx(0.1, abs=0.04)
+        rest = both != "test"
+        assert (both[rest] == alone[rest]).all()
+    by_rows = sides(TABLE, tmp_path, validation=0.2, test=0.1)
+    assert (alone[by_rows == "test"] == "train").all()
+
+
+def test_groups_stay_together_in_three_splits(tmp_path: Path) -> None:
+    both = {
+        "validation": {"fraction": 0.3, "group": "who"},
+        "test": {"fraction": 0.3, "group": "who"},
+    }
+    found = sides(TABLE, tmp_path, **both)
+    for who in set(TABLE["who"].to_pylist()):
+        assert len(set(found[np.array(TABLE["who"]) == who])) == 1
+    for split_name in ("train", "validation", "test"):
+        assert (found == split_name).mean() == pytest.approx(0.35, abs=0.12)
+
+
+def test_by_time_the_test_is_latest_and_validation_before_it(tmp_path: Path) -> None:
+    order = RNG.permutation(2000)
+    table = TABLE.take(order)
+    fractions = {
+        "validation": {"fraction": 0.2, "time": "day"},
+        "test": {"fraction": 0.1, "time": "day"},
+    }
+    since = {
+        "validation": {"since": str(DAYS[1400]), "time": "day"},
+        "test": {"since": str(DAYS[1800]), "time": "day"},
+    }
+    for both in (fractions, since):
+        found = sides(table, tmp_path, **both)
+        assert set(order[found == "test"]) == set(range(1800, 2000))
+        assert set(order[found == "validation"]) == set(range(1400, 1800))
+
+
+def test_a_test_by_time_with_validation_files(tmp_path: Path) -> None:
+    pq.write_table(TABLE.slice(0, 50).drop_columns("day"), tmp_path / "held.parquet")
+    found = sides(TABLE, tmp_path, validation="held.parquet", test={"fraction": 0.1, "time": "day"})
+    assert np.flatnonzero(found == "test").tolist() == list(range(1800, 2000))
+    assert (found[:1800] == "train").all()

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -181,12 +180,10 @@ def test_the_served_accuracy_is_the_recorded_one(storage: Path) -> None:
     from pipeline.data import locate, reader, split
 
     spec = pipeline.load(JOBS / "digits.yaml")
-    train, _ = reader.open_sources(locate.locate(spec.data, JOBS))
-    first = split.first_held_out(spec.data, train, lambda block: np.arange(len(block.table)))
-    choose = split.chooser(spec.data, train, first)
-    assert choose is not None
+    train = reader.open_sources(locate.locate(spec.data, JOBS))["train"]
     (block,) = train.blocks()
-    validation = block.table.filter(choose(block.table, str))
+    splits = split.Splitter(spec.data, train, {}).split(train, block)
+    validation = next(rows.table for rows in splits if rows.split == "validation")
     frame = pd.DataFrame({"image": cells(validation["image"])})
     right = result.model.predict(frame)["digit"].to_numpy() == validation["digit"].to_numpy()
     assert right.mean() == pytest.approx(result.metrics["accuracy"], abs=1e-9)
