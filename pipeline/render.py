@@ -33,6 +33,8 @@ def result_lines(result: Result) -> list[str]:
     """A finished run: its last values, and where it is."""
     loss = "no items" if result.loss is None else f"{result.loss:.6g}"
     lines = [f"done  {result.steps} steps, training loss of the last {loss}"]
+    if result.ended_early:
+        lines.append(f"      ended early: {result.ended_early}")
     lines += _scores("validation", result.metrics, result.baselines)
     if best := result.best:
         score = f"{best['metric']} {best['value']:.6g}"

@@ -25,6 +25,7 @@ from pipeline.tracebacks import describe
 from pipeline.train.best import BestWeights
 from pipeline.train.build import build_optimizer, model_error
 from pipeline.train.job import Job
+from pipeline.train.stopping import EarlyStop
 from pipeline.train.term_metrics import choose_metrics
 
 
@@ -49,6 +50,8 @@ def check(job: Job) -> list[Notice]:
         ) from error
     if job.spec.training.best_by:
         BestWeights(job.spec.training.best_by, bound.terms, metrics)
+    if job.spec.training.stop:
+        EarlyStop(job.spec.training.stop, bound.terms, metrics)
     notices += _rewriting(job, bound, trial)
     changing = changing_buffers(bound, trial)
     notices += [_averaging_notice(bound, name) for name, adds_up in changing.items() if not adds_up]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 import sys
 import threading
@@ -28,7 +29,7 @@ class Progress:
         self,
         reader: Reader,
         num_steps: int,
-        num_epochs: int,
+        steps_per_epoch: int,
         num_rows: int,
         trouble: Callable[[], str],
         waiting: str = "",
@@ -36,11 +37,11 @@ class Progress:
         """`trouble` says what keeps MLflow from being told, `waiting` what the first step takes."""
         self.reader = reader
         self.num_steps = num_steps
-        self.num_epochs = num_epochs
+        self.steps_per_epoch = steps_per_epoch
         self._trouble = trouble
         self._told_trouble = ""
         self._waiting = waiting
-        self.rows_per_step = num_rows * num_epochs / num_steps
+        self.rows_per_step = num_rows / steps_per_epoch
         self.stream: TextIO = sys.stderr
         self.live = self.stream.isatty()
         self._stop = threading.Event()
@@ -144,10 +145,11 @@ class Progress:
         steps = self._step - self._started[0]
         seconds = self._now - self._started[1]
         speed = steps / seconds if self._started[0] and steps and seconds > 0 else 0.0
-        epoch = min(self._step * self.num_epochs // self.num_steps + 1, self.num_epochs)
+        num_epochs = math.ceil(self.num_steps / self.steps_per_epoch)
+        epoch = min(self._step // self.steps_per_epoch + 1, num_epochs)
         loss = self._train["loss"]
         parts = [
-            f"epoch {epoch}/{self.num_epochs}",
+            f"epoch {epoch}/{num_epochs}",
             f"step {self._step}/{self.num_steps}",
             "loss (none)" if loss is None else f"loss {loss:.4g}",
         ]

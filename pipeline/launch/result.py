@@ -52,6 +52,8 @@ class Result:
     """Address of the model, for `mlflow.pyfunc.load_model` and `mlflow models serve`."""
     registered: str = ""
     """With `tracking.register_as`: the version that the model became, and its aliases."""
+    ended_early: str = ""
+    """With `training.stop`: why there are fewer steps than the job has."""
     first_step_seconds: float | None = None
     """From the start of the command to the end of the first step."""
 
@@ -86,6 +88,7 @@ class Result:
             state="finished" if recorded.complete else "unrecorded",
             workers=done.workers,
             first_difference=done.first_difference,
+            ended_early=done.ended_early,
             first_step_seconds=None if first is None else round(first - started, 3),
             model_uri=recorded.model_uri,
             registered=recorded.registered,
@@ -135,6 +138,7 @@ class Result:
             "storage",
             "workers",
             "first_difference",
+            "ended_early",
             "model_uri",
             "registered",
             "first_step_seconds",

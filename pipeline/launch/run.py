@@ -214,7 +214,7 @@ def _train(
     progress = Progress(
         reader,
         job.num_steps,
-        spec.training.epochs,
+        job.steps_per_epoch,
         job.num_rows,
         lambda: process.trouble(folder),
         waiting,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipeline.report.curves import Curves
 from pipeline.rundir import RunDir
-from pipeline.rundir.records import Numbers, Record
+from pipeline.rundir.records import Done, Numbers, Record
 
 UNFINISHED = "not finished; the same command resumes it"
 
@@ -20,7 +20,7 @@ def facts(run: RunDir, curves: Curves) -> dict[str, str]:
         lines |= _job(record)
     done = run.read_done()
     best = done.best if done else None
-    lines["state"] = f"finished after {done.steps:,} steps" if done else _unfinished(run)
+    lines["state"] = _finished(done) if done else _unfinished(run)
     if best is not None:
         weights = f"with the weights after step {best.step:,} ({best.metric})"
         lines["model"] = ", ".join(filter(None, [lines.get("model"), weights]))
@@ -69,6 +69,11 @@ def losses(params: dict[str, str]) -> list[str]:
     """Names of the job's losses."""
     parts = {key: key.split(".") for key in sorted(params)}
     return [params[k] for k, p in parts.items() if len(p) == 3 and (p[0], p[2]) == ("loss", "name")]
+
+
+def _finished(done: Done) -> str:
+    early = f", early: {done.ended_early}" if done.ended_early else ""
+    return f"finished after {done.steps:,} steps{early}"
 
 
 def _unfinished(run: RunDir) -> str:

@@ -14,7 +14,7 @@ from pipeline.registry import nearest
 from pipeline.spec.components import Choice, Model, Optimizer, Schedule, Term
 from pipeline.spec.data import Data, SampleWeight, Section, Split, Stream
 from pipeline.spec.job import JobSpec
-from pipeline.spec.sections import Cache, Checkpoint, Tracking, Training, Workers
+from pipeline.spec.sections import Cache, Checkpoint, Every, Stop, Tracking, Training, Workers
 
 Lines = dict[tuple[Any, ...], int]
 """The line of each key path."""
@@ -148,6 +148,10 @@ def _keys_beside(path: tuple[Any, ...], tree: Any) -> list[str]:
         return list(Stream.model_fields)
     if path[:2] in (("data", "validation"), ("data", "test")) and len(path) == 3:
         return list(Split.model_fields)
+    if path[:2] == ("training", "stop") and len(path) == 3:
+        return list(Stop.model_fields)
+    if path[:2] == ("training", "evaluate_every") and len(path) == 3:
+        return list(Every.model_fields)
     if path[0] in sections and len(path) == 2:
         return list(sections[path[0]].model_fields)
     if path[0] in CHOICES and len(path) <= 3:

@@ -122,6 +122,9 @@ class JobSpec(Section):
         if self.training.best_by and self.data.validation is None:
             text = "training.best_by: needs rows to be judged by; give data.validation"
             raise PydanticCustomError("fits", "{text}", {"text": text})
+        if self.training.stop and self.data.validation is None:
+            text = "training.stop: needs rows to be judged by; give data.validation"
+            raise PydanticCustomError("fits", "{text}", {"text": text})
         if self.training.bucket_by and self.data.stream:
             text = "training.bucket_by: does not go with data.stream; leave one of them out"
             raise PydanticCustomError("fits", text)

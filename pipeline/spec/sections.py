@@ -12,11 +12,45 @@ from pydantic_core import PydanticCustomError
 from pipeline.spec.data import Name, Positive, Section
 
 
+class Every(Section):
+    """How often something is done: every so many steps, or epochs."""
+
+    steps: Positive | None = None
+    """Optimizer steps."""
+    epochs: Positive | None = None
+    """Passes over the training rows."""
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> Every:
+        if (self.steps is None) == (self.epochs is None):
+            raise PydanticCustomError("every", "give either `steps` or `epochs`")
+        return self
+
+
+class Stop(Section):
+    """Training ends early once the validation rows no longer gain from it."""
+
+    metric: str = "loss"
+    """`loss` or a validation metric."""
+    patience: Positive = 5
+    """Evaluations in a row that are no better than the best one, after which training ends."""
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    """What an evaluation has to gain on the best one to be better."""
+
+
 class Training(Section):
     """How long, in which batches, from which seed."""
 
     epochs: Positive = 10
     """Passes over the training rows."""
+    max_steps: Positive | None = None
+    """Optimizer steps, in place of `epochs`: less than one epoch or as many as these take."""
+    evaluate_every: Every = Every(epochs=1)
+    """When the validation rows are looked at, besides the start and the end: `{steps: 500}`, or
+    `{epochs: 2}`; unless given, after every epoch."""
+    stop: Stop | None = None
+    """Early stopping, as `{metric: rmse, patience: 5}`: training ends once so many evaluations in a
+    row were no better. `best_by` keeps the best weights."""
     batch_size: Positive = 32
     """Rows per optimizer step over all workers: the global batch."""
     microbatch_size: Positive | None = None

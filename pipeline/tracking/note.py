@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from pipeline.report.facts import losses, verdict
-from pipeline.rundir.records import Ended, Numbers, Point, Record, Recorded, Scores, Start
+from pipeline.rundir.records import Done, Ended, Numbers, Point, Record, Recorded, Start
 
 FILES = "report.html", "spec.yaml", "data.json", "environment.json"
 UNPROVED = "not proved yet (`pipeline prove --track`)"
@@ -67,13 +67,13 @@ def describe(
     recorded: Recorded,
     ended: Ended | None = None,
     proof: ProofLink | None = None,
-    test: Scores | None = None,
+    done: Done | None = None,
 ) -> str:
     """What is trained on what, how it went, and how to do it again."""
     proved = proof.text(recorded.experiment_id) if proof else UNPROVED
     rows = [
         ("validation", verdict(progress.metrics, progress.baselines)),
-        ("test", verdict(test.metrics, test.baselines) if test else ""),
+        ("test", verdict(done.test.metrics, done.test.baselines) if done and done.test else ""),
         ("reproduce", _reproduce(record)),
         ("workers", _workers(progress.starts)),
         ("same curve on any cluster", proved),
@@ -85,7 +85,7 @@ def describe(
     shown = verdict(first, progress.baselines)
     parts = [
         _subject(record),
-        _state(record, progress, ended) + (f" Validation: **{shown}**." if shown else ""),
+        _state(record, progress, ended, done) + (f" Validation: **{shown}**." if shown else ""),
         *(f"**Note**: {note}." for note in progress.notes),
         "\n".join(["| | |", "|---|---|", *table]),
     ]
@@ -107,12 +107,13 @@ def _subject(record: Record) -> str:
     )
 
 
-def _state(record: Record, progress: Progress, ended: Ended | None) -> str:
+def _state(record: Record, progress: Progress, ended: Ended | None, done: Done | None) -> str:
     step = f"step {progress.step:,} of {record.num_steps:,}"
     if ended is None:
         return f"**Training**: {step} at {_date(progress.time or int(1000 * time.time()))} UTC."
     if ended.state == "finished":
-        return f"**Finished** after {progress.step:,} steps."
+        early = f" of {record.num_steps:,}: {done.ended_early}" if done and done.ended_early else ""
+        return f"**Finished** after {progress.step:,} steps{early}."
     reason = f": {ended.reason.partition(chr(10))[0]}" if ended.reason else ""
     return f"**{STATES[ended.state]}** after {step}{reason}. The same command resumes it."
 

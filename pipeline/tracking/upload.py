@@ -191,8 +191,7 @@ class Upload:
         self.described_at = now
         proof = self.client.find_proof(self.state.experiment_id, self.record.tags)
         done = self.run.read_done() if ended else None
-        test = done.test if done else None
-        text = describe(self.record, self.progress, self.state, ended, proof, test)
+        text = describe(self.record, self.progress, self.state, ended, proof, done)
         if text != self.described:
             self.client.set_tags(self.state.run_id, {NOTE: text})
             self.described = text

@@ -27,27 +27,38 @@ class BestState(TypedDict):
     weights: dict[str, Tensor]
 
 
+def is_lower_better(
+    key: str, metric: str, terms: list[Term], metrics: Sequence[TermMetric]
+) -> bool:
+    """Whether lower is better of a metric that the spec names at `key`.
+
+    Raises UsageError for one that no evaluation has, or without a direction.
+    """
+    losses = {"loss", *(f"loss/{term.label}" for term in terms if len(terms) > 1)}
+    ways: dict[str, bool | None] = dict.fromkeys(losses, True)
+    ways |= {one.name: one.metric.lower_is_better for one in metrics}
+    if metric not in ways:
+        known = sorted(ways)
+        raise UsageError(
+            f"{key}: no metric {metric!r} of the validation rows"
+            f"{nearest(metric, known)} (known: {', '.join(known)})"
+        )
+    way = ways[metric]
+    if way is None:
+        raise UsageError(
+            f"{key}: metric {metric!r} does not say which way is better: "
+            "Metric(..., lower_is_better=True), or False"
+        )
+    return way
+
+
 class BestWeights:
     """Keeps the weights that gave the best value of one metric, the first of equal ones."""
 
     def __init__(self, metric: str, terms: list[Term], metrics: Sequence[TermMetric]) -> None:
         """Raises UsageError for a metric that no evaluation has, or without a direction."""
-        losses = {"loss", *(f"loss/{term.label}" for term in terms if len(terms) > 1)}
-        lower_is_better: dict[str, bool | None] = dict.fromkeys(losses, True)
-        lower_is_better |= {one.name: one.metric.lower_is_better for one in metrics}
-        if metric not in lower_is_better:
-            known = sorted(lower_is_better)
-            raise UsageError(
-                f"training.best_by: no metric {metric!r} of the validation rows"
-                f"{nearest(metric, known)} (known: {', '.join(known)})"
-            )
-        if lower_is_better[metric] is None:
-            raise UsageError(
-                f"training.best_by: metric {metric!r} does not say which way is better: "
-                "Metric(..., lower_is_better=True), or False"
-            )
         self.metric = metric
-        self.lower_is_better = bool(lower_is_better[metric])
+        self.lower_is_better = is_lower_better("training.best_by", metric, terms, metrics)
         self.state: BestState | None = None
         """None before the first value."""
 

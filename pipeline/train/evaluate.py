@@ -1,4 +1,4 @@
-"""Loss and metrics of the validation rows, exact over all workers."""
+"""Loss and metrics of held-out rows, exact over all workers."""
 
 from __future__ import annotations
 

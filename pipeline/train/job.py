@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -54,7 +55,7 @@ class Job(cache.ConvertedRows):
         if isinstance(self.train, Streamed):
             plan = self.train.plan
             return WindowSampler(
-                plan.bounds, settings.batch_size, seed, plan.window, settings.epochs
+                plan.bounds, settings.batch_size, seed, plan.window, self.num_epochs
             )
         lengths = None
         if settings.bucket_by is not None:
@@ -68,12 +69,20 @@ class Job(cache.ConvertedRows):
 
     @property
     def num_steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        return self.spec.training.epochs * self.steps_per_epoch
+        """Optimizer steps of the whole run, unless it ends early."""
+        settings = self.spec.training
+        return settings.max_steps or settings.epochs * self.steps_per_epoch
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs of the whole run, the last one perhaps in part."""
+        return math.ceil(self.num_steps / self.steps_per_epoch)
 
     def is_evaluated(self, step: int, last_step: int) -> bool:
         """Whether the validation rows are looked at after `step` steps."""
-        is_due = step % self.steps_per_epoch == 0 or step == last_step
+        every = self.spec.training.evaluate_every
+        num_steps = every.steps or (every.epochs or 1) * self.steps_per_epoch
+        is_due = step % num_steps == 0 or step == last_step
         return self.validation is not None and is_due
 
     @property

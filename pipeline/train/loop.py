@@ -64,14 +64,14 @@ def train(
         recorder = RunRecorder(job, run, state.step, last_step, lease, throughput)
     partition = Partition(settings.microbatch_size, comm.rank(), comm.num_workers())
     count = _choose_counter(job, state.objective)
-    steps = range(state.step, last_step)
+    steps = range(state.step, state.step if state.is_done(last_step) else last_step)
     loader = Loader(job.train, job.sampler(), count, steps, partition, device.type == "cuda")
     is_exact = settings.microbatch_size is not None
     rows = job.train.opened(str(run.path.resolve()))
     with determinism.deterministic(is_exact), rows, loader, recorder:
         _train_steps(job, state, _announce(loader, before_step), recorder, last_step, stopwatch)
         test = _test(job, state)
-    if state.step == last_step:
+    if state.is_done(last_step):
         recorder.finish(state, test)
         comm.barrier()
 
@@ -98,12 +98,13 @@ def _train_steps(
         if job.is_evaluated(state.step, last_step):
             _evaluate(job, state, recorder, last_step, lap)
             lap("recording")
-        if any(losses.requests) or state.step == last_step:
+        is_done = state.is_done(last_step)
+        if any(losses.requests) or is_done:
             drift.refuse(state.objective, state.optimizer, state.gradients.buffers, state.step)
         if any(losses.requests):
             recorder.save(state, is_last=losses.requests.stop)
             lap("checkpoint")
-        if losses.requests.stop:
+        if losses.requests.stop or is_done:
             return
 
 
@@ -128,7 +129,8 @@ def _evaluate(
 ) -> None:
     """Loss and metrics of the validation rows, and whether the weights are the best so far."""
     assert job.validation is not None
-    is_kept = job.spec.training.best_by is not None or state.step == last_step
+    settings = job.spec.training
+    is_kept = bool(settings.best_by or settings.stop) or state.step == last_step
     with tracebacks.noting(f"in the evaluation after step {state.step}"):
         evaluation = _evaluate_rows(job, state, job.validation, state.step == 0, is_kept)
     lap("evaluation")
@@ -136,13 +138,15 @@ def _evaluate(
     becomes_model = state.step > 0
     if state.best:
         becomes_model = state.best.update(state.step, evaluation.values, state.objective)
+    if state.early_stop:
+        state.early_stop.update(state.step, evaluation.values)
     if evaluation.kept and becomes_model:
         recorder.save_predictions(state, evaluation)
 
 
 def _test(job: Job, state: TrainState) -> Evaluation | None:
-    """Loss and metrics of the test rows, once all steps of the job are done."""
-    if job.test is None or state.step < job.num_steps:
+    """Loss and metrics of the test rows, once training is over."""
+    if job.test is None or not state.is_done(job.num_steps):
         return None
     state.take_best_weights()
     with tracebacks.noting("in the evaluation of the test rows"):

@@ -242,6 +242,7 @@ class RunRecorder(NullRecorder):
             files={path.name: facts_of(path) for path in (self.run.journal, self.run.weights)},
             best=state.best.result if state.best else None,
             test=_scores(test) if test else None,
+            ended_early=state.early_stop.reason if state.early_stop else "",
             workers=self.journal.workers_by_attempt,
             first_difference=self.journal.first_difference,
         )

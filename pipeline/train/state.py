@@ -26,6 +26,7 @@ from pipeline.train.best import BestState, BestWeights
 from pipeline.train.build import build_optimizer
 from pipeline.train.job import Job
 from pipeline.train.step import Requests, StepLosses, train_step
+from pipeline.train.stopping import EarlyStop, StopState
 from pipeline.train.term_metrics import TermMetric, choose_metrics
 from pipeline.train.weights import take_weights, to_cpu, weights_sha256
 
@@ -40,6 +41,7 @@ class Snapshot(TypedDict):
     """The optimizer's `state_dict`."""
     num_skipped: int
     best: BestState | None
+    early_stop: StopState | None
 
 
 class TrainState:
@@ -53,6 +55,7 @@ class TrainState:
         schedule: Callable[[int], float] = lambda step: 1.0,
         metrics: Sequence[TermMetric] = (),
         best: BestWeights | None = None,
+        early_stop: EarlyStop | None = None,
     ) -> None:
         self.objective = objective
         self.optimizer = optimizer
@@ -63,6 +66,8 @@ class TrainState:
         """Metrics of the validation rows."""
         self.best = best
         """Kept by the first worker of a job with `training.best_by`."""
+        self.early_stop = early_stop
+        """Of a job with `training.stop`."""
         self.step = 0
         """Steps that are done."""
         self.num_skipped = 0
@@ -93,7 +98,13 @@ class TrainState:
         best = None
         if spec.training.best_by and comm.rank() == 0:
             best = BestWeights(spec.training.best_by, bound.terms, metrics)
-        return cls(bound, optimizer, gradients, schedule, metrics, best)
+        stop = spec.training.stop
+        early_stop = EarlyStop(stop, bound.terms, metrics) if stop else None
+        return cls(bound, optimizer, gradients, schedule, metrics, best, early_stop)
+
+    def is_done(self, last_step: int) -> bool:
+        """Whether training is over: after the last step, or before by `training.stop`."""
+        return self.step == last_step or (self.early_stop is not None and self.early_stop.is_due)
 
     def set_learning_rate(self, step: int) -> None:
         """Each group's rate in the step, a factor of the one it was built with."""
@@ -135,6 +146,7 @@ class TrainState:
             "optimizer": to_cpu(self.optimizer.state_dict()),
             "num_skipped": self.num_skipped,
             "best": self.best.state if self.best else None,  # a copy already
+            "early_stop": self.early_stop.state if self.early_stop else None,
         }
 
     def restore(self, snapshot: Snapshot, step: int) -> None:
@@ -146,6 +158,8 @@ class TrainState:
         self.num_skipped = snapshot["num_skipped"]
         if self.best is not None:
             self.best.state = snapshot["best"]
+        if self.early_stop is not None and snapshot["early_stop"]:
+            self.early_stop.state = snapshot["early_stop"]
 
     def take_best_weights(self) -> None:
         """Become the trained model, on every worker."""

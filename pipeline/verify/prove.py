@@ -256,6 +256,7 @@ def _job_of(job: Job, leg: Leg) -> Job:
     tree = job.spec.model_dump(mode="json")
     tree["training"]["microbatch_size"] = leg.microbatch_size
     tree["training"]["precision"] = leg.precision or tree["training"]["precision"]
+    tree["training"]["stop"] = None  # it is about the first steps, all of them
     tree["workers"] |= {"num": leg.workers[0], "min": None, "max": None}
     tree["checkpoint"] |= {"every_steps": None, "every_seconds": 3600.0}
     if leg.kills:

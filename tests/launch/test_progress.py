@@ -25,7 +25,7 @@ class Terminal(io.StringIO):
 def shown(path: Path, stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> str:
     """What is written of the journal at `path`."""
     monkeypatch.setattr("sys.stderr", stream)
-    with Progress(Reader(path), 26_000, 1500, 385, lambda: "", "starting 2 Ray workers ..."):
+    with Progress(Reader(path), 25_500, 17, 385, lambda: "", "starting 2 Ray workers ..."):
         time.sleep(0.3)
     return stream.getvalue()
 
@@ -51,7 +51,7 @@ def test_a_terminal_shows_as_much_as_fits(
     assert any("starting 2 Ray" in line for line in lines)
     last = [line.removeprefix(CLEAR[1:]) for line in lines if "epoch" in line][-1]
     assert len(last) < columns
-    assert last.startswith("epoch 784/1500")
+    assert last.startswith("epoch 799/1500")
     assert ("val accuracy 0.98" in last) == (columns >= 80)
     assert ("rows/s" in last) == (columns == 200)
 
@@ -106,5 +106,5 @@ def test_recomputed_steps_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     again.close()
     text = shown(path, io.StringIO(), monkeypatch)
     assert "30 steps were recomputed, with the numbers that stand in the curve" in text
-    assert "step 41/26000" in text
+    assert "step 41/25500" in text
     assert CLEAR not in text

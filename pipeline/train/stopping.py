@@ -1,0 +1,67 @@
+"""When training ends early: the same step on every worker, since all know the same values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TypedDict
+
+from pipeline.losses.terms import Term
+from pipeline.rundir.records import Numbers
+from pipeline.spec.sections import Stop
+from pipeline.train.best import is_lower_better
+from pipeline.train.term_metrics import TermMetric
+
+
+class StopState(TypedDict):
+    """What a checkpoint holds of it."""
+
+    best: float | None
+    """None before the first value."""
+    best_step: int
+    num_since: int
+    """Evaluations since then."""
+
+
+class EarlyStop:
+    """Counts the evaluations since a metric was at its best."""
+
+    def __init__(self, settings: Stop, terms: list[Term], metrics: Sequence[TermMetric]) -> None:
+        """Raises UsageError for a metric that no evaluation has, or without a direction."""
+        self.settings = settings
+        self._sign = 1.0
+        if is_lower_better("training.stop.metric", settings.metric, terms, metrics):
+            self._sign = -1.0
+        self.state: StopState = {"best": None, "best_step": 0, "num_since": 0}
+
+    def update(self, step: int, values: Numbers) -> None:
+        """Take in an evaluation; that before the first step does not count."""
+        if not step:
+            return
+        value, best = values[self.settings.metric], self.state["best"]
+        is_number = value is not None and math.isfinite(value)
+        if is_number and (best is None or self._gain(value, best) > self.settings.min_delta):
+            self.state = {"best": value, "best_step": step, "num_since": 0}
+        else:
+            self.state = {**self.state, "num_since": self.state["num_since"] + 1}
+
+    def _gain(self, value: float | None, best: float) -> float:
+        assert value is not None
+        return self._sign * (value - best)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether training ends."""
+        return self.state["num_since"] >= self.settings.patience
+
+    @property
+    def reason(self) -> str:
+        """Why it does; empty while it does not."""
+        if not self.is_due:
+            return ""
+        patience, metric, best = self.settings.patience, self.settings.metric, self.state["best"]
+        evaluations = f"{patience} evaluation{'s' if patience > 1 else ''}"
+        if best is None:
+            return f"{metric} had no value in {evaluations}"
+        since = f"since the {best:.6g} of step {self.state['best_step']:,}"
+        return f"{metric} is no better in {evaluations} {since}"

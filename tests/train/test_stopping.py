@@ -1,0 +1,187 @@
+"""Early stopping: which evaluations count, and the same end on any workers and after a failure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline.errors import InputError, UsageError
+from pipeline.rundir import RunDir
+from pipeline.rundir.journal import Reader, curve_sha256
+from pipeline.rundir.records import Done, Numbers
+from pipeline.spec import load
+from pipeline.spec.sections import Stop
+from pipeline.train.job import prepare
+from pipeline.train.loop import train
+from pipeline.train.stopping import EarlyStop
+from pipeline.train.term_metrics import choose_metrics
+from tests.processes import on_workers
+
+NAN = float("nan")
+NUM_ROWS = 40
+
+
+@pytest.mark.parametrize(
+    ("values", "min_delta", "due_after"),
+    [
+        ([5.0, 4.0, 4.0, 4.5, 4.0], 0.0, 5),  # an equal one is no better
+        ([5.0, 4.0, 4.5, 4.5, 3.0, 3.5, 3.5, 3.5], 0.0, 8),  # each gain begins anew
+        ([5.0, 4.9, 4.8, 4.7], 0.5, 4),  # small gains are none
+        ([5.0, 4.9, 4.8, 4.4, 4.3, 4.3, 4.3], 0.5, 7),  # on the best, not on the last
+        ([NAN, None, NAN], 0.0, 3),
+        ([5.0, NAN, None, 4.0, 4.0, 4.0, 4.0], 0.0, 7),
+    ],
+)
+def test_it_counts_what_is_no_better(
+    values: Sequence[float | None], min_delta: float, due_after: int
+) -> None:
+    stop = EarlyStop(Stop(patience=3, min_delta=min_delta), [], [])
+    stop.update(0, {"loss": 0.0})  # nothing was trained
+    for number, value in enumerate(values, 1):
+        assert not stop.is_due
+        assert stop.reason == ""
+        stop.update(number, {"loss": value})
+        if number == due_after:
+            break
+    assert stop.is_due
+    assert "3 evaluations" in stop.reason
+
+
+def spec_of(folder: Path, **training: Any) -> dict[str, Any]:
+    """A job whose validation rows say the opposite of its training rows: it soon gets worse."""
+    rng = np.random.default_rng(3)
+    for split, sign in (("train", 1), ("validation", -1), ("test", 1)):
+        a, b = rng.normal(size=(2, NUM_ROWS))
+        frame = pd.DataFrame({"a": a, "b": b, "y": sign * (a - b) + 0.5})
+        frame.to_parquet(folder / f"{split}.parquet")
+    files = {split: str(folder / f"{split}.parquet") for split in ("train", "validation", "test")}
+    about = {
+        "epochs": 40, "batch_size": 9, "microbatch_size": 2, "evaluate_every": {"steps": 3},
+        "stop": {"metric": "r2", "patience": 4},
+    }  # fmt: skip
+    return {
+        "name": "stopped", "loss": "mse", "data": files | {"target": "y"},
+        "model": {"name": "mlp", "hidden": [8], "dropout": 0.2},
+        "optimizer": {"name": "adamw", "lr": 0.01}, "schedule": "cosine",
+        "training": about | training, "checkpoint": {"every_steps": 4},
+    }  # fmt: skip
+
+
+def trained(spec: dict[str, Any], folder: Path, name: str, fails_at: int | None = None) -> None:
+    """Train in this process, or with its part among several."""
+
+    def before(step: int) -> None:
+        if step == fails_at:
+            raise RuntimeError("as asked")
+
+    run = RunDir(folder / name)
+    run.path.mkdir(exist_ok=True)
+    train(prepare(load(spec), folder), run, before)
+
+
+def left(folder: Path, name: str) -> tuple[Done, list[int], str]:
+    """The result, the steps that were evaluated, and the curve's hash."""
+    run = RunDir(folder / name)
+    points = list(Reader(run.journal).new())
+    evaluated = [point["step"] for point in points if "validation" in point]
+    done = Done.read(run.done)
+    parts: dict[str, Any] = {"time": 0, "files": {}, "workers": []}
+    return done.model_copy(update=parts), evaluated, curve_sha256(points)
+
+
+def losses(run: Path) -> list[Numbers]:
+    """Loss, rate and gradient norm of each step."""
+    return [point["train"] for point in Reader(RunDir(run).journal).new() if "train" in point]
+
+
+def one_of(spec: dict[str, Any], folder: Path, rank: int, num: int) -> None:
+    """What one of `num` workers does."""
+    trained(spec, folder, f"on-{num}")
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("best_by", [None, "rmse"])
+def test_it_ends_at_the_same_step_on_any_number_of_workers(
+    best_by: str | None, tmp_path: Path
+) -> None:
+    spec = spec_of(tmp_path, best_by=best_by)
+    trained(spec, tmp_path, "on-1")
+    done, evaluated, _ = alone = left(tmp_path, "on-1")
+    assert evaluated == list(range(0, done.steps + 1, 3))
+    assert 4 * 3 < done.steps < 100
+    assert f"since the {done.ended_early.split()[-4]} of step {done.steps - 12}" in done.ended_early
+    assert done.test is not None
+    for num in (2, 5):
+        on_workers(num, partial(one_of, spec, tmp_path))
+        assert left(tmp_path, f"on-{num}") == alone
+
+
+def test_a_failure_changes_nothing(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path)
+    trained(spec, tmp_path, "undisturbed")
+    undisturbed = left(tmp_path, "undisturbed")
+    steps = undisturbed[0].steps
+    for fails_at in (steps - 1, steps - 6):
+        with pytest.raises(RuntimeError, match="as asked"):
+            trained(spec, tmp_path, f"failed-{fails_at}", fails_at)
+        trained(spec, tmp_path, f"failed-{fails_at}")
+        assert left(tmp_path, f"failed-{fails_at}") == undisturbed
+
+
+def test_a_checkpoint_of_the_last_step_is_not_trained_further(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path) | {"checkpoint": {"every_steps": 1}}
+    trained(spec, tmp_path, "run")
+    run = RunDir(tmp_path / "run")
+    before = left(tmp_path, "run")
+    run.done.unlink()
+    trained(spec, tmp_path, "run")
+    assert left(tmp_path, "run") == before
+
+
+@pytest.mark.parametrize("max_steps", [1, 3, 5, 12])
+def test_a_run_of_steps_has_the_curve_of_one_of_epochs(max_steps: int, tmp_path: Path) -> None:
+    """A constant learning rate knows no end; an epoch has five steps."""
+    more = {"schedule": "constant"}
+    trained(spec_of(tmp_path, stop=None, epochs=3) | more, tmp_path, "epochs")
+    trained(spec_of(tmp_path, stop=None, max_steps=max_steps) | more, tmp_path, "steps")
+    by_epochs, by_steps = (losses(tmp_path / name) for name in ("epochs", "steps"))
+    assert len(by_epochs) == 15
+    assert by_steps == by_epochs[:max_steps]
+    done, evaluated, _ = left(tmp_path, "steps")
+    assert evaluated == sorted({*range(0, max_steps + 1, 3), max_steps})
+    assert (done.steps, done.ended_early) == (max_steps, "")
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        ({"stop": {"metric": "rmsee"}}, "training.stop.metric: no metric 'rmsee'.*did you mean"),
+        ({"stop": {"patence": 3}}, "training.stop.patence: unknown key; did you mean 'patience'"),
+        ({"stop": {"patience": 0}}, "training.stop.patience: "),
+        ({"stop": {"min_delta": -1}}, "training.stop.min_delta: "),
+        ({"evaluate_every": {}}, "training.evaluate_every: give either `steps` or `epochs`"),
+        ({"evaluate_every": {"steps": 1, "epochs": 1}}, "give either `steps` or `epochs`"),
+        ({"evaluate_every": {"step": 1}}, "training.evaluate_every.step: unknown key"),
+        ({"evaluate_every": 3}, "training.evaluate_every: "),
+        ({"max_steps": 0}, "training.max_steps: "),
+    ],
+)
+def test_faults_name_the_key(training: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises((InputError, UsageError), match=message):
+        trained(spec_of(tmp_path, **training), tmp_path, "run")
+
+
+def test_it_needs_validation_rows_and_a_direction(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path)
+    with pytest.raises(InputError, match="needs rows to be judged by"):
+        load(spec | {"data": spec["data"] | {"validation": None}})
+    job = prepare(load(spec), tmp_path)
+    metrics = choose_metrics(job.terms, None)
+    assert EarlyStop(Stop(metric="r2"), job.terms, metrics)._sign == 1.0
+    assert EarlyStop(Stop(metric="rmse"), job.terms, metrics)._sign == -1.0
