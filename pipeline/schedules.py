@@ -52,6 +52,70 @@ def exponential(
     return float(final**progress)
 
 
+@register("polynomial")
+def polynomial(
+    progress: float,
+    step: int,
+    *,
+    power: Annotated[float, Field(gt=0)] = 1.0,
+    final: Fraction = 0.0,
+) -> float:
+    """From 1 to `final` as (1 - progress) ** power falls to 0; 1 is a straight line."""
+    return float(final + (1 - final) * (1 - progress) ** power)
+
+
+@register("multistep")
+def multistep(
+    progress: float,
+    step: int,
+    *,
+    steps: Annotated[list[Annotated[int, Field(gt=0)]], Field(min_length=1)],
+    factor: Fraction = 0.1,
+) -> float:
+    """Multiplied by `factor` after each of these numbers of steps."""
+    return float(factor ** sum(step >= milestone for milestone in steps))
+
+
+@register("cosine_restarts")
+def cosine_restarts(
+    progress: float,
+    step: int,
+    *,
+    cycle_steps: Annotated[int, Field(gt=0)],
+    growth: Annotated[int, Field(ge=1)] = 1,
+    final: Fraction = 0.0,
+) -> float:
+    """Half a cosine over `cycle_steps` steps, again and again, each cycle `growth` times as long.
+
+    SGDR: Loshchilov and Hutter, 2017.
+    """
+    length = cycle_steps
+    if growth == 1:
+        step %= length
+    while step >= length:
+        step -= length
+        length *= growth
+    return float(cosine(step / length, step, final=final))
+
+
+@register("one_cycle")
+def one_cycle(
+    progress: float,
+    step: int,
+    *,
+    rise: Annotated[float, Field(gt=0, lt=1)] = 0.3,
+    start: Fraction = 0.04,
+    final: Fraction = 4e-6,
+) -> float:
+    """Half a cosine from `start` up to 1 in the first part of the run, and one down to `final`.
+
+    `rise` is that part. Smith and Topin, 2018; the momentum stays as it is.
+    """
+    if progress < rise:
+        return float(cosine(1 - progress / rise, step, final=start))
+    return float(cosine((progress - rise) / (1 - rise), step, final=final))
+
+
 @register("inverse_sqrt")
 def inverse_sqrt(
     progress: float, step: int, *, scale_steps: Annotated[int, Field(gt=0)] = 1000

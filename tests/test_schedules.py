@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.optim import lr_scheduler as lrs
 
 from pipeline.schedules import learning_rate_factor
 from tests.conftest import built_in
 
-OPTIONS: dict[str, dict[str, Any]] = {"step": {"every_steps": 10}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "step": {"every_steps": 10}, "multistep": {"steps": [10, 500]},
+    "cosine_restarts": {"cycle_steps": 100, "growth": 2},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", built_in("schedules"))
@@ -38,3 +45,56 @@ def test_each_schedule_is_its_formula() -> None:
     assert learning_rate_factor("exponential", {"final": 0.01}, 0, 50, 100) == pytest.approx(0.1)
     assert learning_rate_factor("inverse_sqrt", {"scale_steps": 1}, 0, 3, 9) == 1 / math.sqrt(4)
     assert learning_rate_factor("constant", {}, 0, 3, 9) == 1.0
+
+
+def of_torch(build: Callable[[torch.optim.Optimizer], Any], num_steps: int) -> list[float]:
+    """The learning rate of each step, of an optimizer whose own is 1."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = build(optimizer)
+    rates = []
+    for _ in range(num_steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return rates
+
+
+NUM_STEPS = 60
+LIKE_TORCH: list[tuple[str, dict[str, Any], Callable[[torch.optim.Optimizer], Any]]] = [
+    ("cosine", {"final": 0.1}, partial(lrs.CosineAnnealingLR, T_max=NUM_STEPS, eta_min=0.1)),
+    ("step", {"every_steps": 7, "factor": 0.3}, partial(lrs.StepLR, step_size=7, gamma=0.3)),
+    ("polynomial", {"power": 2.5}, partial(lrs.PolynomialLR, total_iters=NUM_STEPS, power=2.5)),
+    (
+        "multistep", {"steps": [5, 17, 17], "factor": 0.5},
+        partial(lrs.MultiStepLR, milestones=[5, 17, 17], gamma=0.5),
+    ),
+    (
+        "cosine_restarts", {"cycle_steps": 7},
+        partial(lrs.CosineAnnealingWarmRestarts, T_0=7),
+    ),
+    (
+        "cosine_restarts", {"cycle_steps": 9, "growth": 2, "final": 0.2},
+        partial(lrs.CosineAnnealingWarmRestarts, T_0=9, T_mult=2, eta_min=0.2),
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "build"), LIKE_TORCH, ids=[one[0] for one in LIKE_TORCH]
+)
+def test_a_schedule_is_that_of_torch(
+    name: str, options: dict[str, Any], build: Callable[[torch.optim.Optimizer], Any]
+) -> None:
+    own = [learning_rate_factor(name, options, 0, step, NUM_STEPS) for step in range(NUM_STEPS)]
+    assert own == pytest.approx(of_torch(build, NUM_STEPS), abs=1e-12)
+
+
+def test_one_cycle_is_that_of_torch_but_for_a_step() -> None:
+    """Torch is at the top a step before the part has passed, and at the end in the last step."""
+    num_steps = 10_000
+    build = partial(lrs.OneCycleLR, max_lr=1.0, total_steps=num_steps + 1, cycle_momentum=False)
+    torchs = of_torch(build, num_steps)
+    own = [learning_rate_factor("one_cycle", {}, 0, step, num_steps) for step in range(num_steps)]
+    assert own == pytest.approx(torchs, abs=1e-3)
+    assert own[0] == 0.04
+    assert max(own) == own[3000] == 1.0

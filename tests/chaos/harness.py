@@ -40,7 +40,7 @@ def spec_of(folder: Path, **training: Any) -> dict[str, Any]:
         pq.write_table(pa.table(table), folder / "rows.parquet")
     about = {
         "batch_size": 16, "microbatch_size": 3, "epochs": 8, "clip_norm": 1.0, "best_by": "rmse",
-        "evaluate_every": {"steps": 2}, "stop": {"metric": "mae", "patience": 100},
+        "evaluate_every": {"steps": 4}, "stop": {"metric": "mae", "patience": 100},
     }  # fmt: skip
     return {
         "name": "chaos", "loss": "mse",
