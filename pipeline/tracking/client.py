@@ -164,7 +164,8 @@ class Client:
             rows = {"dataset_name": dataset_name(data), "dataset_digest": digest} if digest else {}
             of_model = {"model_id": model_id, "run_id": run_id, **rows}
             entities.append(Metric(one.key, one.value, one.time, one.step, **of_model))
-        self._client.log_batch(run_id, metrics=entities)
+        if entities:
+            self._client.log_batch(run_id, metrics=entities)
 
     def log_data(self, run_id: str, data: DataFacts) -> None:
         """The rows of each split as input of the run; all statistics in `data.json`."""

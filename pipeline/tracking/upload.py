@@ -206,15 +206,9 @@ class Upload:
             done = Done.read(self.run.done)
             if not self.state.model_uri:
                 self._log_model(done)
-            if best := done.best:
-                metrics = list(values("best", best.metrics, done.time, best.step))
-                self.client.log_model_metrics(
-                    run_id, self.state.model_id, metrics, self.record.data
-                )
-            if test := done.test:
-                step = done.best.step if done.best else done.steps
-                metrics = list(values("test", test.metrics, done.time, step))
-                metrics += values("test/baseline", test.baselines, done.time, step)
+            step = done.best.step if done.best else done.steps
+            for group, scores in (("best", done.best), ("test", done.test)):
+                metrics = list(values(group, scores.metrics if scores else {}, done.time, step))
                 self.client.log_model_metrics(
                     run_id, self.state.model_id, metrics, self.record.data
                 )
