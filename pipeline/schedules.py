@@ -111,9 +111,13 @@ def one_cycle(
 
     `rise` is that part. Smith and Topin, 2018; the momentum stays as it is.
     """
-    if progress < rise:
-        return float(cosine(1 - progress / rise, step, final=start))
-    return float(cosine((progress - rise) / (1 - rise), step, final=final))
+    if step == 0:
+        return start
+    num_steps = round(step / progress)
+    top = rise * num_steps - 1
+    if step <= top:
+        return float(cosine(1 - step / top, step, final=start))
+    return float(cosine((step - top) / (num_steps - 1 - top), step, final=final))
 
 
 @register("inverse_sqrt")

@@ -41,6 +41,10 @@ def unusual(job: Job, terms: list[Term], trial: Batch) -> list[Notice]:
     if isinstance(job.train, Streamed):
         notices += _lint_streaming(job.train.plan, size)
     notices += _lint_fractions(job)
+    stop, most = spec.training.stop, -(-job.num_steps // job.steps_per_evaluation)
+    if stop and stop.patience >= most:
+        text = f"patience {stop.patience} of {most} evaluations: it never ends early"
+        notices.append(Notice("training.stop", text))
     if passed := job.facts.index_columns:
         names = ", ".join(repr(name) for name in passed)
         text = f"{names}: the index that pandas wrote, not read; name it in data.inputs to read it"

@@ -38,7 +38,9 @@ class FileSet:
 
     @property
     def identities(self) -> list[str]:
-        """What each file is called on its file system, without links."""
+        """What each file is called on its file system, without links; or the sample."""
+        if self.format == "sample":
+            return [self.name]
         if isinstance(self.filesystem, pafs.LocalFileSystem):
             return [os.path.realpath(path) for path in self.paths]
         return [f"{self.filesystem.type_name}://{path}" for path in self.paths]

@@ -29,6 +29,7 @@ from pipeline.spec.data import Data, HeldOutSplit, Split
 SPLITS = ("train", "validation", "test")
 DRAWN: tuple[HeldOutSplit, ...] = ("test", "validation")
 """Splits in the order in which they take rows of the training files."""
+SPLIT_KEYS = ("data.validation", "data.test")
 Chooser = Callable[[pa.Table, RowName], NDArray[np.bool_]]
 """True for each row that is held out; rows have names for messages."""
 Hashes = NDArray[np.uint64]
@@ -128,7 +129,7 @@ def chooser(
     """
     asked = data.held_out(split)
     if isinstance(asked, float):
-        used = [name for name in source.wanted if name not in data.split_columns]
+        used = [name for name, key in source.wanted.items() if key not in SPLIT_KEYS]
         return lambda table, _: _draw(_hash_rows(table, used), split, asked, data.split_seed)
     if not isinstance(asked, Split):
         return None
@@ -245,7 +246,8 @@ def _instants(column: Any, where: str) -> NDArray[Any]:
 def _draw(hashes: Hashes, split: HeldOutSplit, fraction: float, seed: int) -> NDArray[np.bool_]:
     """True for about `fraction` of all hashes, drawn by `seed`.
 
-    Validation takes the lowest and test the highest, so that neither moves the other's rows.
+    Validation takes the lowest and test the highest: two draws of rows, or of the same groups, have
+    none in common.
     """
     mixed = _finalize(hashes + np.uint64(seed * int(GOLDEN_GAMMA) % 2**64))
     limit = np.uint64(fraction * 2.0**64)

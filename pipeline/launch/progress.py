@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import shutil
 import sys
 import threading
@@ -145,7 +144,7 @@ class Progress:
         steps = self._step - self._started[0]
         seconds = self._now - self._started[1]
         speed = steps / seconds if self._started[0] and steps and seconds > 0 else 0.0
-        num_epochs = math.ceil(self.num_steps / self.steps_per_epoch)
+        num_epochs = -(-self.num_steps // self.steps_per_epoch)
         epoch = min(self._step // self.steps_per_epoch + 1, num_epochs)
         loss = self._train["loss"]
         parts = [

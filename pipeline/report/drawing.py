@@ -13,7 +13,6 @@ import select
 import subprocess
 import sys
 import traceback
-from typing import Any
 
 from pipeline.report.build import build
 from pipeline.report.curves import Curves
@@ -32,8 +31,8 @@ class Drawing:
         self._files: dict[str, bytes] = {}
 
     def start(self) -> None:
-        """Start the process, unless it runs."""
-        if self._process is None or self._process.poll() is not None:
+        """Start the process, ahead of its use."""
+        if self._process is None:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE
             )
@@ -42,12 +41,15 @@ class Drawing:
         """Let it draw what the run's folder holds by now, unless that was begun before."""
         if self._is_begun:
             return
+        request = pickle.dumps((run, title, curves))
+        if self._process is not None and self._process.poll() is not None:
+            self._process = None  # it has died
         self.start()
         assert self._process is not None
         assert self._process.stdin is not None
-        self._is_begun = True
         with self._process.stdin as requests:
-            pickle.dump((run, title, curves), requests)
+            requests.write(request)
+        self._is_begun = True
 
     def files(self) -> dict[str, bytes]:
         """Wait for the report's files, by name: the page, pictures, tables.
@@ -83,15 +85,13 @@ def main() -> int:
     """Draw what the input asks for, once, and write the files, or why not, to the output."""
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as answers:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no answer
-        png(plot()[0])  # the first picture takes longest
-        if not select.select([sys.stdin], [], [], 0)[0]:
-            importlib.import_module("sklearn.metrics")  # which takes long, and few pictures need
         try:
-            request: Any = pickle.load(sys.stdin.buffer)
-        except EOFError:  # the other process ended, or its run without a report
-            return 0
-        try:
-            answers.write(pickle.dumps(draw(*request)))
+            png(plot()[0])  # the first picture takes longest
+            if not select.select([sys.stdin], [], [], 0)[0]:
+                importlib.import_module("sklearn.metrics")  # slow, and not all pictures need it
+            request = sys.stdin.buffer.read()
+            if request:  # or the other process ended, or its run without a report
+                answers.write(pickle.dumps(draw(*pickle.loads(request))))
         except Exception as error:
             answers.write(f"the report cannot be drawn: {error}\n{traceback.format_exc()}".encode())
             return 1

@@ -84,17 +84,18 @@ class Journal:
         self._num_recomputed = self._last_recomputed = 0
         self._is_difference_written = True
 
-    def write(self, point: StepPoint | EvaluationPoint) -> None:
-        """Append a step or an evaluation, unless it is recomputed."""
+    def write(self, point: StepPoint | EvaluationPoint) -> Point:
+        """Append a step or an evaluation, unless it is recomputed; what the curve has of it."""
         first = self._to_recompute.pop(key_of(point), None) if self._to_recompute else None
         if first is not None:
             self._recompute(point, first)
-            return
+            return first
         if "train" in point:
             self._end_recomputation()
         else:
             self.baselines = point.get("baselines", self.baselines)
         self._append(point)
+        return point
 
     def event(self, event: Event) -> None:
         """Append what happened to the run."""

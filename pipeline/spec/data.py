@@ -119,6 +119,15 @@ class Split(Section):
         return self.group or self.time or ""
 
 
+def _way(asked: str | list[str] | float | Split | None) -> tuple[tuple[str, str], float] | None:
+    """What a fraction of the rows is drawn by, and that fraction."""
+    if isinstance(asked, float):
+        return ("rows", ""), asked
+    if isinstance(asked, Split) and asked.fraction is not None:
+        return ("group" if asked.group else "time", asked.column), asked.fraction
+    return None
+
+
 class Image(Section):
     """What an encoded image becomes: floats from -1 to 1."""
 
@@ -287,14 +296,12 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _rows_left(self) -> Data:
-        shares = [
-            one.fraction or 0.0 if isinstance(one, Split) else one
-            for one in (self.validation, self.test)
-            if isinstance(one, float | Split)
-        ]
-        if sum(shares) >= 1:
-            text = "`validation` and `test` together take {share} of the rows: none are left"
-            raise PydanticCustomError("split", text, {"share": f"{sum(shares):g}"})
+        ways = [_way(self.validation), _way(self.test)]
+        if ways[0] is not None and ways[1] is not None and ways[0][0] == ways[1][0]:
+            share = ways[0][1] + ways[1][1]
+            if share >= 1:
+                text = "`validation` and `test` together take {share} of the rows: none are left"
+                raise PydanticCustomError("split", text, {"share": f"{share:g}"})
         return self
 
     def held_out(self, split: HeldOutSplit) -> str | list[str] | float | Split | None:

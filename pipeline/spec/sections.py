@@ -11,6 +11,8 @@ from pydantic_core import PydanticCustomError
 
 from pipeline.spec.data import Name, Positive, Section
 
+DEFAULT_EPOCHS = 10
+
 
 class Every(Section):
     """How often something is done: every so many steps, or epochs."""
@@ -41,10 +43,10 @@ class Stop(Section):
 class Training(Section):
     """How long, in which batches, from which seed."""
 
-    epochs: Positive = 10
-    """Passes over the training rows."""
+    epochs: Positive | None = None
+    """Passes over the training rows: 10, unless this or `max_steps` is given."""
     max_steps: Positive | None = None
-    """Optimizer steps, in place of `epochs`: less than one epoch or as many as these take."""
+    """Optimizer steps, which may be less than an epoch; with `epochs` too, what is over first."""
     evaluate_every: Every = Every(epochs=1)
     """When the validation rows are looked at, besides the start and the end: `{steps: 500}`, or
     `{epochs: 2}`; unless given, after every epoch."""
@@ -73,6 +75,15 @@ class Training(Section):
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     """`bfloat16` is autocast of the forward pass, with weights, loss and reduction in float32;
     `float64` computes everything in it, to tell rounding from faults."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _some_end(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and not any(
+            value.get(key) is not None for key in ("epochs", "max_steps")
+        ):
+            return {**value, "epochs": DEFAULT_EPOCHS}
+        return value
 
 
 class Workers(Section):

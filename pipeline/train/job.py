@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -71,18 +70,23 @@ class Job(cache.ConvertedRows):
     def num_steps(self) -> int:
         """Optimizer steps of the whole run, unless it ends early."""
         settings = self.spec.training
-        return settings.max_steps or settings.epochs * self.steps_per_epoch
+        in_epochs = settings.epochs and settings.epochs * self.steps_per_epoch
+        return min(number for number in (in_epochs, settings.max_steps) if number)
 
     @property
     def num_epochs(self) -> int:
         """Epochs of the whole run, the last one perhaps in part."""
-        return math.ceil(self.num_steps / self.steps_per_epoch)
+        return -(-self.num_steps // self.steps_per_epoch)
+
+    @property
+    def steps_per_evaluation(self) -> int:
+        """Optimizer steps from one evaluation to the next."""
+        every = self.spec.training.evaluate_every
+        return every.steps or (every.epochs or 1) * self.steps_per_epoch
 
     def is_evaluated(self, step: int, last_step: int) -> bool:
         """Whether the validation rows are looked at after `step` steps."""
-        every = self.spec.training.evaluate_every
-        num_steps = every.steps or (every.epochs or 1) * self.steps_per_epoch
-        is_due = step % num_steps == 0 or step == last_step
+        is_due = step % self.steps_per_evaluation == 0 or step == last_step
         return self.validation is not None and is_due
 
     @property

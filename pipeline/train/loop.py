@@ -70,7 +70,7 @@ def train(
     rows = job.train.opened(str(run.path.resolve()))
     with determinism.deterministic(is_exact), rows, loader, recorder:
         _train_steps(job, state, _announce(loader, before_step), recorder, last_step, stopwatch)
-        test = _test(job, state)
+        test = _test(job, state, recorder)
     if state.is_done(last_step):
         recorder.finish(state, test)
         comm.barrier()
@@ -134,20 +134,21 @@ def _evaluate(
     with tracebacks.noting(f"in the evaluation after step {state.step}"):
         evaluation = _evaluate_rows(job, state, job.validation, state.step == 0, is_kept)
     lap("evaluation")
-    recorder.log_evaluation(state, evaluation)
+    recorded = recorder.log_evaluation(state, evaluation)
     becomes_model = state.step > 0
     if state.best:
         becomes_model = state.best.update(state.step, evaluation.values, state.objective)
     if state.early_stop:
-        state.early_stop.update(state.step, evaluation.values)
+        state.early_stop.update(state.step, recorded)
     if evaluation.kept and becomes_model:
         recorder.save_predictions(state, evaluation)
 
 
-def _test(job: Job, state: TrainState) -> Evaluation | None:
-    """Loss and metrics of the test rows, once training is over."""
+def _test(job: Job, state: TrainState, recorder: NullRecorder) -> Evaluation | None:
+    """Loss and metrics of the test rows, once the job's training is over."""
     if job.test is None or not state.is_done(job.num_steps):
         return None
+    recorder.save_end(state)
     state.take_best_weights()
     with tracebacks.noting("in the evaluation of the test rows"):
         return _evaluate_rows(job, state, job.test, with_baselines=True)

@@ -20,6 +20,7 @@ from pipeline.rundir.records import (
     Done,
     EvaluationPoint,
     NonFinite,
+    Numbers,
     Scores,
     Start,
     StepPoint,
@@ -56,8 +57,9 @@ class NullRecorder:
     def log_step(self, state: TrainState, batch: StepBatch, losses: StepLosses) -> None:
         """One step's losses."""
 
-    def log_evaluation(self, state: TrainState, evaluation: Evaluation) -> None:
-        """Loss and metrics of the validation rows, and notes on what they do not show."""
+    def log_evaluation(self, state: TrainState, evaluation: Evaluation) -> Numbers:
+        """Loss and metrics of the validation rows, as the curve has them."""
+        return evaluation.values
 
     def save_predictions(self, state: TrainState, evaluation: Evaluation) -> None:
         """The predictions of an evaluation whose weights become the model."""
@@ -67,6 +69,9 @@ class NullRecorder:
 
     def save(self, state: TrainState, is_last: bool) -> None:
         """A checkpoint; `is_last` if the run ends with it."""
+
+    def save_end(self, state: TrainState) -> None:
+        """A checkpoint that is on the disk: all steps are done, and what follows may fail."""
 
     def finish(self, state: TrainState, test: Evaluation | None) -> None:
         """The end of the run, with what the test rows gave."""
@@ -161,8 +166,8 @@ class RunRecorder(NullRecorder):
             point["skipped"] = list(fault.rows[:MAX_ROWS])
         self.journal.write(point)
 
-    def log_evaluation(self, state: TrainState, evaluation: Evaluation) -> None:
-        """One evaluation's point."""
+    def log_evaluation(self, state: TrainState, evaluation: Evaluation) -> Numbers:
+        """One evaluation's point, with notes on what its numbers do not show."""
         point: EvaluationPoint = {
             "step": state.step,
             "epoch": state.step / self.job.steps_per_epoch,
@@ -177,7 +182,9 @@ class RunRecorder(NullRecorder):
             notes += not_better(state.metrics, evaluation.values, self.journal.baselines)
         if notes:
             point["notes"] = notes
-        self.journal.write(point)
+        recorded = self.journal.write(point)
+        assert "validation" in recorded
+        return recorded["validation"]
 
     def save_predictions(self, state: TrainState, evaluation: Evaluation) -> None:
         """Keep them in a file of the run's folder, with where their rows come from."""
@@ -207,6 +214,11 @@ class RunRecorder(NullRecorder):
             self._back_up(state.step, wait=True)
             self.journal.event({"step": state.step, "event": "stop"})
 
+    def save_end(self, state: TrainState) -> None:
+        """A checkpoint that is on the disk: all steps are done, and what follows may fail."""
+        self.save(state, is_last=False)
+        self.checkpoints.wait()
+
     def _save_importance(self, state: TrainState) -> None:
         if self.job.validation is None:
             return
@@ -231,7 +243,7 @@ class RunRecorder(NullRecorder):
         self.checkpoints.wait()
         self.journal.close()
         self.backup.before_result()
-        weights = state.best_weights
+        weights, is_early = state.best_weights, state.step < self.last_step
         with replacing(self.run.weights, self.lease.check) as file:
             save_weights(weights, file)
         self._save_importance(state)
@@ -242,7 +254,7 @@ class RunRecorder(NullRecorder):
             files={path.name: facts_of(path) for path in (self.run.journal, self.run.weights)},
             best=state.best.result if state.best else None,
             test=_scores(test) if test else None,
-            ended_early=state.early_stop.reason if state.early_stop else "",
+            ended_early=state.early_stop.reason if state.early_stop and is_early else "",
             workers=self.journal.workers_by_attempt,
             first_difference=self.journal.first_difference,
         )

@@ -1,4 +1,4 @@
-"""When training ends early: the same step on every worker, since all know the same values."""
+"""When training ends early: after the same step on every worker, and in every attempt."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TypedDict
 
+from pipeline.distributed import comm
 from pipeline.losses.terms import Term
 from pipeline.rundir.records import Numbers
 from pipeline.spec.sections import Stop
@@ -44,6 +45,7 @@ class EarlyStop:
             self.state = {"best": value, "best_step": step, "num_since": 0}
         else:
             self.state = {**self.state, "num_since": self.state["num_since"] + 1}
+        self.state = comm.from_first(self.state)  # a user's metric may differ among workers
 
     def _gain(self, value: float | None, best: float) -> float:
         assert value is not None

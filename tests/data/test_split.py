@@ -171,3 +171,10 @@ def test_a_test_by_time_with_validation_files(tmp_path: Path) -> None:
     found = sides(TABLE, tmp_path, validation="held.parquet", test={"fraction": 0.1, "time": "day"})
     assert np.flatnonzero(found == "test").tolist() == list(range(1800, 2000))
     assert (found[:1800] == "train").all()
+
+
+def test_columns_that_only_the_test_goes_by_do_not_move_validation_rows(tmp_path: Path) -> None:
+    alone = sides(TABLE, tmp_path, validation=0.2, inputs=["x", "day"])
+    test = {"since": str(DAYS[1999]), "time": "day"}
+    both = sides(TABLE, tmp_path, validation=0.2, inputs=["x", "day"], test=test)
+    assert (both[:1999] == alone[:1999]).all()

@@ -17,7 +17,8 @@ import pipeline
 from pipeline.rundir import RunDir
 from pipeline.rundir.records import Done, Scores
 from pipeline.spec import load
-from pipeline.train.job import prepare
+from pipeline.train import loop
+from pipeline.train.job import Job, prepare
 from pipeline.train.loop import train
 from tests.processes import on_workers
 
@@ -41,10 +42,12 @@ def spec_of(folder: Path, **data: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def trained(spec: dict[str, Any], folder: Path, run: str) -> None:
-    """Train in this process, or with its part among several."""
+def trained(spec: dict[str, Any], folder: Path, run: str) -> list[int]:
+    """Train in this process, or with its part among several; the steps that it took."""
     (folder / run).mkdir(exist_ok=True)
-    train(prepare(load(spec), folder), RunDir(folder / run))
+    steps: list[int] = []
+    train(prepare(load(spec), folder), RunDir(folder / run), steps.append)
+    return steps
 
 
 def scores(run: Path) -> Scores:
@@ -128,6 +131,25 @@ def test_a_run_that_ended_before_them_looks_at_them_again(tmp_path: Path) -> Non
     assert scores(run.path) == wanted
 
 
+def test_an_error_in_them_costs_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluate_rows = loop._evaluate_rows
+
+    def failing(job: Job, state: Any, rows: Any, *about: Any, **more: Any) -> Any:
+        if rows is job.test:
+            raise ValueError("a damaged row")
+        return evaluate_rows(job, state, rows, *about, **more)
+
+    spec = spec_of(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_evaluate_rows", failing)
+        with pytest.raises(ValueError, match="a damaged row") as caught:
+            trained(spec, tmp_path, "run")
+    assert caught.value.__notes__ == ["in the evaluation of the test rows"]
+    assert trained(spec, tmp_path, "run") == []
+    trained(spec, tmp_path, "undisturbed")
+    assert scores(tmp_path / "run") == scores(tmp_path / "undisturbed")
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -137,6 +159,10 @@ def test_a_run_that_ended_before_them_looks_at_them_again(tmp_path: Path) -> Non
         ({"test": 1.5}, "data.test: expected files, or a fraction"),
         ({"test": "train.parquet"}, "data.test: .*train.parquet is named a second time"),
         ({"test": "none.parquet"}, "data.test: "),
+        (
+            {"train": "sample:iris", "test": "sample:iris"},
+            "data.test: sample:iris is named a second time, data.train has it already",
+        ),
         ({"test": {"since": "soon", "time": "a"}}, "data.test.since: 'soon' is not a double"),
         ({"test": {"since": 1e9, "time": "a"}}, "data.test: .* leaves 0 for test and 90"),
     ],

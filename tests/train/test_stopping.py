@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from pipeline import metrics
+from pipeline.distributed import comm
 from pipeline.errors import InputError, UsageError
 from pipeline.rundir import RunDir
 from pipeline.rundir.journal import Reader, curve_sha256
@@ -24,6 +28,21 @@ from pipeline.train.term_metrics import choose_metrics
 from tests.processes import on_workers
 
 NAN = float("nan")
+told: list[float] = []
+"""What the metric below gives, one after another."""
+
+
+@metrics.register("t_told")
+def t_told() -> metrics.Metric:
+    """Another value on each worker, or one that the test chose."""
+
+    def value(sums: torch.Tensor) -> float:
+        return told.pop(0) if told else 0.1 * comm.rank() * random.random()
+
+    count = lambda prediction, truth, weight: weight.sum()[None]  # noqa: E731
+    return metrics.Metric(("values",), count, value, lower_is_better=False, baseline=None)
+
+
 NUM_ROWS = 40
 
 
@@ -122,6 +141,28 @@ def test_it_ends_at_the_same_step_on_any_number_of_workers(
         assert left(tmp_path, f"on-{num}") == alone
 
 
+@pytest.mark.processes
+def test_workers_end_together_whatever_their_metrics_say(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, stop={"metric": "t_told", "patience": 3}) | {"metrics": ["t_told"]}
+    on_workers(2, partial(one_of, spec, tmp_path))
+    assert left(tmp_path, "on-2")[0].steps == 3 * (3 + 1)
+
+
+def test_what_the_curve_has_decides_when_it_is_recomputed(tmp_path: Path) -> None:
+    """Without micro-batches another attempt may get other bits, and so another best."""
+    stop = {"metric": "t_told", "patience": 2}
+    spec = spec_of(tmp_path, stop=stop, microbatch_size=None) | {"metrics": ["t_told"]}
+    told[:] = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]  # after steps 0 to 15
+    with pytest.raises(RuntimeError, match="as asked"):
+        trained(spec, tmp_path, "run", fails_at=15)
+    told[:] = [9.0, 0.0, 0.0, 0.0, 0.0, 0.0]  # after step 15 once more, and on
+    trained(spec, tmp_path, "run")
+    told.clear()
+    done, evaluated, _ = left(tmp_path, "run")
+    assert done.steps == evaluated[-1] == 15 + 2 * 3
+    assert "since the 5 of step 15" in done.ended_early
+
+
 def test_a_failure_changes_nothing(tmp_path: Path) -> None:
     spec = spec_of(tmp_path)
     trained(spec, tmp_path, "undisturbed")
@@ -158,6 +199,19 @@ def test_a_run_of_steps_has_the_curve_of_one_of_epochs(max_steps: int, tmp_path:
     assert (done.steps, done.ended_early) == (max_steps, "")
 
 
+def test_ten_epochs_unless_there_is_another_end(tmp_path: Path) -> None:
+    def num_steps(**training: Any) -> int:
+        return prepare(
+            load(spec_of(tmp_path) | {"training": training | {"batch_size": 9}}), tmp_path
+        ).num_steps
+
+    assert num_steps() == 50
+    assert num_steps(max_steps=70) == 70
+    assert num_steps(max_steps=70, epochs=3) == 15
+    assert num_steps(max_steps=2, epochs=3) == 2
+    assert num_steps(max_steps=None, epochs=None) == 50
+
+
 @pytest.mark.parametrize(
     ("training", "message"),
     [
@@ -182,6 +236,6 @@ def test_it_needs_validation_rows_and_a_direction(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="needs rows to be judged by"):
         load(spec | {"data": spec["data"] | {"validation": None}})
     job = prepare(load(spec), tmp_path)
-    metrics = choose_metrics(job.terms, None)
-    assert EarlyStop(Stop(metric="r2"), job.terms, metrics)._sign == 1.0
-    assert EarlyStop(Stop(metric="rmse"), job.terms, metrics)._sign == -1.0
+    chosen = choose_metrics(job.terms, None)
+    assert EarlyStop(Stop(metric="r2"), job.terms, chosen)._sign == 1.0
+    assert EarlyStop(Stop(metric="rmse"), job.terms, chosen)._sign == -1.0
