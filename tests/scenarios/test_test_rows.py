@@ -160,8 +160,8 @@ def test_an_error_in_them_costs_no_step(tmp_path: Path, monkeypatch: pytest.Monk
         ({"test": "train.parquet"}, "data.test: .*train.parquet is named a second time"),
         ({"test": "none.parquet"}, "data.test: "),
         (
-            {"train": "sample:iris", "test": "sample:iris"},
-            "data.test: sample:iris is named a second time, data.train has it already",
+            {"train": "sample:digits", "test": "sample:digits"},
+            "data.test: sample:digits is named a second time, data.train has it already",
         ),
         ({"test": {"since": "soon", "time": "a"}}, "data.test.since: 'soon' is not a double"),
         ({"test": {"since": 1e9, "time": "a"}}, "data.test: .* leaves 0 for test and 90"),
