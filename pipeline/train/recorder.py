@@ -216,7 +216,8 @@ class RunRecorder(NullRecorder):
 
     def save_end(self, state: TrainState) -> None:
         """A checkpoint that is on the disk: all steps are done, and what follows may fail."""
-        self.save(state, is_last=False)
+        if self.checkpoints.newest_step < state.step:
+            self.save(state, is_last=False)
         self.checkpoints.wait()
 
     def _save_importance(self, state: TrainState) -> None:

@@ -159,13 +159,13 @@ def test_a_clock_that_jumps_changes_nothing(whole: Case) -> None:
 def test_steps_that_are_left_out_are_the_same_on_any_workers(whole: Case) -> None:
     """A row whose loss is infinite: its steps are skipped, also when they are recomputed."""
     base, _, _ = whole
-    tree = harness.spec_of(harness.fresh(base / "odd"), skip_nonfinite=20, best_by=None)
+    tree = harness.spec_of(harness.fresh(base / "odd"), skip_nonfinite=20, best_by=None, stop=None)
     path = base / "odd" / "rows.parquet"
     table = pq.read_table(path)
     y = table["y"].to_numpy().copy()
     y[7] = 1e30
     pq.write_table(table.set_column(3, "y", pa.array(y)), path)
-    tree["data"] |= {"validation": None}
+    tree["data"] |= {"validation": None, "test": None}
     harness.prepared(tree)
     assert harness.attempt(tree, harness.fresh(base / "whole-odd"), 3) == [0, 0, 0]
     reference = harness.left(base / "whole-odd")

@@ -79,7 +79,7 @@ def test_jobs_that_start_at_once_share_a_new_database(whole: Case) -> None:
     assert {kind for kind, _ in said} == {"trained"}
     assert len({curve for _, curve in said}) == 1
     for job in jobs:
-        once_in_mlflow(storage / f"{job['name']}-1", list(range(1, 33)))
+        once_in_mlflow(storage / f"{job['name']}-1", list(range(1, harness.STEPS + 1)))
 
 
 def once_in_mlflow(folder: Path, steps: list[int]) -> None:
