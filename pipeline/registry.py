@@ -68,7 +68,7 @@ def _options_model(build: Callable[..., Any]) -> type[BaseModel]:
         try:
             while isinstance(kind, str):  # what typing.get_type_hints does, one by one
                 kind = eval(kind, scope)
-        except Exception as error:
+        except Exception as error:  # an annotation can be any expression
             raise UsageError(
                 f"option {parameter.name} of {build.__qualname__} in {build.__module__}: its "
                 f"annotation {kind!r} cannot be read: {error}"

@@ -90,7 +90,7 @@ def cosine_restarts(
     SGDR: Loshchilov and Hutter, 2017.
     """
     length = cycle_steps
-    if growth == 1:
+    if growth == 1:  # a long run has too many cycles to count them through
         step %= length
     while step >= length:
         step -= length

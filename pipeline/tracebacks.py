@@ -65,7 +65,7 @@ def noting(text: str) -> Iterator[None]:
     """An error that comes from inside carries this note on its way."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # which goes on as it is
         error.add_note(text)
         raise
 

@@ -101,7 +101,7 @@ def _try_smallest(job: Job, bound: Objective, trial: Batch) -> None:
     try:
         with torch.no_grad():
             bound.predict(select(trial, torch.arange(min(size, num_rows(trial)))))
-    except Exception as error:
+    except Exception as error:  # a user's model can fail in any way
         raise UsageError(
             f"model {job.spec.model.name}: fails on {size} row{'s' if size > 1 else ''}, which the "
             f"smallest micro-batch of an epoch has: {describe(error)}\n  {job.num_rows} rows, "

@@ -32,7 +32,7 @@ from pipeline.data.reader import Source, open_sources
 from pipeline.data.split import SPLITS, SplitRows, Splitter
 from pipeline.errors import DataError
 from pipeline.files.sealed import Sealed
-from pipeline.spec.data import Data, Split
+from pipeline.spec.data import HELD_OUT, Split
 
 EXAMPLE_ROWS = 5
 HEAD_ROWS = 64
@@ -243,7 +243,7 @@ class Conversion:
 
     def _refuse_empty(self) -> None:
         dropped = f" ({self.dropped:,} dropped for missing values)" if self.dropped else ""
-        drawn = [split for split in SPLITS if split in self.splitter.choosers]
+        drawn = [split for split in HELD_OUT if split in self.splitter.choosers]
         in_source = {split: self.counts[split] for split in self.sources}
         in_source["train"] += sum(self.counts[split] for split in drawn)
         for split, source in self.sources.items():
@@ -252,9 +252,10 @@ class Conversion:
         num_train = self.counts["train"]
         for split in drawn:
             if not (self.counts[split] and num_train):
-                asked = _describe_split(self.data, split)
+                asked = self.data.held_out(split)
+                shown = asked.model_dump(exclude_none=True) if isinstance(asked, Split) else asked
                 raise DataError(
-                    f"data.{split}: {asked} of {in_source['train']} rows leaves "
+                    f"data.{split}: {shown} of {in_source['train']} rows leaves "
                     f"{self.counts[split]} for {split} and {num_train} for training{dropped}"
                 )
 
@@ -269,8 +270,3 @@ class Conversion:
         if time.monotonic() - self._last_report > 0.5:
             self._last_report = time.monotonic()
             self.report(f"rows  {num_rows:,} {what}")
-
-
-def _describe_split(data: Data, split: str) -> str:
-    asked = data.validation if split == "validation" else data.test
-    return str(asked.model_dump(exclude_none=True) if isinstance(asked, Split) else asked)

@@ -29,7 +29,6 @@ from pipeline.spec.data import Data, HeldOutSplit, Split
 SPLITS = ("train", "validation", "test")
 DRAWN: tuple[HeldOutSplit, ...] = ("test", "validation")
 """Splits in the order in which they take rows of the training files."""
-SPLIT_KEYS = ("data.validation", "data.test")
 Chooser = Callable[[pa.Table, RowName], NDArray[np.bool_]]
 """True for each row that is held out; rows have names for messages."""
 Hashes = NDArray[np.uint64]
@@ -68,7 +67,7 @@ class Splitter:
     ) -> None:
         self.data, self.fields = data, fields
         self.firsts: dict[str, float | None] = {}
-        self.choosers: dict[str, Chooser] = {}
+        self.choosers: dict[HeldOutSplit, Chooser] = {}
         """Of the splits that are taken out of the source."""
         for split in DRAWN:
             if firsts is None:
@@ -103,7 +102,7 @@ class Splitter:
         left = np.ones(len(table), bool)
         if source.split != "train":
             return {source.split: left}
-        chosen = {}
+        chosen: dict[str, NDArray[np.bool_]] = {}
         for split, choose in self.choosers.items():
             chosen[split] = left & choose(table, row_name)
             left = left & ~chosen[split]
@@ -111,9 +110,9 @@ class Splitter:
 
     def _left(self, source: Source, block: Block) -> tuple[Rows, int]:
         """A block's rows that no split has taken so far, of how many that are not dropped."""
-        kept = self._kept_rows(source, block)
-        chosen = self._choose(source, _take(block.table, kept), block.row_namer(kept))
-        return kept[chosen["train"]], len(kept)
+        rows = self._kept_rows(source, block)
+        chosen = self._choose(source, _take(block.table, rows), block.row_namer(rows))
+        return rows[chosen["train"]], len(rows)
 
     def _kept_rows(self, source: Source, block: Block, invalid: InvalidRows | None = None) -> Rows:
         return kept_rows(self.data, source, self.fields, block, invalid or InvalidRows())
@@ -129,7 +128,8 @@ def chooser(
     """
     asked = data.held_out(split)
     if isinstance(asked, float):
-        used = [name for name, key in source.wanted.items() if key not in SPLIT_KEYS]
+        other_keys = data.split_columns.values()
+        used = [name for name, key in source.wanted.items() if key not in other_keys]
         return lambda table, _: _draw(_hash_rows(table, used), split, asked, data.split_seed)
     if not isinstance(asked, Split):
         return None
@@ -167,13 +167,13 @@ def first_held_out(
     if not isinstance(asked, Split) or asked.time is None:
         return None
     where = f"data.{split}: column {asked.time!r}"
-    first: Any = None
     if asked.since is not None:
         kind = source.dataset.schema.field(asked.time).type
         first = _since(asked, kind, where, f"data.{split}.since")
-    if first is None:
+    else:
         first = _first(asked, source, where, left_in)
-    return first.item() if isinstance(first, np.generic) else first  # type: ignore[no-any-return]
+    number: float = first.item() if isinstance(first, np.generic) else first
+    return number
 
 
 def _since(split: Split, kind: pa.DataType, where: str, key: str) -> Any:

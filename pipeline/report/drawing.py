@@ -92,7 +92,7 @@ def main() -> int:
             request = sys.stdin.buffer.read()
             if request:  # or the other process ended, or its run without a report
                 answers.write(pickle.dumps(draw(*pickle.loads(request))))
-        except Exception as error:
+        except Exception as error:  # whatever it is, the other process says it
             answers.write(f"the report cannot be drawn: {error}\n{traceback.format_exc()}".encode())
             return 1
     return 0

@@ -44,8 +44,6 @@ class Checkpoints:
         self.identity = identity
         self.written = run.checkpoint(first_step) if first_step else None
         """The newest one of this attempt; before the first, the one it resumed from."""
-        self.newest_step = first_step
-        """Steps of the newest one, perhaps still being written."""
         self._last = time.monotonic()
         self._writing: threading.Thread | None = None
         self._error: Exception | None = None
@@ -68,7 +66,6 @@ class Checkpoints:
         self.wait()
         self._last = time.monotonic()
         self._num_bytes = num_bytes(snapshot)
-        self.newest_step = step
         arguments = (step, snapshot, before)
         writing = threading.Thread(target=self._write, args=arguments, daemon=True)
         writing.start()

@@ -207,11 +207,13 @@ class Upload:
             if not self.state.model_uri:
                 self._log_model(done)
             step = done.best.step if done.best else done.steps
-            for group, scores in (("best", done.best), ("test", done.test)):
-                metrics = list(values(group, scores.metrics if scores else {}, done.time, step))
-                self.client.log_model_metrics(
-                    run_id, self.state.model_id, metrics, self.record.data
-                )
+            metrics = [
+                value
+                for group, scores in (("best", done.best), ("test", done.test))
+                if scores
+                for value in values(group, scores.metrics, done.time, step)
+            ]
+            self.client.log_model_metrics(run_id, self.state.model_id, metrics, self.record.data)
             if done.first_difference is not None:
                 tags["pipeline.first_difference"] = str(done.first_difference)
         if ended.state != "killed" and not self.state.reported:

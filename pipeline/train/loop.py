@@ -185,7 +185,7 @@ def _resume(job: Job, run: RunDir, state: TrainState, lease: Lease | None, last_
             for text in problems:
                 journal.event({"step": step, "event": "damage", "text": text})
             journal.close()
-    step = int(comm.all_reduce(torch.tensor([step])))
+    step = comm.from_first(step)
     if step:
         state.restore(checkpoint.load(run, step), step)
 
@@ -222,6 +222,6 @@ def _explain_errors(
         if allowed:
             fault.add_note(f"{state.num_skipped} of {allowed} are skipped already")
         raise fault from None
-    except Exception as error:
+    except Exception as error:  # a user's components can fail in any way
         error.add_note(f"in step {batch.step + 1}")
         raise

@@ -216,9 +216,10 @@ class RunRecorder(NullRecorder):
 
     def save_end(self, state: TrainState) -> None:
         """A checkpoint that is on the disk: all steps are done, and what follows may fail."""
-        if self.checkpoints.newest_step < state.step:
-            self.save(state, is_last=False)
         self.checkpoints.wait()
+        if self.checkpoints.written != self.run.checkpoint(state.step):
+            self.save(state, is_last=False)
+            self.checkpoints.wait()
 
     def _save_importance(self, state: TrainState) -> None:
         if self.job.validation is None:

@@ -39,17 +39,16 @@ class EarlyStop:
         """Take in an evaluation; that before the first step does not count."""
         if not step:
             return
-        value, best = values[self.settings.metric], self.state["best"]
-        is_number = value is not None and math.isfinite(value)
-        if is_number and (best is None or self._gain(value, best) > self.settings.min_delta):
+        value = values[self.settings.metric]
+        if value is not None and math.isfinite(value) and self._is_better(value):
             self.state = {"best": value, "best_step": step, "num_since": 0}
         else:
             self.state = {**self.state, "num_since": self.state["num_since"] + 1}
         self.state = comm.from_first(self.state)  # a user's metric may differ among workers
 
-    def _gain(self, value: float | None, best: float) -> float:
-        assert value is not None
-        return self._sign * (value - best)
+    def _is_better(self, value: float) -> bool:
+        best = self.state["best"]
+        return best is None or self._sign * (value - best) > self.settings.min_delta
 
     @property
     def is_due(self) -> bool:

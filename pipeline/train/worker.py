@@ -56,7 +56,7 @@ def work(config: dict[str, Assignment]) -> None:
                 device=device,
             )
             monitor.step += 1
-    except Exception as error:
+    except Exception as error:  # a user's components can fail in any way
         if comm.is_echo(error) or not tracebacks.own_frames(error):
             raise
         path = told.run.traceback(comm.rank())

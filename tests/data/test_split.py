@@ -32,13 +32,13 @@ def sides(table: pa.Table, folder: Path, **data: Any) -> Any:
     asked = Data(**{"train": "rows.parquet", "target": "y", "inputs": ["x", "z"]} | data)
     train = reader.open_sources(locate.locate(asked, folder))["train"]
     splitter = split.Splitter(asked, train, {})
-    found = np.full(len(table), "", "<U10")
+    side_of_row = np.full(len(table), "", "<U10")
     for block in train.blocks():
         for rows in splitter.split(train, block):
-            assert (found[block.start + rows.positions] == "").all()
-            found[block.start + rows.positions] = rows.split
-    assert (found != "").all()
-    return found
+            assert (side_of_row[block.start + rows.positions] == "").all()
+            side_of_row[block.start + rows.positions] = rows.split
+    assert (side_of_row != "").all()
+    return side_of_row
 
 
 def held_out(table: pa.Table, folder: Path, validation: Any, **more: Any) -> Any:
@@ -142,11 +142,11 @@ def test_groups_stay_together_in_three_splits(tmp_path: Path) -> None:
         "validation": {"fraction": 0.3, "group": "who"},
         "test": {"fraction": 0.3, "group": "who"},
     }
-    found = sides(TABLE, tmp_path, **both)
+    by_row = sides(TABLE, tmp_path, **both)
     for who in set(TABLE["who"].to_pylist()):
-        assert len(set(found[np.array(TABLE["who"]) == who])) == 1
+        assert len(set(by_row[np.array(TABLE["who"]) == who])) == 1
     for split_name in ("train", "validation", "test"):
-        assert (found == split_name).mean() == pytest.approx(0.35, abs=0.12)
+        assert (by_row == split_name).mean() == pytest.approx(0.35, abs=0.12)
 
 
 def test_by_time_the_test_is_latest_and_validation_before_it(tmp_path: Path) -> None:
@@ -161,16 +161,18 @@ def test_by_time_the_test_is_latest_and_validation_before_it(tmp_path: Path) -> 
         "test": {"since": str(DAYS[1800]), "time": "day"},
     }
     for both in (fractions, since):
-        found = sides(table, tmp_path, **both)
-        assert set(order[found == "test"]) == set(range(1800, 2000))
-        assert set(order[found == "validation"]) == set(range(1400, 1800))
+        by_row = sides(table, tmp_path, **both)
+        assert set(order[by_row == "test"]) == set(range(1800, 2000))
+        assert set(order[by_row == "validation"]) == set(range(1400, 1800))
 
 
 def test_a_test_by_time_with_validation_files(tmp_path: Path) -> None:
     pq.write_table(TABLE.slice(0, 50).drop_columns("day"), tmp_path / "held.parquet")
-    found = sides(TABLE, tmp_path, validation="held.parquet", test={"fraction": 0.1, "time": "day"})
-    assert np.flatnonzero(found == "test").tolist() == list(range(1800, 2000))
-    assert (found[:1800] == "train").all()
+    by_row = sides(
+        TABLE, tmp_path, validation="held.parquet", test={"fraction": 0.1, "time": "day"}
+    )
+    assert np.flatnonzero(by_row == "test").tolist() == list(range(1800, 2000))
+    assert (by_row[:1800] == "train").all()
 
 
 def test_columns_that_only_the_test_goes_by_do_not_move_validation_rows(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from pipeline.train.term_metrics import choose_metrics
 from tests.processes import on_workers
 
 NAN = float("nan")
-told: list[float] = []
+next_values: list[float] = []
 """What the metric below gives, one after another."""
 
 
@@ -37,10 +37,12 @@ def t_told() -> metrics.Metric:
     """Another value on each worker, or one that the test chose."""
 
     def value(sums: torch.Tensor) -> float:
-        return told.pop(0) if told else 0.1 * comm.rank() * random.random()
+        return next_values.pop(0) if next_values else 0.1 * comm.rank() * random.random()
 
-    count = lambda prediction, truth, weight: weight.sum()[None]  # noqa: E731
-    return metrics.Metric(("values",), count, value, lower_is_better=False, baseline=None)
+    def sums(prediction: torch.Tensor, truth: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return weight.sum()[None]
+
+    return metrics.Metric(("values",), sums, value, lower_is_better=False, baseline=None)
 
 
 NUM_ROWS = 40
@@ -152,12 +154,12 @@ def test_what_the_curve_has_decides_when_it_is_recomputed(tmp_path: Path) -> Non
     """Without micro-batches another attempt may get other bits, and so another best."""
     stop = {"metric": "t_told", "patience": 2}
     spec = spec_of(tmp_path, stop=stop, microbatch_size=None) | {"metrics": ["t_told"]}
-    told[:] = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]  # after steps 0 to 15
+    next_values[:] = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]  # after steps 0 to 15
     with pytest.raises(RuntimeError, match="as asked"):
         trained(spec, tmp_path, "run", fails_at=15)
-    told[:] = [9.0, 0.0, 0.0, 0.0, 0.0, 0.0]  # after step 15 once more, and on
+    next_values[:] = [9.0, 0.0, 0.0, 0.0, 0.0, 0.0]  # after step 15 once more, and on
     trained(spec, tmp_path, "run")
-    told.clear()
+    next_values.clear()
     done, evaluated, _ = left(tmp_path, "run")
     assert done.steps == evaluated[-1] == 15 + 2 * 3
     assert "since the 5 of step 15" in done.ended_early
