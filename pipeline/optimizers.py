@@ -1,9 +1,12 @@
-"""Optimizers of `torch.optim`: an entry takes the parameters to train, and its options."""
+"""Optimizers of `torch.optim`: an entry takes the parameters to train, and its options.
+
+With `optimizer.groups` the parameters come as torch's groups: mappings with `params` and options.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
@@ -18,6 +21,7 @@ else:
     torch = lazy("torch")
     optim = lazy("torch.optim")
 
+Parameters = Sequence["Tensor"] | Sequence[dict[str, Any]]
 Rate = Annotated[float, Field(gt=0)]
 Decay = Annotated[float, Field(ge=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -25,21 +29,22 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 register = registry.optimizers.register
 
 
-def _can_fuse(parameters: Sequence[Tensor]) -> bool:
+def _can_fuse(parameters: Parameters) -> bool:
     """Whether torch's fused kernels may update them: they walk real numbers in memory's order.
 
     A parameter with gaps in its memory, as a slice has, would be updated in the gaps; and of
     numbers below float32 the kernel of SGD on CPUs keeps a wrong momentum (torch 2.13).
     """
+    tensors = [p for one in parameters for p in (one["params"] if isinstance(one, dict) else [one])]
     return all(
         p.dtype in (torch.float32, torch.float64) and torch.empty_like(p).stride() == p.stride()
-        for p in parameters
+        for p in tensors
     )
 
 
 @register("sgd")
 def sgd(
-    parameters: Sequence[Tensor],
+    parameters: Parameters,
     *,
     lr: Rate = 1e-3,
     momentum: Beta = 0.0,
@@ -59,7 +64,7 @@ def sgd(
 
 @register("adam")
 def adam(
-    parameters: Sequence[Tensor],
+    parameters: Parameters,
     *,
     lr: Rate = 1e-3,
     betas: tuple[Beta, Beta] = (0.9, 0.999),
@@ -81,7 +86,7 @@ def adam(
 
 @register("adamw")
 def adamw(
-    parameters: Sequence[Tensor],
+    parameters: Parameters,
     *,
     lr: Rate = 1e-3,
     betas: tuple[Beta, Beta] = (0.9, 0.999),
@@ -101,7 +106,7 @@ def adamw(
 
 @register("nadam")
 def nadam(
-    parameters: Sequence[Tensor],
+    parameters: Parameters,
     *,
     lr: Rate = 2e-3,
     betas: tuple[Beta, Beta] = (0.9, 0.999),
@@ -113,7 +118,7 @@ def nadam(
 
 @register("radam")
 def radam(
-    parameters: Sequence[Tensor],
+    parameters: Parameters,
     *,
     lr: Rate = 1e-3,
     betas: tuple[Beta, Beta] = (0.9, 0.999),
@@ -125,7 +130,7 @@ def radam(
 
 @register("rmsprop")
 def rmsprop(
-    parameters: Sequence[Tensor],
+    parameters: Parameters,
     *,
     lr: Rate = 0.01,
     alpha: Beta = 0.99,
@@ -139,16 +144,12 @@ def rmsprop(
 
 
 @register("adagrad")
-def adagrad(
-    parameters: Sequence[Tensor], *, lr: Rate = 0.01, weight_decay: Decay = 0.0
-) -> Optimizer:
+def adagrad(parameters: Parameters, *, lr: Rate = 0.01, weight_decay: Decay = 0.0) -> Optimizer:
     """Gradients divided by their whole past, for sparse features (torch.optim.Adagrad)."""
     return optim.Adagrad(parameters, lr=lr, weight_decay=weight_decay)
 
 
 @register("adafactor")
-def adafactor(
-    parameters: Sequence[Tensor], *, lr: Rate = 0.01, weight_decay: Decay = 0.0
-) -> Optimizer:
+def adafactor(parameters: Parameters, *, lr: Rate = 0.01, weight_decay: Decay = 0.0) -> Optimizer:
     """Adam with far less memory for large matrices (torch.optim.Adafactor)."""
     return optim.Adafactor(parameters, lr=lr, weight_decay=weight_decay)

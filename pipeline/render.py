@@ -104,11 +104,20 @@ def _model(job: Job) -> str:
     import torch
 
     bound = job.objective()
-    num_parameters = sum(p.numel() for p in bound.parameters() if p.requires_grad)
+    num_trained = sum(p.numel() for p in bound.parameters() if p.requires_grad)
+    num_frozen = sum(p.numel() for p in bound.parameters() if not p.requires_grad)
+    size = f"{num_trained:,} parameters"
+    chosen = job.spec.model
+    if num_frozen:
+        frozen = dict.fromkeys([*chosen.freeze, *(chosen.lora.match if chosen.lora else ())])
+        named = f" ({', '.join(frozen)})" if frozen else ""
+        size += f" trained, {num_frozen:,} frozen{named}"
+    if chosen.init_from:
+        size += f", from {chosen.init_from.weights}"
     with torch.no_grad():
         shapes = {name: list(output.shape[1:]) for name, output in bound.predict(job.trial).items()}
     outputs = [f"{name} [{', '.join(map(str, ['N', *shape]))}]" for name, shape in shapes.items()]
-    return f"{job.spec.model.name}, {num_parameters:,} parameters, gives {', '.join(outputs)}"
+    return f"{chosen.name}, {size}, gives {', '.join(outputs)}"
 
 
 def _target(field: Field) -> str:

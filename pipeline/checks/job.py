@@ -124,7 +124,7 @@ def _try_step(job: Job, bound: Objective, trial: Batch) -> None:
         )
     numerators.backward()
     try:
-        optimizer = build_optimizer(job.spec, bound.parameters())
+        optimizer = build_optimizer(job.spec, bound.named_parameters())
         closure = inspect.signature(optimizer.step).parameters.get("closure")
         if closure is not None and closure.default is inspect.Parameter.empty:
             raise UsageError(

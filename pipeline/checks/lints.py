@@ -16,10 +16,13 @@ from pipeline.data.streaming import Streamed
 from pipeline.losses.targets import NoTarget, Signs, Values
 from pipeline.losses.terms import Term
 from pipeline.spec.data import HELD_OUT, Split
+from pipeline.train.average import WeightAverage
 from pipeline.train.job import Job
 
 MAX_READS = 1.2
 """How often an epoch may read a streamed row before `check` says so."""
+LEAST_WEIGHTS = 2
+"""How many weights an equal average is of at least."""
 LEAST_BATCHES = 4
 """How many batches a window of streamed blocks should hold."""
 
@@ -45,6 +48,7 @@ def unusual(job: Job, terms: list[Term], trial: Batch) -> list[Notice]:
     if stop and stop.patience >= most:
         text = f"patience {stop.patience} of {most} evaluations: it never ends early"
         notices.append(Notice("training.stop", text))
+    notices += _lint_average(job)
     if passed := job.facts.index_columns:
         names = ", ".join(repr(name) for name in passed)
         text = f"{names}: the index that pandas wrote, not read; name it in data.inputs to read it"
@@ -84,6 +88,18 @@ def unusual(job: Job, terms: list[Term], trial: Batch) -> list[Notice]:
         )
         notices.append(Notice("model", text))
     return notices
+
+
+def _lint_average(job: Job) -> Iterator[Notice]:
+    """Where an equal average is of too few weights to be one."""
+    average = job.spec.training.average
+    if average is None or average.swa is None:
+        return
+    swa = WeightAverage(average, job.num_steps, job.steps_per_epoch)
+    num_times = sum(map(swa.is_due, range(1, job.num_steps + 1)))
+    if num_times < LEAST_WEIGHTS:
+        text = f"the weights enter {num_times or 'no'} time{'s' if num_times != 1 else ''}"
+        yield Notice("training.average.swa", f"{text}: an earlier start, or more often")
 
 
 def _lint_fractions(job: Job) -> Iterator[Notice]:

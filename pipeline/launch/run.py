@@ -44,12 +44,14 @@ def check(
     spec = load(path, overrides)
     refuse_too_many(spec)
     from pipeline.checks.job import check as check_job
+    from pipeline.launch.initial import load_initial
     from pipeline.launch.resume import Runs
     from pipeline.train.job import prepare
 
     _refuse_backup(spec, Runs(spec))
+    spec, initial = load_initial(spec, base_of(path))
     with _threads(1):  # faster for a small batch
-        job = prepare(spec, base_of(path), live)
+        job = prepare(spec, base_of(path), live, initial=initial)
         return spec, job, check_job(job)
 
 
@@ -121,9 +123,14 @@ def run(
 
 def assignment(job: Job, folder: RunDir, modules: list[str], base: Path) -> Assignment:
     """What the workers of a run are told."""
+    from pipeline.files.atomic import replacing
     from pipeline.launch.ray_trainer import in_process
     from pipeline.train.assignment import Assignment
+    from pipeline.train.weights import save_weights
 
+    if job.initial is not None:
+        with replacing(folder.initial) as file:
+            save_weights(job.initial, file)
     origins = plugins.origins(modules, folder.imports)
     here = job if in_process(job.spec) else None
     return Assignment(job.spec, base, folder, modules, origins, job.fingerprint, here)

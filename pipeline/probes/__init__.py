@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
-from torch import nn
 
 from pipeline.data.batch import Batch, num_rows, select
 from pipeline.losses.objective import Objective
@@ -18,14 +15,12 @@ __all__ = ["MAX_ROWS", "suspects", "total"]
 MAX_ROWS = 61  # odd, so that it is hardly the size of another dimension
 FEW_ROWS = 5  # for what is asked many times
 
-Build = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
-
 
 def suspects(
     objective: Objective,
     batch: Batch,
     microbatch_size: int,
-    optimizer: tuple[str, Build] | None = None,
+    optimizer: tuple[str, optimizers.Build] | None = None,
     times: int = 3,
 ) -> list[str]:
     """Faults, by component: what depends on more than its rows and the seed.
@@ -44,5 +39,5 @@ def suspects(
         faults = coupling.coupled(wide, few, microbatch_size)
         faults += losses.coupled(wide, batch, microbatch_size)
     if optimizer is not None:
-        faults += optimizers.unfaithful(*optimizer, list(objective.parameters()))
+        faults += optimizers.unfaithful(*optimizer, list(objective.named_parameters()))
     return [f"{component}: {fault}" for component, fault in faults]

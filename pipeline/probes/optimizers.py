@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
 
 from pipeline.probes.calls import Found
 
+Named = Iterable[tuple[str, nn.Parameter]]
+Build = Callable[[Named], torch.optim.Optimizer]
 STEPS = 40
 SAVED_AFTER = 4
 STANDARD = {"defaults", "state", "param_groups"}
@@ -17,15 +19,15 @@ STANDARD = {"defaults", "state", "param_groups"}
 
 def unfaithful(
     name: str,
-    build: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
-    parameters: list[nn.Parameter],
+    build: Build,
+    parameters: Named,
 ) -> Found:
     """What is wrong with an optimizer, tried on copies of the parameters."""
-    trained = [p for p in parameters if p.requires_grad]
+    trained = [(name, p) for name, p in parameters if p.requires_grad]
     one, other = (_Steps(build, trained) for _ in range(2))
     for step in range(STEPS):
         if step == SAVED_AFTER:
-            resumed = _Steps(build, one.weights)
+            resumed = _Steps(build, one.named)
             resumed.optimizer.load_state_dict(copy.deepcopy(one.optimizer.state_dict()))
         one.step(step)
         other.step(step)
@@ -56,11 +58,10 @@ def _is_own(key: str, optimizer: torch.optim.Optimizer) -> bool:
 class _Steps:
     """An optimizer on copies of the parameters."""
 
-    def __init__(
-        self, build: Callable[[list[nn.Parameter]], torch.optim.Optimizer], like: list[nn.Parameter]
-    ) -> None:
-        self.weights = [nn.Parameter(p.detach().clone()) for p in like]
-        self.optimizer = build(self.weights)
+    def __init__(self, build: Build, like: Named) -> None:
+        self.named = [(name, nn.Parameter(p.detach().clone())) for name, p in like]
+        self.weights = [weight for _, weight in self.named]
+        self.optimizer = build(self.named)
 
     def step(self, seed: int) -> None:
         """One step with gradients that its number determines."""

@@ -49,6 +49,11 @@ class RunDir:
         return self.path / "imports"
 
     @property
+    def initial(self) -> Path:
+        """The weights that the model starts from, with `model.init_from`."""
+        return self.path / "initial.pt"
+
+    @property
     def stop(self) -> Path:
         """Asks the workers to save their state and end."""
         return self.path / "stop"

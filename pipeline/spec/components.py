@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
+    BeforeValidator,
     Field,
     GetJsonSchemaHandler,
     SerializerFunctionWrapHandler,
+    ValidationError,
     ValidationInfo,
     field_validator,
     model_serializer,
@@ -18,6 +20,11 @@ from pydantic_core import PydanticCustomError
 
 from pipeline.registry import Registry, losses, models, nearest, optimizers, schedules
 from pipeline.spec.data import Name, Positive, Section
+
+Patterns = Annotated[
+    tuple[str, ...], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
+]
+"""Names with `*` for any text, or those of modules; one or several."""
 
 
 class Choice(Section):
@@ -130,6 +137,36 @@ class Output(Section):
     """Last operation; what the loss reads unless given (none for losses that take logits)."""
 
 
+class InitFrom(Section):
+    """Trained weights that the model starts from, in place of random ones."""
+
+    weights: str
+    """The folder of a finished run, an MLflow model that a run recorded (`models:/NAME@champion`),
+    or a `.safetensors` file, whose names are those of the model's parameters."""
+    match: Patterns | None = None
+    """Patterns of the parameters to take, as `encoder.*`; the others start from the seed. Unless
+    given, every parameter and buffer must be there, and no other."""
+    sha256: str | None = None
+    """Hash of what is taken; filled in when the job is loaded, and checked if given."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _source_alone(cls, value: Any) -> Any:
+        return {"weights": value} if isinstance(value, str) else value
+
+
+class Lora(Section):
+    """Low-rank adaptation: large weights stay as they are, and small factors are trained."""
+
+    match: Patterns
+    """Patterns of the linear layers to adapt, as `encoder.*`. Their own weights are frozen; other
+    parameters are trained unless `freeze` names them."""
+    rank: Positive = 8
+    """Rows of the one factor, columns of the other."""
+    alpha: Annotated[float, Field(gt=0)] = 16.0
+    """The product of the factors is scaled by `alpha / rank`."""
+
+
 class Model(Choice):
     """The model to train."""
 
@@ -137,12 +174,72 @@ class Model(Choice):
 
     outputs: dict[str, Output] = Field(default={})
     """Named outputs, where size or activation should differ from what the loss implies."""
+    init_from: InitFrom | None = None
+    """Trained weights to start from: a run's folder, an MLflow model or a `.safetensors` file; or a
+    mapping with `weights` and the patterns to `match`."""
+    freeze: Patterns = ()
+    """Patterns of parameters that are not trained, as `encoder` or `*.bias`. A layer that is
+    frozen whole keeps its running statistics too."""
+    lora: Lora | None = None
+    """Low-rank adaptation of linear layers, as `{match: encoder.*, rank: 8}`. The trained model has
+    the products added to its weights."""
+
+
+class Group(Section):
+    """Parameters with options of the optimizer of their own."""
+
+    match: Patterns
+    """Patterns of the parameters, or `biases_and_norms` for all with fewer than two dimensions. A
+    parameter is in the first group that names it."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """The optimizer's options that differ, written beside `match`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_options(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        rest = {key: value[key] for key in value if key != "match"}
+        return {key: value[key] for key in value if key == "match"} | {"options": rest}
+
+    @model_serializer(mode="wrap")
+    def _flat(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        dumped: dict[str, Any] = handler(self)
+        options: dict[str, Any] = dumped.pop("options")
+        return dumped | options
 
 
 class Optimizer(Choice):
     """The rule that moves the weights."""
 
     registry = optimizers
+
+    groups: list[Group] = Field(default=[])
+    """Parameters with options of their own, as `{match: encoder, lr: 1e-5}` or
+    `{match: biases_and_norms, weight_decay: 0}`."""
+
+    @field_validator("groups")
+    @classmethod
+    def _options_of_groups(cls, groups: list[Group], info: ValidationInfo) -> list[Group]:
+        if "options" not in info.data or "name" not in info.data:  # reported already
+            return groups
+        name, options = info.data["name"], info.data["options"]
+        return [_checked(group, index, name, options) for index, group in enumerate(groups)]
+
+
+def _checked(group: Group, index: int, name: str, options: dict[str, Any]) -> Group:
+    """The group with its options as those of the optimizer are read."""
+    model = optimizers[name].options
+    try:
+        read = model.model_validate({**options, **group.options}).model_dump(mode="json")
+    except ValidationError as error:
+        first = error.errors()[0]
+        text = first["msg"].replace("Input should", "must")
+        if first["type"] == "extra_forbidden":
+            text = f"not an option of {name} ({', '.join(model.model_fields)})"
+        key = ".".join(map(str, ("optimizer.groups", index, *first["loc"])))
+        raise PydanticCustomError("fits", "{text}", {"text": f"{key}: {text}"}) from None
+    return group.model_copy(update={"options": {key: read[key] for key in group.options}})
 
 
 class Schedule(Choice):

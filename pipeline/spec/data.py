@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -39,6 +39,14 @@ class Section(BaseModel):
                 "bool", "true and false are not a {kind}", {"kind": "value here"}
             )
         return value
+
+
+def sections_of(annotation: Any) -> Iterator[type[Section]]:
+    """The sections that a field of this type may hold."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    for part in get_args(annotation):
+        yield from sections_of(part)
 
 
 class SampleWeight(Section):

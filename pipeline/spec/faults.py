@@ -12,9 +12,8 @@ from pydantic import ValidationError
 from pipeline.errors import Fault
 from pipeline.registry import nearest
 from pipeline.spec.components import Choice, Model, Optimizer, Schedule, Term
-from pipeline.spec.data import Data, SampleWeight, Section, Split, Stream
+from pipeline.spec.data import Section, sections_of
 from pipeline.spec.job import JobSpec
-from pipeline.spec.sections import Cache, Checkpoint, Every, Stop, Tracking, Training, Workers
 
 Lines = dict[tuple[Any, ...], int]
 """The line of each key path."""
@@ -53,7 +52,7 @@ def faults_of(
             problem = message if own else f"{message}, found {shorten(item['input'])}"
             advice = ""
         shown = dotted(path)
-        if own_path := re.match(r"^((?:loss|training)\.[\w.]+): (.*)", problem):
+        if own_path := re.match(r"^((?:loss|training|optimizer)\.[\w.]+): (.*)", problem):
             shown, problem = own_path.groups()
             path = tuple(int(k) if k.isdigit() else k for k in shown.split("."))
         override = texts.get(max((k for k in texts if _overlap(shown, k)), key=len, default=""), "")
@@ -132,37 +131,24 @@ def _at(tree: Any, path: list[Any] | tuple[Any, ...]) -> Any:
 
 def _keys_beside(path: tuple[Any, ...], tree: Any) -> list[str]:
     """Keys allowed where the last key of `path` stands."""
-    sections: dict[str, type[Section]] = {
-        "data": Data,
-        "training": Training,
-        "workers": Workers,
-        "checkpoint": Checkpoint,
-        "cache": Cache,
-        "tracking": Tracking,
-    }
-    if len(path) == 1:
-        return list(JobSpec.model_fields)
-    if path[:2] == ("data", "sample_weight") and len(path) == 3:
-        return list(SampleWeight.model_fields)
-    if path[:2] == ("data", "stream") and len(path) == 3:
-        return list(Stream.model_fields)
-    if path[:2] in (("data", "validation"), ("data", "test")) and len(path) == 3:
-        return list(Split.model_fields)
-    if path[:2] == ("training", "stop") and len(path) == 3:
-        return list(Stop.model_fields)
-    if path[:2] == ("training", "evaluate_every") and len(path) == 3:
-        return list(Every.model_fields)
-    if path[0] in sections and len(path) == 2:
-        return list(sections[path[0]].model_fields)
-    if path[0] in CHOICES and len(path) <= 3:
-        choice = CHOICES[path[0]]
-        here = _at(tree, path[:-1])
-        own = [key for key in choice.model_fields if key != "options"]
-        name = here.get("name") if isinstance(here, dict) else None
-        if name in choice.registry.entries:
-            own += list(choice.registry[name].options.model_fields)
-        return own
-    return []
+    section = _section_at(path[:-1])
+    known = [key for key in section.model_fields if key != "options"] if section else []
+    here = _at(tree, path[:-1])
+    name = here.get("name") if isinstance(here, dict) else None
+    if section and issubclass(section, Choice) and name in section.registry.entries:
+        known += list(section.registry[name].options.model_fields)
+    return known
+
+
+def _section_at(path: tuple[Any, ...]) -> type[Section] | None:
+    """The section of the spec that stands at a key path, or whose list does."""
+    section: type[Section] | None = JobSpec
+    for key in path:
+        if isinstance(key, int):
+            continue
+        field = section.model_fields.get(key) if section else None
+        section = next(sections_of(field.annotation), None) if field else None
+    return section
 
 
 def _positional(path: tuple[Any, ...], tree: Any) -> str | None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
 from pipeline.spec import Choice, JobSpec
-from pipeline.spec.data import Constant, Section
+from pipeline.spec.data import Constant, Section, sections_of
 
 WITHOUT_ROWS = (Constant,)
 """Sections whose one key is told where it is used."""
@@ -27,28 +26,22 @@ def table() -> str:
 def _fields(section: type[Section], path: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Each key with its dotted path, those of a section after the section itself."""
     for name, field in section.model_fields.items():
-        if issubclass(section, Choice) and name in ("name", "options"):
+        if name == "options" or (issubclass(section, Choice) and name == "name"):
             continue  # `pipeline list` tells them
-        if field.description or not any(_sections(field.annotation)):
+        if field.description or not any(_shown(field)):
             yield path + name, field
-        for inner in _sections(field.annotation):
+        for inner in _shown(field):
             yield from _fields(inner, f"{path}{name}.")
 
 
-def _sections(annotation: Any) -> Iterator[type[Section]]:
-    """The sections that a type is made of."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        if annotation not in WITHOUT_ROWS:
-            yield annotation
-        return
-    for argument in get_args(annotation):
-        yield from _sections(argument)
+def _shown(field: FieldInfo) -> list[type[Section]]:
+    return [one for one in sections_of(field.annotation) if one not in WITHOUT_ROWS]
 
 
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True)
-    if value is None or isinstance(value, Section) or value in ({}, []):
+    if value is None or isinstance(value, Section) or value in ({}, [], ()):
         return ""
     return f"`{value if isinstance(value, str) else json.dumps(value)}`"

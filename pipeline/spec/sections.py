@@ -28,6 +28,10 @@ class Every(Section):
             raise PydanticCustomError("every", "give either `steps` or `epochs`")
         return self
 
+    def in_steps(self, steps_per_epoch: int) -> int:
+        """The same in optimizer steps."""
+        return self.steps or (self.epochs or 1) * steps_per_epoch
+
 
 class Stop(Section):
     """Training ends early once the validation rows no longer gain from it."""
@@ -38,6 +42,31 @@ class Stop(Section):
     """Evaluations in a row that are no better than the best one, after which training ends."""
     min_delta: Annotated[float, Field(ge=0)] = 0.0
     """What an evaluation has to gain on the best one to be better."""
+
+
+class Swa(Section):
+    """Equal average of the weights at several points of training (stochastic weight averaging)."""
+
+    start: Annotated[float, Field(ge=0, lt=1)] = 0.75
+    """Share of the steps after which averaging begins."""
+    every: Every = Every(epochs=1)
+    """How often the weights enter the average: `{steps: 100}`, or `{epochs: 1}`."""
+
+
+class Average(Section):
+    """Averaged weights, which are evaluated and become the model in place of the last ones."""
+
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of an exponential moving average, as 0.999: after each step it keeps this share of
+    itself."""
+    swa: Swa | None = None
+    """Equal average from late in training on, as `{start: 0.75, every: {epochs: 1}}`."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Average:
+        if (self.ema is None) == (self.swa is None):
+            raise PydanticCustomError("average", "give either `ema` or `swa`")
+        return self
 
 
 class Training(Section):
@@ -72,6 +101,9 @@ class Training(Section):
     best_by: str | None = None
     """`loss` or a validation metric: the weights of its best evaluation become the model. Unless
     given, those of the last step do."""
+    average: Average | None = None
+    """Averaged weights in place of the last ones, as `{ema: 0.999}` or `{swa: {start: 0.75}}`, in
+    evaluations and as the model; running statistics are averaged too."""
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     """`bfloat16` is autocast of the forward pass, with weights, loss and reduction in float32;
     `float64` computes everything in it, to tell rounding from faults."""

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from torch import Tensor
 
 import pipeline
 from pipeline.data.columns import Field, from_json
+from pipeline.errors import UsageError
+from pipeline.redact import redact
 from pipeline.rundir import RunDir
 from pipeline.rundir.records import Record
 from pipeline.tracking.client import Client, prepare_environment
 from pipeline.tracking.names import environment_uri, with_password
+from pipeline.train.weights import load_weights
+
+WEIGHTS = "weights.pt"
 
 
 def log_model(run: RunDir, model_id: str, record: Record) -> tuple[str, list[str]]:
@@ -111,16 +119,42 @@ def cells(column: Any) -> list[Any]:
     return list(column.to_pylist())
 
 
+def download_weights(uri: str, tracking_uri: str) -> dict[str, Tensor]:
+    """The weights of a model that a run recorded. Raises UsageError for any other."""
+    prepare_environment()
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    with tempfile.TemporaryDirectory() as folder, _global_uri(with_password(tracking_uri)):
+        try:
+            model = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder)
+            return load_weights(Path(model, "artifacts", WEIGHTS))
+        except (MlflowException, OSError) as error:
+            reason = redact(str(error).partition("\n")[0])
+            shown = redact(tracking_uri)
+            raise UsageError(f"has no {WEIGHTS} of a run in {shown}: {reason}") from error
+
+
 def load_model(run_id: str, tracking_uri: str) -> Any:
     """The recorded model of a run, as `mlflow.pyfunc.load_model` gives it."""
     prepare_environment()
     import mlflow
 
+    uri = with_password(tracking_uri)
+    with _global_uri(uri):
+        return mlflow.pyfunc.load_model(f"models:/{Client(uri).model_ids(run_id)[0]}")
+
+
+@contextlib.contextmanager
+def _global_uri(uri: str) -> Iterator[None]:
+    """MLflow's own global address, by which it finds models; afterwards as before."""
+    import mlflow
+
     variable = environment_uri()
     before = mlflow.get_tracking_uri()
     try:
-        model_id = Client(with_password(tracking_uri)).model_ids(run_id)[0]
-        return mlflow.pyfunc.load_model(f"models:/{model_id}")
+        mlflow.set_tracking_uri(uri)
+        yield
     finally:
         mlflow.set_tracking_uri(before)  # which sets the variable too, and the next run reads it
         os.environ["MLFLOW_TRACKING_URI"] = variable

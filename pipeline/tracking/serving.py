@@ -53,7 +53,8 @@ class ServedModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         fields = [from_json(f) for f in json.loads(Path(artifacts["fields"]).read_text())]
         self.shift = job.data.shift
         self.inputs = [field for field in fields if field.is_input]
-        self.objective: Objective = build_objective(job, fields)
+        model = job.model.model_copy(update={"lora": None})  # whose products are in the weights
+        self.objective: Objective = build_objective(job.model_copy(update={"model": model}), fields)
         take_weights(self.objective, load_weights(Path(artifacts["weights"])))
         self.objective.eval()
 

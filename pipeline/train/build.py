@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline import registry
 from pipeline.data.batch import Batch
@@ -17,6 +17,7 @@ from pipeline.losses.objective import Objective
 from pipeline.losses.terms import Output, Term, bind, outputs
 from pipeline.spec import JobSpec
 from pipeline.tracebacks import describe
+from pipeline.train.parameters import choose_trained, groups, initialise
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -32,8 +33,9 @@ def build_objective(
     fields: list[Field],
     terms: list[Term] | None = None,
     trial: Batch | None = None,
+    initial: Mapping[str, Tensor] | None = None,
 ) -> Objective:
-    """Model and losses of the spec, freshly initialised from its seed.
+    """Model and losses of the spec, freshly initialised from its seed, or from `initial` weights.
 
     `terms` are bound to the fields already; those with parameters of their own are bound anew, as
     each objective trains its own. `trial` is a batch on which users' losses are tried; without it
@@ -50,6 +52,9 @@ def build_objective(
             kind = type(model).__name__
             raise UsageError(f"model {spec.model.name}: {kind} is not an nn.Module")
         _refuse_lazy(model, spec.model.name)
+        if initial is not None and spec.model.init_from:
+            initialise(model, initial, spec.model.init_from)
+        choose_trained(model, spec.model)
         return Objective(
             model,
             inputs,
@@ -71,12 +76,16 @@ def model_error(name: str, error: Exception, inputs: Iterable[str], doing: str =
     return UsageError(f"model {name}: {doing}{describe(error)}{columns}")
 
 
-def build_optimizer(spec: JobSpec, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The spec's optimizer over those of the parameters that are trained."""
+def build_optimizer(
+    spec: JobSpec, named: Iterable[tuple[str, nn.Parameter]]
+) -> torch.optim.Optimizer:
+    """The spec's optimizer over those of the named parameters that are trained."""
     chosen = spec.optimizer
-    trained = [p for p in parameters if p.requires_grad]
+    parameters = groups(named, chosen)
+    if not parameters:
+        raise UsageError("model.freeze: nothing is left to train")
     optimizer: torch.optim.Optimizer = registry.optimizers[chosen.name].build(
-        trained, **chosen.options
+        parameters, **chosen.options
     )
     return optimizer
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from pipeline.data import cache
 from pipeline.data.batch import Batch
@@ -25,6 +27,8 @@ class Job(cache.ConvertedRows):
     """What every worker needs: the same on each, a pure function of spec and data."""
 
     spec: JobSpec
+    initial: Mapping[str, Tensor] | None = None
+    """Weights of the model that `model.init_from` names."""
 
     @property
     def num_rows(self) -> int:
@@ -45,7 +49,7 @@ class Job(cache.ConvertedRows):
 
     def objective(self) -> Objective:
         """Model and losses as they are before the first step, tried on the `trial` rows."""
-        return build_objective(self.spec, self.fields, self.terms, self.trial)
+        return build_objective(self.spec, self.fields, self.terms, self.trial, self.initial)
 
     def sampler(self) -> Sampler | WindowSampler:
         """Which rows each step uses."""
@@ -81,8 +85,7 @@ class Job(cache.ConvertedRows):
     @property
     def steps_per_evaluation(self) -> int:
         """Optimizer steps from one evaluation to the next."""
-        every = self.spec.training.evaluate_every
-        return every.steps or (every.epochs or 1) * self.steps_per_epoch
+        return self.spec.training.evaluate_every.in_steps(self.steps_per_epoch)
 
     def is_evaluated(self, step: int, last_step: int) -> bool:
         """Whether the validation rows are looked at after `step` steps."""
@@ -101,11 +104,16 @@ class Job(cache.ConvertedRows):
 
 
 def prepare(
-    spec: JobSpec, base: Path, report: Report = lambda _: None, trusted_seconds: float = 0.0
+    spec: JobSpec,
+    base: Path,
+    report: Report = lambda _: None,
+    trusted_seconds: float = 0.0,
+    initial: Mapping[str, Tensor] | None = None,
 ) -> Job:
     """The spec's rows, converted now or found in the cache, which is read through once.
 
-    `report` is told how far a conversion has come. Raises DataError naming file and column.
+    `initial` are the weights that `model.init_from` names. `report` is told how far a
+    conversion has come. Raises DataError naming file and column.
     """
     float_dtype = np.float64 if spec.training.precision == "float64" else np.float32
     converted = cache.load_or_convert(
@@ -121,4 +129,4 @@ def prepare(
     if bucket is not None and bucket not in converted.train.lists:
         lists = ", ".join(converted.train.lists) or "there are none"
         raise DataError(f"training.bucket_by: {bucket!r} is not a column of lists ({lists})")
-    return Job(**vars(converted), spec=spec)
+    return Job(**vars(converted), spec=spec, initial=initial)

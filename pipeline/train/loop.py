@@ -131,13 +131,13 @@ def _evaluate(
     assert job.validation is not None
     settings = job.spec.training
     is_kept = bool(settings.best_by or settings.stop) or state.step == last_step
-    with tracebacks.noting(f"in the evaluation after step {state.step}"):
+    with tracebacks.noting(f"in the evaluation after step {state.step}"), state.averaged():
         evaluation = _evaluate_rows(job, state, job.validation, state.step == 0, is_kept)
+        becomes_model = state.step > 0
+        if state.best:
+            becomes_model = state.best.update(state.step, evaluation.values, state.objective)
     lap("evaluation")
     recorded = recorder.log_evaluation(state, evaluation)
-    becomes_model = state.step > 0
-    if state.best:
-        becomes_model = state.best.update(state.step, evaluation.values, state.objective)
     if state.early_stop:
         state.early_stop.update(state.step, recorded)
     if evaluation.kept and becomes_model:
@@ -149,7 +149,7 @@ def _test(job: Job, state: TrainState, recorder: NullRecorder) -> Evaluation | N
     if job.test is None or not state.is_done(job.num_steps):
         return None
     recorder.save_end(state)
-    state.take_best_weights()
+    state.become_model()
     with tracebacks.noting("in the evaluation of the test rows"):
         return _evaluate_rows(job, state, job.test, with_baselines=True)
 

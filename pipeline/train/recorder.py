@@ -10,6 +10,7 @@ from pipeline.data.loader import StepBatch
 from pipeline.distributed import comm
 from pipeline.errors import NonFiniteError, RunError
 from pipeline.files.atomic import replacing, sync_folder
+from pipeline.models.lora import merged
 from pipeline.rundir import RunDir
 from pipeline.rundir.backup import Backups, BackupThread
 from pipeline.rundir.checkpoint import Checkpoints
@@ -225,7 +226,7 @@ class RunRecorder(NullRecorder):
         if self.job.validation is None:
             return
         objective = state.objective
-        take_weights(objective, state.best_weights)
+        take_weights(objective, state.model_weights)
         training, device = self.job.spec.training, state.gradients.seeds.device
         size = training.microbatch_size or training.batch_size
         if importance := permutation_importance(objective, self.job.validation, size, device):
@@ -245,7 +246,9 @@ class RunRecorder(NullRecorder):
         self.checkpoints.wait()
         self.journal.close()
         self.backup.before_result()
-        weights, is_early = state.best_weights, state.step < self.last_step
+        weights, is_early = state.model_weights, state.step < self.last_step
+        if lora := self.job.spec.model.lora:
+            weights = merged(weights, lora.rank, lora.alpha)
         with replacing(self.run.weights, self.lease.check) as file:
             save_weights(weights, file)
         self._save_importance(state)

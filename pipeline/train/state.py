@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypedDict
 
@@ -22,6 +23,7 @@ from pipeline.probes.buffers import changing_buffers
 from pipeline.schedules import learning_rate_factor
 from pipeline.spec.sections import Training
 from pipeline.telemetry.stopwatch import Phase
+from pipeline.train.average import AverageState, WeightAverage
 from pipeline.train.best import BestState, BestWeights
 from pipeline.train.build import build_optimizer
 from pipeline.train.job import Job
@@ -42,6 +44,7 @@ class Snapshot(TypedDict):
     num_skipped: int
     best: BestState | None
     early_stop: StopState | None
+    average: AverageState | None
 
 
 class TrainState:
@@ -56,6 +59,7 @@ class TrainState:
         metrics: Sequence[TermMetric] = (),
         best: BestWeights | None = None,
         early_stop: EarlyStop | None = None,
+        average: WeightAverage | None = None,
     ) -> None:
         self.objective = objective
         self.optimizer = optimizer
@@ -68,6 +72,8 @@ class TrainState:
         """Kept by the first worker of a job with `training.best_by`."""
         self.early_stop = early_stop
         """Of a job with `training.stop`."""
+        self.average = average
+        """Of a job with `training.average`."""
         self.step = 0
         """Steps that are done."""
         self.num_skipped = 0
@@ -86,7 +92,7 @@ class TrainState:
         in_order = spec.training.microbatch_size is not None or is_small(bound)
         way = OrderedGradients if in_order else OverlappedGradients
         gradients = way(bound, Seeds(spec.training.seed, device), changing)
-        optimizer = build_optimizer(spec, bound.parameters())
+        optimizer = build_optimizer(spec, bound.named_parameters())
         schedule = partial(
             learning_rate_factor,
             spec.schedule.name,
@@ -100,7 +106,10 @@ class TrainState:
             best = BestWeights(spec.training.best_by, bound.terms, metrics)
         stop = spec.training.stop
         early_stop = EarlyStop(stop, bound.terms, metrics) if stop else None
-        return cls(bound, optimizer, gradients, schedule, metrics, best, early_stop)
+        average = None
+        if settings := spec.training.average:
+            average = WeightAverage(settings, job.num_steps, job.steps_per_epoch)
+        return cls(bound, optimizer, gradients, schedule, metrics, best, early_stop, average)
 
     def is_done(self, last_step: int) -> bool:
         """Whether training is over: after the last step, or before by `training.stop`."""
@@ -134,7 +143,18 @@ class TrainState:
         )
         self.step += 1
         self.num_skipped += losses.nonfinite is not None
+        if self.average and losses.nonfinite is None:
+            self.average.update(self.step, self.objective)
         return losses
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The weights that are evaluated: averages, where the job has them."""
+        if self.average is None:
+            yield
+            return
+        with self.average.applied(self.objective):
+            yield
 
     def snapshot(self) -> Snapshot:
         """The state as a checkpoint saves it, on the CPU: later steps do not change it."""
@@ -147,6 +167,7 @@ class TrainState:
             "num_skipped": self.num_skipped,
             "best": self.best.state if self.best else None,  # a copy already
             "early_stop": self.early_stop.state if self.early_stop else None,
+            "average": self.average.snapshot() if self.average else None,
         }
 
     def restore(self, snapshot: Snapshot, step: int) -> None:
@@ -160,19 +181,27 @@ class TrainState:
             self.best.state = snapshot["best"]
         if self.early_stop is not None and snapshot["early_stop"]:
             self.early_stop.state = snapshot["early_stop"]
+        if self.average is not None and snapshot["average"]:
+            self.average.restore(snapshot["average"], self.gradients.seeds.device)
 
-    def take_best_weights(self) -> None:
-        """Become the trained model, on every worker."""
+    def become_model(self) -> None:
+        """Take the weights of the trained model, on every worker; no step can follow."""
+        if self.average:
+            self.average.apply(self.objective)
         best = self.best.state["weights"] if self.best and self.best.state else {}
         weights = {name: comm.from_first(best.get(name)) for name in comm.from_first(list(best))}
         if weights:
             take_weights(self.objective, weights)
 
     @property
-    def best_weights(self) -> dict[str, Tensor]:
-        """Those of the best evaluation, or else the last ones: what the trained model has."""
-        best = self.best.state if self.best else None
-        return best["weights"] if best else self.objective.state_dict()
+    def model_weights(self) -> dict[str, Tensor]:
+        """What the trained model has: the weights of the best evaluation, or else the average, or
+        else those of the last step."""
+        if self.best and self.best.state:
+            return self.best.state["weights"]
+        with self.averaged():
+            weights: dict[str, Tensor] = to_cpu(self.objective.state_dict())
+        return weights
 
 
 def _refuse_different(objective: Objective, changing: Mapping[str, bool], model: str) -> None:

@@ -13,8 +13,9 @@ from pipeline.spec import JobSpec
 from pipeline.telemetry.system import SystemMonitor
 from pipeline.train import fault_injection
 from pipeline.train.assignment import Assignment
-from pipeline.train.job import prepare
+from pipeline.train.job import Job, prepare
 from pipeline.train.loop import train
+from pipeline.train.weights import load_weights
 
 
 def work(config: dict[str, Assignment]) -> None:
@@ -31,7 +32,7 @@ def work(config: dict[str, Assignment]) -> None:
             "set `storage` to a folder that every node mounts"
         )
     torch.set_num_threads(told.spec.workers.threads)
-    job = told.job or prepare(told.spec, told.base, trusted_seconds=cache.TRUSTED_SECONDS)
+    job = told.job or _prepare(told)
     if job.fingerprint != told.fingerprint:
         raise RunError(
             f"worker {comm.rank()} reads other rows from {told.spec.data.train} than the command "
@@ -67,6 +68,12 @@ def work(config: dict[str, Assignment]) -> None:
         if isinstance(error, PipelineError):
             raise
         raise RunError(tracebacks.in_full(error)) from error
+
+
+def _prepare(told: Assignment) -> Job:
+    """The job from its rows, and from the weights that it starts from."""
+    initial = load_weights(told.run.initial) if told.spec.model.init_from else None
+    return prepare(told.spec, told.base, trusted_seconds=cache.TRUSTED_SECONDS, initial=initial)
 
 
 def _device(spec: JobSpec) -> torch.device:

@@ -74,11 +74,13 @@ def numbers(told: Assignment) -> dict[str, Hashes]:
     from pipeline.probes.calls import passed, total
     from pipeline.train.build import build_optimizer
     from pipeline.train.job import prepare
+    from pipeline.train.weights import load_weights
 
     plugins.receive(told.modules, told.run.imports)
     spec = told.spec
     torch.set_num_threads(spec.workers.threads)
-    job = prepare(spec, told.base)
+    initial = load_weights(told.run.initial) if spec.model.init_from else None
+    job = prepare(spec, told.base, initial=initial)
     batch = job.trial
     bound = job.objective()
 
@@ -103,7 +105,7 @@ def numbers(told: Assignment) -> dict[str, Hashes]:
     found["has a different gradient"] = alone(
         (name, p.grad) for name, p in bound.named_parameters() if p.grad is not None
     )
-    optimizer = build_optimizer(spec, bound.parameters())
+    optimizer = build_optimizer(spec, bound.named_parameters())
     for _ in range(3):
         torch.manual_seed(0)
         optimizer.step()

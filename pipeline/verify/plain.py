@@ -35,7 +35,7 @@ def steps(job: Job, num_steps: int) -> tuple[list[StepPoint], Objective]:
     bound = job.objective()
     changing = changing_buffers(bound, job.trial)
     trained = [p for p in bound.parameters() if p.requires_grad]
-    optimizer = build_optimizer(spec, trained)
+    optimizer = build_optimizer(spec, bound.named_parameters())
     for group in optimizer.param_groups:
         group.update({key: False for key in ("fused", "foreach") if key in group})
     rates = [group["lr"] for group in optimizer.param_groups]

@@ -324,7 +324,7 @@ class _Runner:
         if leg.precision is None:
             return job
         if self.wide is None:
-            self.wide = prepare(job.spec, self.base)
+            self.wide = prepare(job.spec, self.base, initial=job.initial)
         return replace(self.wide, spec=job.spec)
 
     def _train_plainly(self, leg: Leg) -> tuple[Sequence[Point], str]:

@@ -41,6 +41,7 @@ def spec_of(folder: Path, **training: Any) -> dict[str, Any]:
     about = {
         "batch_size": 16, "microbatch_size": 3, "epochs": 6, "clip_norm": 1.0, "best_by": "rmse",
         "evaluate_every": {"steps": 4}, "stop": {"metric": "mae", "patience": 100},
+        "average": {"ema": 0.8},
     }  # fmt: skip
     return {
         "name": "chaos", "loss": "mse",
@@ -48,7 +49,8 @@ def spec_of(folder: Path, **training: Any) -> dict[str, Any]:
             "train": str(folder / "rows.parquet"), "target": "y", "validation": 0.2, "test": 0.1,
         },
         "model": {"name": "mlp", "hidden": [8], "dropout": 0.2},
-        "training": about | training, "optimizer": {"name": "adamw", "lr": 1e-2},
+        "training": about | training,
+        "optimizer": {"name": "adamw", "lr": 1e-2, "groups": [{"match": "*.bias", "lr": 5e-3}]},
         "schedule": "cosine", "checkpoint": {"every_steps": 4, "keep": 2},
         "cache": {"folder": str(folder / "cache")},
     }  # fmt: skip

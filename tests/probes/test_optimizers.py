@@ -36,6 +36,13 @@ class Noisy(torch.optim.SGD):
             self.param_groups[0]["params"][0].add_(float(np.random.rand()))
 
 
+NAMED = [("weight", nn.Parameter(torch.ones(3, 2)))]
+
+
+def of(build: Any) -> Any:
+    return lambda named: build([p for _, p in named])
+
+
 @pytest.mark.parametrize(
     ("build", "expected"),
     [
@@ -44,7 +51,7 @@ class Noisy(torch.optim.SGD):
     ],
 )
 def test_an_optimizer_is_named_with_its_cause(build: Any, expected: list[str]) -> None:
-    (fault,) = [text for _, text in unfaithful("own", build, [nn.Parameter(torch.ones(3, 2))])]
+    (fault,) = [text for _, text in unfaithful("own", of(build), NAMED)]
     for text in expected:
         assert text in fault
 
@@ -52,4 +59,4 @@ def test_an_optimizer_is_named_with_its_cause(build: Any, expected: list[str]) -
 @pytest.mark.parametrize("name", built_in("optimizers"))
 def test_torchs_own_optimizers_are_not_named(name: str) -> None:
     build = registry.optimizers[name].build
-    assert unfaithful(name, build, [nn.Parameter(torch.ones(3, 3))]) == []
+    assert unfaithful(name, of(build), NAMED) == []

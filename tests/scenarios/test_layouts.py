@@ -537,13 +537,13 @@ def test_whether_buffers_add_up_is_tried_beyond_the_first_step(
 def test_a_new_process_takes_every_weight_and_buffer(name: str, tmp_path: Path) -> None:
     made = job(tmp_path, name, SGD, 3, "float32")
     _, bound = plain.steps(made, 2)
-    optimizer = build_optimizer(made.spec, bound.parameters())
+    optimizer = build_optimizer(made.spec, bound.named_parameters())
     gradients = OrderedGradients(bound, Seeds(0, torch.device("cpu")))
     saved = state.TrainState(bound, optimizer, gradients).snapshot()
     batch = made.trial
     expected = bound.eval().predict(batch)["prediction"]
     resumed, served = (build_objective(made.spec, made.fields) for _ in range(2))
-    optimizer = build_optimizer(made.spec, resumed.parameters())
+    optimizer = build_optimizer(made.spec, resumed.named_parameters())
     gradients = OrderedGradients(resumed, Seeds(0, torch.device("cpu")))
     state.TrainState(resumed, optimizer, gradients).restore(saved, 2)
     take_weights(served, saved["weights"])

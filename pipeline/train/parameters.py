@@ -1,0 +1,121 @@
+"""Parameters that a spec names by pattern: which start from trained weights, which are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import Tensor, nn
+
+from pipeline.errors import UsageError
+from pipeline.models.lora import adapt
+from pipeline.registry import nearest
+from pipeline.spec.components import InitFrom, Lora, Optimizer
+from pipeline.spec.components import Model as ModelChoice
+
+BIASES_AND_NORMS = "biases_and_norms"
+MAX_NAMED = 3
+"""Names that an error gives of many."""
+
+
+def find(names: Iterable[str], patterns: Sequence[str], key: str) -> list[str]:
+    """Those of the names that a pattern of the spec's `key` matches, itself or a module above them.
+
+    Raises UsageError for a pattern that matches none.
+    """
+    known = list(names)
+    for pattern in patterns:
+        if not any(_matches(name, pattern) for name in known):
+            modules = {name[:end] for name in known for end in _ends(name)}
+            some = ", ".join(sorted(known)[:8]) + ", ..." * (len(known) > 8)
+            raise UsageError(
+                f"{key}: {pattern!r} matches nothing{nearest(pattern, modules)} "
+                f"(there {'is' if len(known) == 1 else 'are'}: {some or 'none'})"
+            )
+    return [name for name in known if any(_matches(name, pattern) for pattern in patterns)]
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
+
+
+def _ends(name: str) -> list[int]:
+    return [place for place, letter in enumerate(name) if letter == "."] + [len(name)]
+
+
+def initialise(model: nn.Module, weights: Mapping[str, Tensor], init_from: InitFrom) -> None:
+    """Give the model trained weights, by name, all or those that a pattern matches.
+
+    Raises UsageError for names that one side lacks, and for shapes that differ.
+    """
+    own = model.state_dict()
+    source = f"model.init_from: {init_from.weights}"
+    if init_from.match is None:
+        _refuse(source, "lacks", own.keys() - weights.keys())
+        _refuse(source, "has more than the model:", weights.keys() - own.keys())
+        chosen = list(own)
+    else:
+        chosen = find(own, init_from.match, "model.init_from.match")
+        _refuse(source, "lacks", set(chosen) - weights.keys())
+    different = [
+        f"{name} is {list(weights[name].shape)}, {list(own[name].shape)} in the model"
+        for name in chosen
+        if isinstance(own[name], Tensor) and weights[name].shape != own[name].shape
+    ]
+    _refuse(source, "has other shapes:", different)
+    model.load_state_dict({**own, **{name: weights[name] for name in chosen}})
+
+
+def _refuse(source: str, problem: str, names: Iterable[str]) -> None:
+    """Raise UsageError if there are any."""
+    if faults := sorted(names):
+        more = f" and {len(faults) - MAX_NAMED} more" if len(faults) > MAX_NAMED else ""
+        advice = "; `match` takes a part of the weights by pattern"
+        raise UsageError(f"{source} {problem} {', '.join(faults[:MAX_NAMED])}{more}{advice}")
+
+
+def choose_trained(model: nn.Module, spec: ModelChoice) -> None:
+    """Freeze what the spec freezes, and adapt the layers that it adapts."""
+    named = dict(model.named_parameters())
+    for name in find(named, spec.freeze, "model.freeze"):
+        named[name].requires_grad_(False)
+    for path, module in model.named_modules():
+        own = list(module.parameters(recurse=False))
+        is_frozen = spec.freeze and own and not any(p.requires_grad for p in own)
+        is_named = any(_matches(path, pattern) for pattern in spec.freeze)
+        if (is_frozen or is_named) and next(module.buffers(recurse=False), None) is not None:
+            module.training = False  # running statistics stay as they are
+    if spec.lora:
+        _adapt(model, spec.lora)
+
+
+def _adapt(model: nn.Module, lora: Lora) -> None:
+    layers = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
+    for name in find(layers, lora.match, "model.lora.match"):
+        adapt(layers[name], lora.rank, lora.alpha)
+
+
+def groups(
+    named: Iterable[tuple[str, nn.Parameter]], optimizer: Optimizer
+) -> list[dict[str, Any]] | list[nn.Parameter]:
+    """The parameters that are trained, as an optimizer takes them: first those in no group.
+
+    Their names may begin with `model.`, as in an `Objective`. Raises UsageError for a group that is
+    empty.
+    """
+    trained = {name.removeprefix("model."): p for name, p in named if p.requires_grad}
+    if not optimizer.groups:
+        return list(trained.values())
+    left, made = dict(trained), []
+    for index, group in enumerate(optimizer.groups):
+        key = f"optimizer.groups.{index}.match"
+        patterns = [pattern for pattern in group.match if pattern != BIASES_AND_NORMS]
+        chosen = set(find(trained, patterns, key))
+        if BIASES_AND_NORMS in group.match:
+            chosen |= {name for name, p in trained.items() if p.dim() < 2}
+        members = [left.pop(name) for name in list(left) if name in chosen]
+        if not members:
+            raise UsageError(f"{key}: all parameters that it matches are in groups before it")
+        made.append({"params": members, **group.options})
+    return [*([{"params": list(left.values())}] if left else []), *made]
