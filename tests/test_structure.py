@@ -30,7 +30,7 @@ LAYERS = [
     ["rundir"],
     ["telemetry"],
     ["train"],
-    ["report"],
+    ["report", "inference"],
     ["tracking"],
     ["checks", "testing"],
     ["launch"],

@@ -77,7 +77,7 @@ def run(
             imports,
             fresh=fresh,
             say=_say(as_json),
-            live=_live,
+            live=show_live,
             started=STARTED,
         )
     except UnrecordedError as error:
@@ -102,7 +102,7 @@ def check(job: str, overrides: tuple[str, ...], imports: tuple[str, ...], as_jso
     """
     from pipeline.launch import run as launch
 
-    checked, prepared, notices = launch.check(job, _overrides(overrides), imports, live=_live)
+    checked, prepared, notices = launch.check(job, _overrides(overrides), imports, live=show_live)
     for line in render.check_lines(prepared, notices):
         click.echo(line, err=as_json)
     if as_json:
@@ -181,7 +181,7 @@ def prove(
         workers=counts,
         tolerance=tolerance,
         each=each,
-        say=_live,
+        say=show_live,
     )
     conclusion = render.proof_conclusion(proof)
     for line in conclusion:
@@ -201,7 +201,7 @@ def prove(
     sys.exit(0 if proof.is_kept else 1)
 
 
-def _live(text: str) -> None:
+def show_live(text: str) -> None:
     """A line that the next one replaces, where somebody watches."""
     if sys.stderr.isatty():
         click.echo(f"{text}\r", err=True, nl=False)

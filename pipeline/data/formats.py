@@ -47,7 +47,7 @@ def datasets(
                 field.with_type(merged(field.type, types[field.name], is_text) or field.type)
             )
         schema = pa.schema(fields, common.metadata)
-        parts = [_dataset(place, schema) for place in places[key]]
+        parts = [dataset_of(place, schema) for place in places[key]]
         datasets_by_key[key] = parts[0] if len(parts) == 1 else ds.dataset(parts)
     return datasets_by_key
 
@@ -132,7 +132,8 @@ def _columns(schema: pa.Schema) -> list[tuple[str, str]]:
     return sorted((column.name, str(column.type)) for column in schema)
 
 
-def _dataset(place: FileSet, schema: pa.Schema) -> ds.Dataset:
+def dataset_of(place: FileSet, schema: pa.Schema) -> ds.Dataset:
+    """The rows of these files, read under one schema."""
     if place.format == "sample":
         return ds.dataset(samples.sample(place.name))
     return ds.dataset(

@@ -94,7 +94,7 @@ def locate(data: Data, base: Path) -> DataFiles:
     """Find what `data` names; relative paths start at `base`. Raises DataError with the key."""
     named = {"train": data.train, "validation": data.validation, "test": data.test}
     places = {
-        split: _locate_key(f"data.{split}", names, base)
+        split: locate_names(f"data.{split}", names, base)
         for split, names in named.items()
         if isinstance(names, str | list)
     }
@@ -110,7 +110,8 @@ def locate(data: Data, base: Path) -> DataFiles:
     return DataFiles(data, places)
 
 
-def _locate_key(key: str, uris: str | list[str], base: Path) -> list[FileSet]:
+def locate_names(key: str, uris: str | list[str], base: Path) -> list[FileSet]:
+    """Where each path, glob, URI or sample leads. Raises DataError that begins with `key`."""
     names = [uris] if isinstance(uris, str) else uris
     if len(names) > 1 and any(name.startswith("sample:") for name in names):
         raise DataError(f"{key}: a sample stands alone, found {names}")

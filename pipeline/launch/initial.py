@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import UsageError
 from pipeline.launch.resume import storage_of
-from pipeline.rundir import RunDir
+from pipeline.launch.trained import is_recorded, run_of
 from pipeline.spec import JobSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SCHEMES = ("models:/", "runs:/")
 MODEL = "model."
 """Before the names of the model's weights in a run's `weights.pt`."""
 
@@ -45,22 +44,18 @@ def _read(source: str, spec: JobSpec, base: Path) -> dict[str, Tensor]:
     from pipeline.train.weights import load_weights
 
     storage = storage_of(spec)
-    if source.startswith(SCHEMES):
-        from pipeline.tracking.model import download_weights
+    if is_recorded(source):
+        from pipeline.tracking.model import downloaded
         from pipeline.tracking.names import tracking_uri
 
-        return _of_model(download_weights(source, tracking_uri(storage)))
+        with downloaded(source, tracking_uri(storage)) as artifacts:
+            return _of_model(load_weights(artifacts / "weights.pt"))
     places = [base / Path(source).expanduser(), storage / source]
     path = next((place for place in places if place.exists()), None)
     if path is None:
         raise UsageError(f"is not there; looked for {' and '.join(map(str, places))}")
     if path.is_dir():
-        run = RunDir(path.resolve())
-        if not run.record.exists():
-            raise UsageError("is not the folder of a run (no record.json)")
-        if not run.is_intact:
-            raise UsageError(f"is not finished: {run.damage() or 'it has no result'}")
-        return _of_model(load_weights(run.weights))
+        return _of_model(load_weights(run_of(path).weights))
     if path.suffix != ".safetensors":
         raise UsageError("is neither the folder of a run nor a .safetensors file")
     from safetensors import SafetensorError

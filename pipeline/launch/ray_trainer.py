@@ -11,7 +11,7 @@ import secrets
 import socket
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pipeline.errors import PipelineError, StoppedError, UsageError
@@ -43,6 +43,8 @@ ELASTIC_ENVIRONMENT = {
     # run stands still after a node is lost
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
 }
+MAX_RESTARTS = 3
+"""How often a worker that predicts is started again, and its file begun anew."""
 REACH_SECONDS = 5.0
 """How long a cluster may take to answer, and again to say who may come in."""
 RESIZE_SECONDS = 15.0  # between looks for more nodes; 60 by default
@@ -155,6 +157,53 @@ def session(spec: JobSpec) -> Iterator[None]:
 
         with _own_signals(ray), _cluster(spec, ray, alone=False):
             yield
+
+
+def each_on_workers(
+    spec: JobSpec,
+    begin: Callable[[], Any],
+    work: Callable[[Any, Any], Any],
+    items: Sequence[Any],
+) -> Iterator[Any]:
+    """What `work(begun, item)` gives for each item, as soon as it is known, in any order.
+
+    `begun` is what `begin()` gives on each of the spec's workers. One that dies is replaced, and
+    what it was at is done again. Raises the first worker's own error.
+    """
+    with session(spec):
+        import ray
+        from ray.util import ActorPool
+
+        from pipeline.launch.failures import cause_of
+
+        workers = spec.workers
+        environment = {**DRIVER_ENVIRONMENT, "OMP_NUM_THREADS": str(workers.threads)}
+        actor = ray.remote(
+            num_cpus=workers.cpus_per_worker,
+            num_gpus=int(workers.gpu),
+            max_restarts=MAX_RESTARTS,
+            max_task_retries=MAX_RESTARTS,
+            runtime_env={"env_vars": environment},
+        )(_Worker)
+        pool = ActorPool([actor.remote(begin) for _ in range(workers.most)])
+        try:
+            yield from pool.map_unordered(lambda one, item: one.work.remote(work, item), items)
+        except ray.exceptions.RayError as error:
+            raise cause_of(getattr(error, "cause", None) or error) from error
+
+
+class _Worker:
+    """Begins once, and works on one item after another."""
+
+    def __init__(self, begin: Callable[[], Any]) -> None:
+        self.begin = begin
+        self.begun: Any = None
+
+    def work(self, work: Callable[[Any, Any], Any], item: Any) -> Any:
+        """What is to be done with an item."""
+        if self.begun is None:  # an error of it is one of the work
+            self.begun = self.begin()
+        return work(self.begun, item)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ import base64
 import contextlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from torch import Tensor
 
 import pipeline
 from pipeline.data.columns import Field, from_json
@@ -24,7 +22,6 @@ from pipeline.rundir import RunDir
 from pipeline.rundir.records import Record
 from pipeline.tracking.client import Client, prepare_environment
 from pipeline.tracking.names import environment_uri, with_password
-from pipeline.train.weights import load_weights
 
 WEIGHTS = "weights.pt"
 
@@ -40,6 +37,7 @@ def log_model(run: RunDir, model_id: str, record: Record) -> tuple[str, list[str
     import mlflow
     import pandas as pd
 
+    from pipeline.inference.model import TrainedModel
     from pipeline.tracking.serving import ServedModel
 
     if not run.is_intact:
@@ -60,9 +58,7 @@ def log_model(run: RunDir, model_id: str, record: Record) -> tuple[str, list[str
             path = Path(name) / f"{kind}.{'yaml' if kind == 'spec' else 'json'}"
             path.write_text(text, encoding="utf-8")
             artifacts[kind] = str(path)
-        if custom:
-            shutil.copytree(run.imports, Path(name) / "imports")
-        predicted = ServedModel.load(artifacts).predict(None, frame)
+        predicted = ServedModel(TrainedModel.of_run(run)).predict(None, frame)
         info = mlflow.pyfunc.log_model(
             name="model",
             model_id=model_id,
@@ -119,20 +115,27 @@ def cells(column: Any) -> list[Any]:
     return list(column.to_pylist())
 
 
-def download_weights(uri: str, tracking_uri: str) -> dict[str, Tensor]:
-    """The weights of a model that a run recorded. Raises UsageError for any other."""
+@contextlib.contextmanager
+def downloaded(uri: str, tracking_uri: str) -> Iterator[Path]:
+    """The files of a model that a run recorded, in a temporary folder.
+
+    Raises UsageError, whose text follows the model's address, for any other model.
+    """
     prepare_environment()
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    with tempfile.TemporaryDirectory() as folder, _global_uri(with_password(tracking_uri)):
+    with tempfile.TemporaryDirectory() as folder:
         try:
-            model = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder)
-            return load_weights(Path(model, "artifacts", WEIGHTS))
+            with _global_uri(with_password(tracking_uri)):
+                model = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder)
         except (MlflowException, OSError) as error:
             reason = redact(str(error).partition("\n")[0])
-            shown = redact(tracking_uri)
-            raise UsageError(f"has no {WEIGHTS} of a run in {shown}: {reason}") from error
+            raise UsageError(f"is no model in {redact(tracking_uri)}: {reason}") from error
+        artifacts = Path(model, "artifacts")
+        if not (artifacts / WEIGHTS).exists():
+            raise UsageError(f"is a model that no run of this pipeline recorded: no {WEIGHTS}")
+        yield artifacts
 
 
 def load_model(run_id: str, tracking_uri: str) -> Any:

@@ -235,7 +235,7 @@ def test_a_run_starts_from_a_run_and_from_what_mlflow_has_of_it(
         ("rows.parquet", "neither the folder of a run nor a .safetensors file"),
         (".", r"not the folder of a run \(no record.json\)"),
         ("broken.safetensors", "cannot be read"),
-        ("models:/nothing@champion", "has no weights.pt of a run in sqlite"),
+        ("models:/nothing@champion", "is no model in sqlite"),
         ({"weights": "start.safetensors", "sha256": "0" * 64}, "has the SHA-256 [0-9a-f]{64}, not"),
     ],
 )

@@ -1,0 +1,63 @@
+"""Commands that use a trained model: `predict`."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from pipeline.cli.group import cli
+from pipeline.cli.jobs import show_live
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("files", nargs=-1, required=True)
+@click.option("--out", required=True, metavar="DIR", help="Folder for the predictions.")
+@click.option(
+    "--keep",
+    multiple=True,
+    metavar="COLUMN",
+    help="A column to carry along; repeatable. Unless given, all that the model does not know.",
+)
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1),
+              help="Ray workers, which share the files.")  # fmt: skip
+@click.option("--gpu", is_flag=True, help="Compute on one GPU per worker.")
+@click.option("--fresh", is_flag=True, help="Replace predictions that are there already.")
+@click.option("--json", "as_json", is_flag=True, help="End with one JSON object on a line.")
+def predict(
+    model: str,
+    files: tuple[str, ...],
+    out: str,
+    keep: tuple[str, ...],
+    workers: int,
+    gpu: bool,
+    fresh: bool,
+    as_json: bool,
+) -> None:
+    """Predict files with a trained model.
+
+    MODEL is the folder of a finished run, its name in `runs`, or a model in MLflow, as
+    models:/flights@champion. FILES are Parquet, Arrow or CSV files, folders, globs or URIs.
+
+    \b
+    pipeline predict runs/flights-1 new/*.parquet --out predicted
+    pipeline predict models:/flights@champion s3://bucket/day=7 --out predicted --workers 4
+
+    For each file one Parquet file, with its rows in their order: ids and other columns that the
+    model does not read, then the predictions. The bytes are the same for any number of workers. The
+    same command again does the files that are left.
+    """
+    from pipeline.launch.predict import predict as launch
+
+    made = launch(
+        model, files, out, keep=keep or None, workers=workers, gpu=gpu, fresh=fresh, live=show_live
+    )
+    rate = made.num_rows / made.seconds if made.seconds else 0.0
+    click.echo(
+        f"done  {made.num_rows:,} rows predicted, {rate:,.0f} rows/s; {len(made.files)} "
+        f"file{'s' if len(made.files) != 1 else ''} in {made.out}: {', '.join(made.columns)}",
+        err=as_json,
+    )
+    if as_json:
+        click.echo(json.dumps(made.summary()))

@@ -1,0 +1,187 @@
+"""Predictions of files: one Parquet file for each, its rows in their order, in bounded memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.data.columns import column_errors
+from pipeline.data.formats import dataset_of, datasets
+from pipeline.data.locate import FileSet, locate_names
+from pipeline.data.reader import Source
+from pipeline.errors import DataError, UsageError
+from pipeline.files.atomic import replacing
+from pipeline.inference.model import TrainedModel
+from pipeline.registry import nearest
+from pipeline.train.weights import weights_sha256
+
+KEY = "FILES"
+"""What the files are called in messages."""
+MADE_BY = b"pipeline.made_by"
+"""In a Parquet file's metadata: the model, the input, and the columns that are carried along."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One file to predict."""
+
+    source: Source
+    output: Path
+    made_by: str
+    """What tells predictions that there are already from others: JSON."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether its output is there. Raises UsageError where there is another."""
+        if not self.output.exists():
+            return False
+        try:
+            found = (pq.read_metadata(self.output).metadata or {}).get(MADE_BY, b"").decode()
+        except (pa.ArrowException, OSError) as error:
+            raise UsageError(f"--out: {self.output} is not a Parquet file: {error}") from None
+        if found != self.made_by:
+            raise UsageError(
+                f"--out: {self.output} holds other predictions (another model, other rows or other "
+                "columns): give another folder, or --fresh to replace them"
+            )
+        return True
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All files to predict, of one schema."""
+
+    tasks: list[Task]
+    carried: list[str]
+    """Columns of the files that stand before the predictions."""
+    schema: pa.Schema
+    """Of all outputs."""
+
+
+def plan(
+    model: TrainedModel, names: Sequence[str], base: Path, folder: Path, keep: Sequence[str] | None
+) -> Plan:
+    """Which files there are, where their predictions go, and of which columns and types.
+
+    `keep` are the columns to carry along: unless given, all that the model neither reads nor
+    predicts. Raises DataError for files that cannot be read or lack a column, before any row but
+    the first few is read.
+    """
+    places = locate_names(KEY, list(names), base)
+    dataset = datasets({KEY: places}, model.job.data.categorical)[KEY]
+    carried = _carried(model, dataset.schema, keep)
+    _check_types(model, dataset.schema)
+    read = [field.name for field in model.inputs if field.name in dataset.schema.names]
+    wanted = dict.fromkeys([*read, *carried], KEY)
+    whole = Source(KEY, ", ".join(names), dataset, wanted, read, True, [])
+    schema = _schema(model, whole, carried)
+    identity = {
+        "weights": weights_sha256(model.objective.state_dict()),
+        "spec": model.job.digest,
+        "carried": carried,
+    }
+    tasks = []
+    files = [one for place in places for one in _single(place)]
+    for file, output in zip(files, _output_names(files), strict=True):
+        source = replace(whole, dataset=dataset_of(file, dataset.schema))
+        made_by = json.dumps({**identity, "input": file.stamp()}, sort_keys=True)
+        tasks.append(Task(source, folder / output, made_by))
+    return Plan(tasks, carried, schema)
+
+
+def predict_file(
+    model: TrainedModel, task: Task, plan: Plan, report: Callable[[int], None] = lambda _: None
+) -> int:
+    """Write the predictions of one file, whole or not at all; returns how many rows it has.
+
+    `report` is told of each block of rows. Raises DataError naming file and row.
+    """
+    num_rows = 0
+    schema = plan.schema.with_metadata({MADE_BY: task.made_by.encode()})
+    with replacing(task.output) as file, pq.ParquetWriter(file, schema) as writer:
+        for table in _predictions(model, task.source, plan):
+            writer.write_table(table.replace_schema_metadata(schema.metadata))
+            num_rows += len(table)
+            report(len(table))
+    return num_rows
+
+
+def _predictions(model: TrainedModel, source: Source, plan: Plan) -> Iterator[pa.Table]:
+    """The carried columns and the predictions of each block of rows."""
+    for block in source.blocks():
+        columns = {name: block.table[name] for name in block.table.column_names}
+        predicted = model.predict(columns, len(block.table), block.row_name)
+        types = {name: plan.schema.field(name).type for name in predicted}
+        arrays = {name: pa.array(values, types[name]) for name, values in predicted.items()}
+        kept = {name: columns[name] for name in plan.carried}
+        yield pa.table({**kept, **arrays})
+
+
+def _schema(model: TrainedModel, source: Source, carried: Sequence[str]) -> pa.Schema:
+    """Names and types of an output's columns, as the first rows give them."""
+    block = next(iter(source.blocks()), None)
+    if block is None:
+        raise DataError(f"{KEY}: no rows in {source.shown}")
+    first = block.table.slice(0, 1)
+    predicted = model.predict({name: first[name] for name in first.column_names}, 1, block.row_name)
+    if twice := [name for name in carried if name in predicted]:
+        raise UsageError(f"--keep: {', '.join(twice)} is what the model predicts")
+    kept = [block.table.schema.field(name) for name in carried]
+    return pa.schema([*kept, *((name, pa.array(v).type) for name, v in predicted.items())])
+
+
+def _carried(model: TrainedModel, schema: pa.Schema, keep: Sequence[str] | None) -> list[str]:
+    names = list(schema.names)
+    if keep is None:
+        others = {field.name for field in model.fields}
+        return [name for name in names if name not in others and names.count(name) == 1]
+    for name in keep:
+        if names.count(name) != 1:
+            problem = "stands twice there" if name in names else "is not there"
+            raise UsageError(f"--keep: column {name!r} {problem}{nearest(name, names)}")
+    return list(dict.fromkeys(keep))
+
+
+def _check_types(model: TrainedModel, schema: pa.Schema) -> None:
+    """Refuse files whose columns the model cannot read, by their types alone."""
+    for field in model.inputs:
+        if schema.names.count(field.name) > 1:
+            raise DataError(f"{KEY}: column {field.name!r} stands twice")
+        model.input_of(dict.fromkeys(schema.names, None), field, 0)
+        if field.name in schema.names:
+            with column_errors(f"{KEY}: column {field.name!r}"):
+                field.from_cells(pa.array([], schema.field(field.name).type))
+
+
+def _output_names(files: Sequence[FileSet]) -> list[str]:
+    """What each file's predictions are called: as the file, with a mark where two are called so."""
+    stems = [_stem(file) for file in files]
+    return [
+        f"{stem}.parquet" if stems.count(stem) == 1 else f"{stem}-{_mark(file)}.parquet"
+        for stem, file in zip(stems, files, strict=True)
+    ]
+
+
+def _single(place: FileSet) -> list[FileSet]:
+    """Each file by itself; a sample has none."""
+    return [replace(place, paths=[path]) for path in place.paths] or [place]
+
+
+def _stem(file: FileSet) -> str:
+    name = file.paths[0] if file.paths else file.name.partition(":")[2]
+    return Path(name).name.partition(".")[0] or "rows"
+
+
+def _mark(file: FileSet) -> str:
+    return sha256(file.identities[0].encode()).hexdigest()[:8]
+
+
+def pending(plan: Plan, is_fresh: bool) -> list[Task]:
+    """The tasks that are left to do; all of them, if what there is shall be replaced."""
+    return [task for task in plan.tasks if is_fresh or not task.is_done]

@@ -1,0 +1,51 @@
+"""Trained models by name: the folder of a finished run, or what MLflow has of one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import UsageError
+from pipeline.rundir import RunDir
+
+if TYPE_CHECKING:
+    from pipeline.inference.model import TrainedModel
+
+SCHEMES = ("models:/", "runs:/")
+
+
+def is_recorded(source: str) -> bool:
+    """Whether it is a model's address in MLflow."""
+    return source.startswith(SCHEMES)
+
+
+def run_of(folder: Path) -> RunDir:
+    """The finished run of a folder. Raises UsageError, whose text follows the folder's name."""
+    run = RunDir(folder.resolve())
+    if not run.record.exists():
+        raise UsageError("is not the folder of a run (no record.json)")
+    if not run.is_intact:
+        raise UsageError(f"is not finished: {run.damage() or 'it has no result'}")
+    return run
+
+
+def load_trained(source: str, storage: Path) -> TrainedModel:
+    """The model of a run, by its folder or its name in `storage`, or by MLflow's address.
+
+    Raises UsageError for anything else.
+    """
+    from pipeline.inference.model import TrainedModel
+
+    try:
+        if is_recorded(source):
+            from pipeline.tracking.model import downloaded
+            from pipeline.tracking.names import tracking_uri
+
+            with downloaded(source, tracking_uri(storage.resolve())) as artifacts:
+                return TrainedModel.of_artifacts(artifacts)
+        folder = next((path for path in (Path(source), storage / source) if path.is_dir()), None)
+        if folder is None:
+            raise UsageError(f"is not the folder of a run, nor a run in {storage}")
+        return TrainedModel.of_run(run_of(folder))
+    except UsageError as error:
+        raise UsageError(f"{source} {error}") from error.__cause__

@@ -1,0 +1,204 @@
+"""`pipeline predict`: what the served model says, file by file, the same bytes on any workers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+import pytest
+from pyarrow import feather
+
+import pipeline
+from pipeline.errors import DataError, InputError, UsageError
+from pipeline.inference import files as inference
+from pipeline.launch.predict import predict
+from pipeline.launch.result import Result
+from tests.conftest import Command
+
+CITIES = ["bern", "basel", "chur"]
+
+
+def rows(num: int, seed: int) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    size = rng.normal(100, 20, num)
+    return pd.DataFrame({
+        "id": [f"{seed}-{index}" for index in range(num)], "size": size,
+        "city": rng.choice(CITIES, num), "price": 3 * size + rng.normal(size=num),
+        "sold": rng.choice(["no", "yes"], num),
+    })  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    folder = tmp_path_factory.mktemp("trained")
+    rows(400, 0).to_parquet(folder / "rows.parquet")
+    return pipeline.run({
+        "name": "homes",
+        "data": {"train": str(folder / "rows.parquet"), "inputs": ["size", "city"],
+                 "target": ["price", "sold"]},
+        "model": {"name": "mlp", "hidden": [8]},
+        "loss": [{"name": "mse", "target": "price"},
+                 {"name": "bce_with_logits", "target": "sold"}],
+        "training": {"epochs": 2}, "storage": str(folder / "runs"),
+    })  # fmt: skip
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> list[str]:
+    """Three files, of which one is longer than what is computed at once."""
+    folder = tmp_path / "new"
+    folder.mkdir()
+    for name, num in (("a", 70_000), ("b", 3), ("c", 1500)):
+        frame = rows(num, ord(name)).drop(columns=["price", "sold"])
+        frame.to_parquet(folder / f"{name}.parquet", row_group_size=777)
+    return [str(folder)]
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    files = sorted(folder.iterdir())
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_predictions_are_those_of_the_recorded_model_beside_the_ids(
+    trained: Result, inputs: list[str], tmp_path: Path
+) -> None:
+    made = predict(trained.storage, inputs, tmp_path / "out")
+    assert [path.name for path in made.files] == ["a.parquet", "b.parquet", "c.parquet"]
+    assert made.num_rows == 71_503
+    for path in made.files:
+        frame = pd.read_parquet(Path(inputs[0]) / path.name)
+        found = pd.read_parquet(path)
+        assert list(found["id"]) == list(frame["id"])
+        assert list(found)[:3] == ["id", "price", "sold"]
+        expected = trained.model.predict(frame[["size", "city"]])
+        assert list(expected) == list(found)[1:]
+        np.testing.assert_allclose(found["price"], expected["price"], rtol=1e-6)
+        assert list(found["sold"]) == list(expected["sold"])
+
+
+def test_any_number_of_workers_writes_the_same_bytes(
+    trained: Result, inputs: list[str], tmp_path: Path
+) -> None:
+    for workers in (1, 3):
+        predict(trained.storage, inputs, tmp_path / f"on{workers}", workers=workers)
+    assert hashes(tmp_path / "on1") == hashes(tmp_path / "on3")
+
+
+def test_a_worker_error_names_file_and_row(trained: Result, tmp_path: Path) -> None:
+    for name in "abc":
+        frame = rows(20, 1)
+        if name == "b":
+            frame.loc[13, "size"] = np.inf
+        frame.to_parquet(tmp_path / f"{name}.parquet")
+    files = [str(tmp_path / f"{name}.parquet") for name in "abc"]
+    for workers in (1, 2):
+        with pytest.raises(DataError, match=r"column 'size' .*row 13 of .*b\.parquet"):
+            predict(trained.storage, files, tmp_path / f"out{workers}", workers=workers)
+        assert not (tmp_path / f"out{workers}" / "b.parquet").exists()
+    assert pq.read_metadata(tmp_path / "out1" / "a.parquet").num_rows == 20
+
+
+def test_what_is_done_is_left_and_what_is_of_another_model_refused(
+    trained: Result, inputs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    original, done = inference.predict_file, []
+
+    def killed(model: Any, task: Any, *more: Any, **named: Any) -> int:
+        if task.output.name == "b.parquet":
+            raise KeyboardInterrupt
+        done.append(task.output.name)
+        return original(model, task, *more, **named)
+
+    monkeypatch.setattr(inference, "predict_file", killed)
+    with pytest.raises(KeyboardInterrupt):
+        predict(trained.storage, inputs, out)
+    monkeypatch.undo()
+    assert (done, sorted(hashes(out))) == (["a.parquet"], ["a.parquet"])
+    stamp = (out / "a.parquet").stat().st_mtime_ns
+    assert predict(trained.storage, inputs, out).num_rows == 1503
+    assert (out / "a.parquet").stat().st_mtime_ns == stamp
+    assert predict(trained.storage, inputs, out).num_rows == 0
+    with pytest.raises(UsageError, match=r"a\.parquet holds other predictions .*--fresh"):
+        predict(trained.storage, inputs, out, keep=["size"])
+    assert predict(trained.storage, inputs, out, keep=["size"], fresh=True).num_rows == 71_503
+    assert pq.read_schema(out / "b.parquet").names[:2] == ["size", "price"]
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda table, path: pa_csv.write_csv(table, path.with_suffix(".csv")),
+        lambda table, path: feather.write_feather(table, path.with_suffix(".feather")),
+        lambda table, path: pq.write_table(table, path.with_suffix(".parquet")),
+    ],
+)
+def test_formats_and_an_input_that_is_whole_numbers(
+    write: Callable[[pa.Table, Path], None], trained: Result, tmp_path: Path
+) -> None:
+    frame = rows(30, 2).drop(columns=["price", "sold"]).assign(size=range(30))
+    (tmp_path / "new").mkdir()
+    write(pa.Table.from_pandas(frame, preserve_index=False), tmp_path / "new" / "rows")
+    made = predict("homes-1", [str(tmp_path / "new")], tmp_path / "out",
+                   storage=Path(trained.storage).parent)  # fmt: skip
+    found = pd.read_parquet(made.files[0])
+    expected = trained.model.predict(frame[["size", "city"]])
+    np.testing.assert_allclose(found["price"], expected["price"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        ({"size": "text"}, {}, r"FILES: column 'size' is .*string, expected numbers"),
+        ({"city": 3}, {}, "FILES: column 'city' "),
+        ({"city": None}, {}, r"column 'city' is not among those given.*the model reads size, city"),
+        ({}, {"keep": ["idd"]}, r"--keep: column 'idd' is not there; did you mean 'id'"),
+        ({}, {"keep": ["price"]}, "--keep: price is what the model predicts"),
+        ({}, {"out": "s3://bucket/out"}, r"--out: s3://bucket/out is not a folder"),
+        ({}, {"model": "nothing"}, "nothing is not the folder of a run, nor a run in runs"),
+        ({}, {"model": "models:/no@champion"}, "models:/no@champion is no model in sqlite"),
+        ({}, {"files": ["nowhere.csv"]}, "FILES: no such file or folder: nowhere.csv"),
+        ({}, {"gpu": True}, "--gpu: there is no GPU that torch can use"),
+    ],
+)
+def test_what_cannot_be_predicted_is_refused_before_anything_is_written(
+    change: dict[str, Any], options: dict[str, Any], message: str, trained: Result,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    frame = rows(5, 3).assign(**change)
+    frame = frame.drop(columns=[name for name, value in change.items() if value is None])
+    frame.to_parquet(tmp_path / "rows.parquet")
+    given = {"model": trained.storage, "files": ["rows.parquet"], "out": "out", **options}
+    with pytest.raises(InputError, match=message):
+        predict(**given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_of_one_name_and_a_sample(trained: Result, tmp_path: Path) -> None:
+    for folder in "xy":
+        (tmp_path / folder).mkdir()
+        rows(4, 4).to_parquet(tmp_path / folder / "rows.parquet")
+    files = [str(tmp_path / folder) for folder in "xy"]
+    made = predict(trained.storage, files, tmp_path / "out")
+    assert len({path.name for path in made.files}) == 2
+    assert all(path.name.startswith("rows-") for path in made.files)
+
+
+def test_the_command_says_what_it_made(
+    trained: Result, inputs: list[str], tmp_path: Path, command: Command
+) -> None:
+    code, out, err = command(
+        "predict", trained.storage, *inputs, "--out", tmp_path / "out", "--json"
+    )
+    assert code == 0, err
+    assert json.loads(out)["rows"] == 71_503
+    assert "done  71,503 rows predicted" in err
