@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pipeline.checks.batch import Notice
     from pipeline.data.cache import Entry
     from pipeline.data.columns import Field
+    from pipeline.launch.evaluate import Evaluated
     from pipeline.launch.result import Result
     from pipeline.report.compare import Comparison
     from pipeline.rundir.summary import Summary
@@ -56,6 +57,17 @@ def result_lines(result: Result) -> list[str]:
         lines.append(f"see   {address}")
     else:
         lines.append(f"see   {_pipeline()} ui {result.storage}")
+    return lines
+
+
+def evaluation_lines(found: Evaluated) -> list[str]:
+    """What an evaluation found, and where it is recorded."""
+    dropped = f", {found.num_dropped:,} dropped for missing values" if found.num_dropped else ""
+    lines = [f"done  {found.num_rows:,} rows evaluated{dropped}"]
+    lines += _scores("test", found.metrics, {})
+    lines += [f"note  {note}" for note in found.notes]
+    if found.run_id:
+        lines.append(f"mlflow run {found.run_id} in {found.tracking_uri}")
     return lines
 
 

@@ -27,6 +27,7 @@ def cli() -> None:
     pipeline runs                         the runs there are, and how good
     pipeline compare runs/a-1 runs/a-2    what differs, and from which step
     pipeline report runs/diabetes-1       its pictures, as one file
+    pipeline evaluate runs/diabetes-1 test.parquet
     pipeline predict runs/diabetes-1 new/*.csv --out predicted
     pipeline ui                           the recorded runs in the browser
     pipeline list losses                  what a spec can name

@@ -1,13 +1,56 @@
-"""Commands that use a trained model: `predict`."""
+"""Commands that use a trained model: `evaluate` and `predict`."""
 
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 
 import click
 
+from pipeline import render
 from pipeline.cli.group import cli
 from pipeline.cli.jobs import show_live
+from pipeline.errors import RecordError
+from pipeline.redact import redact
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("files", nargs=-1, required=True)
+@click.option("--report", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+              help="Write the pictures to this HTML file.")  # fmt: skip
+@click.option("--no-record", is_flag=True, help="Do not tell MLflow.")
+@click.option("--json", "as_json", is_flag=True, help="End with one JSON object on a line.")
+def evaluate(
+    model: str, files: tuple[str, ...], report: Path | None, no_record: bool, as_json: bool
+) -> None:
+    """Evaluate a trained model on files.
+
+    MODEL is the folder of a finished run, its name in `runs`, or a model in MLflow, as
+    models:/flights@champion. FILES are Parquet, Arrow or CSV files, folders, globs or URIs, with
+    the columns that the job was trained on.
+
+    Losses and metrics of all rows, as a run has them of its test rows. MLflow gets them as metrics
+    of the model, with the digest of these rows, in a run below the one that trained it, with the
+    pictures of the run page.
+    """
+    from pipeline.files.atomic import replacing
+    from pipeline.launch.evaluate import evaluate as launch
+
+    found = launch(model, files, record=not no_record, live=show_live)
+    for line in render.evaluation_lines(found):
+        click.echo(line, err=as_json)
+    if report is not None:
+        with replacing(report) as file:
+            file.write(found.page.encode())
+        click.echo(f"saved {report}", err=as_json)
+    if found.unrecorded:
+        click.echo(f"error: {redact(found.unrecorded)}", err=True)
+    if as_json:
+        click.echo(json.dumps(found.summary()))
+    if found.unrecorded:
+        sys.exit(RecordError.exit_code)
 
 
 @cli.command()

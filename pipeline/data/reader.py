@@ -244,7 +244,7 @@ def open_sources(located: DataFiles) -> dict[str, Source]:
 
 def open_table(data: Data, table: pa.Table) -> Source:
     """The training rows of `data`, which are in memory already."""
-    return _select_columns(
+    return select_columns(
         data, "data.train", ds.dataset(table), "the table", has_several_files=False
     )
 
@@ -252,10 +252,10 @@ def open_table(data: Data, table: pa.Table) -> Source:
 def _open_files(data: Data, key: str, dataset: ds.Dataset, places: list[FileSet]) -> Source:
     shown = ", ".join(redact(place.name) for place in places)
     has_several_files = sum(len(place.paths) for place in places) > 1
-    return _select_columns(data, key, dataset, shown, has_several_files)
+    return select_columns(data, key, dataset, shown, has_several_files)
 
 
-def _select_columns(
+def select_columns(
     data: Data, key: str, dataset: ds.Dataset, shown: str, has_several_files: bool
 ) -> Source:
     """The source with the columns that are used. Raises DataError for one that is not there."""

@@ -110,7 +110,7 @@ def _load(model: str, storage: Path, gpu: bool) -> Any:
     """The model on the device of this process. Raises UsageError where that has no GPU."""
     import torch
 
-    trained = load_trained(model, storage)
+    trained, _ = load_trained(model, storage)
     torch.set_num_threads(trained.job.workers.threads)
     if gpu and not torch.cuda.is_available():
         raise UsageError("--gpu: there is no GPU that torch can use")

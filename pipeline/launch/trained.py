@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import yaml
 
 from pipeline.errors import UsageError
 from pipeline.rundir import RunDir
@@ -29,7 +32,15 @@ def run_of(folder: Path) -> RunDir:
     return run
 
 
-def load_trained(source: str, storage: Path) -> TrainedModel:
+@dataclass(frozen=True)
+class Home:
+    """Where MLflow has a model; empty where it has none."""
+
+    tracking_uri: str
+    model_id: str
+
+
+def load_trained(source: str, storage: Path) -> tuple[TrainedModel, Home]:
     """The model of a run, by its folder or its name in `storage`, or by MLflow's address.
 
     Raises UsageError for anything else.
@@ -41,11 +52,15 @@ def load_trained(source: str, storage: Path) -> TrainedModel:
             from pipeline.tracking.model import downloaded
             from pipeline.tracking.names import tracking_uri
 
-            with downloaded(source, tracking_uri(storage.resolve())) as artifacts:
-                return TrainedModel.of_artifacts(artifacts)
+            uri = tracking_uri(storage.resolve())
+            with downloaded(source, uri) as artifacts:
+                about = yaml.safe_load((artifacts.parent / "MLmodel").read_text())
+                return TrainedModel.of_artifacts(artifacts), Home(uri, about.get("model_id") or "")
         folder = next((path for path in (Path(source), storage / source) if path.is_dir()), None)
         if folder is None:
             raise UsageError(f"is not the folder of a run, nor a run in {storage}")
-        return TrainedModel.of_run(run_of(folder))
+        run = run_of(folder)
+        recorded = run.read_recorded()
+        return TrainedModel.of_run(run), Home(recorded.tracking_uri, recorded.model_id)
     except UsageError as error:
         raise UsageError(f"{source} {error}") from error.__cause__

@@ -74,7 +74,7 @@ class Objective(nn.Module):
         own_memory(self)
         dense_gradients(self)
         if trial is not None:
-            self.terms = self._resolve_denominators(trial)
+            self.resolve_denominators(trial)
 
     def widen(self) -> None:
         """Compute in float64 from now on; what is complex, in complex128."""
@@ -84,10 +84,10 @@ class Objective(nn.Module):
             if tensor.is_complex():
                 tensor.data = tensor.data.to(torch.complex128)
 
-    def _resolve_denominators(self, batch: Batch) -> list[Term]:
-        """The terms with every denominator known: users' losses are tried on one batch."""
+    def resolve_denominators(self, batch: Batch) -> None:
+        """Find out every term's denominator: users' losses are tried on one batch."""
         if all(term.loss.denominator is not None for term in self.terms):
-            return self.terms
+            return
         # a trial leaves no trace, as in the statistics of a BatchNorm
         with evaluating(self), torch.no_grad():
             predictions = self.predict(batch)
@@ -95,7 +95,7 @@ class Objective(nn.Module):
                 term.loss.denominator or self._denominator(index, predictions, batch)
                 for index, term in enumerate(self.terms)
             ]
-        return [
+        self.terms = [
             replace(term, loss=replace(term.loss, denominator=count))
             for term, count in zip(self.terms, counts, strict=True)
         ]

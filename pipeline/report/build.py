@@ -43,11 +43,27 @@ def build(run: RunDir, read: curves.Curves | None = None) -> Report:
     held_out, note = _held_out(run)
     report.notes.extend([note] if note else [])
     if held_out is not None:
-        for term in held_out.terms:
-            report.add(f"the predictions of {term.label}", partial(_predictions, held_out, term))
+        _add_predictions(report, held_out)
     if run.importance.exists():
         report.add(run.importance.name, lambda: [rows.importance(Importance.read(run.importance))])
     report.add("the throughput", lambda: curves.throughput(known))
+    return _numbered(report)
+
+
+def of_predictions(held_out: HeldOut) -> Report:
+    """What there is to see of predictions alone."""
+    report = Report([], _notes(held_out))
+    _add_predictions(report, held_out)
+    return _numbered(report)
+
+
+def _add_predictions(report: Report, held_out: HeldOut) -> None:
+    for term in held_out.terms:
+        report.add(f"the predictions of {term.label}", partial(_predictions, held_out, term))
+
+
+def _numbered(report: Report) -> Report:
+    """The report with names of its exhibits that sort as they are read."""
     numbered = [
         replace(one, name=f"{i:02}_{_file_name(one)}") for i, one in enumerate(report.exhibits, 1)
     ]
@@ -81,10 +97,15 @@ def _held_out(run: RunDir) -> tuple[HeldOut | None, str]:
         held_out = HeldOut.read(run.held_out)
     except (OSError, ValueError) as error:
         return None, str(error)
+    return held_out, " ".join(_notes(held_out))
+
+
+def _notes(held_out: HeldOut) -> list[str]:
+    """What its pictures do not show."""
     notes = []
     if held_out.is_sample:
         shown = f"{len(held_out.rows):,} of {held_out.num_rows:,}"
-        notes.append(f"Pictures of predictions show {shown} validation rows.")
+        notes.append(f"Pictures of predictions show {shown} rows.")
     if any((term.weight != 1).any() for term in held_out.terms):
         notes.append("Pictures count each row once, whatever its weight in the metrics.")
-    return held_out, " ".join(notes)
+    return notes

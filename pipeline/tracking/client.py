@@ -283,6 +283,11 @@ class Client:
         """Make the model a version of a registered one, and say what it is now."""
         return register(self._client, run_id, model_id, text[:LONGEST_TAG], candidate)
 
+    def home_of(self, model_id: str) -> tuple[str, str]:
+        """Ids of the run that recorded a model, and of its experiment."""
+        model = self._client.get_logged_model(model_id)
+        return str(model.source_run_id), str(model.experiment_id)
+
     def model_ids(self, run_id: str) -> list[str]:
         """Ids of the run's models."""
         outputs = self._client.get_run(run_id).outputs

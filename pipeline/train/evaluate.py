@@ -22,6 +22,7 @@ from pipeline.losses.terms import Term
 from pipeline.metrics import Metric, Reads
 from pipeline.metrics.classification import CONFUSION
 from pipeline.rundir.records import Numbers
+from pipeline.spec.sections import Training
 from pipeline.train.baselines import Baseline
 from pipeline.train.gathered import MAX_GATHERED, GatheredItems, values_of_all
 from pipeline.train.term_metrics import Reading, TermMetric
@@ -113,6 +114,12 @@ def evaluate(
         reading.term: items for reading, items in kept.gather(len(starts)).items() if items
     }
     return Evaluation(values, constant, [note for note in notes if note], predictions_kept)
+
+
+def rows_at_once(objective: Objective, settings: Training) -> int:
+    """How many rows an evaluation computes together: a micro-batch, or all that losses couple."""
+    size = settings.batch_size if objective.is_coupled else settings.microbatch_size
+    return size or settings.batch_size
 
 
 def _is_nan(term: Term, predictions: Mapping[str, Tensor]) -> Tensor:

@@ -28,7 +28,7 @@ from pipeline.telemetry.stopwatch import Phase, Stopwatch
 from pipeline.telemetry.throughput import Throughput
 from pipeline.train import determinism, drift
 from pipeline.train.baselines import choose_baselines
-from pipeline.train.evaluate import Evaluation, evaluate
+from pipeline.train.evaluate import Evaluation, evaluate, rows_at_once
 from pipeline.train.job import Job
 from pipeline.train.recorder import NullRecorder, RunRecorder
 from pipeline.train.state import TrainState
@@ -158,13 +158,12 @@ def _evaluate_rows(
     job: Job, state: TrainState, rows: Dataset, with_baselines: bool, keep: bool = False
 ) -> Evaluation:
     """Loss and metrics of all rows of a split."""
-    settings, objective = job.spec.training, state.objective
-    size = settings.batch_size if objective.is_coupled else settings.microbatch_size
+    objective = state.objective
     return evaluate(
         objective,
         rows,
         np.arange(len(rows)),
-        size or settings.batch_size,
+        rows_at_once(objective, job.spec.training),
         state.metrics,
         state.gradients.seeds.device,
         choose_baselines(objective.terms, state.metrics, job.train) if with_baselines else (),
