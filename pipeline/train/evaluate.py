@@ -192,4 +192,4 @@ def _explain_collapse(term: Term, counts: Tensor) -> str:
     vocabulary: Sequence[Any] = term.targets[0].vocabulary or range(len(predicted))
     label = vocabulary[chosen] if chosen < len(vocabulary) else chosen
     share = float(actual[chosen] / actual.sum())
-    return f"{term.label} predicts only {label!r}; {share:.1%} of the validation rows are {label!r}"
+    return f"{term.label} predicts only {label!r}; {share:.1%} of the rows are {label!r}"
