@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import plugins
 from pipeline.errors import RecordError
+from pipeline.launch.run import threads
 from pipeline.launch.trained import load_trained
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ def evaluate(
         num_rows += rows
         live(f"read  {num_rows:,} rows")
 
-    scores = evaluate_files(trained, files, Path.cwd(), report)
+    with threads(trained.job.workers.threads):  # as in training
+        scores = evaluate_files(trained, files, Path.cwd(), report)
     page = _page(model, trained, scores)
     run_id = unrecorded = ""
     if record and home.model_id:

@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline import plugins
 from pipeline.errors import StoppedError, UsageError
+from pipeline.launch.run import threads
 from pipeline.launch.trained import load_trained
 
 Tell = Callable[[str], None]
@@ -60,11 +61,12 @@ def predict(
     from pipeline.inference.files import pending, plan, predict_file
     from pipeline.launch.signals import signals_raise
 
-    folder = Path(out)
+    folder = Path(out).resolve()
     if "://" in str(out):
         raise UsageError(f"--out: {out} is not a folder of this machine")
     plugins.load(list(imports))
-    begin = partial(_load, model, Path(storage), gpu)
+    source = str(Path(model).resolve()) if Path(model).is_dir() else model
+    begin = partial(_load, source, Path(storage).resolve(), gpu)
     trained = begin()
     made = plan(trained, files, Path.cwd(), folder, keep)
     left = pending(made, fresh)
@@ -81,16 +83,17 @@ def predict(
     try:
         with signals_raise():
             if workers == 1:
-                for task in left:
-                    predict_file(trained, task, made, report)
-                    num_done += 1
+                with threads(trained.job.workers.threads):
+                    for task in left:
+                        predict_file(trained, task, made, report)
+                        num_done += 1
             else:
                 from pipeline.launch.ray_trainer import each_on_workers
 
                 on = {"num": min(workers, len(left) or 1), "min": None, "max": None, "gpu": gpu}
                 settings = trained.job.workers.model_copy(update=on)
                 spec = trained.job.model_copy(update={"workers": settings})
-                work = partial(predict_file, plan=made)
+                work = partial(_predict, plan=made)
                 for rows in each_on_workers(spec, begin, work, left):
                     report(rows)
                     num_done += 1
@@ -111,7 +114,14 @@ def _load(model: str, storage: Path, gpu: bool) -> Any:
     import torch
 
     trained, _ = load_trained(model, storage)
-    torch.set_num_threads(trained.job.workers.threads)
     if gpu and not torch.cuda.is_available():
         raise UsageError("--gpu: there is no GPU that torch can use")
     return trained.to(torch.device("cuda" if gpu else "cpu"))
+
+
+def _predict(trained: Any, task: Any, plan: Any) -> int:
+    """A task of a Ray worker: with as many threads as the command itself would use."""
+    from pipeline.inference.files import predict_file
+
+    with threads(trained.job.workers.threads):
+        return predict_file(trained, task, plan)

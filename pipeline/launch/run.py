@@ -50,7 +50,7 @@ def check(
 
     _refuse_backup(spec, Runs(spec))
     spec, initial = load_initial(spec, base_of(path))
-    with _threads(1):  # faster for a small batch
+    with threads(1):  # faster for a small batch
         job = prepare(spec, base_of(path), live, initial=initial)
         return spec, job, check_job(job)
 
@@ -174,7 +174,7 @@ def _refuse_backup(spec: JobSpec, runs: Any) -> None:
 
 
 @contextlib.contextmanager
-def _threads(num_threads: int) -> Iterator[None]:
+def threads(num_threads: int) -> Iterator[None]:
     """Torch's threads of one operation, and afterwards the caller's own setting again."""
     import torch
 
@@ -232,7 +232,7 @@ def _train(
     ):  # that come when training has ended: they cut the recording off
         uploading = process.hand_over(uploader, folder)
         try:
-            with signals_raise(), progress, _threads(spec.workers.threads):
+            with signals_raise(), progress, threads(spec.workers.threads):
                 if signals:
                     raise StoppedError(signals.pop())
                 fit(task)

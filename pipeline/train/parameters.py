@@ -51,13 +51,15 @@ def initialise(model: nn.Module, weights: Mapping[str, Tensor], init_from: InitF
     """
     own = model.state_dict()
     source = f"model.init_from: {init_from.weights}"
+    chosen = list(own)
     if init_from.match is None:
-        _refuse(source, "lacks", own.keys() - weights.keys())
         _refuse(source, "has more than the model:", weights.keys() - own.keys())
-        chosen = list(own)
     else:
         chosen = find(own, init_from.match, "model.init_from.match")
-        _refuse(source, "lacks", set(chosen) - weights.keys())
+    taken = {_memory(own[name]) for name in chosen if name in weights}
+    lacking = [name for name in chosen if name not in weights]
+    _refuse(source, "lacks", [name for name in lacking if _memory(own[name]) not in taken])
+    chosen = [name for name in chosen if name in weights]  # the others are tied to these
     different = [
         f"{name} is {list(weights[name].shape)}, {list(own[name].shape)} in the model"
         for name in chosen
@@ -65,6 +67,11 @@ def initialise(model: nn.Module, weights: Mapping[str, Tensor], init_from: InitF
     ]
     _refuse(source, "has other shapes:", different)
     model.load_state_dict({**own, **{name: weights[name] for name in chosen}})
+
+
+def _memory(tensor: Any) -> int | None:
+    """Where a tensor's numbers are, by which tied parameters are known."""
+    return tensor.data_ptr() if isinstance(tensor, Tensor) and tensor.numel() else None
 
 
 def _refuse(source: str, problem: str, names: Iterable[str]) -> None:
@@ -77,7 +84,7 @@ def _refuse(source: str, problem: str, names: Iterable[str]) -> None:
 
 def choose_trained(model: nn.Module, spec: ModelChoice) -> None:
     """Freeze what the spec freezes, and adapt the layers that it adapts."""
-    named = dict(model.named_parameters())
+    named = dict(model.named_parameters(remove_duplicate=False))
     for name in find(named, spec.freeze, "model.freeze"):
         named[name].requires_grad_(False)
     for path, module in model.named_modules():
@@ -92,7 +99,13 @@ def choose_trained(model: nn.Module, spec: ModelChoice) -> None:
 
 def _adapt(model: nn.Module, lora: Lora) -> None:
     layers = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
+    parameters = [p for _, p in model.named_parameters(remove_duplicate=False)]
     for name in find(layers, lora.match, "model.lora.match"):
+        if sum(p is layers[name].weight for p in parameters) > 1:
+            raise UsageError(
+                f"model.lora.match: the weight of {name} is tied to another layer's, which an "
+                "adapter would change too: leave this layer out"
+            )
         adapt(layers[name], lora.rank, lora.alpha)
 
 

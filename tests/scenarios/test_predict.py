@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,10 +86,12 @@ def test_predictions_are_those_of_the_recorded_model_beside_the_ids(
 
 
 def test_any_number_of_workers_writes_the_same_bytes(
-    trained: Result, inputs: list[str], tmp_path: Path
+    trained: Result, inputs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = os.path.relpath(trained.storage)  # and workers run elsewhere
     for workers in (1, 3):
-        predict(trained.storage, inputs, tmp_path / f"on{workers}", workers=workers)
+        predict(model, inputs, f"on{workers}", workers=workers)
     assert hashes(tmp_path / "on1") == hashes(tmp_path / "on3")
 
 

@@ -333,9 +333,7 @@ def test_predicting_one_class_is_reported_at_the_end_and_in_mlflow(tmp_path: Pat
         )  # fmt: skip
         share = next(point for point in reversed(result.curve) if "validation" in point)
         assert share["validation"]["accuracy"] > 0.9
-        expected = (
-            f"predicts only 'no'; {share['validation']['accuracy']:.1%} of the rows"
-        )
+        expected = f"predicts only 'no'; {share['validation']['accuracy']:.1%} of the rows"
         assert any(expected in line for line in told), told
         run = mlflow.MlflowClient(result.tracking_uri).get_run(result.run_id)
         assert expected in run.data.tags["pipeline.warning"]

@@ -154,3 +154,28 @@ def test_weights_that_do_not_fit_are_refused_by_name(
     with pytest.raises(UsageError, match=message):
         initialise(model, weights, InitFrom(weights="w", match=match))
     assert all(torch.equal(tensor, own[name]) for name, tensor in model.state_dict().items())
+
+
+class Tied(nn.Module):
+    """A head that shares the embedding's weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(5, 3)
+        self.head = nn.Linear(3, 5, bias=False)
+        self.head.weight = self.embedding.weight
+
+
+def test_tied_weights_may_be_given_once_and_are_frozen_by_either_name() -> None:
+    for given in ("embedding.weight", "head.weight"):
+        model = Tied()
+        initialise(model, {given: torch.full((5, 3), 2.0)}, InitFrom(weights="w"))
+        assert (model.head.weight == 2).all()
+        assert model.head.weight is model.embedding.weight
+        choose_trained(model, choice(freeze=[given]))
+        assert not model.head.weight.requires_grad
+
+
+def test_an_adapter_of_a_tied_weight_is_refused() -> None:
+    with pytest.raises(UsageError, match="the weight of head is tied to another layer's"):
+        choose_trained(Tied(), choice(lora={"match": "head"}))
