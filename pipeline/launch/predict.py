@@ -66,7 +66,7 @@ def predict(
         raise UsageError(f"--out: {out} is not a folder of this machine")
     plugins.load(list(imports))
     source = str(Path(model).resolve()) if Path(model).is_dir() else model
-    begin = partial(_load, source, Path(storage).resolve(), gpu)
+    begin = partial(_load, source, Path(storage).absolute(), gpu)
     trained = begin()
     made = plan(trained, files, Path.cwd(), folder, keep)
     left = pending(made, fresh)

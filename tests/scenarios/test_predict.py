@@ -166,7 +166,7 @@ def test_formats_and_an_input_that_is_whole_numbers(
         ({}, {"keep": ["idd"]}, r"--keep: column 'idd' is not there; did you mean 'id'"),
         ({}, {"keep": ["price"]}, "--keep: price is what the model predicts"),
         ({}, {"out": "s3://bucket/out"}, r"--out: s3://bucket/out is not a folder"),
-        ({}, {"model": "nothing"}, "nothing is not the folder of a run, nor a run in runs"),
+        ({}, {"model": "nothing"}, "nothing is not the folder of a run, nor a run in .*runs"),
         ({}, {"model": "models:/no@champion"}, "models:/no@champion is no model in sqlite"),
         ({}, {"files": ["nowhere.csv"]}, "FILES: no such file or folder: nowhere.csv"),
         ({}, {"gpu": True}, "--gpu: there is no GPU that torch can use"),
