@@ -4,7 +4,7 @@
 job spec names to a model's outputs and the data's targets; `checks` tries whether these fit.
 """
 
-from pipeline.losses import batch, classification, ranking, regression, sequence
+from pipeline.losses import batch, classification, counts, ranking, rare, regression, sequence
 from pipeline.losses.contract import Loss, Role, build, elements, per_item, register, rows
 
 __all__ = [
@@ -13,9 +13,11 @@ __all__ = [
     "batch",
     "build",
     "classification",
+    "counts",
     "elements",
     "per_item",
     "ranking",
+    "rare",
     "register",
     "regression",
     "rows",

@@ -29,7 +29,7 @@ def _like(prediction: Tensor, weight: Any) -> Tensor | None:
     return None if weight is None else prediction.new_tensor(weight)
 
 
-def _per_class(prediction: Tensor, weight: Any) -> Tensor | None:
+def per_class(prediction: Tensor, weight: Any) -> Tensor | None:
     """The weights, checked against the number of classes where torch would only say 'size'."""
     weights = _like(prediction, weight)
     if weights is not None and weights.numel() != prediction.shape[1]:
@@ -39,7 +39,7 @@ def _per_class(prediction: Tensor, weight: Any) -> Tensor | None:
     return weights
 
 
-def _counted(class_weight: Any, ignore_index: int) -> Any:
+def counted(class_weight: Any, ignore_index: int) -> Any:
     """Denominator of class losses: the weights of each row's items that are not ignored."""
 
     def denominator(num_rows: int, target: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ def cross_entropy(
         return F.cross_entropy(
             prediction,
             truth,
-            weight=_per_class(prediction, class_weight),
+            weight=per_class(prediction, class_weight),
             ignore_index=ignore_index,
             reduction="none",
             label_smoothing=label_smoothing,
@@ -86,8 +86,8 @@ def cross_entropy(
     if soft_targets:
         return Loss(items, positions, (Role(kind="logits"),), "distribution", link=link)
     role = Role(kind="logits", size="classes")
-    counted = _counted(class_weight, ignore_index)
-    return Loss(items, counted, (role,), "classes", "classes", link, ignore_index)
+    denominator = counted(class_weight, ignore_index)
+    return Loss(items, denominator, (role,), "classes", "classes", link, ignore_index)
 
 
 @register("nll")
@@ -95,14 +95,14 @@ def nll(*, class_weight: ClassWeight = None, ignore_index: int = -100) -> Loss:
     """One class of many, from log-probabilities. Mean over the weights of counted items."""
 
     def items(prediction: Tensor, target: Tensor) -> Tensor:
-        weight = _per_class(prediction, class_weight)
+        weight = per_class(prediction, class_weight)
         return F.nll_loss(
             prediction, target, weight=weight, ignore_index=ignore_index, reduction="none"
         )
 
     role = Role(kind="log_probabilities", size="classes", activation="log_softmax")
-    counted = _counted(class_weight, ignore_index)
-    return Loss(items, counted, (role,), "classes", "classes", torch.exp, ignore_index)
+    denominator = counted(class_weight, ignore_index)
+    return Loss(items, denominator, (role,), "classes", "classes", torch.exp, ignore_index)
 
 
 @register("linear_cross_entropy")
@@ -135,7 +135,7 @@ def linear_cross_entropy(
 
     return Loss(
         items,
-        _counted(class_weight, ignore_index),
+        counted(class_weight, ignore_index),
         (Role("features", "features", in_features),),
         "classes",
         "rows",
@@ -189,13 +189,17 @@ def bce_with_logits(
     *,
     class_weight: list[float] | None = None,
     pos_weight: float | list[float] | Literal["balanced"] | None = None,
+    label_smoothing: Smoothing = 0.0,
 ) -> Loss:
-    """Yes or no, or many labels at once, from logits. Mean over elements."""
+    """Yes or no, or many labels at once, from logits. Mean over elements.
+
+    With `label_smoothing` s, yes counts as 1 - s / 2 and no as s / 2.
+    """
 
     def items(prediction: Tensor, target: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(
             prediction,
-            target,
+            target * (1 - label_smoothing) + label_smoothing / 2 if label_smoothing else target,
             weight=_like(prediction, class_weight),
             pos_weight=_like(prediction, pos_weight),
             reduction="none",
@@ -232,7 +236,7 @@ def multi_margin(
     """One class of many by margin, from scores [N, C]. Mean over rows, weights not counted."""
 
     def items(prediction: Tensor, target: Tensor) -> Tensor:
-        weight = _per_class(prediction, class_weight)
+        weight = per_class(prediction, class_weight)
         return F.multi_margin_loss(
             prediction, target, p=p, margin=margin, weight=weight, reduction="none"
         )

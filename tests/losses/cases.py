@@ -261,6 +261,83 @@ class _Maker:
         target = (self.floats(3) > 0).double()
         return self.built(((3,),), (target,), own, {"class_weight": weight, "pos_weight": pos})
 
+    # -- rare classes: the papers' formulas, in which sure predictions may be infinite
+    def focal(self) -> Case:
+        weight, places = self.class_weight(), [(), (3,)][int(self.rng.integers(2))]
+        focus = float(self.rng.choice([0.0, 0.5, 2.0]))
+        factors = torch.tensor(weight or [1.0] * CLASSES, dtype=torch.float64)
+
+        def mean(prediction: Tensor, truth: Tensor) -> Tensor:
+            is_counted = truth != -100
+            kept = truth.where(is_counted, 0)
+            share = prediction.softmax(1).gather(1, kept[:, None])[:, 0]
+            factor = factors[kept] * is_counted
+            return -(factor * (1 - share) ** focus * share.log()).sum() / factor.sum()
+
+        options = {"gamma": focus, "class_weight": weight}
+        target = self.classes(*places, ignore=-100)
+        return self.built(((CLASSES, *places),), (target,), mean, options, kind=Labels)
+
+    def binary_focal(self) -> Case:
+        shape, focus = self.some(), float(self.rng.choice([0.0, 0.5, 2.0]))
+        alpha = float(self.rng.uniform()) if self.flip() else None
+
+        def mean(prediction: Tensor, truth: Tensor) -> Tensor:
+            yes = prediction.sigmoid()
+            share = yes.where(truth == 1, 1 - yes)
+            losses = -((1 - share) ** focus) * share.log()
+            if alpha is not None:
+                losses = losses * torch.full_like(share, alpha).where(truth == 1, 1 - alpha)
+            return losses.mean()
+
+        target = (self.floats(*shape) > 0).double()
+        return self.built((shape,), (target,), mean, {"gamma": focus, "alpha": alpha})
+
+    def asymmetric(self) -> Case:
+        shape, margin = self.some(), float(self.rng.choice([0.0, 0.05, 0.2]))
+        of_yes, of_no = map(float, self.rng.uniform(0.1, 4, 2))
+
+        def mean(prediction: Tensor, truth: Tensor) -> Tensor:
+            yes = prediction.sigmoid()
+            shifted = (yes - margin).clamp(min=1e-300)
+            gain = (1 - yes) ** of_yes * yes.log()
+            return -gain.where(truth == 1, shifted**of_no * (1 - shifted).log()).mean()
+
+        options = {"gamma_yes": of_yes, "gamma_no": of_no, "margin": margin}
+        return self.built((shape,), ((self.floats(*shape) > 0).double(),), mean, options)
+
+    # -- counts and costs: torch's own distributions, and a formula
+    def gamma(self) -> Case:
+        shape = self.some()
+
+        def mean(prediction: Tensor, truth: Tensor) -> Tensor:
+            own = torch.distributions.Exponential((-prediction).exp())
+            return -own.log_prob(truth).mean()  # type: ignore[no-untyped-call, no-any-return]
+
+        return self.built((shape,), (self.floats(*shape).exp(),), mean)
+
+    def tweedie(self) -> Case:
+        shape, power = self.some(), float(self.rng.uniform(1.1, 1.9))
+        target = self.floats(*shape).exp() * (self.floats(*shape) > 0)
+
+        def mean(prediction: Tensor, truth: Tensor) -> Tensor:
+            rate = prediction.exp()
+            losses = rate ** (2 - power) / (2 - power) - truth * rate ** (1 - power) / (1 - power)
+            return losses.mean()
+
+        return self.built((shape,), (target,), mean, {"power": power})
+
+    def negative_binomial(self) -> Case:
+        shape = self.some()
+        counts = torch.from_numpy(self.rng.poisson(2, (self.num_rows, *shape)).astype(float))
+
+        def mean(prediction: Tensor, dispersion: Tensor, truth: Tensor) -> Tensor:
+            logits = prediction + dispersion.log()
+            own = torch.distributions.NegativeBinomial(1 / dispersion, logits=logits)
+            return -own.log_prob(truth).mean()  # type: ignore[no-untyped-call, no-any-return]
+
+        return self.built((shape, shape), (counts,), mean, {}, squared)
+
     def multilabel_soft_margin(self) -> Case:
         weight = self.class_weight()
         own = nn.MultiLabelSoftMarginLoss(

@@ -88,3 +88,11 @@ def test_kl_div_divides_by_what_the_spec_says(per: str, divisor: int) -> None:
     truth = np.array([[0.1, 0.9], [0.5, 0.5]])
     expected = float((truth * np.log(truth / predicted)).sum()) / divisor
     assert mean("kl_div", np.log(predicted), truth, per=per) == pytest.approx(expected)
+
+
+def test_smoothed_answers_are_nearer_to_one_half() -> None:
+    given = [math.log(0.3 / 0.7), math.log(0.9 / 0.1)]
+    of_no = 0.9 * math.log(0.7) + 0.1 * math.log(0.3)
+    of_yes = 0.9 * math.log(0.9) + 0.1 * math.log(0.1)
+    got = mean("bce_with_logits", given, [0.0, 1.0], label_smoothing=0.2)
+    assert got == pytest.approx(-(of_no + of_yes) / 2)
