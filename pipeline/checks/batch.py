@@ -332,7 +332,7 @@ def _check_model(objective: Objective) -> list[Notice]:
     normed = [
         name
         for name, module in objective.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
     ]
     if not normed:
         return []

@@ -36,6 +36,13 @@ class FileSet:
     filesystem: Any = None
     format: str = "sample"
 
+    def below(self, path: str) -> str:
+        """A file's path below the folder that the name leads to, or its name."""
+        folder = self.name.partition("://")[2].partition("?")[0] or self.name
+        folders = [folder, os.path.abspath(folder)] if "://" not in self.name else [folder]
+        start = next((one for one in folders if path.startswith(f"{one.rstrip('/')}/")), None)
+        return path[len(start.rstrip("/")) + 1 :] if start else path.rpartition("/")[2]
+
     @property
     def identities(self) -> list[str]:
         """What each file is called on its file system, without links; or the sample."""

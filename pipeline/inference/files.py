@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.data.arrow import plain
 from pipeline.data.columns import column_errors
 from pipeline.data.formats import dataset_of, datasets
-from pipeline.data.locate import FileSet, locate_names
+from pipeline.data.locate import FORMATS, FileSet, locate_names
 from pipeline.data.reader import Source
 from pipeline.errors import DataError, UsageError
-from pipeline.files.atomic import replacing
-from pipeline.inference.model import TrainedModel
+from pipeline.files.atomic import delete_temporaries, replacing
+from pipeline.inference.model import MAX_ROWS, TrainedModel
 from pipeline.registry import nearest
 from pipeline.train.weights import weights_sha256
 
@@ -36,16 +38,22 @@ class Task:
     made_by: str
     """What tells predictions that there are already from others: JSON."""
 
-    @property
-    def is_done(self) -> bool:
-        """Whether its output is there. Raises UsageError where there is another."""
+    def is_done(self, is_fresh: bool) -> bool:
+        """Whether its output is there. Raises UsageError where something else is.
+
+        With `is_fresh`, predictions that are there do not count.
+        """
         if not self.output.exists():
             return False
         try:
-            found = (pq.read_metadata(self.output).metadata or {}).get(MADE_BY, b"").decode()
-        except (pa.ArrowException, OSError) as error:
-            raise UsageError(f"--out: {self.output} is not a Parquet file: {error}") from None
-        if found != self.made_by:
+            found = (pq.read_metadata(self.output).metadata or {}).get(MADE_BY)
+        except (pa.ArrowException, OSError):
+            found = None
+        if found is None:
+            raise UsageError(f"--out: {self.output} is there, and is not one of predictions")
+        if is_fresh:
+            return False
+        if found.decode() != self.made_by:
             raise UsageError(
                 f"--out: {self.output} holds other predictions (another model, other rows or other "
                 "columns): give another folder, or --fresh to replace them"
@@ -84,15 +92,31 @@ def plan(
     identity = {
         "weights": weights_sha256(model.objective.state_dict()),
         "spec": model.job.digest,
-        "carried": carried,
+        "schema": str(schema),
     }
-    tasks = []
+    tasks: dict[Path, Task] = {}
     files = [one for place in places for one in _single(place)]
-    for file, output in zip(files, _output_names(files), strict=True):
+    for file in files:
         source = replace(whole, dataset=dataset_of(file, dataset.schema))
         made_by = json.dumps({**identity, "input": file.stamp()}, sort_keys=True)
-        tasks.append(Task(source, folder / output, made_by))
-    return Plan(tasks, carried, schema)
+        task = Task(source, folder / _output_name(file), made_by)
+        if task.output in tasks:
+            raise UsageError(
+                f"{KEY}: two files would be predicted into {task.output}: name each once, or give "
+                "them folders of their own"
+            )
+        tasks[task.output] = task
+    _refuse_inside(folder, places, files)
+    return Plan(list(tasks.values()), carried, schema)
+
+
+def _refuse_inside(folder: Path, places: Sequence[FileSet], files: Sequence[FileSet]) -> None:
+    """Raise UsageError for a folder in which the next command would find its inputs."""
+    above = {*folder.parents, folder}
+    homes = {Path(os.path.realpath(path)).parent for file in files for path in file.paths}
+    named = {Path(place.name).resolve() for place in places if Path(place.name).is_dir()}
+    if folder in homes or above & named:
+        raise UsageError(f"--out: {folder} is where the files are; give another folder")
 
 
 def predict_file(
@@ -104,6 +128,8 @@ def predict_file(
     """
     num_rows = 0
     schema = plan.schema.with_metadata({MADE_BY: task.made_by.encode()})
+    task.output.parent.mkdir(parents=True, exist_ok=True)
+    delete_temporaries(task.output)
     with replacing(task.output) as file, pq.ParquetWriter(file, schema) as writer:
         for table in _predictions(model, task.source, plan):
             writer.write_table(table.replace_schema_metadata(schema.metadata))
@@ -128,12 +154,27 @@ def _schema(model: TrainedModel, source: Source, carried: Sequence[str]) -> pa.S
     block = next(iter(source.blocks()), None)
     if block is None:
         raise DataError(f"{KEY}: no rows in {source.shown}")
-    first = block.table.slice(0, 1)
-    predicted = model.predict({name: first[name] for name in first.column_names}, 1, block.row_name)
+    ends = [piece.start_in_block for piece in block.slices[1:]]  # of the first file alone
+    first = block.table.slice(0, min([MAX_ROWS, *ends]))
+    given = {name: first[name] for name in first.column_names}
+    predicted = model.predict(given, len(first), block.row_name)
     if twice := [name for name in carried if name in predicted]:
         raise UsageError(f"--keep: {', '.join(twice)} is what the model predicts")
     kept = [block.table.schema.field(name) for name in carried]
-    return pa.schema([*kept, *((name, pa.array(v).type) for name, v in predicted.items())])
+    types = [(name, _with_numbers(pa.array(values).type)) for name, values in predicted.items()]
+    schema = pa.schema([*kept, *types])
+    try:
+        pq.write_table(schema.empty_table(), io.BytesIO())
+    except pa.ArrowException as error:
+        raise UsageError(f"--keep: Parquet cannot hold these columns: {error}") from None
+    return schema
+
+
+def _with_numbers(kind: pa.DataType) -> pa.DataType:
+    """The type of predictions of which the first rows have none, as those of empty lists."""
+    if pa.types.is_list(kind):
+        return pa.list_(_with_numbers(kind.value_type))
+    return pa.float64() if pa.types.is_null(kind) else kind
 
 
 def _carried(model: TrainedModel, schema: pa.Schema, keep: Sequence[str] | None) -> list[str]:
@@ -156,16 +197,15 @@ def _check_types(model: TrainedModel, schema: pa.Schema) -> None:
         model.input_of(dict.fromkeys(schema.names, None), field, 0)
         if field.name in schema.names:
             with column_errors(f"{KEY}: column {field.name!r}"):
-                field.from_cells(pa.array([], schema.field(field.name).type))
+                field.from_cells(plain(pa.array([], schema.field(field.name).type)))
 
 
-def _output_names(files: Sequence[FileSet]) -> list[str]:
-    """What each file's predictions are called: as the file, with a mark where two are called so."""
-    stems = [_stem(file) for file in files]
-    return [
-        f"{stem}.parquet" if stems.count(stem) == 1 else f"{stem}-{_mark(file)}.parquet"
-        for stem, file in zip(stems, files, strict=True)
-    ]
+def _output_name(file: FileSet) -> str:
+    """What a file's predictions are called: as the file, below the folder that was named."""
+    name = file.below(file.paths[0]) if file.paths else file.name.partition(":")[2]
+    shown = name.removesuffix(".gz").removesuffix(".zst")
+    known = next((end for end in FORMATS if shown.lower().endswith(end)), "")
+    return f"{shown[: len(shown) - len(known)]}.parquet"
 
 
 def _single(place: FileSet) -> list[FileSet]:
@@ -173,15 +213,6 @@ def _single(place: FileSet) -> list[FileSet]:
     return [replace(place, paths=[path]) for path in place.paths] or [place]
 
 
-def _stem(file: FileSet) -> str:
-    name = file.paths[0] if file.paths else file.name.partition(":")[2]
-    return Path(name).name.partition(".")[0] or "rows"
-
-
-def _mark(file: FileSet) -> str:
-    return sha256(file.identities[0].encode()).hexdigest()[:8]
-
-
 def pending(plan: Plan, is_fresh: bool) -> list[Task]:
     """The tasks that are left to do; all of them, if what there is shall be replaced."""
-    return [task for task in plan.tasks if is_fresh or not task.is_done]
+    return [task for task in plan.tasks if not task.is_done(is_fresh)]

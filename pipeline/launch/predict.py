@@ -64,6 +64,8 @@ def predict(
     folder = Path(out).resolve()
     if "://" in str(out):
         raise UsageError(f"--out: {out} is not a folder of this machine")
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--out: {out} is a file, not a folder")
     plugins.load(list(imports))
     source = str(Path(model).resolve()) if Path(model).is_dir() else model
     begin = partial(_load, source, Path(storage).absolute(), gpu)

@@ -158,7 +158,7 @@ class InitFrom(Section):
 class Lora(Section):
     """Low-rank adaptation: large weights stay as they are, and small factors are trained."""
 
-    match: Patterns
+    match: Annotated[Patterns, Field(min_length=1)]
     """Patterns of the linear layers to adapt, as `encoder.*`. Their own weights are frozen; other
     parameters are trained unless `freeze` names them."""
     rank: Positive = 8
@@ -188,7 +188,7 @@ class Model(Choice):
 class Group(Section):
     """Parameters with options of the optimizer of their own."""
 
-    match: Patterns
+    match: Annotated[Patterns, Field(min_length=1)]
     """Patterns of the parameters, or `biases_and_norms` for all with fewer than two dimensions. A
     parameter is in the first group that names it."""
     options: dict[str, Any] = Field(default_factory=dict)

@@ -66,7 +66,15 @@ def initialise(model: nn.Module, weights: Mapping[str, Tensor], init_from: InitF
         if isinstance(own[name], Tensor) and weights[name].shape != own[name].shape
     ]
     _refuse(source, "has other shapes:", different)
+    odd = [name for name in chosen if _is_odd(weights[name], own[name])]
+    _refuse(source, "has other kinds of numbers in", odd)
     model.load_state_dict({**own, **{name: weights[name] for name in chosen}})
+
+
+def _is_odd(given: Tensor, own: Any) -> bool:
+    """Whether numbers of one kind would have to become numbers of another."""
+    kinds = [(t.is_complex(), t.is_floating_point()) for t in (given, own) if isinstance(t, Tensor)]
+    return len(set(kinds)) > 1
 
 
 def _memory(tensor: Any) -> int | None:
@@ -85,13 +93,15 @@ def _refuse(source: str, problem: str, names: Iterable[str]) -> None:
 def choose_trained(model: nn.Module, spec: ModelChoice) -> None:
     """Freeze what the spec freezes, and adapt the layers that it adapts."""
     named = dict(model.named_parameters(remove_duplicate=False))
-    for name in find(named, spec.freeze, "model.freeze"):
+    frozen = set(find(named, spec.freeze, "model.freeze"))
+    for name in frozen:
         named[name].requires_grad_(False)
     for path, module in model.named_modules():
-        own = list(module.parameters(recurse=False))
-        is_frozen = spec.freeze and own and not any(p.requires_grad for p in own)
+        prefix = f"{path}." if path else ""
+        own = [prefix + name for name, _ in module.named_parameters(recurse=False)]
         is_named = any(_matches(path, pattern) for pattern in spec.freeze)
-        if (is_frozen or is_named) and next(module.buffers(recurse=False), None) is not None:
+        is_frozen = is_named or (own and frozen.issuperset(own))
+        if is_frozen and next(module.buffers(recurse=False), None) is not None:
             module.training = False  # running statistics stay as they are
     if spec.lora:
         _adapt(model, spec.lora)
@@ -101,6 +111,11 @@ def _adapt(model: nn.Module, lora: Lora) -> None:
     layers = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
     parameters = [p for _, p in model.named_parameters(remove_duplicate=False)]
     for name in find(layers, lora.match, "model.lora.match"):
+        if "weight" not in layers[name]._parameters:
+            raise UsageError(
+                f"model.lora.match: {name} computes its weight itself, as weight_norm does: leave "
+                "this layer out"
+            )
         if sum(p is layers[name].weight for p in parameters) > 1:
             raise UsageError(
                 f"model.lora.match: the weight of {name} is tied to another layer's, which an "
@@ -117,18 +132,19 @@ def groups(
     Their names may begin with `model.`, as in an `Objective`. Raises UsageError for a group that is
     empty.
     """
-    trained = {name.removeprefix("model."): p for name, p in named if p.requires_grad}
+    trained = [(name.removeprefix("model."), p) for name, p in named if p.requires_grad]
     if not optimizer.groups:
-        return list(trained.values())
-    left, made = dict(trained), []
+        return [p for _, p in trained]
+    left, made = trained, []
     for index, group in enumerate(optimizer.groups):
         key = f"optimizer.groups.{index}.match"
         patterns = [pattern for pattern in group.match if pattern != BIASES_AND_NORMS]
-        chosen = set(find(trained, patterns, key))
+        chosen = set(find((name for name, _ in trained), patterns, key))
         if BIASES_AND_NORMS in group.match:
-            chosen |= {name for name, p in trained.items() if p.dim() < 2}
-        members = [left.pop(name) for name in list(left) if name in chosen]
+            chosen |= {name for name, p in trained if p.dim() < 2}
+        members = [p for name, p in left if name in chosen]
+        left = [(name, p) for name, p in left if name not in chosen]
         if not members:
             raise UsageError(f"{key}: all parameters that it matches are in groups before it")
         made.append({"params": members, **group.options})
-    return [*([{"params": list(left.values())}] if left else []), *made]
+    return [*([{"params": [p for _, p in left]}] if left else []), *made]

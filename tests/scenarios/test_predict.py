@@ -186,14 +186,86 @@ def test_what_cannot_be_predicted_is_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_files_of_one_name_and_a_sample(trained: Result, tmp_path: Path) -> None:
-    for folder in "xy":
-        (tmp_path / folder).mkdir()
-        rows(4, 4).to_parquet(tmp_path / folder / "rows.parquet")
-    files = [str(tmp_path / folder) for folder in "xy"]
-    made = predict(trained.storage, files, tmp_path / "out")
-    assert len({path.name for path in made.files}) == 2
-    assert all(path.name.startswith("rows-") for path in made.files)
+def test_outputs_stand_as_the_files_do_below_the_folder_that_is_named(
+    trained: Result, tmp_path: Path
+) -> None:
+    for name in ("day=1/part-0.2024.parquet", "day=2/part-0.2024.parquet"):
+        path = tmp_path / "new" / name
+        path.parent.mkdir(parents=True)
+        rows(4, 4).to_parquet(path)
+    made = predict(trained.storage, [str(tmp_path / "new")], tmp_path / "out")
+    shown = [str(path.relative_to(tmp_path / "out")) for path in made.files]
+    assert shown == ["day=1/part-0.2024.parquet", "day=2/part-0.2024.parquet"]
+    each = [str(tmp_path / "new" / f"day={day}" / "*.parquet") for day in (1, 2)]
+    with pytest.raises(UsageError, match=r"two files would be predicted into .*part-0\.2024"):
+        predict(trained.storage, each, tmp_path / "flat")
+
+
+def test_no_file_is_replaced_that_is_not_one_of_predictions(
+    trained: Result, tmp_path: Path
+) -> None:
+    (tmp_path / "new").mkdir()
+    rows(4, 4).to_parquet(tmp_path / "new" / "a.parquet")
+    file = str(tmp_path / "new" / "a.parquet")
+    for out in (tmp_path / "new", tmp_path / "new" / "out"):
+        given = file if out.name == "new" else str(tmp_path / "new")
+        with pytest.raises(UsageError, match="is where the files are"):
+            predict(trained.storage, [given], out, fresh=True)
+    (tmp_path / "out").mkdir()
+    rows(1, 1).to_parquet(tmp_path / "out" / "a.parquet")
+    with pytest.raises(UsageError, match="is not one of predictions"):
+        predict(trained.storage, [file], tmp_path / "out", fresh=True)
+
+
+def test_outputs_of_another_schema_are_not_left(trained: Result, tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    frame = rows(4, 4).drop(columns=["price", "sold"])
+    frame.assign(id=range(4)).to_csv(tmp_path / "new" / "a.csv", index=False)
+    predict(trained.storage, [str(tmp_path / "new")], tmp_path / "out")
+    frame.to_csv(tmp_path / "new" / "b.csv", index=False)  # ids are text in both by now
+    with pytest.raises(UsageError, match="other predictions"):
+        predict(trained.storage, [str(tmp_path / "new")], tmp_path / "out")
+    predict(trained.storage, [str(tmp_path / "new")], tmp_path / "out", fresh=True)
+    assert len(pq.read_table(tmp_path / "out")) == 8
+
+
+def test_what_a_killed_command_left_is_deleted(
+    trained: Result, inputs: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".b.parquet.1234-0ebf8267").write_bytes(b"half")
+    predict(trained.storage, inputs, tmp_path / "out")
+    assert sorted(hashes(tmp_path / "out")) == ["a.parquet", "b.parquet", "c.parquet"]
+
+
+def test_categories_of_pandas_and_types_that_parquet_lacks(trained: Result, tmp_path: Path) -> None:
+    frame = rows(9, 4).drop(columns=["price", "sold"]).astype({"city": "category"})
+    feather.write_feather(frame, tmp_path / "new.feather")
+    made = predict(trained.storage, [str(tmp_path / "new.feather")], tmp_path / "out")
+    expected = trained.model.predict(frame[["size", "city"]])
+    found = pd.read_parquet(made.files[0])
+    np.testing.assert_allclose(found["price"], expected["price"], rtol=1e-6)
+    spans = pa.array([(1, 2, 3)] * 9, pa.month_day_nano_interval())
+    table = pa.Table.from_pandas(frame).append_column("span", spans)
+    feather.write_feather(table, tmp_path / "odd.feather")
+    with pytest.raises(UsageError, match="--keep: Parquet cannot hold these columns"):
+        predict(trained.storage, [str(tmp_path / "odd.feather")], tmp_path / "odd")
+
+
+def test_lists_of_which_the_first_is_empty(tmp_path: Path) -> None:
+    tokens = pa.table({"tokens": [[], [1, 2, 3], [2]] * 8})
+    pq.write_table(tokens, tmp_path / "train.parquet")
+    result = pipeline.run({
+        "name": "t", "loss": "cross_entropy", "storage": str(tmp_path / "runs"),
+        "data": {"train": str(tmp_path / "train.parquet"), "inputs": ["tokens"], "target": "next",
+                 "shift": {"next": "tokens"}},
+        "model": {"name": "transformer", "width": 8, "num_layers": 1}, "training": {"epochs": 1},
+    })  # fmt: skip
+    for name, table in (("few", tokens.slice(0, 1)), ("all", tokens)):
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+        made = predict(result.storage, [str(tmp_path / f"{name}.parquet")], tmp_path / name)
+        found = pq.read_table(made.files[0])
+        assert [len(row[0]) for row in found["next"].to_pylist()[:3]] == [0, 3, 1][: len(table)]
 
 
 def test_the_command_says_what_it_made(

@@ -141,6 +141,7 @@ def test_all_of_the_weights_are_taken_or_those_that_a_pattern_names() -> None:
          r"other shapes: head\.weight is \[3, 4\], \[2, 4\] in the model"),
         ({"head.bias": None}, ("head",), r"lacks head\.bias"),
         ({"head.bias": torch.ones(7)}, ("head",), r"head\.bias is \[7\], \[2\]"),
+        ({"head.bias": torch.ones(2, dtype=torch.int64)}, None, r"kinds of numbers in head\.bias"),
         ({}, ("haed",), r"model\.init_from\.match: 'haed' matches nothing; did you mean 'head'"),
     ],
 )  # fmt: skip
@@ -179,3 +180,34 @@ def test_tied_weights_may_be_given_once_and_are_frozen_by_either_name() -> None:
 def test_an_adapter_of_a_tied_weight_is_refused() -> None:
     with pytest.raises(UsageError, match="the weight of head is tied to another layer's"):
         choose_trained(Tied(), choice(lora={"match": "head"}))
+
+
+def test_an_adapter_of_a_computed_weight_is_refused() -> None:
+    model = nn.ModuleDict({"head": nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))})
+    with pytest.raises(UsageError, match="head computes its weight itself"):
+        choose_trained(model, choice(lora={"match": "head"}))
+
+
+def test_a_norm_that_the_model_froze_itself_goes_on() -> None:
+    model = network()
+    model["norm"].requires_grad_(False)
+    choose_trained(model, choice(freeze="encoder"))
+    assert model["norm"].training
+
+
+def test_a_models_parameter_and_a_losss_of_one_name_are_both_trained() -> None:
+    named = [("model.heads.0.weight", nn.Parameter(torch.ones(2))),
+             ("heads.0.weight", nn.Parameter(torch.ones(3)))]  # fmt: skip
+    assert len(groups(named, Optimizer(name="adamw"))) == 2
+    optimizer = Optimizer.model_validate(
+        {"name": "adamw", "groups": [{"match": "heads.0", "lr": 0.1}]}
+    )
+    ((one,),) = (groups(named, optimizer),)
+    assert isinstance(one, dict)
+    assert [len(p) for p in one["params"]] == [2, 3]
+
+
+@pytest.mark.parametrize("section", [Lora, Group])
+def test_no_pattern_is_no_choice(section: type[Lora] | type[Group]) -> None:
+    with pytest.raises(ValueError, match="at least 1 item"):
+        section.model_validate({"match": []})
