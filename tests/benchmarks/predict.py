@@ -71,8 +71,7 @@ def _measured(model: str, files: Path, workers: int) -> Result:
     )  # fmt: skip
     said, peak_mib = map(json.loads, answer.stdout.splitlines())
     return {
-        "rows": said["rows"],
-        "workers": workers,
+        "case": f"{said['rows']:,} rows, {workers} worker{'s' if workers > 1 else ''}",
         "rows_per_second": said["rows"] / said["seconds"],
         "seconds_of_the_command": time.perf_counter() - started,
         "peak_mib_of_a_process": peak_mib,
