@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from pipeline.data.columns import column_errors, encode
 from pipeline.data.dataset import Dataset, Writer, open_dataset
@@ -117,8 +116,7 @@ class _Conversion:
 
     def write(self, folder: Path, report: Callable[[int], None]) -> Dataset:
         """The dataset, whose files are below `folder`."""
-        fields = self.model.fields
-        kind = np.float64 if self.model.objective.precision == torch.float64 else np.float32
+        fields, kind = self.model.fields, self.model.float_dtype
         writer = Writer(folder, fields, kind)
         for table, row_name in self._tables():
             shift = self.model.job.data.shift

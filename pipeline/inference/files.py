@@ -26,7 +26,7 @@ from pipeline.train.weights import weights_sha256
 KEY = "FILES"
 """What the files are called in messages."""
 MADE_BY = b"pipeline.made_by"
-"""In a Parquet file's metadata: the model, the input, and the columns that are carried along."""
+"""In a Parquet file's metadata: the model, the input, and the columns of the output."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from pipeline import plugins, spec
 from pipeline.data.arrow import plain
 from pipeline.data.batch import Batch, Ragged, to_device
-from pipeline.data.columns import Field, RowName, column_errors, encode, from_json
+from pipeline.data.columns import Field, FloatType, RowName, column_errors, encode, from_json
 from pipeline.data.dataset import build_dataset
 from pipeline.errors import DataError
 from pipeline.losses.terms import Term
@@ -68,6 +68,11 @@ class TrainedModel:
         self.device = device
         return self
 
+    @property
+    def float_dtype(self) -> FloatType:
+        """What numbers are stored as, on their way to the model."""
+        return np.float64 if self.objective.precision == torch.float64 else np.float32
+
     def input_of(self, columns: Mapping[str, Any], field: Field, num_rows: int) -> Any:
         """The column that an input reads, missing values where it is optional and not there.
 
@@ -96,9 +101,8 @@ class TrainedModel:
             array = plain(self.input_of(columns, field, num_rows))
             with column_errors(f"column {field.name!r}", row_name):
                 read[field.name] = field.from_cells(array)
-        kind = np.float64 if self.objective.precision == torch.float64 else np.float32
-        encoded = encode(self.inputs, pa.table(read), float_dtype=kind, row_name=row_name)
-        dataset = build_dataset(self.inputs, encoded, num_rows, kind)
+        encoded = encode(self.inputs, pa.table(read), None, self.float_dtype, row_name)
+        dataset = build_dataset(self.inputs, encoded, num_rows, self.float_dtype)
         parts = [
             self._decode(dataset.gather(np.arange(start, min(start + MAX_ROWS, num_rows))))
             for start in range(0, max(num_rows, 1), MAX_ROWS)

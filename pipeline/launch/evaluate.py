@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import plugins
 from pipeline.errors import RecordError
-from pipeline.launch.run import threads
+from pipeline.launch.run import Tell, threads
 from pipeline.launch.trained import load_trained
 
 if TYPE_CHECKING:
     from pipeline.inference.evaluate import FileScores
     from pipeline.inference.model import TrainedModel
-
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,8 @@ def _page(model: str, trained: TrainedModel, scores: FileScores) -> str:
 
 def _data(trained: TrainedModel, scores: FileScores) -> Any:
     """The rows as MLflow is told of them."""
-    from pipeline.rundir.records import ColumnFacts, DataFacts
+    from pipeline.rundir.records import DataFacts
+    from pipeline.tracking.record import column_facts
 
     return DataFacts(
         name=trained.job.name,
@@ -124,9 +123,6 @@ def _data(trained: TrainedModel, scores: FileScores) -> Any:
         rows={"test": scores.num_rows},
         digests={"test": scores.digest},
         dropped=scores.num_dropped,
-        columns={
-            field.name: ColumnFacts(kind=field.kind, type=field.arrow_type, role=field.role)
-            for field in trained.fields
-        },
+        columns=column_facts(trained.fields),
         profile={},
     )

@@ -11,10 +11,8 @@ from typing import Any
 
 from pipeline import plugins
 from pipeline.errors import StoppedError, UsageError
-from pipeline.launch.run import threads
+from pipeline.launch.run import Tell, threads
 from pipeline.launch.trained import load_trained
-
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ def predict(
     predictions. Files that are there already are left, unless `fresh`. Raises UsageError and
     DataError before anything is written, unless a row is at fault.
     """
-    from pipeline.inference.files import pending, plan, predict_file
+    from pipeline.inference.files import pending, plan
     from pipeline.launch.signals import signals_raise
 
     folder = Path(out).resolve()
@@ -85,10 +83,9 @@ def predict(
     try:
         with signals_raise():
             if workers == 1:
-                with threads(trained.job.workers.threads):
-                    for task in left:
-                        predict_file(trained, task, made, report)
-                        num_done += 1
+                for task in left:
+                    _predict(trained, task, made, report)
+                    num_done += 1
             else:
                 from pipeline.launch.ray_trainer import each_on_workers
 
@@ -121,9 +118,11 @@ def _load(model: str, storage: Path, gpu: bool) -> Any:
     return trained.to(torch.device("cuda" if gpu else "cpu"))
 
 
-def _predict(trained: Any, task: Any, plan: Any) -> int:
-    """A task of a Ray worker: with as many threads as the command itself would use."""
+def _predict(
+    trained: Any, task: Any, plan: Any, report: Callable[[int], None] = lambda _: None
+) -> int:
+    """One file, with as many threads as in training, here and on a Ray worker."""
     from pipeline.inference.files import predict_file
 
     with threads(trained.job.workers.threads):
-        return predict_file(trained, task, plan)
+        return predict_file(trained, task, plan, report)

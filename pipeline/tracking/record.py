@@ -8,11 +8,13 @@ import os
 import platform
 import socket
 import uuid
+from collections.abc import Iterable
 from importlib.metadata import version
 
 import pyarrow as pa
 
 from pipeline import plugins
+from pipeline.data.columns import Field
 from pipeline.files.atomic import delete_temporaries
 from pipeline.redact import redact
 from pipeline.rundir import RunDir
@@ -111,6 +113,14 @@ def _encode(table: pa.Table) -> str:
     return base64.b64encode(content.getvalue()).decode()
 
 
+def column_facts(fields: Iterable[Field]) -> dict[str, ColumnFacts]:
+    """What MLflow is told of each column."""
+    return {
+        field.name: ColumnFacts(kind=field.kind, type=field.arrow_type, role=field.role)
+        for field in fields
+    }
+
+
 def _describe_data(job: Job) -> DataFacts:
     facts = job.facts
     return DataFacts(
@@ -121,10 +131,7 @@ def _describe_data(job: Job) -> DataFacts:
         rows=facts.rows,
         digests=facts.digests,
         dropped=facts.dropped,
-        columns={
-            field.name: ColumnFacts(kind=field.kind, type=field.arrow_type, role=field.role)
-            for field in job.fields
-        },
+        columns=column_facts(job.fields),
         profile=facts.profile,
     )
 
