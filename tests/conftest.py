@@ -121,9 +121,14 @@ def _rows_are_kept_apart(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["PIPELINE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _runs_of_modules_are_recorded_beside_themselves() -> None:
+    """`mlflow.set_tracking_uri` of an earlier test sets the variable for all later ones."""
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
 @pytest.fixture(autouse=True)
 def _runs_are_recorded_beside_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`mlflow.set_tracking_uri` of an earlier test sets the variable for all later ones."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
