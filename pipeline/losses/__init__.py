@@ -4,7 +4,16 @@
 job spec names to a model's outputs and the data's targets; `checks` tries whether these fit.
 """
 
-from pipeline.losses import batch, classification, counts, ranking, rare, regression, sequence
+from pipeline.losses import (
+    batch,
+    classification,
+    counts,
+    ranking,
+    rare,
+    regression,
+    sequence,
+    survival,
+)
 from pipeline.losses.contract import Loss, Role, build, elements, per_item, register, rows
 
 __all__ = [
@@ -22,4 +31,5 @@ __all__ = [
     "regression",
     "rows",
     "sequence",
+    "survival",
 ]

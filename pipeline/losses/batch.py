@@ -67,6 +67,31 @@ def triplet_batch_hard(*, margin: Positive | Literal["soft"] = "soft") -> Loss:
     return Loss(items, rows, (role,), "groups", "rows", per_batch=True)
 
 
+@register("supervised_contrastive")
+def supervised_contrastive(*, temperature: Positive = 0.1) -> Loss:
+    """Vectors [N, D] of one class alike, those of different classes unlike.
+
+    For each row the mean over the other rows of its class of -log of their share among all rows of
+    the global batch, by cosine over `temperature` (Khosla et al., Supervised Contrastive Learning,
+    2020); the mean over the rows that have such.
+    """
+
+    def items(embedding: Tensor, label: Tensor) -> Tensor:
+        unit = F.normalize(embedding, dim=1)
+        own_row = torch.eye(len(label), dtype=torch.bool, device=label.device)
+        logits = (unit @ unit.T / temperature).masked_fill(own_row, -torch.inf)
+        same = (label[:, None] == label[None, :]) & ~own_row
+        num_same = same.sum(1)
+        if not bool(num_same.any()):
+            return embedding.sum() * 0
+        logarithms = logits - logits.logsumexp(1, keepdim=True)
+        losses = -logarithms.masked_fill(~same, 0.0).sum(1) / num_same.clamp(min=1)
+        return losses[num_same > 0].mean()
+
+    role = Role("embedding", "embeddings", EMBEDDING_SIZE)
+    return Loss(items, rows, (role,), "groups", "rows", per_batch=True)
+
+
 @register("rmse")
 def rmse() -> Loss:
     """Root of the mean squared error of the global batch, in the target's unit."""

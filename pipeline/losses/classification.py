@@ -172,6 +172,80 @@ def adaptive_log_softmax(
     return Loss(items, rows, (role,), "classes", "rows", link, head=head)
 
 
+@register("distillation")
+def distillation(*, temperature: Annotated[float, Field(gt=0)] = 2.0) -> Loss:
+    """A teacher's probabilities [N, C] from logits [N, C], both softened by `temperature`.
+
+    Its square times the divergence of the softened distributions (Hinton et al., Distilling the
+    Knowledge in a Neural Network, 2015). Mean over rows. `pipeline predict` gives a teacher's
+    probabilities of the training rows.
+    """
+
+    def items(prediction: Tensor, truth: Tensor) -> Tensor:
+        least = torch.finfo(truth.dtype).tiny
+        teacher = (truth.clamp(min=least).log() / temperature).log_softmax(1)
+        student = (prediction / temperature).log_softmax(1)
+        both = F.kl_div(student, teacher, reduction="none", log_target=True)
+        return both.sum(1) * temperature**2
+
+    def link(prediction: Tensor) -> Tensor:
+        return prediction.softmax(1)
+
+    return Loss(items, rows, (Role(kind="logits"),), "distribution", link=link)
+
+
+@register("ordinal")
+def ordinal(*, class_order: list[str | int] | None = None) -> Loss:
+    """One class of many that have an order, as grades, from one number [N] a row.
+
+    The loss owns the thresholds between the classes, which it adds in logits (cumulative link;
+    McCullagh, Regression Models for Ordinal Data, 1980). Classes of text need their `class_order`,
+    the lowest first. Mean over rows.
+    """
+    ranks: Any = class_order  # numbers by the class's code, once the column is known
+
+    def head(width: int, num_classes: int) -> nn.Module:
+        return thresholds(num_classes)
+
+    def shares(module: Any, prediction: Tensor) -> Tensor:
+        """Logarithms of the probabilities of the classes, by rank: [N, C]."""
+        below = module() - prediction[:, None]  # logits that the class is no higher, rising
+        lowest, highest = F.logsigmoid(below[:, :1]), F.logsigmoid(-below[:, -1:])
+        gap = torch.log(-torch.expm1(below[:, :-1] - below[:, 1:]))
+        between = F.logsigmoid(below[:, 1:]) + F.logsigmoid(-below[:, :-1]) + gap
+        return torch.cat([lowest, between, highest], dim=1)
+
+    def by_code(columns: Tensor) -> Tensor:
+        return columns if ranks is None else columns[:, columns.new_tensor(ranks).long()]
+
+    def items(module: nn.Module, prediction: Tensor, target: Tensor) -> Tensor:
+        return F.nll_loss(by_code(shares(module, prediction)), target, reduction="none")
+
+    def link(module: nn.Module, prediction: Tensor) -> Tensor:
+        return by_code(shares(module, prediction)).exp()
+
+    return Loss(items, rows, (Role(kind="scores"),), "classes", "numbers", link, head=head)
+
+
+def thresholds(num_classes: int) -> nn.Module:
+    """Rising numbers between so many classes [C - 1], as a module: the lowest, then steps above 0.
+
+    At first they are those of equally frequent classes.
+    """
+
+    class Thresholds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            start = (torch.arange(1, num_classes) / num_classes).logit()
+            self.lowest = nn.Parameter(start[:1].clone())
+            self.steps = nn.Parameter(torch.log(torch.expm1(start.diff())))
+
+        def forward(self) -> Tensor:
+            return torch.cat([self.lowest, F.softplus(self.steps)]).cumsum(0)
+
+    return Thresholds()
+
+
 @register("bce")
 def bce(*, class_weight: list[float] | None = None) -> Loss:
     """Yes or no, from probabilities (a sigmoid output). Mean over elements (torch.nn.BCELoss)."""

@@ -52,13 +52,15 @@ TargetKind = Literal[
     "signs",  # float, -1 or 1
     "distribution",  # float, probabilities over the prediction's classes
     "log_distribution",  # their logarithms
+    "quantiles",  # float, any number, of which quantiles are predicted
+    "survival",  # float [N, 2]: a time, and 1 if something happened then, 0 if it was not seen
     "class_lists",  # int64 [N, C]: class numbers, then -1
     "tokens",  # ragged int64: class numbers without the blank
     "none",  # the loss compares predictions only
     "any",
 ]
-Shape = Literal["as_target", "classes", "rows", "any"]
-"""Prediction against target [N, d...]: the same shape; [N, C, d...]; [N, D]; unchecked."""
+Shape = Literal["as_target", "classes", "rows", "numbers", "any"]
+"""Prediction against target [N, d...]: the same shape; [N, C, d...]; [N, D]; [N]; unchecked."""
 
 ACTIVATIONS: dict[str, tuple[PredictionKind, ...]] = {
     "identity": ("values", "logits", "log_rates", "scores", "features", "embeddings"),
@@ -108,6 +110,8 @@ class Loss:
     `items` and `link` then take the module first."""
     module: nn.Module | None = None
     """Parameters of a user's loss, trained with the model."""
+    levels: tuple[float, ...] = ()
+    """What each number of a prediction is at: the levels of quantiles, or times."""
     blank: int | None = None
     """The class that no target names (ctc); the codes of tokens leave it out."""
     per_batch: bool = False

@@ -1,4 +1,4 @@
-"""Losses of amounts: `mse`, `l1`, `smooth_l1`, `huber`, `gaussian_nll`, `poisson_nll`."""
+"""Losses of amounts: of the mean, the median, any quantile, and with their uncertainty."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from pipeline.losses.contract import Loss, Role, elements, register
+from pipeline.losses.contract import Loss, Role, elements, register, rows
 from pipeline.registry import lazy
 
 if TYPE_CHECKING:
@@ -42,6 +42,38 @@ def smooth_l1(*, beta: Annotated[float, Field(ge=0)] = 1.0) -> Loss:
 def huber(*, delta: Positive = 1.0) -> Loss:
     """Squared below `delta`, linear above: amounts with outliers. Mean over elements."""
     return Loss(lambda p, t: F.huber_loss(p, t, reduction="none", delta=delta), elements)
+
+
+@register("pinball")
+def pinball(
+    *,
+    levels: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(min_length=1)] = [  # noqa: B006
+        0.1,
+        0.5,
+        0.9,
+    ],
+) -> Loss:
+    """Quantiles of an amount at several `levels` at once: one output [N, levels].
+
+    Koenker and Bassett, Regression Quantiles, 1978. Mean over rows and levels. What is served is
+    sorted, as no quantile is above one of a higher level.
+    """
+    if sorted(set(levels)) != levels:
+        raise ValueError(f"levels must rise: {levels}")
+
+    def items(prediction: Tensor, target: Tensor) -> Tensor:
+        excess = target[:, None] - prediction
+        level = prediction.new_tensor(levels)
+        return torch.maximum(level * excess, (level - 1) * excess)
+
+    def denominator(num_rows: int, target: Tensor) -> Tensor:
+        return rows(num_rows) * len(levels)
+
+    def link(prediction: Tensor) -> Tensor:
+        return prediction.sort(1).values
+
+    role = Role(size=len(levels))
+    return Loss(items, denominator, (role,), "quantiles", "rows", link, levels=tuple(levels))
 
 
 @register("gaussian_nll")

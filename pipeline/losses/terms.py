@@ -15,6 +15,7 @@ from pipeline.data.columns import IGNORED, Field, Reading
 from pipeline.errors import ContractError
 from pipeline.losses.contract import ACTIVATIONS, Loss, Role, build
 from pipeline.losses.targets import TARGETS, Target
+from pipeline.losses.targets.base import some_of
 from pipeline.registry import nearest
 from pipeline.spec import JobSpec
 from pipeline.spec import Term as TermSpec
@@ -190,6 +191,7 @@ def _with_class_weights(
     label: str, options: dict[str, Any], fields: tuple[Field, ...]
 ) -> dict[str, Any]:
     """The options with weights that are `balanced` or given by label as plain numbers."""
+    options = options | _ranks(label, options, fields)
     open_options = {k: v for k, v in options.items() if _is_open(k, v)}
     if not open_options:
         return options
@@ -230,6 +232,25 @@ def _with_class_weights(
         by_label = isinstance(value, dict)
         resolved[option] = [value[name] for name in vocabulary] if by_label else balanced[option]
     return options | resolved
+
+
+def _ranks(label: str, options: dict[str, Any], fields: tuple[Field, ...]) -> dict[str, Any]:
+    """Places of the classes in the `class_order`, in the order of their codes; of a loss that has
+    such an option."""
+    vocabulary = fields[0].vocabulary if fields else None
+    if "class_order" not in options or vocabulary is None:
+        return {}
+    names = [str(value) for value in vocabulary]
+    if options["class_order"] is None:
+        if isinstance(vocabulary[0], str):
+            fix = f"give them as `class_order: [{', '.join(names)}]`, the lowest first"
+            raise ContractError(label, f"text has no order, as {some_of(fields[0])}", fix)
+        return {}
+    order = [str(value) for value in options["class_order"]]
+    if sorted(order) != sorted(names):
+        problem = f"class_order names {', '.join(order)}; the classes are {', '.join(names)}"
+        raise ContractError(label, problem, "name each class once, the lowest first")
+    return {"class_order": [order.index(name) for name in names]}
 
 
 def _is_open(option: str, value: Any) -> bool:

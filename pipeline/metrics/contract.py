@@ -12,8 +12,8 @@ from pipeline import registry
 if TYPE_CHECKING:
     from torch import Tensor
 
-Task = Literal["classes", "binary", "values"]
-Reads = Literal["labels", "scores", "probabilities", "amounts", "rates"]
+Task = Literal["classes", "binary", "values", "survival"]
+Reads = Literal["labels", "scores", "probabilities", "amounts", "rates", "quantiles", "risks"]
 register = registry.metrics.register
 
 
@@ -29,8 +29,10 @@ class Metric:
     `scores` or `probabilities` [N, C], or `labels` [N], beside class numbers [N]; for `binary`
     `scores` or `probabilities` of yes [N] or [N, K], or `labels` (booleans), beside booleans. For
     `values` it is `amounts` [N, columns] in the target's own unit, or `rates`, which are amounts
-    above 0; the built-in metrics are the mean over the columns, as in scikit-learn. The weight of
-    each item, where `sums` takes a third argument, has the truth's shape.
+    above 0; the built-in metrics are the mean over the columns, as in scikit-learn; or `quantiles`
+    [N, levels, 2], each amount with its level, beside amounts [N, levels]. For `survival` it is
+    `risks` [N] beside [N, 2], a time and whether it happened then. The weight of each item, where
+    `sums` takes a third argument, has the truth's shape; for `survival` [N].
     """
 
     tasks: tuple[Task, ...]

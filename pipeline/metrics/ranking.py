@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 else:
     torch = lazy("torch")
 
+MAX_PAIRED = 1024
+"""Rows of which each is compared with each."""
 Area = Callable[["Tensor", "Tensor"], "Tensor"]
 """From the weight of the noes and of the yeses that score at least each threshold: falling ones."""
 
@@ -44,6 +46,54 @@ def average_precision() -> Metric:
         return (precision * yeses.diff()).sum() / yeses[-1]
 
     return _ranked(area)
+
+
+@register("concordance")
+def concordance() -> Metric:
+    """Chance that what happens earlier had the higher risk, of the pairs that tell (Harrell's C).
+
+    0.5 is no better than by chance; equal risks count half. A pair tells if the earlier one of them
+    is known to have happened; at one time what happened is before what was not seen.
+    """
+
+    def value(prediction: Tensor, truth: Tensor, weight: Tensor) -> float:
+        if bool(prediction.isnan().any()):
+            return math.nan
+        happened = truth[:, 1] > 0.5
+        _, moment = torch.unique(truth[:, 0], return_inverse=True)
+        moment = 2 * moment + ~happened
+        moment, order = moment.sort(stable=True)
+        columns = moment, prediction.double()[order], (weight * happened)[order], weight[order]
+        right, equal, pairs = _count_pairs(*columns).tolist()
+        return (right + equal / 2) / pairs if pairs > 0 else math.nan
+
+    return Metric(("survival",), None, value, lower_is_better=False, reads="risks")
+
+
+def _count_pairs(moment: Tensor, risk: Tensor, happened: Tensor, weight: Tensor) -> Tensor:
+    """Weight of the pairs whose earlier one has the higher risk, the same, and any.
+
+    Rows in the order of their moments; `happened` is the weight of those that did. Those of the
+    first half beside those of the second, and then each half by itself.
+    """
+    if len(moment) <= MAX_PAIRED:
+        pairs = happened[:, None] * weight[None, :] * (moment[:, None] < moment[None, :])
+        higher, equal = risk[:, None] > risk[None, :], risk[:, None] == risk[None, :]
+        return torch.stack([(pairs * higher).sum(), (pairs * equal).sum(), pairs.sum()])
+    middle = int(torch.searchsorted(moment, moment[len(moment) // 2]))
+    middle = middle or int(torch.searchsorted(moment, moment[0], right=True))
+    if middle == len(moment):  # of one moment no pair tells
+        return risk.new_zeros(3)
+    halves = [[part[:middle], part[middle:]] for part in (moment, risk, happened, weight)]
+    (_, _), (earlier, later), (counted, _), (_, beside) = halves
+    later, order = later.sort()
+    total = torch.cat([beside.new_zeros(1), beside[order].cumsum(0)])
+    below, until = (
+        total[torch.searchsorted(later, earlier, right=right)] for right in (False, True)
+    )
+    across = [(counted * part).sum() for part in (below, until - below, total[-1])]
+    first, second = zip(*halves, strict=True)
+    return torch.stack(across) + _count_pairs(*first) + _count_pairs(*second)
 
 
 def _ranked(area: Area) -> Metric:

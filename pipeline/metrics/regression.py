@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
-from pipeline.metrics.contract import Metric, Task, mean, register
+from pipeline.metrics.contract import Metric, Task, mean, ratio, register
 from pipeline.registry import lazy
 
 if TYPE_CHECKING:
@@ -69,6 +69,32 @@ def median_absolute_error() -> Metric:
         return mean(torch.stack([_median(*column) for column in columns]))
 
     return Metric(VALUES, None, value, lower_is_better=True, baseline="median")
+
+
+@register("pinball_loss")
+def pinball_loss() -> Metric:
+    """Mean pinball loss of predicted quantiles over their levels, in the target's unit."""
+
+    def sums(prediction: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
+        excess, level = truth.double() - prediction[:, :, 0].double(), prediction[:, :, 1].double()
+        losses = torch.maximum(level * excess, (level - 1) * excess)
+        return torch.stack([(weight * losses).sum(), weight.sum()])
+
+    return Metric(
+        VALUES, sums, lambda s: ratio(s[0], s[1]), lower_is_better=True, reads="quantiles"
+    )
+
+
+@register("coverage")
+def coverage() -> Metric:
+    """Share of amounts from the lowest to the highest quantile, to compare with their levels."""
+
+    def sums(prediction: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
+        amounts, truth, weight = prediction[:, :, 0], truth[:, :1], weight[:, 0]
+        is_in = (amounts[:, :1] <= truth) & (truth <= amounts[:, -1:])
+        return torch.stack([(weight * is_in[:, 0]).sum(), weight.sum()])
+
+    return Metric(VALUES, sums, lambda s: ratio(s[0], s[1]), reads="quantiles", baseline=None)
 
 
 @register("poisson_deviance")

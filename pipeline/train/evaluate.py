@@ -133,7 +133,9 @@ def _choose_kept(objective: Objective, num_rows: int, num_batches: int) -> dict[
     chosen = {}
     for index, term in enumerate(objective.terms):
         task = term.target.task(term)
-        if task is None or not all(field.is_single for field in term.targets if task == "classes"):
+        if task is None or task == "survival":
+            continue  # there is no picture of it
+        if not all(field.is_single for field in term.targets if task == "classes"):
             continue  # of positions there are too many
         readable = term.target.readable(term)
         reads = next(one for one in MOST_TELLING if one in readable)

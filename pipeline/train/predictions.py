@@ -26,6 +26,7 @@ def held_out(terms: list[Term], kept: Mapping[int, Items], step: int, origins: O
 def _describe(term: Term, items: Items) -> TermPredictions:
     task = term.target.task(term)
     assert task is not None
+    assert task != "survival"  # which has no pictures
     return TermPredictions(
         term.label,
         task,

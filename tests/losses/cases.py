@@ -7,7 +7,7 @@ contract tests (numbers) and the distributed ones (gradients of `weight`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -101,6 +101,15 @@ def log_softmax(x: Tensor) -> Tensor:
 
 def squared(x: Tensor) -> Tensor:
     return x**2 + 0.1
+
+
+def _mixed_with_zero(
+    own: torch.distributions.Distribution, always_zero: Tensor, truth: Tensor
+) -> Tensor:
+    """Minus the mean log-likelihood of counts that are 0 with a chance of their own."""
+    counted = F.logsigmoid(-always_zero) + own.log_prob(truth)
+    either = torch.logaddexp(F.logsigmoid(always_zero), counted)
+    return -either.where(truth == 0, counted).mean()
 
 
 def case(name: str, seed: int, num_rows: int) -> Case:
@@ -338,6 +347,108 @@ class _Maker:
 
         return self.built((shape, shape), (counts,), mean, {}, squared)
 
+    def zero_inflated_poisson(self) -> Case:
+        shape = self.some()
+        counts = torch.from_numpy(self.rng.poisson(1, (self.num_rows, *shape)).astype(float))
+
+        def mean(prediction: Tensor, always_zero: Tensor, truth: Tensor) -> Tensor:
+            own = torch.distributions.Poisson(prediction.exp())
+            return _mixed_with_zero(own, always_zero, truth)
+
+        return self.built((shape, shape), (counts,), mean)
+
+    def zero_inflated_negative_binomial(self) -> Case:
+        shape = self.some()
+        counts = torch.from_numpy(self.rng.poisson(1, (self.num_rows, *shape)).astype(float))
+
+        def mean(
+            prediction: Tensor, dispersion: Tensor, always_zero: Tensor, truth: Tensor
+        ) -> Tensor:
+            logits = prediction + dispersion.log()
+            own = torch.distributions.NegativeBinomial(1 / dispersion, logits=logits)
+            return _mixed_with_zero(own, always_zero, truth)
+
+        return self.built((shape,) * 3, (counts,), mean, {}, squared)
+
+    # -- quantiles, grades, teachers
+    def pinball(self) -> Case:
+        levels = sorted(self.rng.uniform(0.05, 0.95, int(self.rng.integers(1, 4))).tolist())
+
+        def mean(prediction: Tensor, truth: Tensor) -> Tensor:
+            each = [
+                (level * (truth - amount)).where(truth > amount, (1 - level) * (amount - truth))
+                for level, amount in zip(levels, prediction.unbind(1), strict=True)
+            ]
+            return torch.stack(each).mean()
+
+        options = {"levels": levels}
+        return self.built(((len(levels),),), (self.floats(),), mean, options)
+
+    def ordinal(self) -> Case:
+        made = self.built(((),), (self.classes(),), identity, kind=Labels)
+
+        def mean(head: Any, prediction: Tensor, truth: Tensor) -> Tensor:
+            below = (head()[None, :] - prediction[:, None]).sigmoid()
+            edges = torch.cat([0 * below[:, :1], below, 0 * below[:, :1] + 1], dim=1)
+            return -edges.diff(dim=1).gather(1, truth[:, None]).log().mean()
+
+        return Case(**{**made.__dict__, "oracle": mean})
+
+    def distillation(self) -> Case:
+        temperature = float(self.rng.uniform(0.5, 4))
+        own = nn.KLDivLoss(reduction="batchmean")
+
+        def mean(prediction: Tensor, truth: Tensor) -> Tensor:
+            softened = truth ** (1 / temperature)
+            softened = softened / softened.sum(1, keepdim=True)
+            students = (prediction / temperature).log_softmax(1)
+            return own(students, softened) * temperature**2  # type: ignore[no-any-return]
+
+        soft, options = self.floats(CLASSES).softmax(1), {"temperature": temperature}
+        return self.built(((CLASSES,),), (soft,), mean, options)
+
+    # -- times that are not all seen
+    def cox(self) -> Case:
+        ties = "efron" if self.flip() else "breslow"
+
+        def mean(prediction: Tensor, truth: Tensor) -> Tensor:
+            time, happened = truth.unbind(1)
+            risk = prediction.exp()
+            total = prediction.sum() * 0
+            for moment in torch.unique(time[happened == 1]):
+                dying = (time == moment) & (happened == 1)
+                for place in range(int(dying.sum())):
+                    gone = place / int(dying.sum()) * risk[dying].sum() if ties == "efron" else 0
+                    total = total + (risk[time >= moment].sum() - gone).log()
+            return (total - prediction[happened == 1].sum()) / len(prediction)
+
+        return self.timed(self.built(((),), (self.floats(),), mean, {"ties": ties}))
+
+    def hazards(self) -> Case:
+        def mean(prediction: Tensor, truth: Tensor) -> Tensor:
+            total = prediction.sum() * 0
+            for chance, (time, happened) in zip(prediction.sigmoid(), truth, strict=True):
+                alive = torch.ones(())
+                for then, start, end in zip(chance, (0.0, 2.0), (2.0, 4.0), strict=True):
+                    if happened and start < time <= end:
+                        total = total - (alive * then).log()
+                    elif not happened and start <= time < end:
+                        total = total - alive.log()
+                    alive = alive * (1 - then)
+                total = total - (alive.log() if time > 4 or (time == 4 and not happened) else 0)
+            return total / len(prediction)
+
+        made = self.built(((2,),), (self.floats(),), mean, {"times": [2.0, 4.0]})
+        return self.timed(made)
+
+    def timed(self, made: Case) -> Case:
+        """The case with targets of whole times from 1, many of them equal, and what happened."""
+        times = self.rng.integers(1, 7, self.num_rows).astype(float)
+        happened = self.rng.integers(2, size=self.num_rows).astype(float)
+        fields = Number("time", "double", "target"), Number("happened", "double", "target")
+        targets = torch.from_numpy(times), torch.from_numpy(happened)
+        return replace(made, fields=fields, targets=targets)
+
     def multilabel_soft_margin(self) -> Case:
         weight = self.class_weight()
         own = nn.MultiLabelSoftMarginLoss(
@@ -435,6 +546,20 @@ class _Maker:
             return sum(found, torch.zeros(())) / max(len(found) - 1, 1)
 
         return self.built(((5,),), (self.classes(),), mean, {"margin": 2.0}, kind=Labels)
+
+    def supervised_contrastive(self) -> Case:
+        def mean(embedding: Tensor, label: Tensor) -> Tensor:
+            found = [embedding.sum() * 0]
+            for i, row in enumerate(embedding):
+                others = [j for j in range(len(label)) if j != i]
+                cosines = F.cosine_similarity(row[None], embedding[others], dim=1) / 0.5
+                same = [k for k, j in enumerate(others) if label[j] == label[i]]
+                if same:
+                    found.append(-cosines.log_softmax(0)[same].mean())
+            return sum(found, torch.zeros(())) / max(len(found) - 1, 1)
+
+        options = {"temperature": 0.5}
+        return self.built(((5,),), (self.classes(),), mean, options, kind=Labels)
 
     def rmse(self) -> Case:
         shape = self.some()

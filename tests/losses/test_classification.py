@@ -7,7 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from statsmodels.miscmodels.ordinal_model import OrderedModel
 
+from pipeline import registry
+from pipeline.losses.contract import build
 from tests.losses.formulas import mean
 
 LOGITS = [[1.0, 2.0, 3.0], [2.0, 3.0, 1.0]]
@@ -96,3 +100,47 @@ def test_smoothed_answers_are_nearer_to_one_half() -> None:
     of_yes = 0.9 * math.log(0.9) + 0.1 * math.log(0.1)
     got = mean("bce_with_logits", given, [0.0, 1.0], label_smoothing=0.2)
     assert got == pytest.approx(-(of_no + of_yes) / 2)
+
+
+@pytest.mark.parametrize("class_order", [None, [2, 0, 3, 1]])
+def test_grades_are_statsmodels_proportional_odds(class_order: list[int] | None) -> None:
+    """Of whole numbers in their order, or in another one."""
+    rng = np.random.default_rng(0)
+    grades = rng.integers(0, 4, 50)
+    prediction = rng.normal(size=50)
+    levels = np.array([-1.0, 0.3, 2.0])
+    loss = build(registry.losses["ordinal"], {"class_order": class_order})
+    assert loss.head is not None
+    assert loss.link is not None
+    head = loss.head(1, 4)
+    steps = torch.from_numpy(np.log(np.expm1(np.diff(levels))))
+    head.load_state_dict({"lowest": torch.tensor(levels[:1]), "steps": steps})
+    head.double()
+    ranks = grades if class_order is None else np.array(class_order)[grades]
+    own = OrderedModel(ranks, prediction[:, None], distr="logit")
+    wanted = own.loglikeobs(np.array([1.0, levels[0], *np.log(np.diff(levels))]))
+    given = torch.from_numpy(prediction)
+    items = loss.items(head, given, torch.from_numpy(grades)).detach().numpy()
+    assert -items == pytest.approx(wanted, rel=1e-6)
+    served = loss.link(head, given).detach().numpy()
+    assert served.sum(1) == pytest.approx(np.ones(50))
+    assert -np.log(served[np.arange(50), grades]) == pytest.approx(items)
+
+
+def test_grades_begin_with_equal_shares() -> None:
+    loss = build(registry.losses["ordinal"], {"class_order": None})
+    assert loss.head is not None
+    assert loss.link is not None
+    served = loss.link(loss.head(1, 5), torch.zeros(1))
+    assert served[0].tolist() == pytest.approx([0.2] * 5, rel=1e-5)
+
+
+def test_a_teacher_whose_shares_are_met_leaves_nothing_to_learn() -> None:
+    shares = np.array([[0.7, 0.2, 0.1], [1.0, 0.0, 0.0]])
+    logits = np.log(np.maximum(shares, np.finfo(float).tiny))
+    for temperature in (1.0, 4.0):
+        found = mean("distillation", logits, shares, temperature=temperature)
+        assert found == pytest.approx(0, abs=1e-7)
+    cross = mean("cross_entropy", LOGITS, shares, soft_targets=True)
+    entropy = -(shares[0] * np.log(shares[0])).sum() / 2
+    assert mean("distillation", LOGITS, shares, temperature=1.0) == pytest.approx(cross - entropy)

@@ -9,6 +9,10 @@ import pytest
 import torch
 from scipy.stats import nbinom  # type: ignore[import-untyped]
 from sklearn.metrics import mean_tweedie_deviance
+from statsmodels.discrete.count_model import (
+    ZeroInflatedNegativeBinomialP,
+    ZeroInflatedPoisson,
+)
 
 from pipeline import registry
 from pipeline.losses.contract import build
@@ -59,3 +63,20 @@ def test_a_negative_binomial_is_scipys() -> None:
     likelihoods = nbinom.logpmf(counts, sizes, sizes / (sizes + np.exp(log_means)))
     got = mean("negative_binomial", log_means, dispersion, counts)
     assert got == pytest.approx(-likelihoods.mean())
+
+
+@pytest.mark.parametrize("kind", ["poisson", "negative_binomial"])
+def test_counts_with_too_many_zeros_are_statsmodels(kind: str) -> None:
+    counts = np.array([0.0, 0.0, 3.0, 1.0, 40.0])
+    log_mean, logit, dispersion = 1.3, -0.4, 0.7
+    ones = np.ones((5, 1))
+    outputs = [[log_mean] * 5, [logit] * 5]
+    if kind == "poisson":
+        own = ZeroInflatedPoisson(counts, ones, exog_infl=ones)
+        wanted = own.loglike(np.array([logit, log_mean]))
+    else:
+        own = ZeroInflatedNegativeBinomialP(counts, ones, exog_infl=ones, p=2)
+        wanted = own.loglike(np.array([logit, log_mean, dispersion]))
+        outputs.insert(1, [dispersion] * 5)
+    found = mean(f"zero_inflated_{kind}", *outputs, counts)
+    assert -found * 5 == pytest.approx(wanted, rel=1e-6)

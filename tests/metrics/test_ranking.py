@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
+from pipeline.metrics import ranking
 from tests.metrics.parts import value_of
 
 RNG = np.random.default_rng(0)
@@ -66,3 +67,34 @@ def test_a_score_that_is_no_number_is_no_area(name: str) -> None:
     score = RNG.random(N)
     score[3] = np.nan
     assert np.isnan(value_of(name, score, RNG.random(N) < 0.5, np.ones(N), []))
+
+
+def brute_concordance(risk: Any, time: Any, happened: Any, weight: Any) -> float:
+    """Every pair, one after the other."""
+    right = pairs = 0.0
+    for i in range(len(risk)):
+        for j in range(len(risk)):
+            is_later = time[j] > time[i] or (time[j] == time[i] and not happened[j])
+            if happened[i] and is_later:
+                both = weight[i] * weight[j]
+                pairs += both
+                right += both * ((risk[i] > risk[j]) + 0.5 * (risk[i] == risk[j]))
+    return right / pairs
+
+
+@weights
+@pytest.mark.parametrize("num_times", [1, 5, 1000])
+def test_concordance_counts_every_pair_that_tells(
+    num_times: int, weight: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranking, "MAX_PAIRED", 3)  # halves of halves
+    time, happened = RNG.integers(0, num_times, N).astype(float), RNG.random(N) < 0.5
+    risk = (RNG.normal(size=N) - time / num_times).round(1).astype(np.float32)
+    truth = np.stack([time, happened], axis=1)
+    wanted = brute_concordance(risk, time, happened, weight)
+    assert value_of("concordance", risk, truth, weight, []) == pytest.approx(wanted, rel=1e-9)
+
+
+def test_concordance_of_rows_that_tell_nothing_has_no_value() -> None:
+    nothing = np.stack([np.arange(N), np.zeros(N)], axis=1)
+    assert np.isnan(value_of("concordance", RNG.random(N), nothing, np.ones(N), []))

@@ -65,3 +65,22 @@ def test_a_weight_of_nothing_has_no_value(name: str) -> None:
 def test_a_rate_that_underflows_costs_nothing_where_nothing_was_counted() -> None:
     rates, counts = np.array([[0.0], [1.0]]), np.array([[0.0], [1.0]])
     assert value_of("poisson_deviance", rates, counts, np.ones((2, 1)), []) == 0
+
+
+@pytest.mark.parametrize("weight", [ONES, WEIGHT], ids=["plain", "weighted"])
+@pytest.mark.parametrize("cuts", CUTS, ids=str)
+def test_quantiles(cuts: list[int], weight: Any) -> None:
+    truth, amounts = RNG.normal(size=N), np.sort(RNG.normal(size=(N, 3)), axis=1)
+    levels = [0.1, 0.5, 0.8]
+    served = np.stack([amounts, np.tile(levels, (N, 1))], axis=2)
+    truths, weights = (np.repeat(values[:, None], 3, 1) for values in (truth, weight))
+    wanted = np.mean([
+        sk.mean_pinball_loss(truth, amounts[:, place], sample_weight=weight, alpha=level)
+        for place, level in enumerate(levels)
+    ])  # fmt: skip
+    assert value_of("pinball_loss", served, truths, weights, cuts) == pytest.approx(
+        wanted, rel=1e-9
+    )
+    is_in = (amounts[:, 0] <= truth) & (truth <= amounts[:, 2])
+    wanted = np.average(is_in, weights=weight)
+    assert value_of("coverage", served, truths, weights, cuts) == pytest.approx(wanted, rel=1e-9)

@@ -23,7 +23,9 @@ PROMISED = {
     "digits": ("validation/accuracy", 0.97),
     "breast_cancer": ("validation/accuracy", 0.95),
     "breast_cancer_probabilities": ("validation/accuracy", 0.95),
+    "caravan": ("validation/average_precision", 0.14),
     "diabetes": ("validation/r2", 0.4),
+    "flchain": ("validation/concordance", 0.78),
     "flights": ("validation/r2", 0.8),
 }
 ALL_JOBS = sorted(path.stem for path in JOBS.glob("*.yaml"))
@@ -70,12 +72,13 @@ def test_mlflow_holds_every_step_of_the_curve_once(trained: Trained, name: str) 
     norms = client.get_metric_history(result.run_id, "train/gradient_norm")
     assert [m.step for m in norms] == list(range(1, result.steps + 1))
     rates = client.get_metric_history(result.run_id, "train/learning_rate")
-    assert len({m.value for m in rates}) > 1 or rates[-1].step == result.steps
+    last = result.best["step"] if result.best else result.steps
+    assert len({m.value for m in rates}) > 1 or rates[-1].step == last
     assert (
         client.get_metric_history(result.run_id, "system/throughput/rows_per_second")[-1].value > 0
     )
     inputs = {one.tags[0].value: one.dataset for one in run.inputs.dataset_inputs}
-    assert set(inputs) <= {"training", "validation"}
+    assert set(inputs) <= {"training", "validation", "test"}
     assert len({one.digest for one in inputs.values()}) == len(inputs)
     for dataset in inputs.values():
         assert json.loads(dataset.profile)["num_rows"] > 0
@@ -156,7 +159,8 @@ def test_the_model_takes_raw_columns_and_gives_target_columns(trained: Trained, 
     predicted = result.model.predict(frame)
     spec = pipeline.load(Path(result.storage) / "spec.yaml")
     assert len(predicted) == len(frame)
-    assert set(spec.data.targets) <= set(predicted.columns)
+    if spec.loss[0].name != "cox":  # which orders rows, and tells no time
+        assert set(spec.data.targets) <= set(predicted.columns)
     signature = result.model.metadata.signature
     assert signature.inputs.input_names() == table.column_names
     one_row = result.model.predict(frame.iloc[:1])

@@ -4,12 +4,13 @@ A kind is one class. `Loss.target` names it; everything that differs between kin
 how a column is read and checked, which metrics it has, and what a prediction is served as.
 """
 
-from pipeline.losses.targets.amounts import AnyTarget, Counts, Values, unscaled
+from pipeline.losses.targets.amounts import AnyTarget, Counts, Quantiles, Values, unscaled
 from pipeline.losses.targets.base import Items, Target
 from pipeline.losses.targets.binary import Binary, Signs
 from pipeline.losses.targets.classes import Classes, Groups
 from pipeline.losses.targets.distributions import Distribution, LogDistribution
 from pipeline.losses.targets.lists import ClassLists, NoTarget, Tokens
+from pipeline.losses.targets.survival import Survival
 
 __all__ = [
     "TARGETS",
@@ -26,6 +27,8 @@ __all__ = [
 KINDS: list[Target] = [
     Values(),
     Counts(),
+    Quantiles(),
+    Survival(),
     Classes(),
     Groups(),
     Binary(),

@@ -97,6 +97,57 @@ class Counts(Values):
             raise unmeant(label, name, target, ", counts are at least 0", fix)
 
 
+class Quantiles(Values):
+    """Numbers of which several quantiles are predicted: float32."""
+
+    name = "quantiles"
+    sets_prediction_width = False
+
+    def check_fields(self, label: str, fields: Sequence[Field]) -> None:
+        super().check_fields(label, fields)
+        if len(fields) > 1 or not fields[0].is_single:
+            problem = "predicts quantiles of one target, a single number in each row"
+            raise ContractError(label, problem, "give each target a loss of its own")
+
+    def readable(self, term: Term) -> tuple[Reads, ...]:
+        return "amounts", "quantiles"
+
+    def usual_metrics(self, term: Term) -> tuple[str, ...]:
+        return "pinball_loss", "coverage", "mae", "r2"
+
+    def compared(self, term: Term, rows: Items, reads: Reads, centered: bool) -> Items:
+        if reads == "amounts":
+            served = rows.prediction
+            middle = served[:, self._middle(term)] if served.dim() == 2 else served
+            return super().compared(term, rows._replace(prediction=middle), reads, centered)
+        prediction, truth = (unscaled(term.targets, values) for values in rows[:2])
+        level = prediction.new_tensor(term.loss.levels).expand_as(prediction)
+        truth = truth[:, None].expand_as(prediction)
+        weight, row = of_items(rows.weight, truth), of_items(rows.row, truth)
+        return Items(torch.stack([prediction, level], dim=2), truth, weight, row)
+
+    def constant(self, term: Term, reads: Reads, centered: bool) -> Tensor | None:
+        return super().constant(term, reads, centered) if reads == "amounts" else None
+
+    def nothing(self, term: Term, width: int, reads: Reads) -> tuple[Tensor, Tensor]:
+        if reads == "amounts":
+            return super().nothing(term, width, reads)
+        num_levels = len(term.loss.levels)
+        return torch.zeros(0, num_levels, 2), torch.zeros(0, num_levels)
+
+    def decode(self, term: Term, served: Tensor) -> dict[str, Any]:
+        name, amounts = term.targets[0].name, unscaled(term.targets, served)
+        columns = zip(term.loss.levels, amounts.unbind(1), strict=True)
+        quantiles = {f"{name}_quantile_{level:g}": amount.numpy() for level, amount in columns}
+        return {name: amounts[:, self._middle(term)].numpy()} | quantiles
+
+    @staticmethod
+    def _middle(term: Term) -> int:
+        """The place of the level that is nearest to a half: the median, if it is there."""
+        levels = term.loss.levels
+        return min(range(len(levels)), key=lambda place: abs(levels[place] - 0.5))
+
+
 def unscaled(fields: Sequence[Field], values: Tensor, centered: bool = False) -> Tensor:
     """Values in the unit of the target columns, float64; `centered`, less their training mean."""
 
