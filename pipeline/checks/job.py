@@ -33,6 +33,7 @@ def check(job: Job) -> list[Notice]:
     """Everything that can be known before training. Raises ContractError with the fix."""
     targets = [field.name for field in job.fields if field.is_target]
     trial = job.trial
+    job.sampler()  # refuses what rows cannot be drawn by
     bound = job.objective()
     for rows in (job.train, job.validation, job.test):
         for batch in rows.parts(targets) if rows is not None and targets else ():
@@ -92,8 +93,8 @@ def _rewriting(job: Job, bound: Objective, trial: Batch) -> list[Notice]:
 def _try_smallest(job: Job, bound: Objective, trial: Batch) -> None:
     """The smallest micro-batch of an epoch through the model, as BatchNorm refuses one row."""
     settings, most = job.spec.training, job.spec.workers.most
-    last = job.num_rows % settings.batch_size or settings.batch_size
-    sizes = (min(settings.batch_size, job.num_rows), last)
+    last = job.rows_per_epoch % settings.batch_size or settings.batch_size
+    sizes = (min(settings.batch_size, job.rows_per_epoch), last)
     parts = [
         part for n in sizes for part in split_batch(np.arange(n), settings.microbatch_size, most)
     ]
@@ -104,8 +105,8 @@ def _try_smallest(job: Job, bound: Objective, trial: Batch) -> None:
     except Exception as error:  # a user's model can fail in any way
         raise UsageError(
             f"model {job.spec.model.name}: fails on {size} row{'s' if size > 1 else ''}, which the "
-            f"smallest micro-batch of an epoch has: {describe(error)}\n  {job.num_rows} rows, "
-            f"training.batch_size {settings.batch_size}, microbatch_size "
+            f"smallest micro-batch of an epoch has: {describe(error)}\n  {job.rows_per_epoch} "
+            f"rows, training.batch_size {settings.batch_size}, microbatch_size "
             f"{settings.microbatch_size}, up to {most} workers: change one of them, or BatchNorm "
             "to GroupNorm or LayerNorm"
         ) from error

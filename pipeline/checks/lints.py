@@ -32,8 +32,8 @@ def unusual(job: Job, terms: list[Term], trial: Batch) -> list[Notice]:
     spec = job.spec
     notices = []
     size, warmup = spec.training.batch_size, spec.schedule.warmup_steps
-    if size > job.num_rows:
-        text = f"{size} is more than the {job.num_rows} training rows: one step per epoch"
+    if size > job.rows_per_epoch:
+        text = f"{size} is more than the {job.rows_per_epoch} rows of an epoch: one step per epoch"
         notices.append(Notice("training.batch_size", text))
     if warmup > job.num_steps:
         text = f"{warmup} of {job.num_steps} steps: the learning rate never gets to its full value"

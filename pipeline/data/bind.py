@@ -47,8 +47,7 @@ def bind(
         stored = data.shift.get(name, name)
         reading = readings.get(name, Reading())
         binders[name] = partial(_bind_target, data, name, stored, reading, types[stored], source)
-    if data.sample_weight is not None:
-        name = data.sample_weight.column
+    for name in data.weight_columns:
         binders[name] = partial(_bind_weight, data, name, types[name], source)
     bound: dict[str, Statistics] = {}
     faults = []
@@ -155,7 +154,8 @@ def _bind_weight(data: Data, name: str, arrow_type: pa.DataType, source: Source)
     where = source.where(name)
     if not isinstance(choose_field(name, arrow_type, where), Number):
         raise DataError(f"{where} is {arrow_type}, expected numbers")
-    field = Number(name, str(arrow_type), "weight")
+    role: Role = "exposure" if name == data.exposure else "weight"
+    field = Number(name, str(arrow_type), role)
     return with_missing(field, data, name, where, arrow_type).statistics()
 
 

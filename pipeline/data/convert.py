@@ -182,7 +182,8 @@ class Conversion:
 
     def _observe_columns(self, source: Source, rows: SplitRows, faults: dict[str, str]) -> None:
         if self.example is None:
-            self.example = rows.table.select(source.inputs).slice(0, EXAMPLE_ROWS)
+            read = [*source.inputs, *([self.data.exposure] if self.data.exposure else [])]
+            self.example = rows.table.select(read).slice(0, EXAMPLE_ROWS)
         for name, statistics in self.statistics.items():
             stored = self.data.shift.get(name, name)
             column = rows.table[stored]

@@ -308,9 +308,7 @@ def _name_faults(
 def _default_inputs(data: Data, columns: list[str]) -> list[str]:
     """All columns that have no other part: target, weight, or what a split goes by."""
     others = {column for column in data.targets if column not in data.shift}
-    if data.sample_weight:
-        others.add(data.sample_weight.column)
-    others |= set(data.split_columns)
+    others |= {*data.weight_columns, *data.split_columns}
     others -= {*data.categorical, *data.dates}
     return [column for column in columns if column not in others]
 
@@ -322,8 +320,8 @@ def _wanted_columns(
     for column in data.targets:
         if column not in data.shift:
             wanted.setdefault(column, "data.target")
-    if data.sample_weight:
-        wanted.setdefault(data.sample_weight.column, "data.sample_weight")
+    for column, key in data.weight_columns.items():
+        wanted.setdefault(column, key)
     for new, column in data.shift.items():
         if new not in data.targets:
             raise DataError(f"data.shift.{new}: is not named in data.target")

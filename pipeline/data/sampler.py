@@ -67,6 +67,33 @@ class Sampler:
         return sorted_rows
 
 
+class DrawnSampler(Sampler):
+    """A Sampler whose epochs have some rows more often than others.
+
+    An epoch has `num_rows` rows, each as often as its share of the `weights` [N] says, rounded up
+    or down: points at equal distances on the weights laid end to end in a new order, which is
+    systematic sampling (Madow and Madow, 1944).
+    """
+
+    def __init__(
+        self, weights: NDArray[np.float64], num_rows: int, batch_size: int, seed: int
+    ) -> None:
+        super().__init__(num_rows, batch_size, seed)
+        self.weights = weights
+
+    def _epoch(self, epoch: int) -> Rows:
+        assert self.seed is not None
+        if epoch not in self._epochs:
+            generator = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
+            order = generator.permutation(len(self.weights))
+            ends = np.cumsum(self.weights[order])
+            points = (np.arange(self.num_rows) + generator.random()) * (ends[-1] / self.num_rows)
+            places = np.searchsorted(ends, points, side="right")
+            last = np.flatnonzero(self.weights[order])[-1]  # a sum may round below its last point
+            self._epochs = {epoch: generator.permutation(order[np.minimum(places, last)])}
+        return self._epochs[epoch]
+
+
 class WindowSampler:
     """A Sampler for rows in blocks of which only a few are on this machine at a time.
 

@@ -98,11 +98,22 @@ def evaluate_files(
 def _open(model: TrainedModel, names: Sequence[str], base: Path) -> tuple[Source, list[str]]:
     """The files with all columns that the job used of its training rows."""
     places = locate_names(KEY, list(names), base)
-    own = {"inputs": [field.name for field in model.inputs], "validation": None, "test": None}
+    own = {
+        "inputs": [field.name for field in model.inputs],
+        "validation": None,
+        "test": None,
+        "sampling": None,  # which says how training rows are drawn
+    }
     data = model.job.data.model_copy(update=own)
     dataset = datasets({KEY: places}, data.categorical)[KEY]
     files = [path for place in places for path in place.paths or [place.name]]
     return select_columns(data, KEY, dataset, ", ".join(names), len(files) > 1), files
+
+
+def _stored(model: TrainedModel, source: Source) -> set[str]:
+    """Names of fields that are made of the source's columns."""
+    shifted = {new for new, column in model.job.data.shift.items() if column in source.wanted}
+    return {*source.wanted, *shifted}
 
 
 class _Conversion:
@@ -110,13 +121,14 @@ class _Conversion:
 
     def __init__(self, model: TrainedModel, source: Source) -> None:
         self.model, self.source = model, source
+        self.fields = [field for field in model.fields if field.name in _stored(model, source)]
         self.origins = OriginWriter()
         self.digest = hashlib.sha256()
         self.num_dropped = 0
 
     def write(self, folder: Path, report: Callable[[int], None]) -> Dataset:
         """The dataset, whose files are below `folder`."""
-        fields, kind = self.model.fields, self.model.float_dtype
+        fields, kind = self.fields, self.model.float_dtype
         writer = Writer(folder, fields, kind)
         for table, row_name in self._tables():
             shift = self.model.job.data.shift
@@ -130,7 +142,7 @@ class _Conversion:
     def _tables(self) -> Iterator[tuple[pa.Table, Callable[[int], str]]]:
         """The rows of each block that are not dropped, and their names."""
         data, invalid = self.model.job.data, InvalidRows()
-        by_name = {field.name: field for field in self.model.fields}
+        by_name = {field.name: field for field in self.fields}
         for block in self.source.blocks():
             kept = kept_rows(data, self.source, by_name, block, invalid)
             invalid.refuse()

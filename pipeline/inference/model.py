@@ -39,7 +39,7 @@ class TrainedModel:
         """The custom modules that the job names are imported already."""
         self.job = job
         self.fields = fields
-        self.inputs = [field for field in fields if field.is_input]
+        self.inputs = [field for field in fields if field.is_read]
         model = job.model.model_copy(update={"lora": None})  # whose products are in the weights
         self.objective = build_objective(job.model_copy(update={"model": model}), fields)
         take_weights(self.objective, weights)

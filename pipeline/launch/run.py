@@ -222,7 +222,7 @@ def _train(
         reader,
         job.num_steps,
         job.steps_per_epoch,
-        job.num_rows,
+        job.rows_per_epoch,
         lambda: process.trouble(folder),
         waiting,
     )

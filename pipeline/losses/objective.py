@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.data.batch import Batch, num_rows, only, to_float64
 from pipeline.errors import ContractError, UsageError
-from pipeline.losses.contract import elements, rows
+from pipeline.losses.contract import PredictionKind, elements, rows
 from pipeline.losses.memory import dense_gradients, own_memory
 from pipeline.losses.modes import evaluating
 from pipeline.losses.terms import Predictions, Term, num_classes
@@ -52,6 +52,7 @@ class Objective(nn.Module):
         *,
         precision: torch.dtype = torch.float32,
         sample_weight: SampleWeight | None = None,
+        exposure: str | None = None,
         trial: Batch | None = None,
     ) -> None:
         """`inputs` are the columns that the model reads, `sizes` the widths of its outputs.
@@ -67,6 +68,12 @@ class Objective(nn.Module):
         if sample_weight is not None and (coupled := [t for t in terms if t.loss.per_batch]):
             problem = "is one number for the whole batch, which row weights cannot enter"
             raise ContractError(coupled[0].label, problem, "take data.sample_weight out")
+        self.exposure = exposure
+        self.log_rates = _outputs_of(terms, "log_rates")
+        self.rates = _outputs_of(terms, "rates")
+        if exposure and not (self.log_rates or self.rates):
+            problem = "reads no rate, which data.exposure would multiply"
+            raise ContractError(terms[0].label, problem, "use a loss of counts, as poisson_nll")
         self.terms = terms
         self.heads = nn.ModuleDict(_heads(terms, sizes))
         if precision == torch.float64:
@@ -132,14 +139,30 @@ class Objective(nn.Module):
         with self.autocast():
             outputs = self.model(self._inputs(batch))
         if isinstance(outputs, Tensor):
-            return {"prediction": outputs}
+            outputs = {"prediction": outputs}
         if not isinstance(outputs, Mapping):
             kind = "nothing" if outputs is None else type(outputs).__name__
             raise UsageError(
                 f"model {type(self.model).__name__}: its forward gives {kind}: return a tensor, or "
                 f"a mapping from outputs' names ({', '.join(self.sizes)}) to tensors"
             )
-        return dict(outputs)
+        return self._exposed(dict(outputs), batch) if self.exposure else dict(outputs)
+
+    def _exposed(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """The outputs with rates that are multiplied by the rows' exposure."""
+        assert self.exposure is not None
+        exposure = batch[self.exposure]
+        assert isinstance(exposure, Tensor)
+
+        def beside(output: Tensor) -> Tensor:
+            factor = exposure.double() if self.precision == torch.float64 else exposure.float()
+            return factor.reshape(-1, *[1] * (output.dim() - 1))
+
+        for name in self.log_rates & outputs.keys():
+            outputs[name] = outputs[name] + beside(outputs[name]).log()
+        for name in self.rates & outputs.keys():
+            outputs[name] = outputs[name] * beside(outputs[name])
+        return outputs
 
     @property
     def is_coupled(self) -> bool:
@@ -282,6 +305,17 @@ class Objective(nn.Module):
         if str(index) not in self.heads:
             return []
         return [p for p in self.heads[str(index)].parameters() if p.requires_grad]
+
+
+def _outputs_of(terms: list[Term], kind: PredictionKind) -> set[str]:
+    """Outputs of this kind that losses of counts read."""
+    return {
+        name
+        for term in terms
+        if term.loss.target == "counts"
+        for role, name in zip(term.loss.roles, term.outputs, strict=True)
+        if role.kind == kind
+    }
 
 
 def _heads(terms: list[Term], sizes: Mapping[str, int | None]) -> dict[str, nn.Module]:

@@ -155,6 +155,23 @@ class Stream(Section):
     """Blocks, drawn anew each epoch, whose rows are mixed. Up to three windows are on disk."""
 
 
+class Sampling(Section):
+    """Which rows an epoch draws, in place of each row once."""
+
+    balance: str | None = None
+    """Column of classes, target or input: rows of each class are drawn equally often."""
+    weights: str | None = None
+    """Column of numbers from 0: how often each row is drawn beside the others."""
+    rows: Positive | None = None
+    """Rows an epoch draws; unless given, as many as there are training rows."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Sampling:
+        if (self.balance is None) == (self.weights is None):
+            raise PydanticCustomError("sampling", "give either `balance` or `weights`, a column")
+        return self
+
+
 class Data(Section):
     """Which rows and columns are trained on."""
 
@@ -201,6 +218,12 @@ class Data(Section):
     its own statistics; `shared` is `standard` with one mean and deviation for all positions."""
     sample_weight: SampleWeight | None = None
     """Column that weights each row in every loss, or `{column, mean_over, in_metrics}`."""
+    sampling: Sampling | None = None
+    """Rows drawn more or less often, as `{balance: COLUMN}` or `{weights: COLUMN}`: an epoch has
+    each row as often as its share says, rounded up or down; validation and test each row once."""
+    exposure: str | None = None
+    """Column of numbers above 0 that counts grow in proportion to, as years insured: it multiplies
+    the rate that losses of counts predict, in training and when served."""
     target_scale: TargetScale | dict[str, TargetScale] = "none"
     """As `scale`, for numeric targets. Losses and their options are in the scaled unit, metrics and
     served predictions in the column's own."""
@@ -296,10 +319,13 @@ class Data(Section):
             raise PydanticCustomError(
                 "leak", "{columns}: both input and target", {"columns": ", ".join(both)}
             )
-        weight = self.sample_weight.column if self.sample_weight else None
-        if weight in (*(self.inputs or []), *self.targets):
-            text = "{column}: the sample weight cannot be input or target too"
-            raise PydanticCustomError("leak", text, {"column": weight})
+        for weight, key in self.weight_columns.items():
+            if weight in (*(self.inputs or []), *self.targets):
+                text = "{column}: {key} cannot be input or target too"
+                raise PydanticCustomError("leak", text, {"column": weight, "key": key})
+        if self.exposure in self.weight_columns.keys() - {self.exposure}:
+            text = "{column}: cannot be weight and exposure"
+            raise PydanticCustomError("leak", text, {"column": self.exposure})
         return self
 
     @model_validator(mode="after")
@@ -325,6 +351,16 @@ class Data(Section):
             if isinstance(asked, Split):
                 columns.setdefault(asked.column, f"data.{split}")
         return columns
+
+    @property
+    def weight_columns(self) -> dict[str, str]:
+        """Columns of numbers beside inputs and targets, each with the key that names it."""
+        named = {
+            "data.exposure": self.exposure,
+            "data.sampling.weights": self.sampling and self.sampling.weights,
+            "data.sample_weight": self.sample_weight and self.sample_weight.column,
+        }
+        return {column: key for key, column in named.items() if column}
 
     @property
     def targets(self) -> list[str]:

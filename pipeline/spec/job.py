@@ -131,6 +131,15 @@ class JobSpec(Section):
         if self.training.bucket_by and not self.training.shuffle:
             text = "training.bucket_by: exchanges rows among batches, which needs shuffle"
             raise PydanticCustomError("fits", "{text}", {"text": text})
+        if self.data.sampling:
+            others = {
+                "data.stream": self.data.stream,
+                "training.bucket_by": self.training.bucket_by,
+                "training.shuffle: false": not self.training.shuffle,
+            }
+            if found := [key for key, value in others.items() if value]:
+                text = f"data.sampling: does not go with {found[0]}; leave one of them out"
+                raise PydanticCustomError("fits", "{text}", {"text": text})
         size, micro = self.training.batch_size, self.training.microbatch_size
         if micro and micro > size:
             raise PydanticCustomError(

@@ -22,7 +22,7 @@ def card(
     """
     data = record.data
     fields = [from_json(field) for field in record.fields]
-    inputs = [field for field in fields if field.is_input]
+    inputs = [field for field in fields if field.is_read]
     targets = [field for field in fields if field.is_target]
     rows = ", ".join(f"{count:,} for {split}" for split, count in data.rows.items() if count)
     files = ", ".join(f"`{path}`" for path in data.files[:3])
@@ -48,7 +48,7 @@ def _rows(fields: list[Field], data: DataFacts) -> list[str]:
 
 
 def _row(field: Field, profile: Mapping[str, Any]) -> str:
-    missing = ", may be missing" if field.is_input and field.is_optional else ""
+    missing = ", may be missing" if field.is_read and field.is_optional else ""
     return f"| {_cell(field.name)} | {field.arrow_type}{missing} | {_held(field, profile)} |"
 
 

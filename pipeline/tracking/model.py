@@ -88,7 +88,7 @@ def _signature(frame: Any, predicted: Any, fields: list[Field]) -> Any:
     from mlflow.types import ColSpec, Schema
     from mlflow.types.schema import AnyType
 
-    inputs = {field.name: field for field in fields if field.is_input}
+    inputs = {field.name: field for field in fields if field.is_read}
     others = [name for name in frame.columns if not inputs[name].is_cell]
     known = {}
     if others:

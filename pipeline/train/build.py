@@ -62,6 +62,7 @@ def build_objective(
             {name: output.size for name, output in model_outputs.items()},
             precision=PRECISIONS[spec.training.precision],
             sample_weight=spec.data.sample_weight,
+            exposure=spec.data.exposure,
             trial=trial,
         )
     except InputError:

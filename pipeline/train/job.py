@@ -13,7 +13,8 @@ from torch import Tensor
 from pipeline.data import cache
 from pipeline.data.batch import Batch
 from pipeline.data.convert import Report
-from pipeline.data.sampler import Sampler, WindowSampler, steps_per_epoch
+from pipeline.data.sampler import DrawnSampler, Sampler, WindowSampler, steps_per_epoch
+from pipeline.data.sampling import row_weights
 from pipeline.data.streaming import Streamed
 from pipeline.errors import DataError
 from pipeline.losses.objective import Objective
@@ -55,6 +56,9 @@ class Job(cache.ConvertedRows):
         """Which rows each step uses."""
         settings = self.spec.training
         seed = settings.seed if settings.shuffle else None
+        if sampling := self.spec.data.sampling:
+            weights = row_weights(self.train, sampling)
+            return DrawnSampler(weights, self.rows_per_epoch, settings.batch_size, settings.seed)
         if isinstance(self.train, Streamed):
             plan = self.train.plan
             return WindowSampler(
@@ -66,9 +70,15 @@ class Job(cache.ConvertedRows):
         return Sampler(self.num_rows, settings.batch_size, seed, lengths)
 
     @property
+    def rows_per_epoch(self) -> int:
+        """Rows of an epoch: each training row once, or as many as `data.sampling` draws."""
+        sampling = self.spec.data.sampling
+        return (sampling and sampling.rows) or self.num_rows
+
+    @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps that use each training row once."""
-        return steps_per_epoch(self.num_rows, self.spec.training.batch_size)
+        """Optimizer steps of an epoch."""
+        return steps_per_epoch(self.rows_per_epoch, self.spec.training.batch_size)
 
     @property
     def num_steps(self) -> int:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.sampler import Sampler, steps_per_epoch
+from pipeline.data.sampler import DrawnSampler, Sampler, steps_per_epoch
 
 NUMBERS = st.integers(1, 200)
 
@@ -53,3 +54,40 @@ def test_buckets_hold_rows_of_similar_length_and_every_row_once(
 def test_rows_as_they_stand_are_no_array_of_all_rows() -> None:
     order = Sampler(10**15, 4, None)  # 8 PB of them
     assert order.rows(10**9).tolist() == [4 * 10**9 + i for i in range(4)]
+
+
+@given(num=st.integers(1, 300), batch=NUMBERS, draws=st.integers(1, 900), seed=st.integers(0, 99))
+def test_drawn_rows_come_as_often_as_their_share_rounded_up_or_down(
+    num: int, batch: int, draws: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    weights = rng.random(num) * (rng.random(num) < 0.7)
+    weights[rng.integers(num)] = 1.0
+    order, steps = DrawnSampler(weights, draws, batch, seed), steps_per_epoch(draws, batch)
+    for epoch in range(2):
+        used = np.concatenate([order.rows(epoch * steps + step) for step in range(steps)])
+        assert len(used) == draws
+        counts = np.bincount(used, minlength=num)
+        share = weights / weights.sum() * draws
+        assert (counts >= np.floor(share - 1e-9)).all()
+        assert (counts <= np.ceil(share + 1e-9)).all()
+    anew = DrawnSampler(weights, draws, batch, seed)
+    assert (anew.rows(2 * steps - 1) == order.rows(2 * steps - 1)).all()
+
+
+def test_drawn_rows_are_not_in_order_and_another_epoch_has_others() -> None:
+    weights = np.ones(1000)
+    order = DrawnSampler(weights, 500, 500, 3)
+    first, second = order.rows(0), order.rows(1)
+    assert set(first) != set(second)
+    assert abs(np.corrcoef(first, np.arange(500))[0, 1]) < 0.2
+    mixed = DrawnSampler(weights, 1000, 1000, 3).rows(0)
+    assert sorted(mixed) == list(range(1000))
+    assert (mixed != np.arange(1000)).any()
+
+
+def test_over_many_epochs_each_row_has_its_share() -> None:
+    weights = np.array([1.0, 2.0, 3.0, 4.0])
+    order = DrawnSampler(weights, 5, 5, 0)
+    counts = sum(np.bincount(order.rows(epoch), minlength=4) for epoch in range(4000))
+    assert counts / 20_000 == pytest.approx([0.1, 0.2, 0.3, 0.4], abs=0.005)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,13 +21,12 @@ from pipeline.errors import UsageError
 from pipeline.launch.initial import load_initial
 from pipeline.models.parts import Features
 from pipeline.rundir import RunDir
-from pipeline.rundir.journal import Reader, curve_sha256
-from pipeline.rundir.records import Done
+from pipeline.rundir.journal import Reader
 from pipeline.spec import load
 from pipeline.train.job import Job, prepare
 from pipeline.train.loop import train
 from pipeline.train.weights import load_weights
-from tests.processes import on_workers
+from tests.killed import assert_same_bits
 
 NUM_ROWS = 90
 LORA = {"match": "encoder.0", "rank": 2, "alpha": 8}
@@ -94,29 +91,8 @@ def job_of(tree: dict[str, Any], changes: dict[str, Any], folder: Path) -> Job:
     return prepare(spec, folder, initial=initial)
 
 
-class KilledError(Exception):
-    """Ends a worker before a step."""
-
-
-def trained(
-    rank: int, num: int, *, tree: dict[str, Any], folder: Path, run: str, killed_at: int | None
-) -> None:
-    (folder / run).mkdir(exist_ok=True)
-    job = job_of(tree, {**TUNED, "model.init_from": "start.safetensors"}, folder)
-
-    def before_step(step: int) -> None:
-        if step == killed_at:
-            raise KilledError
-
-    with contextlib.suppress(KilledError):
-        train(job, RunDir(folder / run), before_step)
-
-
-def outcome(run: Path) -> tuple[str, Any, str]:
-    points = list(Reader(run / "curve.jsonl").new())
-    evaluations = json.dumps([one["validation"] for one in points if "validation" in one])
-    done = Done.read(run / "done.json")
-    return curve_sha256(points) + evaluations, done.test, done.weights_sha256
+def tuned(tree: dict[str, Any], folder: Path) -> Job:
+    return job_of(tree, {**TUNED, "model.init_from": "start.safetensors"}, folder)
 
 
 def test_it_is_what_a_plain_torch_loop_does(tree: dict[str, Any], tmp_path: Path) -> None:
@@ -184,14 +160,7 @@ def test_it_is_what_a_plain_torch_loop_does(tree: dict[str, Any], tmp_path: Path
 def test_on_any_workers_and_after_a_kill_it_has_the_same_bits(
     num: int, tree: dict[str, Any], tmp_path: Path
 ) -> None:
-    work = partial(trained, tree=tree, folder=tmp_path)
-    on_workers(1, partial(work, run="alone", killed_at=None))
-    on_workers(num, partial(work, run="several", killed_at=None))
-    for workers, step in ((num, 8), (1, 14), (num, None)):
-        on_workers(workers, partial(work, run="resumed", killed_at=step))
-    assert Done.read(tmp_path / "resumed" / "done.json").workers == [num, 1, num]
-    assert outcome(tmp_path / "several") == outcome(tmp_path / "alone")
-    assert outcome(tmp_path / "resumed") == outcome(tmp_path / "alone")
+    assert_same_bits(partial(tuned, tree, tmp_path), tmp_path, num, [8, 14])
 
 
 def test_a_run_starts_from_a_run_and_from_what_mlflow_has_of_it(

@@ -25,7 +25,7 @@ MEAN = "mean"
 
 FloatType = type[np.floating[Any]]
 """What numbers are stored as: float32, or float64 if the spec asks for it."""
-Role = Literal["input", "target", "weight"]
+Role = Literal["input", "target", "weight", "exposure"]
 RowName = Callable[[int], str]
 """What a row of a table is called in messages."""
 Profile = dict[str, Any]
@@ -165,6 +165,11 @@ class Field(ABC):
         return self.role == "input"
 
     @property
+    def is_read(self) -> bool:
+        """Whether a prediction needs it."""
+        return self.role in ("input", "exposure")
+
+    @property
     def is_target(self) -> bool:
         """Whether the losses read it."""
         return self.role == "target"
@@ -172,7 +177,12 @@ class Field(ABC):
     @property
     def where(self) -> str:
         """The key of the spec that names columns of this role."""
-        keys = {"input": "data.inputs", "target": "data.target", "weight": "data.sample_weight"}
+        keys = {
+            "input": "data.inputs",
+            "target": "data.target",
+            "weight": "data.sample_weight",
+            "exposure": "data.exposure",
+        }
         return keys[self.role]
 
     @property

@@ -70,7 +70,7 @@ class Number(_Scaled):
     is_cell: ClassVar[bool] = True
 
     def fill_mean(self) -> Field | None:
-        return None if self.role == "weight" else replace(self, fill=MEAN)
+        return None if self.role in ("weight", "exposure") else replace(self, fill=MEAN)
 
     def fill_constant(self, value: float | str, arrow_type: pa.DataType) -> Field | None:
         if isinstance(value, str):
@@ -78,7 +78,7 @@ class Number(_Scaled):
         return replace(self, fill=value)
 
     def statistics(self, scale: Scale = "none", unless_binary: bool = False) -> Statistics:
-        if self.role == "weight":
+        if self.role in ("weight", "exposure"):
             return WeightStatistics(self)
         return super().statistics(scale, unless_binary)
 
@@ -261,7 +261,7 @@ class NumberStatistics(Statistics):
 
 
 class WeightStatistics(Statistics):
-    """Row weights: none is negative, and one at least is above 0."""
+    """Row weights: none is negative, and one at least is above 0; exposures: all are."""
 
     def __init__(self, field: Field) -> None:
         super().__init__(field)
@@ -271,11 +271,11 @@ class WeightStatistics(Statistics):
         numbers = as_numbers(plain(column))
         if self.field.fill is not None:
             numbers = np.where(np.isnan(numbers), self.field.fill, numbers)
-        negative = numbers < 0
-        if negative.any():
-            raise ColumnError(
-                f"holds {numbers[negative][0]:g}, and weights are at least 0", rows=negative
-            )
+        is_exposure = self.field.role == "exposure"
+        bad = numbers <= 0 if is_exposure else numbers < 0
+        if bad.any():
+            wanted = "exposures are above 0" if is_exposure else "weights are at least 0"
+            raise ColumnError(f"holds {numbers[bad][0]:g}, and {wanted}", rows=bad)
         self.moments.add(numbers)
 
     def fit(self) -> Field:
