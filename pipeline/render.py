@@ -41,6 +41,7 @@ def result_lines(result: Result) -> list[str]:
         score = f"{best['metric']} {best['value']:.6g}"
         text = f"best  validation {score} after step {best['step']}, whose weights are the model"
         lines.append(text)
+    lines += _decisions(result.decision)
     lines += _scores("test", result.test, result.test_baselines)
     if result.first_difference is not None:
         lines.append(
@@ -57,6 +58,22 @@ def result_lines(result: Result) -> list[str]:
         lines.append(f"see   {address}")
     else:
         lines.append(f"see   {_pipeline()} ui {result.storage}")
+    return lines
+
+
+def _decisions(decision: Mapping[str, float | None]) -> list[str]:
+    """A line for each threshold, with the metric that it was chosen for."""
+    lines = []
+    for key, value in decision.items():
+        kind, _, column = key.partition("/")
+        if kind == "threshold" and value is not None:
+            name = next(k for k in decision if k != key and k.partition("/")[2] == column)
+            score = f"validation {name.partition('/')[0]} {decision[name]:.6g}"
+            lines.append(f"best  {score} where {column} is yes above a probability of {value:.6g}")
+        elif kind == "threshold":
+            lines.append(
+                f"note  {column} keeps its threshold: its validation rows are all of one kind"
+            )
     return lines
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -139,7 +140,14 @@ def _bind_target(
     data: Data, name: str, stored: str, reading: Reading, arrow_type: pa.DataType, source: Source
 ) -> Statistics:
     where = source.where(stored) if name == stored else f"data.target: column {stored!r}"
+    positive = data.positive.get(name)
+    if positive is not None:
+        reading = replace(reading, as_classes=True)
     field = choose_field(name, arrow_type, where, reading)
+    if positive is not None:
+        if not isinstance(field, Category):
+            raise DataError(f"data.positive.{name}: {where} holds no single classes")
+        field = replace(field, positive=positive)
     if name != stored and not isinstance(field, Tokens):
         raise DataError(
             f"data.shift.{name}: {where} is {arrow_type}; lists of tokens can be shifted"

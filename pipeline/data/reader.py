@@ -300,6 +300,9 @@ def _name_faults(
     for column in data.target_scale if isinstance(data.target_scale, dict) else ():
         if column not in data.targets:
             yield f"data.target_scale: {column!r} is not a target{nearest(column, data.targets)}"
+    for column in data.positive:
+        if column not in data.targets:
+            yield f"data.positive: {column!r} is not a target{nearest(column, data.targets)}"
     for column in data.missing if isinstance(data.missing, dict) else ():
         if column not in wanted:
             yield f"data.missing: {column!r} is not a column that is used{nearest(column, present)}"

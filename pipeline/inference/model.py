@@ -114,7 +114,8 @@ class TrainedModel:
         """The predictions of the rows that are computed at once."""
         columns: dict[str, Any] = {}
         predictions = self.objective.predict(to_device(batch, self.device))
-        for index, term in enumerate(self.objective.terms):
+        for index in range(len(self.objective.terms)):
+            term = self.objective.term(index)
             served = term.served(self.objective.head(index), predictions).cpu()
             is_lists = served.dim() == NUM_DIMS_OF_LISTS
             lengths = self._lengths(term, batch) if is_lists else []

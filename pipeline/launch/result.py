@@ -34,6 +34,8 @@ class Result:
     test: dict[str, float | None]
     """Values of the test rows, with the recorded model."""
     test_baselines: dict[str, float | None]
+    decision: dict[str, float | None]
+    """With `training.threshold`: what was chosen, and the metric of the validation rows there."""
     notes: list[str]
     """What the last evaluation's numbers do not show."""
     curve_sha256: str
@@ -81,6 +83,7 @@ class Result:
             baselines=end.baselines,
             test=done.test.metrics if done.test else {},
             test_baselines=done.test.baselines if done.test else {},
+            decision=done.decision,
             notes=[*end.notes, *_overfitting(end, done)],
             curve_sha256=end.sha256,
             weights_sha256=done.weights_sha256,
@@ -132,6 +135,7 @@ class Result:
             "baselines",
             "test",
             "test_baselines",
+            "decision",
             "curve_sha256",
             "weights_sha256",
             "best",

@@ -53,6 +53,7 @@ class Objective(nn.Module):
         precision: torch.dtype = torch.float32,
         sample_weight: SampleWeight | None = None,
         exposure: str | None = None,
+        threshold: float | None = None,
         trial: Batch | None = None,
     ) -> None:
         """`inputs` are the columns that the model reads, `sizes` the widths of its outputs.
@@ -78,10 +79,29 @@ class Objective(nn.Module):
         self.heads = nn.ModuleDict(_heads(terms, sizes))
         if precision == torch.float64:
             self.widen()
+        if threshold is not None:
+            self._keep_thresholds(threshold)
         own_memory(self)
         dense_gradients(self)
         if trial is not None:
             self.resolve_denominators(trial)
+
+    def _keep_thresholds(self, threshold: float) -> None:
+        """One for each column of yes and no, as buffers: they are part of the trained model."""
+        found = False
+        for index, term in enumerate(self.terms):
+            if term.target.task(term) == "binary" and "probabilities" in term.target.readable(term):
+                columns = term.target.nothing(term, 1, "probabilities")[0].shape[1:]
+                self.register_buffer(f"threshold_{index}", torch.full(columns, threshold))
+                found = True
+        if not found:
+            problem = "gives no probability of yes, which training.threshold decides by"
+            raise ContractError(self.terms[0].label, problem, "take it out")
+
+    def term(self, index: int) -> Term:
+        """A term as it decides: with its threshold."""
+        own = self._buffers.get(f"threshold_{index}")
+        return self.terms[index] if own is None else replace(self.terms[index], threshold=own)
 
     def widen(self) -> None:
         """Compute in float64 from now on; what is complex, in complex128."""

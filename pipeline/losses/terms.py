@@ -41,6 +41,8 @@ class Term:
     loss: Loss
     outputs: tuple[str, ...]
     targets: tuple[Field, ...]
+    threshold: Tensor | None = None
+    """Probability above which yes is predicted, for each column, where it is not a half."""
 
     def arguments(self, predictions: Predictions, batch: Batch) -> list[Any]:
         """Predictions, then targets, as the loss takes them; predictions in full precision."""

@@ -107,7 +107,7 @@ def _ranked(area: Area) -> Metric:
         flat = [part.reshape(len(part), -1).unbind(1) for part in (prediction, truth, weight)]
         areas = []
         for column in zip(*flat, strict=True):
-            noes, yeses = _cumulate(*column)
+            noes, yeses = cumulated_by_score(*column)
             if noes[-1] > 0 and yeses[-1] > 0:  # else there is nothing to tell apart
                 areas.append(area(noes, yeses))
         return mean(torch.stack(areas)) if areas else math.nan
@@ -115,7 +115,7 @@ def _ranked(area: Area) -> Metric:
     return Metric(("classes", "binary"), None, value, lower_is_better=False, reads="scores")
 
 
-def _cumulate(score: Tensor, truth: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def cumulated_by_score(score: Tensor, truth: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Weight of the noes, and of the yeses, that score at least each distinct score, from none."""
     score, order = score.sort(descending=True)
     is_last = torch.ones_like(score, dtype=torch.bool)

@@ -114,6 +114,8 @@ class Done(Sealed):
     best: Best | None
     test: Scores | None = None
     """Of the test rows, with the weights that became the model."""
+    decision: Numbers = Field(default={})
+    """Thresholds that were chosen on the validation rows, and the metric there."""
     ended_early: str = ""
     """Why there are fewer steps than the job has."""
     workers: list[int]

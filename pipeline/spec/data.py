@@ -191,6 +191,9 @@ class Data(Section):
     pandas wrote."""
     target: str | list[str] | None = None
     """Target column or columns; none for losses that only compare predictions."""
+    positive: dict[str, str] = {}
+    """The value that means yes, by target, as `{status: active}`, for losses of yes and no; unless
+    given, true, 1, or the second of two texts in the order of the alphabet."""
     stream: Stream | None = None
     """For files larger than this machine's disk: rows are fetched while training, shuffled in two
     levels, which gives another curve than without it. `true`, or `{block_rows, window}`."""

@@ -125,6 +125,9 @@ class JobSpec(Section):
         if self.training.stop and self.data.validation is None:
             text = "training.stop: needs rows to be judged by; give data.validation"
             raise PydanticCustomError("fits", "{text}", {"text": text})
+        if isinstance(self.training.threshold, str) and self.data.validation is None:
+            text = "training.threshold: needs rows to be chosen on; give data.validation"
+            raise PydanticCustomError("fits", "{text}", {"text": text})
         if self.training.bucket_by and self.data.stream:
             text = "training.bucket_by: does not go with data.stream; leave one of them out"
             raise PydanticCustomError("fits", text)

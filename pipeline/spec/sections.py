@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 from pipeline.spec.data import Name, Positive, Section
 
 DEFAULT_EPOCHS = 10
+Decision = Literal["f1", "balanced_accuracy", "accuracy"]
 
 
 class Every(Section):
@@ -101,6 +102,9 @@ class Training(Section):
     best_by: str | None = None
     """`loss` or a validation metric: the weights of its best evaluation become the model. Unless
     given, those of the last step do."""
+    threshold: Annotated[float, Field(gt=0, lt=1)] | Decision | None = None
+    """Probability above which yes is predicted: a number, or the metric of the validation rows that
+    it is chosen for at the end: `f1`, `balanced_accuracy` or `accuracy`. 0.5 unless given."""
     average: Average | None = None
     """Averaged weights in place of the last ones, as `{ema: 0.999}` or `{swa: {start: 0.75}}`, in
     evaluations and as the model; running statistics are averaged too."""

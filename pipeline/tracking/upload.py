@@ -213,6 +213,7 @@ class Upload:
                 if scores
                 for value in values(group, scores.metrics, done.time, step)
             ]
+            metrics += values("decision", done.decision, done.time, step)
             self.client.log_model_metrics(run_id, self.state.model_id, metrics, self.record.data)
             if done.first_difference is not None:
                 tags["pipeline.first_difference"] = str(done.first_difference)

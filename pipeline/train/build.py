@@ -45,6 +45,7 @@ def build_objective(
         terms = bind_seeded(spec, fields)
     model_outputs = outputs(terms, spec)
     inputs = {field.name: field for field in fields if field.is_input}
+    chosen = spec.training.threshold  # at the end, for a metric
     torch.manual_seed(spec.training.seed)
     try:
         model = build_model(spec.model.name, inputs, model_outputs, spec.model.options)
@@ -63,6 +64,7 @@ def build_objective(
             precision=PRECISIONS[spec.training.precision],
             sample_weight=spec.data.sample_weight,
             exposure=spec.data.exposure,
+            threshold=0.5 if isinstance(chosen, str) else chosen,
             trial=trial,
         )
     except InputError:

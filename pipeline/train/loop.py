@@ -22,7 +22,9 @@ from pipeline.losses.terms import check_targets
 from pipeline.rundir import RunDir, checkpoint
 from pipeline.rundir.journal import Journal
 from pipeline.rundir.lease import Lease
+from pipeline.rundir.records import Numbers
 from pipeline.rundir.repair import repair
+from pipeline.spec.sections import Decision
 from pipeline.telemetry.flops import flops_per_row, peak_flops
 from pipeline.telemetry.stopwatch import Phase, Stopwatch
 from pipeline.telemetry.throughput import Throughput
@@ -32,6 +34,7 @@ from pipeline.train.evaluate import Evaluation, evaluate, rows_at_once
 from pipeline.train.job import Job
 from pipeline.train.recorder import NullRecorder, RunRecorder
 from pipeline.train.state import TrainState
+from pipeline.train.threshold import choosers, decide
 
 CPU = torch.device("cpu")
 
@@ -70,9 +73,9 @@ def train(
     rows = job.train.opened(str(run.path.resolve()))
     with determinism.deterministic(is_exact), rows, loader, recorder:
         _train_steps(job, state, _announce(loader, before_step), recorder, last_step, stopwatch)
-        test = _test(job, state, recorder)
+        decision, test = _conclude(job, state, recorder)
     if state.is_done(last_step):
-        recorder.finish(state, test)
+        recorder.finish(state, decision, test)
         comm.barrier()
 
 
@@ -144,14 +147,33 @@ def _evaluate(
         recorder.save_predictions(state, evaluation)
 
 
-def _test(job: Job, state: TrainState, recorder: NullRecorder) -> Evaluation | None:
-    """Loss and metrics of the test rows, once the job's training is over."""
-    if job.test is None or not state.is_done(job.num_steps):
-        return None
+def _conclude(
+    job: Job, state: TrainState, recorder: NullRecorder
+) -> tuple[Numbers, Evaluation | None]:
+    """Thresholds, then loss and metrics of the test rows, once the job's training is over."""
+    metric = job.spec.training.threshold
+    is_chosen = isinstance(metric, str)
+    if not state.is_done(job.num_steps) or (job.test is None and not is_chosen):
+        return {}, None
     recorder.save_end(state)
     state.become_model()
+    decision = _decide(job, state, metric) if isinstance(metric, str) else {}
+    if job.test is None:
+        return decision, None
     with tracebacks.noting("in the evaluation of the test rows"):
-        return _evaluate_rows(job, state, job.test, with_baselines=True)
+        return decision, _evaluate_rows(job, state, job.test, with_baselines=True)
+
+
+def _decide(job: Job, state: TrainState, metric: Decision) -> Numbers:
+    """Choose thresholds on the validation rows; each with the metric that it has there."""
+    assert job.validation is not None
+    objective, device = state.objective, state.gradients.seeds.device
+    size = rows_at_once(objective, job.spec.training)
+    chosen = choosers(objective, metric)
+    rows = np.arange(len(job.validation))
+    values = evaluate(objective, job.validation, rows, size, chosen, device).values
+    state.decided = decide(objective, values)
+    return {one.name: values[one.name] for one in chosen}
 
 
 def _evaluate_rows(

@@ -74,8 +74,8 @@ class NullRecorder:
     def save_end(self, state: TrainState) -> None:
         """A checkpoint that is on the disk: all steps are done, and what follows may fail."""
 
-    def finish(self, state: TrainState, test: Evaluation | None) -> None:
-        """The end of the run, with what the test rows gave."""
+    def finish(self, state: TrainState, decision: Numbers, test: Evaluation | None) -> None:
+        """The end of the run, with the thresholds and what the test rows gave."""
 
 
 class RunRecorder(NullRecorder):
@@ -241,7 +241,7 @@ class RunRecorder(NullRecorder):
         self.journal.sync()
         self.lease.check()
 
-    def finish(self, state: TrainState, test: Evaluation | None) -> None:
+    def finish(self, state: TrainState, decision: Numbers, test: Evaluation | None) -> None:
         """Weights, then the marker that says the run is complete."""
         self.checkpoints.wait()
         self.journal.close()
@@ -259,6 +259,7 @@ class RunRecorder(NullRecorder):
             files={path.name: facts_of(path) for path in (self.run.journal, self.run.weights)},
             best=state.best.result if state.best else None,
             test=_scores(test) if test else None,
+            decision=nonfinite_to_none(decision),
             ended_early=state.early_stop.reason if state.early_stop and is_early else "",
             workers=self.journal.workers_by_attempt,
             first_difference=self.journal.first_difference,

@@ -78,6 +78,8 @@ class TrainState:
         """Steps that are done."""
         self.num_skipped = 0
         """Those of them that were not finite."""
+        self.decided: dict[str, Tensor] = {}
+        """Buffers that are chosen when training is over: thresholds."""
         self.learning_rate = 0.0
         """The rate of the first group of parameters."""
 
@@ -198,10 +200,10 @@ class TrainState:
         """What the trained model has: the weights of the best evaluation, or else the average, or
         else those of the last step."""
         if self.best and self.best.state:
-            return self.best.state["weights"]
+            return self.best.state["weights"] | self.decided
         with self.averaged():
             weights: dict[str, Tensor] = to_cpu(self.objective.state_dict())
-        return weights
+        return weights | self.decided
 
 
 def _refuse_different(objective: Objective, changing: Mapping[str, bool], model: str) -> None:

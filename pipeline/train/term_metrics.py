@@ -39,7 +39,7 @@ class Reading(NamedTuple):
         self, objective: Objective, predictions: dict[str, Tensor], batch: Batch, row: Tensor
     ) -> Items:
         """The items of a batch, of which `row` says which rows it has."""
-        term = objective.terms[self.term]
+        term = objective.term(self.term)
         served = term.served(objective.head(self.term), predictions)
         truth = term.truth(batch, predictions[term.outputs[0]])[0]
         assert not isinstance(truth, Ragged)

@@ -43,6 +43,8 @@ class Category(Field):
     """A raw class number that marks items to skip; encoded as IGNORED, it is not a class."""
     has_missing: bool = False
     """Whether missing is a category of its own, the last one."""
+    positive: str | None = None
+    """The value that means yes, as text: the last of the vocabulary."""
 
     kind: ClassVar[str] = "category"
     is_single: ClassVar[bool] = True
@@ -145,6 +147,8 @@ class CategoryStatistics(Statistics):
 
     def fit(self) -> Field:
         known = self.distinct.sorted_without(self.field.ignored)
+        if self.field.positive is not None:
+            known = _with_last(known, self.field.positive)
         counts = tuple(self.distinct.counts[value] for value in known)
         return replace(
             self.field, vocabulary=known, counts=counts if self.field.is_target else None
@@ -152,6 +156,16 @@ class CategoryStatistics(Statistics):
 
     def profile(self) -> Profile:
         return self.distinct.profile()
+
+
+def _with_last(known: tuple[Any, ...], text: str) -> tuple[Any, ...]:
+    """The values, that of this text last. Raises ColumnError if there is none."""
+    texts = [str(value).lower() if isinstance(value, bool) else str(value) for value in known]
+    if text not in texts:
+        near = nearest(text, texts) or f" ({', '.join(texts[:4])})"
+        raise ColumnError(f"has no value {text!r} in a training row{near}", "see data.positive")
+    place = texts.index(text)
+    return (*known[:place], *known[place + 1 :], known[place])
 
 
 class Distinct:

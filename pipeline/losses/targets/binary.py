@@ -64,7 +64,7 @@ class Binary(Target):
 
     def compared(self, term: Term, rows: Items, reads: Reads, centered: bool) -> Items:
         served, truth, weight, row = rows
-        prediction = served > self.threshold if reads == "labels" else served
+        prediction = served > self._least_yes(term) if reads == "labels" else served
         is_yes = truth > self.threshold
         return Items(prediction, is_yes, of_items(weight, truth), of_items(row, truth))
 
@@ -91,6 +91,22 @@ class Binary(Target):
         shape = term.targets[0].shape if len(term.targets) == 1 else (len(term.targets),)
         truth = torch.zeros(0, *shape, dtype=torch.bool)
         return truth if reads == "labels" else torch.zeros(0, *shape), truth
+
+    def _least_yes(self, term: Term) -> Tensor | float:
+        """What a prediction of yes is above, by column."""
+        return self.threshold if term.threshold is None else term.threshold
+
+    def decode(self, term: Term, served: Tensor) -> dict[str, Any]:
+        columns = super().decode(term, served)
+        if term.threshold is None:
+            return columns
+        alone = len(term.targets) == 1
+        each = [served] if alone else served.unbind(1)
+        least = [term.threshold] if alone else term.threshold.unbind()
+        for field, values, threshold in zip(term.targets, each, least, strict=True):
+            if values.dim() == 1:
+                columns[field.name] = labels_of(field, (values > threshold.cpu()).long())
+        return columns
 
     def decode_one(self, field: Field, served: Tensor) -> dict[str, Any]:
         if served.dim() != 1:
