@@ -29,6 +29,7 @@ def cli() -> None:
     pipeline report runs/diabetes-1       its pictures, as one file
     pipeline evaluate runs/diabetes-1 test.parquet
     pipeline predict runs/diabetes-1 new/*.csv --out predicted
+    pipeline export runs/diabetes-1 --out exported
     pipeline ui                           the recorded runs in the browser
     pipeline list losses                  what a spec can name
     pipeline schema > job.schema.json     for your editor's completion

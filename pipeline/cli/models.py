@@ -1,4 +1,4 @@
-"""Commands that use a trained model: `evaluate` and `predict`."""
+"""Commands that use a trained model: `evaluate`, `predict` and `export`."""
 
 from __future__ import annotations
 
@@ -102,5 +102,38 @@ def predict(
         f"file{'s' if len(made.files) != 1 else ''} in {made.out}: {', '.join(made.columns)}",
         err=as_json,
     )
+    if as_json:
+        click.echo(json.dumps(made.summary()))
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("files", nargs=-1)
+@click.option("--out", required=True, metavar="DIR", help="Folder for the programs.")
+@click.option("--json", "as_json", is_flag=True, help="End with one JSON object on a line.")
+def export(model: str, files: tuple[str, ...], out: str, as_json: bool) -> None:
+    """Write a trained model as programs that need torch, or ONNX, alone.
+
+    MODEL is the folder of a finished run, its name in `runs`, or a model in MLflow, as
+    models:/flights@champion. FILES are rows to check the programs on; unless given, a few of the
+    run's training rows.
+
+    \b
+    model.pt2           a program of torch.export: torch.export.load(...).module()
+    model.onnx          the same for ONNX (needs `pip install onnx onnxscript`)
+    model.safetensors   the weights, which model.init_from takes
+    columns.json        what inputs and outputs mean, with the codes of categories
+
+    Programs take numbers in the columns' own units and give what the model serves, to 1e-5.
+    """
+    from pipeline.launch.export import export as launch
+
+    made = launch(model, out, files)
+    for name in made.files:
+        apart = made.distances.get(name)
+        checked = "" if apart is None else f"  off by {apart:.1g} at most, on {made.num_rows} rows"
+        click.echo(f"saved {made.out}/{name}{checked}", err=as_json)
+    if "model.onnx" not in made.distances:
+        click.echo("note  no model.onnx: pip install onnx onnxscript", err=True)
     if as_json:
         click.echo(json.dumps(made.summary()))

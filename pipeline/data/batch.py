@@ -173,7 +173,9 @@ def side_by_side(batch: Batch, names: tuple[str, ...]) -> Tensor:
     for name in names:
         column = batch[name]
         assert isinstance(column, Tensor)
-        parts.append(column.reshape(len(column), math.prod(column.shape[1:])))
+        parts.append(
+            column.reshape(column.shape[0], math.prod(column.shape[1:]))
+        )  # for torch.export
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 

@@ -81,13 +81,10 @@ def plan(
     predicts. Raises DataError for files that cannot be read or lack a column, before any row but
     the first few is read.
     """
-    places = locate_names(KEY, list(names), base)
-    dataset = datasets({KEY: places}, model.job.data.categorical)[KEY]
+    places, whole = _open(model, names, base)
+    dataset = whole.dataset
     carried = _carried(model, dataset.schema, keep)
-    _check_types(model, dataset.schema)
-    read = [field.name for field in model.inputs if field.name in dataset.schema.names]
-    wanted = dict.fromkeys([*read, *carried], KEY)
-    whole = Source(KEY, ", ".join(names), dataset, wanted, read, True, [])
+    whole = replace(whole, wanted=dict.fromkeys([*whole.inputs, *carried], KEY))
     schema = _schema(model, whole, carried)
     identity = {
         "weights": weights_sha256(model.objective.state_dict()),
@@ -108,6 +105,24 @@ def plan(
         tasks[task.output] = task
     _refuse_inside(folder, places, files)
     return Plan(list(tasks.values()), carried, schema)
+
+
+def first_rows(model: TrainedModel, names: Sequence[str], base: Path) -> pa.Table:
+    """The first rows of files, with the columns that the model reads. Raises DataError."""
+    block = next(iter(_open(model, names, base)[1].blocks()), None)
+    if block is None:
+        raise DataError(f"{KEY}: no rows in {', '.join(names)}")
+    return block.table.slice(0, MAX_ROWS)
+
+
+def _open(model: TrainedModel, names: Sequence[str], base: Path) -> tuple[list[FileSet], Source]:
+    """The files, and in one source the columns that the model reads of them."""
+    places = locate_names(KEY, list(names), base)
+    dataset = datasets({KEY: places}, model.job.data.categorical)[KEY]
+    _check_types(model, dataset.schema)
+    read = [field.name for field in model.inputs if field.name in dataset.schema.names]
+    shown, wanted = ", ".join(names), dict.fromkeys(read, KEY)
+    return places, Source(KEY, shown, dataset, wanted, read, True, [])
 
 
 def _refuse_inside(folder: Path, places: Sequence[FileSet], files: Sequence[FileSet]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from pipeline import plugins, spec
 from pipeline.data.arrow import plain
 from pipeline.data.batch import Batch, Ragged, to_device
 from pipeline.data.columns import Field, FloatType, RowName, column_errors, encode, from_json
-from pipeline.data.dataset import build_dataset
+from pipeline.data.dataset import Dataset, build_dataset
 from pipeline.errors import DataError
 from pipeline.losses.terms import Term
 from pipeline.registry import nearest
@@ -45,6 +46,8 @@ class TrainedModel:
         take_weights(self.objective, weights)
         self.objective.eval()
         self.device = torch.device("cpu")
+        self.example: pa.Table | None = None
+        """A few raw training rows."""
 
     @classmethod
     def of_run(cls, run: RunDir) -> Self:
@@ -52,7 +55,9 @@ class TrainedModel:
         record = Record.read(run.record)
         plugins.receive(record.modules, run.imports)
         fields = [from_json(field) for field in record.fields]
-        return cls(spec.load(run.spec), fields, load_weights(run.weights))
+        model = cls(spec.load(run.spec), fields, load_weights(run.weights))
+        model.example = pa.ipc.open_file(base64.b64decode(record.example)).read_all()
+        return model
 
     @classmethod
     def of_artifacts(cls, folder: Path) -> Self:
@@ -96,18 +101,26 @@ class TrainedModel:
         `columns` are Arrow arrays of raw values by name. Raises DataError for those that the model
         cannot take, with the rows as `row_name` calls them.
         """
+        dataset = self._dataset(columns, num_rows, row_name)
+        parts = [
+            self._decode(dataset.gather(np.arange(start, min(start + MAX_ROWS, num_rows))))
+            for start in range(0, max(num_rows, 1), MAX_ROWS)
+        ]
+        return {name: _joined([part[name] for part in parts]) for name in parts[0]}
+
+    def batch_of(self, rows: pa.Table) -> Batch:
+        """All rows of a table as the model takes them."""
+        columns = {name: rows[name] for name in rows.column_names}
+        return self._dataset(columns, len(rows), str).gather(np.arange(len(rows)))
+
+    def _dataset(self, columns: Mapping[str, Any], num_rows: int, row_name: RowName) -> Dataset:
         read = {}
         for field in self.inputs:
             array = plain(self.input_of(columns, field, num_rows))
             with column_errors(f"column {field.name!r}", row_name):
                 read[field.name] = field.from_cells(array)
         encoded = encode(self.inputs, pa.table(read), None, self.float_dtype, row_name)
-        dataset = build_dataset(self.inputs, encoded, num_rows, self.float_dtype)
-        parts = [
-            self._decode(dataset.gather(np.arange(start, min(start + MAX_ROWS, num_rows))))
-            for start in range(0, max(num_rows, 1), MAX_ROWS)
-        ]
-        return {name: _joined([part[name] for part in parts]) for name in parts[0]}
+        return build_dataset(self.inputs, encoded, num_rows, self.float_dtype)
 
     @torch.inference_mode()
     def _decode(self, batch: Batch) -> dict[str, Any]:

@@ -49,6 +49,10 @@ class Amounts(Target):
         numbers = torch.zeros(0, math.prod(shape))
         return numbers, numbers
 
+    def in_units(self, term: Term, served: Tensor) -> Tensor:
+        are_amounts = term.targets and all(field.is_amount for field in term.targets)
+        return unscaled(term.targets, served) if are_amounts else served
+
     def decode_one(self, field: Field, served: Tensor) -> dict[str, Any]:
         return as_it_is(field, unscaled([field], served) if field.is_amount else served)
 

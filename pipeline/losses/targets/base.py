@@ -118,6 +118,10 @@ class Target:
         """Prediction and truth of no rows, with `width` numbers of the prediction in each."""
         raise NotImplementedError(f"targets of {self.name} have no metrics")
 
+    def in_units(self, term: Term, served: Tensor) -> Tensor:
+        """What is served, in the unit of the target columns."""
+        return served
+
     def decode(self, term: Term, served: Tensor) -> dict[str, Any]:
         """Named columns of the served model: labels and probabilities, or values in their unit."""
         if not term.targets:
