@@ -136,8 +136,8 @@ class Counting(nn.Module):
         return predicted * 2 if float(features.detach().sum()) > 0 else predicted
 
 
-@pipeline.models.register("t_counting")
-def t_counting(inputs: Any) -> nn.Module:
+@pipeline.models.register("t_asking")
+def t_asking(inputs: Any) -> nn.Module:
     """A model that cannot be exported."""
     return Counting(inputs)
 
@@ -145,8 +145,8 @@ def t_counting(inputs: Any) -> nn.Module:
 def test_what_cannot_be_exported_is_refused_and_nothing_is_written(
     rows: Path, tmp_path: Path
 ) -> None:
-    result = run(rows, "price", "mse", "t_counting")
-    with pytest.raises(UsageError, match=r"model t_counting: torch\.export cannot follow it"):
+    result = run(rows, "price", "mse", "t_asking")
+    with pytest.raises(UsageError, match=r"model t_asking: torch\.export cannot follow it"):
         export(result.storage, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     pd.DataFrame({"other": [1.0]}).to_parquet(tmp_path / "other.parquet")
