@@ -1,4 +1,4 @@
-"""Learning-rate schedules: pure functions of the step.
+"""Learning-rate schedules: pure functions of the step, and one that follows evaluations.
 
 An entry takes progress in [0, 1) after the warm-up and the number of the step after it, then its
 options, and returns a factor of the optimizer's learning rate.
@@ -118,6 +118,26 @@ def one_cycle(
     if step <= top:
         return float(cosine(1 - step / top, step, final=start))
     return float(cosine((step - top) / (num_steps - 1 - top), step, final=final))
+
+
+@register("reduce_on_plateau")
+def reduce_on_plateau(
+    progress: float,
+    step: int,
+    *,
+    metric: str = "loss",
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1,
+    patience: Annotated[int, Field(ge=1)] = 5,
+    min_delta: Annotated[float, Field(ge=0)] = 0.0,
+    cooldown: Annotated[int, Field(ge=0)] = 0,
+    final: Fraction = 0.0,
+) -> float:
+    """Multiplied by `factor` each time that `patience` evaluations in a row were no better.
+
+    By `metric`, a loss or metric of the validation rows, and by more than `min_delta`; `cooldown`
+    evaluations after it do not count; never below `final`.
+    """
+    return 1.0  # what the evaluations make of it is kept with the training's state
 
 
 @register("inverse_sqrt")

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from torch.optim import lr_scheduler as lrs
 
 from pipeline.schedules import learning_rate_factor
-from tests.conftest import built_in
+from pipeline.spec import load
+from pipeline.train.job import prepare
+from tests.conftest import JOBS, built_in
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "step": {"every_steps": 10}, "multistep": {"steps": [10, 500]},
@@ -45,6 +47,27 @@ def test_each_schedule_is_its_formula() -> None:
     assert learning_rate_factor("exponential", {"final": 0.01}, 0, 50, 100) == pytest.approx(0.1)
     assert learning_rate_factor("inverse_sqrt", {"scale_steps": 1}, 0, 3, 9) == 1 / math.sqrt(4)
     assert learning_rate_factor("constant", {}, 0, 3, 9) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("schedule", "build"),
+    [
+        ({"name": "multistep", "steps": [2, 3], "factor": 0.5},
+         lambda own: lrs.MultiStepLR(own, [2, 3], 0.5)),
+        ({"name": "step", "every_steps": 2}, lambda own: lrs.StepLR(own, 2)),
+        ({"name": "cosine"}, lambda own: lrs.CosineAnnealingLR(own, 5)),
+        ({"name": "linear", "warmup_steps": 2}, None),
+    ],
+)  # fmt: skip
+def test_by_epoch_it_is_torchs_stepped_once_an_epoch(schedule: Any, build: Any) -> None:
+    """Of an epoch of 12 steps the whole has one rate."""
+    changes = {"schedule": {**schedule, "by": "epoch"}, "training.epochs": 5}
+    job = prepare(load(JOBS / "diabetes.yaml", changes), JOBS)
+    num = job.steps_per_epoch
+    found = [job.learning_rate_factor(step) for step in range(job.num_steps)]
+    assert all(rate == found[step // num * num] for step, rate in enumerate(found))
+    wanted = of_torch(build, 5) if build else [0.5, 1.0, 1.0, 2 / 3, 1 / 3]
+    assert found[::num] == pytest.approx(wanted)
 
 
 def of_torch(build: Callable[[torch.optim.Optimizer], Any], num_steps: int) -> list[float]:

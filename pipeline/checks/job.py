@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-from functools import partial
 
 import numpy as np
 import torch
@@ -20,12 +19,11 @@ from pipeline.losses.objective import Objective
 from pipeline.losses.terms import check_targets
 from pipeline.probes.buffers import changing_buffers
 from pipeline.probes.steadiness import rewritten
-from pipeline.schedules import learning_rate_factor
 from pipeline.tracebacks import describe
 from pipeline.train.best import BestWeights
 from pipeline.train.build import build_optimizer, model_error
 from pipeline.train.job import Job
-from pipeline.train.stopping import EarlyStop
+from pipeline.train.stopping import EarlyStop, Plateau
 from pipeline.train.term_metrics import choose_metrics
 
 
@@ -53,6 +51,8 @@ def check(job: Job) -> list[Notice]:
         BestWeights(job.spec.training.best_by, bound.terms, metrics)
     if job.spec.training.stop:
         EarlyStop(job.spec.training.stop, bound.terms, metrics)
+    if job.spec.schedule.name == "reduce_on_plateau":
+        Plateau(job.spec.schedule.options, bound.terms, metrics)
     notices += _rewriting(job, bound, trial)
     changing = changing_buffers(bound, trial)
     notices += [_averaging_notice(bound, name) for name, adds_up in changing.items() if not adds_up]
@@ -143,17 +143,11 @@ def _try_schedule(job: Job) -> None:
     """The learning rate's factor at the first step, after the warm-up, halfway and at the end."""
     schedule = job.spec.schedule
     last = max(job.num_steps - 1, 0)
-    factor = partial(
-        learning_rate_factor,
-        schedule.name,
-        schedule.options,
-        schedule.warmup_steps,
-        num_steps=job.num_steps,
-    )
-    for step in sorted({0, min(schedule.warmup_steps, last), last // 2, last}):
+    warmup = schedule.warmup_steps * (job.steps_per_epoch if schedule.by == "epoch" else 1)
+    for step in sorted({0, min(warmup, last), last // 2, last}):
         where = f"schedule {schedule.name}: at step {step + 1} of {job.num_steps}"
         try:
-            value = factor(step)
+            value = job.learning_rate_factor(step)
         except Exception as error:  # a user's schedule can fail in any way
             raise UsageError(f"{where} it fails: {describe(error)}") from error
         if not 0 <= value < math.inf:

@@ -32,6 +32,8 @@ def unusual(job: Job, terms: list[Term], trial: Batch) -> list[Notice]:
     spec = job.spec
     notices = []
     size, warmup = spec.training.batch_size, spec.schedule.warmup_steps
+    if spec.schedule.by == "epoch":
+        warmup *= job.steps_per_epoch
     if size > job.rows_per_epoch:
         text = f"{size} is more than the {job.rows_per_epoch} rows of an epoch: one step per epoch"
         notices.append(Notice("training.batch_size", text))

@@ -249,3 +249,6 @@ class Schedule(Choice):
 
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Steps over which the learning rate rises linearly to its full value."""
+    by: Literal["step", "epoch"] = "step"
+    """`epoch`: the rate is the same throughout an epoch, and steps in the schedule's options and in
+    `warmup_steps` are epochs."""

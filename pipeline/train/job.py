@@ -19,6 +19,7 @@ from pipeline.data.streaming import Streamed
 from pipeline.errors import DataError
 from pipeline.losses.objective import Objective
 from pipeline.losses.terms import Term, readings
+from pipeline.schedules import learning_rate_factor
 from pipeline.spec import JobSpec
 from pipeline.train.build import bind_seeded, build_objective
 
@@ -101,6 +102,15 @@ class Job(cache.ConvertedRows):
         """Whether the validation rows are looked at after `step` steps."""
         is_due = step % self.steps_per_evaluation == 0 or step == last_step
         return self.validation is not None and is_due
+
+    def learning_rate_factor(self, step: int) -> float:
+        """What the schedule makes of the optimizer's learning rate at a step, from 0."""
+        schedule, num_steps = self.spec.schedule, self.num_steps
+        if schedule.by == "epoch":
+            step, num_steps = step // self.steps_per_epoch, self.num_epochs
+        return learning_rate_factor(
+            schedule.name, schedule.options, schedule.warmup_steps, step, num_steps
+        )
 
     @property
     def num_validation_rows(self) -> int:

@@ -143,6 +143,8 @@ def _evaluate(
     recorded = recorder.log_evaluation(state, evaluation)
     if state.early_stop:
         state.early_stop.update(state.step, recorded)
+    if state.plateau:
+        state.plateau.update(state.step, recorded)
     if evaluation.kept and becomes_model:
         recorder.save_predictions(state, evaluation)
 

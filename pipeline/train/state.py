@@ -5,7 +5,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, TypedDict
 
 import torch
@@ -20,7 +19,6 @@ from pipeline.distributed.seeds import Seeds
 from pipeline.errors import UsageError
 from pipeline.losses.objective import Objective
 from pipeline.probes.buffers import changing_buffers
-from pipeline.schedules import learning_rate_factor
 from pipeline.spec.sections import Training
 from pipeline.telemetry.stopwatch import Phase
 from pipeline.train.average import AverageState, WeightAverage
@@ -28,7 +26,7 @@ from pipeline.train.best import BestState, BestWeights
 from pipeline.train.build import build_optimizer
 from pipeline.train.job import Job
 from pipeline.train.step import Requests, StepLosses, train_step
-from pipeline.train.stopping import EarlyStop, StopState
+from pipeline.train.stopping import EarlyStop, Plateau, PlateauState, StopState
 from pipeline.train.term_metrics import TermMetric, choose_metrics
 from pipeline.train.weights import take_weights, to_cpu, weights_sha256
 
@@ -44,6 +42,7 @@ class Snapshot(TypedDict):
     num_skipped: int
     best: BestState | None
     early_stop: StopState | None
+    plateau: PlateauState | None
     average: AverageState | None
 
 
@@ -59,6 +58,7 @@ class TrainState:
         metrics: Sequence[TermMetric] = (),
         best: BestWeights | None = None,
         early_stop: EarlyStop | None = None,
+        plateau: Plateau | None = None,
         average: WeightAverage | None = None,
     ) -> None:
         self.objective = objective
@@ -72,6 +72,8 @@ class TrainState:
         """Kept by the first worker of a job with `training.best_by`."""
         self.early_stop = early_stop
         """Of a job with `training.stop`."""
+        self.plateau = plateau
+        """Of a job with the schedule `reduce_on_plateau`."""
         self.average = average
         """Of a job with `training.average`."""
         self.step = 0
@@ -95,13 +97,6 @@ class TrainState:
         way = OrderedGradients if in_order else OverlappedGradients
         gradients = way(bound, Seeds(spec.training.seed, device), changing)
         optimizer = build_optimizer(spec, bound.named_parameters())
-        schedule = partial(
-            learning_rate_factor,
-            spec.schedule.name,
-            spec.schedule.options,
-            spec.schedule.warmup_steps,
-            num_steps=job.num_steps,
-        )
         metrics = choose_metrics(bound.terms, spec.metrics, spec.data.weighs_metrics)
         best = None
         if spec.training.best_by and comm.rank() == 0:
@@ -111,7 +106,13 @@ class TrainState:
         average = None
         if settings := spec.training.average:
             average = WeightAverage(settings, job.num_steps, job.steps_per_epoch)
-        return cls(bound, optimizer, gradients, schedule, metrics, best, early_stop, average)
+        plateau = None
+        if spec.schedule.name == "reduce_on_plateau":
+            plateau = Plateau(spec.schedule.options, bound.terms, metrics)
+        schedule = job.learning_rate_factor
+        return cls(
+            bound, optimizer, gradients, schedule, metrics, best, early_stop, plateau, average
+        )
 
     def is_done(self, last_step: int) -> bool:
         """Whether training is over: after the last step, or before by `training.stop`."""
@@ -119,7 +120,7 @@ class TrainState:
 
     def set_learning_rate(self, step: int) -> None:
         """Each group's rate in the step, a factor of the one it was built with."""
-        factor = self.schedule(step)
+        factor = self.schedule(step) * (self.plateau.state["factor"] if self.plateau else 1.0)
         for group in self.optimizer.param_groups:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
         self.learning_rate = float(self.optimizer.param_groups[0]["lr"])
@@ -169,6 +170,7 @@ class TrainState:
             "num_skipped": self.num_skipped,
             "best": self.best.state if self.best else None,  # a copy already
             "early_stop": self.early_stop.state if self.early_stop else None,
+            "plateau": self.plateau.state if self.plateau else None,
             "average": self.average.snapshot() if self.average else None,
         }
 
@@ -183,6 +185,8 @@ class TrainState:
             self.best.state = snapshot["best"]
         if self.early_stop is not None and snapshot["early_stop"]:
             self.early_stop.state = snapshot["early_stop"]
+        if self.plateau is not None and snapshot["plateau"]:
+            self.plateau.state = snapshot["plateau"]
         if self.average is not None and snapshot["average"]:
             self.average.restore(snapshot["average"], self.gradients.seeds.device)
 

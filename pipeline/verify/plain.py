@@ -18,7 +18,6 @@ from pipeline.distributed.seeds import seed_for
 from pipeline.losses.objective import Objective
 from pipeline.probes.buffers import changing_buffers
 from pipeline.rundir.records import StepPoint
-from pipeline.schedules import learning_rate_factor
 from pipeline.train.build import build_optimizer
 from pipeline.train.job import Job
 
@@ -39,14 +38,11 @@ def steps(job: Job, num_steps: int) -> tuple[list[StepPoint], Objective]:
     for group in optimizer.param_groups:
         group.update({key: False for key in ("fused", "foreach") if key in group})
     rates = [group["lr"] for group in optimizer.param_groups]
-    schedule = spec.schedule
     labels = [term.label for term in bound.terms]
     points: list[StepPoint] = []
     with job.train.opened("plain") as dataset:
         for step in range(num_steps):
-            factor = learning_rate_factor(
-                schedule.name, schedule.options, schedule.warmup_steps, step, job.num_steps
-            )
+            factor = job.learning_rate_factor(step)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
             size = None if bound.is_coupled else settings.microbatch_size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from pipeline import metrics
 from pipeline.distributed import comm
 from pipeline.errors import InputError, UsageError
+from pipeline.losses.terms import Term
 from pipeline.rundir import RunDir
 from pipeline.rundir.journal import Reader, curve_sha256
 from pipeline.rundir.records import Done, Numbers
@@ -23,8 +25,10 @@ from pipeline.spec import load
 from pipeline.spec.sections import Stop
 from pipeline.train.job import prepare
 from pipeline.train.loop import train
-from pipeline.train.stopping import EarlyStop
-from pipeline.train.term_metrics import choose_metrics
+from pipeline.train.stopping import EarlyStop, Plateau
+from pipeline.train.term_metrics import TermMetric, choose_metrics
+from tests.conftest import JOBS
+from tests.killed import assert_same_bits, job_of
 from tests.processes import on_workers
 
 NAN = float("nan")
@@ -46,6 +50,12 @@ def t_told() -> metrics.Metric:
 
 
 NUM_ROWS = 40
+
+
+def judged() -> tuple[list[Term], list[TermMetric]]:
+    """Loss terms and metrics of a job of amounts."""
+    terms = prepare(load(JOBS / "diabetes.yaml"), JOBS).terms
+    return terms, choose_metrics(terms, ["r2"])
 
 
 @pytest.mark.parametrize(
@@ -72,6 +82,44 @@ def test_it_counts_what_is_no_better(
             break
     assert stop.is_due
     assert "3 evaluations" in stop.reason
+
+
+@pytest.mark.parametrize("cooldown", [0, 2])
+@pytest.mark.parametrize("final", [0.0, 0.3])
+@pytest.mark.parametrize("metric", ["loss", "r2"])
+def test_a_plateau_is_torchs(metric: str, cooldown: int, final: float) -> None:
+    """Whose patience is one less: it waits for one more evaluation."""
+    terms, chosen = judged()
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        values = np.cumsum(rng.normal(0.01, 0.1, 40))
+        options = {
+            "metric": metric, "factor": 0.6, "patience": 3, "min_delta": 0.05,
+            "cooldown": cooldown, "final": final,
+        }  # fmt: skip
+        own = Plateau(options, terms, chosen)
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer, "min" if metric == "loss" else "max", factor=0.6, patience=2, eps=0,
+            threshold=0.05, threshold_mode="abs", cooldown=cooldown, min_lr=final,
+        )  # fmt: skip
+        for number, value in enumerate(values, 1):
+            own.update(number, {metric: float(value)})
+            theirs.step(float(value))
+            assert own.state["factor"] == pytest.approx(optimizer.param_groups[0]["lr"])
+
+
+PLATEAU = {"schedule": {"name": "reduce_on_plateau", "metric": "r2", "patience": 2, "factor": 0.5}}
+
+
+@pytest.mark.processes
+def test_the_rate_falls_at_the_same_steps_on_any_workers_and_after_kills(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, stop=None, epochs=6) | PLATEAU
+    assert_same_bits(partial(job_of, spec, tmp_path), tmp_path, 3, [8, 19])
+    rates = [step["learning_rate"] or 0.0 for step in losses(tmp_path / "alone")]
+    assert len(set(rates)) > 2
+    for before, after in pairwise(rates):
+        assert after in (before, pytest.approx(before / 2))
 
 
 def spec_of(folder: Path, **training: Any) -> dict[str, Any]:
