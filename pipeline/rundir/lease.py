@@ -48,7 +48,8 @@ class Lease:
             is_own_process=is_own_process,
         )
         holder.write(run.lease)
-        for path in (run.journal, run.weights, run.done, run.checkpoints / "step-*"):
+        results = (run.weights, run.done, run.held_out, run.importance, run.nonfinite)
+        for path in (run.journal, run.checkpoints / "step-*", *results):
             delete_temporaries(path)  # that nobody may put in place now
         return cls(run, holder)
 

@@ -203,7 +203,7 @@ class RunRecorder(NullRecorder):
             losses={name: str(value) for name, value in error.terms.items()},
             microbatches=list(error.microbatches),
             rows=list(error.rows),
-        ).write(self.run.nonfinite)
+        ).write(self.run.nonfinite, self.lease.check)
 
     def save(self, state: TrainState, is_last: bool) -> None:
         """Save a checkpoint; what leads up to it is in the journal before."""

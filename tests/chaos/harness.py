@@ -35,23 +35,30 @@ def spec_of(folder: Path, **training: Any) -> dict[str, Any]:
     """A model with dropout and Adam over 70 rows, 24 steps of three micro-batches and more."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(70, 3))
-    table = {"a": x[:, 0], "b": x[:, 1], "c": x[:, 2], "y": x @ [1.0, -2.0, 0.5]}
+    table = {
+        "a": x[:, 0], "b": x[:, 1], "c": x[:, 2], "y": x @ [1.0, -2.0, 0.5],
+        "flag": x[:, 0] + rng.normal(size=70) > 0.5, "often": rng.uniform(0.5, 2, 70),
+    }  # fmt: skip
     if not (folder / "rows.parquet").exists():
         pq.write_table(pa.table(table), folder / "rows.parquet")
     about = {
         "batch_size": 16, "microbatch_size": 3, "epochs": 6, "clip_norm": 1.0, "best_by": "rmse",
         "evaluate_every": {"steps": 4}, "stop": {"metric": "mae", "patience": 100},
-        "average": {"ema": 0.8},
+        "average": {"ema": 0.8}, "threshold": "f1",
     }  # fmt: skip
     return {
-        "name": "chaos", "loss": "mse",
+        "name": "chaos",
+        "loss": [{"name": "mse", "target": "y"}, {"name": "bce_with_logits", "target": "flag",
+                                                 "prediction": "flag"}],
         "data": {
-            "train": str(folder / "rows.parquet"), "target": "y", "validation": 0.2, "test": 0.1,
+            "train": str(folder / "rows.parquet"), "target": ["y", "flag"], "validation": 0.2,
+            "test": 0.1, "inputs": ["a", "b", "c"], "sampling": {"weights": "often"},
         },
         "model": {"name": "mlp", "hidden": [8], "dropout": 0.2},
         "training": about | training,
         "optimizer": {"name": "adamw", "lr": 1e-2, "groups": [{"match": "*.bias", "lr": 5e-3}]},
-        "schedule": "cosine", "checkpoint": {"every_steps": 4, "keep": 2},
+        "schedule": {"name": "reduce_on_plateau", "metric": "mae", "patience": 1},
+        "checkpoint": {"every_steps": 4, "keep": 2},
         "cache": {"folder": str(folder / "cache")},
     }  # fmt: skip
 

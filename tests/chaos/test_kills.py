@@ -166,6 +166,8 @@ def test_steps_that_are_left_out_are_the_same_on_any_workers(whole: Case) -> Non
     y[7] = 1e30
     pq.write_table(table.set_column(3, "y", pa.array(y)), path)
     tree["data"] |= {"validation": None, "test": None}
+    tree |= {"schedule": "cosine"}
+    tree["training"] |= {"threshold": None}
     harness.prepared(tree)
     assert harness.attempt(tree, harness.fresh(base / "whole-odd"), 3) == [0, 0, 0]
     reference = harness.left(base / "whole-odd")

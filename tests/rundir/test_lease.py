@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import RunError
+from pipeline.files.atomic import temporary_path
 from pipeline.rundir import RunDir
 from pipeline.rundir.lease import Lease
 from pipeline.rundir.records import Holder
@@ -18,6 +19,7 @@ pytestmark = pytest.mark.processes
 HOLDER = """
 import sys, time
 from pathlib import Path
+from pipeline.files.atomic import temporary_path
 from pipeline.rundir import RunDir
 from pipeline.rundir.lease import Lease
 Lease.take(RunDir(Path(sys.argv[1])), is_own_process=sys.argv[2] == "own")
@@ -71,3 +73,15 @@ def test_attempts_are_counted_and_only_the_last_may_write(tmp_path: Path) -> Non
 def test_a_damaged_lease_does_not_keep_a_run_from_going_on(tmp_path: Path) -> None:
     RunDir(tmp_path).lease.write_text('{"attempt": 1, ')
     Lease.take(RunDir(tmp_path), is_own_process=False).check()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["journal", "weights", "done", "held_out", "importance", "nonfinite"],
+)
+def test_what_a_predecessor_was_about_to_put_in_place_is_gone(name: str, tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    temporary = temporary_path(getattr(run, name))
+    temporary.write_text("of an attempt that is stopped")
+    Lease.take(run, is_own_process=False)
+    assert not temporary.exists()
