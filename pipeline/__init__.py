@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 # modules, each with `register`: a registry under such a name would be replaced by the module
 from pipeline import losses, metrics, models, optimizers, schedules
+from pipeline.launch.folds import run_folds
 from pipeline.launch.result import Result
 from pipeline.launch.run import check, run
 from pipeline.spec import JobSpec, load
@@ -29,5 +30,6 @@ __all__ = [
     "models",
     "optimizers",
     "run",
+    "run_folds",
     "schedules",
 ]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pipeline.data.cache import Entry
     from pipeline.data.columns import Field
     from pipeline.launch.evaluate import Evaluated
+    from pipeline.launch.folds import Folds
     from pipeline.launch.result import Result
     from pipeline.report.compare import Comparison
     from pipeline.rundir.summary import Summary
@@ -58,6 +59,22 @@ def result_lines(result: Result) -> list[str]:
         lines.append(f"see   {address}")
     else:
         lines.append(f"see   {_pipeline()} ui {result.storage}")
+    return lines
+
+
+def folds_lines(found: Folds) -> list[str]:
+    """What several folds found: each score by fold, its mean and its deviation."""
+    num = len(found.results)
+    width = max(map(len, found.scores))
+    heads = "".join(f"{f'fold {fold}':>12}" for fold in range(1, num + 1))
+    lines = [f"done  {num} folds of {found.name}"]
+    lines.append(f"      {'':{width}}{'mean':>12}{'deviation':>12}{heads}")
+    for name, values in found.scores.items():
+        row = [found.means[name], found.deviations[name], *values]
+        cells = "".join("        none" if cell is None else f"{cell:>12.5g}" for cell in row)
+        lines.append(f"      {name:{width}}{cells}")
+    if found.run_id:
+        lines.append(f"mlflow run {found.run_id} in {found.tracking_uri}")
     return lines
 
 

@@ -15,7 +15,7 @@ from pipeline.data.plan import Plan
 from pipeline.data.streaming import Streamed
 from pipeline.losses.targets import NoTarget, Signs, Values
 from pipeline.losses.terms import Term
-from pipeline.spec.data import HELD_OUT, Split
+from pipeline.spec.split import HELD_OUT, Split
 from pipeline.train.average import WeightAverage
 from pipeline.train.job import Job
 

@@ -23,6 +23,7 @@ def cli() -> None:
     pipeline check jobs/diabetes.yaml     what can be known before training
     pipeline run jobs/diabetes.yaml       train, and record the run in MLflow
     pipeline run jobs/diabetes.yaml --set workers.num=2
+    pipeline run jobs/diabetes.yaml --folds 5
     pipeline prove jobs/diabetes.yaml     the same curve, however it is run?
     pipeline runs                         the runs there are, and how good
     pipeline compare runs/a-1 runs/a-2    what differs, and from which step

@@ -13,7 +13,7 @@ import click
 
 from pipeline import render, spec
 from pipeline.cli.group import cli
-from pipeline.errors import UnrecordedError, UsageError
+from pipeline.errors import RecordError, UnrecordedError, UsageError
 from pipeline.redact import redact
 
 STARTED = time.time()
@@ -52,8 +52,15 @@ def _overrides(texts: tuple[str, ...]) -> dict[str, Any]:
 @cli.command()
 @_job_options
 @click.option("--fresh", is_flag=True, help="Start a new run, whatever there is of this job.")
+@click.option("--folds", type=click.IntRange(2), metavar="N",
+              help="Train N times, each with another Nth of the rows for validation.")  # fmt: skip
 def run(
-    job: str, overrides: tuple[str, ...], imports: tuple[str, ...], as_json: bool, fresh: bool
+    job: str,
+    overrides: tuple[str, ...],
+    imports: tuple[str, ...],
+    as_json: bool,
+    fresh: bool,
+    folds: int | None,
 ) -> None:
     """Train a job and record it in MLflow.
 
@@ -65,6 +72,10 @@ def run(
     """
     from pipeline.launch import run as launch
     from pipeline.launch.result import Result
+
+    if folds is not None:
+        _run_folds(job, folds, _overrides(overrides), imports, as_json, fresh)
+        return
 
     def finish(result: Result) -> None:
         if as_json:
@@ -87,6 +98,30 @@ def run(
     for line in render.result_lines(result):
         click.echo(line, err=as_json)
     finish(result)
+
+
+def _run_folds(
+    job: str,
+    num: int,
+    overrides: dict[str, Any],
+    imports: tuple[str, ...],
+    as_json: bool,
+    fresh: bool,
+) -> None:
+    from pipeline.launch.folds import run_folds
+
+    found = run_folds(
+        job, num, overrides, imports,
+        fresh=fresh, say=_say(as_json), live=show_live, started=STARTED,
+    )  # fmt: skip
+    for line in render.folds_lines(found):
+        click.echo(line, err=as_json)
+    if found.unrecorded:
+        click.echo(f"error: {redact(found.unrecorded)}; the same command records it", err=True)
+    if as_json:
+        click.echo(json.dumps(found.summary()))
+    if found.unrecorded:
+        sys.exit(RecordError.exit_code)
 
 
 def _say(as_json: bool) -> Callable[[str], None]:

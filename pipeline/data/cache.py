@@ -35,7 +35,8 @@ from pipeline.data.spool import Fetcher, delete_orphans
 from pipeline.data.streaming import Streamed
 from pipeline.errors import DataError, UsageError
 from pipeline.spec import Cache
-from pipeline.spec.data import HELD_OUT, Data
+from pipeline.spec.data import Data
+from pipeline.spec.split import HELD_OUT
 
 FORMAT = 8
 """Part of every key: to be increased when the layout of entries or the conversion changes."""
@@ -230,7 +231,7 @@ def _open_entry(entry: Path, located: DataFiles, float_dtype: FloatType) -> Conv
     train = open_dataset(entry / "train", fields, float_dtype)
     if manifest.stream:
         plan = Plan.from_record(manifest.stream)
-        fetcher = Fetcher(located, fields, float_dtype, plan, manifest.stream.firsts)
+        fetcher = Fetcher(located, fields, float_dtype, plan, manifest.stream.cuts)
         train = Streamed(train, plan, fetcher, entry.parent, entry.name)
     held_out = {
         split: open_dataset(entry / split, fields, float_dtype)

@@ -32,7 +32,7 @@ from pipeline.data.reader import Source, open_sources
 from pipeline.data.split import SPLITS, SplitRows, Splitter
 from pipeline.errors import DataError
 from pipeline.files.sealed import Sealed
-from pipeline.spec.data import HELD_OUT, Split
+from pipeline.spec.split import HELD_OUT, Split
 
 EXAMPLE_ROWS = 5
 HEAD_ROWS = 64
@@ -136,7 +136,7 @@ class Conversion:
                 str(path.relative_to(folder)): Stored(bytes=path.stat().st_size, crc32=crc32(path))
                 for path in paths
             },
-            stream=self.plan.record(self.splitter.firsts) if self.plan else None,
+            stream=self.plan.record(self.splitter.cuts) if self.plan else None,
         )
         (folder / MANIFEST).write_bytes(manifest.to_bytes())
 

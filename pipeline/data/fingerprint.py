@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.data.arrow import flat, missing, plain
 
 READ_BYTES = 2**24
+Hashes = NDArray[np.uint64]
+GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
 def digest_rows(table: pa.Table, digest: Any) -> None:
@@ -86,3 +89,54 @@ def crc32(path: Path) -> int:
         while part := file.read(READ_BYTES):
             checksum = zlib.crc32(part, checksum)
     return checksum
+
+
+def hash_rows(table: pa.Table, columns: list[str]) -> Hashes:
+    """One hash for each row, of the values in `columns`."""
+    hashes = np.zeros(len(table), np.uint64)
+    for column in columns:
+        hashes = mix(hashes * GOLDEN_GAMMA + _hash_column(table[column]))
+    return hashes
+
+
+def _hash_column(column: Any) -> Hashes:
+    """One hash for each row of a column; a list's is the sum of its items', each by its place."""
+    array = plain(column)
+    if not pa.types.is_nested(array.type):
+        return _hash_values(array)
+    values, offsets = flat(array)
+    if offsets is None:  # lists of one size; those that are missing have no values
+        lengths = (~missing(array)).astype(np.int64)
+        lengths *= len(values) // max(1, int(lengths.sum()))
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+    positions = np.arange(len(values)) - np.repeat(offsets[:-1], np.diff(offsets))
+    items = mix(_hash_values(values) + positions.astype(np.uint64) * GOLDEN_GAMMA)
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(items, dtype=np.uint64)])
+    hashes: Hashes = sums[offsets[1:]] - sums[offsets[:-1]] + np.diff(offsets).astype(np.uint64)
+    return hashes
+
+
+def _hash_values(array: Any) -> Hashes:
+    """Hashes that are the same for a number in any type."""
+    from pandas.util import hash_array
+
+    types = pa.types
+    if types.is_temporal(array.type):
+        array = array.view(pa.int64() if array.type.bit_width == 64 else pa.int32())
+    if types.is_boolean(array.type):
+        array = array.cast(pa.int8())
+    if (
+        types.is_integer(array.type)
+        or types.is_floating(array.type)
+        or types.is_decimal(array.type)
+    ):
+        numbers = array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+        return np.asarray(hash_array(numbers + 0.0), np.uint64)  # -0.0 is 0.0
+    return np.asarray(hash_array(array.to_numpy(zero_copy_only=False)), np.uint64)
+
+
+def mix(values: Hashes) -> Hashes:
+    """Every bit of each value spread over all its bits (the finaliser of splitmix64)."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))

@@ -14,7 +14,7 @@ from pipeline.data.blocks import Block, GroupId, RowGroups
 from pipeline.data.fingerprint import digest_rows
 from pipeline.data.reader import Source
 from pipeline.data.sampler import Rows
-from pipeline.data.split import SplitRows
+from pipeline.data.split import Cut, SplitRows, Strata
 from pipeline.spec.data import Stream
 
 
@@ -27,8 +27,8 @@ class PlanRecord(BaseModel):
     window: int
     counts: list[int]
     digests: list[str]
-    firsts: dict[str, int | float | None]
-    """Where each split by time begins."""
+    cuts: dict[str, int | float | Strata | None]
+    """Where each split by time begins, and the strata."""
     groups: list[tuple[int, int, int]]
     """File, row group and rows."""
 
@@ -67,14 +67,14 @@ class Plan:
                 digest_rows(rows.table, self._digest)
         self.digests[-1] = self._digest.hexdigest()
 
-    def record(self, firsts: dict[str, int | float | None]) -> PlanRecord:
+    def record(self, cuts: dict[str, Cut]) -> PlanRecord:
         """The plan as it is stored, with where each split by time begins."""
         return PlanRecord(
             block_rows=self.block_rows,
             window=self.window,
             counts=self.counts,
             digests=self.digests,
-            firsts=firsts,
+            cuts=cuts,
             groups=[(*group, rows) for group, rows in self.groups.items()],
         )
 

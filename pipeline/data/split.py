@@ -6,7 +6,7 @@ are cut otherwise, or workers change.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -16,23 +16,28 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.data.arrow import flat, missing, plain
+from pipeline.data.arrow import missing, plain
 from pipeline.data.blocks import Block
 from pipeline.data.columns import Field, RowName
 from pipeline.data.columns.base import column_errors, refuse_rows
+from pipeline.data.fingerprint import GOLDEN_GAMMA, Hashes, hash_rows, mix
 from pipeline.data.missing import InvalidRows, kept_rows
 from pipeline.data.reader import Source
 from pipeline.data.sampler import Rows
 from pipeline.errors import DataError
-from pipeline.spec.data import Data, HeldOutSplit, Split
+from pipeline.spec.data import Data
+from pipeline.spec.split import HeldOutSplit, Split
 
 SPLITS = ("train", "validation", "test")
 DRAWN: tuple[HeldOutSplit, ...] = ("test", "validation")
 """Splits in the order in which they take rows of the training files."""
 Chooser = Callable[[pa.Table, RowName], NDArray[np.bool_]]
 """True for each row that is held out; rows have names for messages."""
-Hashes = NDArray[np.uint64]
-GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+Strata = dict[str, tuple[int, int]]
+"""For each class, from and to which hash its rows are held out."""
+Cut = float | Strata | None
+"""What a pass over the source finds out: where a split by time begins, or the strata."""
+MAX_STRATA = 10_000
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,8 @@ class SplitRows:
 class Splitter:
     """Sorts the rows of each block into splits.
 
-    `firsts` is where each split by time begins; found by a pass over the source unless it is known.
+    `cuts` is where a split by time begins, and the strata; found by a pass over the source unless
+    they are known.
     """
 
     def __init__(
@@ -63,19 +69,19 @@ class Splitter:
         data: Data,
         source: Source,
         fields: Mapping[str, Field],
-        firsts: Mapping[str, float | None] | None = None,
+        cuts: Mapping[str, Cut] | None = None,
     ) -> None:
         self.data, self.fields = data, fields
-        self.firsts: dict[str, float | None] = {}
+        self.cuts: dict[str, Cut] = {}
         self.choosers: dict[HeldOutSplit, Chooser] = {}
         """Of the splits that are taken out of the source."""
         for split in DRAWN:
-            if firsts is None:
-                first = first_held_out(data, split, source, partial(self._left, source))
+            if cuts is None:
+                cut = find_cut(data, split, source, partial(self._left, source))
             else:
-                first = firsts[split]
-            self.firsts[split] = first
-            if choose := chooser(data, split, source, first):
+                cut = cuts[split]
+            self.cuts[split] = cut
+            if choose := chooser(data, split, source, cut):
                 self.choosers[split] = choose
 
     def split(
@@ -118,31 +124,41 @@ class Splitter:
         return kept_rows(self.data, source, self.fields, block, invalid or InvalidRows())
 
 
-def chooser(
-    data: Data, split: HeldOutSplit, source: Source, first: float | None = None
-) -> Chooser | None:
+def chooser(data: Data, split: HeldOutSplit, source: Source, cut: Cut = None) -> Chooser | None:
     """Tells which rows of `source` are held out for a split; None if it takes none of them.
 
-    A split by time needs the `first` instant that is held out. Raises DataError for a column that
-    cannot be split by.
+    A split by time or with strata needs the `cut`. Raises DataError for a column that cannot be
+    split by.
     """
     asked = data.held_out(split)
-    if isinstance(asked, float):
-        other_keys = data.split_columns.values()
-        used = [name for name, key in source.wanted.items() if key not in other_keys]
-        return lambda table, _: _draw(_hash_rows(table, used), split, asked, data.split_seed)
-    if not isinstance(asked, Split):
+    if not isinstance(asked, float | Split):
         return None
-    column = asked.column
+    bounds = _bounds(asked, split)
+    used = _used(data, source)
+    column = asked.column if isinstance(asked, Split) else ""
     where = f"data.{split}: column {column!r}"
+    if isinstance(asked, float) or not column:
+        return lambda table, _: _between(_mixed(table, used, data, asked), *bounds)
     if asked.group is not None:
-        fraction = asked.fraction or 0.0
 
         def grouped(table: pa.Table, row_name: RowName) -> NDArray[np.bool_]:
             _refuse_missing(table[column], where, row_name)
-            return _draw(_hash_rows(table, [column]), split, fraction, data.split_seed)
+            return _between(_mixed(table, [column], data, asked), *bounds)
 
         return grouped
+    if asked.stratify is not None:
+        assert isinstance(cut, dict)
+
+        def stratified(table: pa.Table, row_name: RowName) -> NDArray[np.bool_]:
+            _refuse_missing(table[column], where, row_name)
+            hashes, chosen = _mixed(table, used, data, asked), np.zeros(len(table), bool)
+            for value, rows in _classes(table[column]):
+                low, high = cut.get(value, (0, 0))
+                chosen[rows] = _between(hashes[rows], low, high)
+            return chosen
+
+        return stratified
+    first = cut
 
     def later(table: pa.Table, row_name: RowName) -> NDArray[np.bool_]:
         _refuse_missing(table[column], where, row_name)
@@ -151,19 +167,21 @@ def chooser(
     return later
 
 
-def first_held_out(
+def find_cut(
     data: Data,
     split: HeldOutSplit,
     source: Source,
     left_in: Callable[[Block], tuple[Rows, int]],
-) -> float | None:
-    """Where a split by time begins: the number that stands for it; None for any other split.
+) -> Cut:
+    """Where a split by time begins, or the strata of one that is stratified; else None.
 
     `left_in(block)` are the indices of a block's rows that the split may take, and how many are not
-    dropped. A fraction needs a pass over the source. Raises DataError for a column that has no
-    order.
+    dropped. A pass over the source, but for `since`. Raises DataError for a column that has no
+    order, or too many classes.
     """
     asked = data.held_out(split)
+    if isinstance(asked, Split) and asked.stratify is not None:
+        return _strata(data, asked, split, source, left_in)
     if not isinstance(asked, Split) or asked.time is None:
         return None
     where = f"data.{split}: column {asked.time!r}"
@@ -224,6 +242,50 @@ def _first(
     return first
 
 
+def _strata(
+    data: Data,
+    asked: Split,
+    split: HeldOutSplit,
+    source: Source,
+    left_in: Callable[[Block], tuple[Rows, int]],
+) -> Strata:
+    """From and to which hash rows of each class are held out: so many as their share, rounded."""
+    column = asked.column
+    where = f"data.{split}: column {column!r}"
+    hashes: dict[str, list[Hashes]] = {}
+    for block in source.blocks():
+        left, _ = left_in(block)
+        table = _take(block.table, left)
+        _refuse_missing(table[column], where, block.row_namer(left))
+        mixed = _mixed(table, _used(data, source), data, asked)
+        for value, rows in _classes(table[column]):
+            hashes.setdefault(value, []).append(mixed[rows])
+        if len(hashes) > MAX_STRATA:
+            raise DataError(f"{where} has more than {MAX_STRATA} values; name a column of classes")
+    strata = {}
+    for value, parts in hashes.items():
+        drawn = np.sort(np.concatenate(parts))
+        low, high = _bounds(asked, split)
+        places = [round(len(drawn) * bound / 2**64) for bound in (low, high)]
+        ends = [int(drawn[place]) if place < len(drawn) else 2**64 for place in places]
+        strata[value] = (ends[0] if places[0] else 0, ends[1])
+    return strata
+
+
+def _classes(column: Any) -> Iterator[tuple[str, Rows]]:
+    """Each value of a column, as text, and the rows that have it."""
+    encoded = plain(column).dictionary_encode()
+    codes = np.asarray(encoded.indices)
+    for code, value in enumerate(encoded.dictionary.to_pylist()):
+        yield str(value), np.flatnonzero(codes == code)
+
+
+def _used(data: Data, source: Source) -> list[str]:
+    """Columns that tell one row from another: not those that rows are held out by alone."""
+    other_keys = data.split_columns.values()
+    return [name for name, key in source.wanted.items() if key not in other_keys]
+
+
 def _refuse_missing(column: Any, where: str, row_name: RowName) -> None:
     bad = missing(column)
     fix = "data.missing can drop these rows"
@@ -243,67 +305,33 @@ def _instants(column: Any, where: str) -> NDArray[Any]:
     raise DataError(f"{where} is {values.type}: expected dates, times or numbers")
 
 
-def _draw(hashes: Hashes, split: HeldOutSplit, fraction: float, seed: int) -> NDArray[np.bool_]:
-    """True for about `fraction` of all hashes, drawn by `seed`.
+def _bounds(asked: float | Split, split: HeldOutSplit) -> tuple[int, int]:
+    """From and to which of 2**64 hashes rows are held out.
 
     Validation takes the lowest and test the highest: two draws of rows, or of the same groups, have
     none in common.
     """
-    mixed = _finalize(hashes + np.uint64(seed * int(GOLDEN_GAMMA) % 2**64))
-    limit = np.uint64(fraction * 2.0**64)
-    chosen: NDArray[np.bool_] = mixed < limit if split == "validation" else ~mixed < limit
-    return chosen
+    if isinstance(asked, Split) and asked.folds and asked.fold:
+        return (asked.fold - 1) * 2**64 // asked.folds, asked.fold * 2**64 // asked.folds
+    share = asked if isinstance(asked, float) else asked.share or 0.0
+    limit = int(share * 2.0**64)
+    return (0, limit) if split == "validation" else (2**64 - limit, 2**64)
 
 
-def _hash_rows(table: pa.Table, columns: list[str]) -> Hashes:
-    """One hash for each row, of the values in `columns`."""
-    hashes = np.zeros(len(table), np.uint64)
-    for column in columns:
-        hashes = _finalize(hashes * GOLDEN_GAMMA + _hash_column(table[column]))
-    return hashes
+def _mixed(table: pa.Table, columns: list[str], data: Data, asked: float | Split) -> Hashes:
+    """One hash for each row of what the columns hold, as drawn by the spec's seed.
+
+    Folds have others than fractions: those of what a fraction has left are of one size.
+    """
+    shift = np.uint64(data.split_seed * int(GOLDEN_GAMMA) % 2**64)
+    drawn = mix(hash_rows(table, columns) + shift)
+    return mix(drawn + GOLDEN_GAMMA) if isinstance(asked, Split) and asked.folds else drawn
 
 
-def _hash_column(column: Any) -> Hashes:
-    """One hash for each row of a column; a list's is the sum of its items', each by its place."""
-    array = plain(column)
-    if not pa.types.is_nested(array.type):
-        return _hash_values(array)
-    values, offsets = flat(array)
-    if offsets is None:  # lists of one size; those that are missing have no values
-        lengths = (~missing(array)).astype(np.int64)
-        lengths *= len(values) // max(1, int(lengths.sum()))
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-    positions = np.arange(len(values)) - np.repeat(offsets[:-1], np.diff(offsets))
-    items = _finalize(_hash_values(values) + positions.astype(np.uint64) * GOLDEN_GAMMA)
-    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(items, dtype=np.uint64)])
-    hashes: Hashes = sums[offsets[1:]] - sums[offsets[:-1]] + np.diff(offsets).astype(np.uint64)
-    return hashes
-
-
-def _hash_values(array: Any) -> Hashes:
-    """Hashes that are the same for a number in any type."""
-    from pandas.util import hash_array
-
-    types = pa.types
-    if types.is_temporal(array.type):
-        array = array.view(pa.int64() if array.type.bit_width == 64 else pa.int32())
-    if types.is_boolean(array.type):
-        array = array.cast(pa.int8())
-    if (
-        types.is_integer(array.type)
-        or types.is_floating(array.type)
-        or types.is_decimal(array.type)
-    ):
-        numbers = array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-        return np.asarray(hash_array(numbers + 0.0), np.uint64)  # -0.0 is 0.0
-    return np.asarray(hash_array(array.to_numpy(zero_copy_only=False)), np.uint64)
-
-
-def _finalize(values: Hashes) -> Hashes:
-    """Every bit of each value spread over all its bits (the finaliser of splitmix64)."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+def _between(hashes: Hashes, low: int, high: int) -> NDArray[np.bool_]:
+    """True from `low` to below `high`."""
+    chosen: NDArray[np.bool_] = hashes >= np.uint64(low)
+    return chosen if high == 2**64 else chosen & (hashes < np.uint64(high))
 
 
 def _take(table: pa.Table, rows: Rows) -> pa.Table:

@@ -22,7 +22,7 @@ from pipeline.data.fingerprint import digest_rows
 from pipeline.data.locate import DataFiles
 from pipeline.data.plan import Plan
 from pipeline.data.reader import Source, open_sources
-from pipeline.data.split import Splitter
+from pipeline.data.split import Cut, Splitter
 from pipeline.errors import DataError
 
 TRIES = 5
@@ -47,13 +47,13 @@ class Fetcher:
         fields: list[Field],
         float_dtype: FloatType,
         plan: Plan,
-        firsts: Mapping[str, float | None],
+        cuts: Mapping[str, Cut],
     ) -> None:
         self.located = located
         self.fields = fields
         self.float_dtype = float_dtype
         self.plan = plan
-        self._stamp, self._firsts = located.stamp(), firsts
+        self._stamp, self._cuts = located.stamp(), cuts
         self._opened: tuple[Source, Splitter] | None = None
         self._lock = threading.Lock()
 
@@ -104,7 +104,7 @@ class Fetcher:
             if self._opened is None:
                 source = open_sources(self.located)["train"]
                 fields = {field.name: field for field in self.fields}
-                self._opened = source, Splitter(self.located.data, source, fields, self._firsts)
+                self._opened = source, Splitter(self.located.data, source, fields, self._cuts)
             return self._opened
 
 

@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from pipeline.registry import Registry, losses, models, nearest, optimizers, schedules
-from pipeline.spec.data import Name, Positive, Section
+from pipeline.spec.section import Name, Positive, Section
 
 Patterns = Annotated[
     tuple[str, ...], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)

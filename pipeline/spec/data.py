@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     ValidationInfo,
@@ -18,35 +16,8 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from pipeline.registry import nearest
-
-Positive = Annotated[int, Field(gt=0)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._ -]{0,99}$")]
-
-
-class Section(BaseModel):
-    """A part of the spec: frozen, unknown keys refused."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        kind = cls.model_fields[info.field_name or ""].annotation
-        if isinstance(value, bool) and kind is not bool:
-            raise PydanticCustomError(
-                "bool", "true and false are not a {kind}", {"kind": "value here"}
-            )
-        return value
-
-
-def sections_of(annotation: Any) -> Iterator[type[Section]]:
-    """The sections that a field of this type may hold."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        yield annotation
-    for part in get_args(annotation):
-        yield from sections_of(part)
+from pipeline.spec.section import Positive, Section
+from pipeline.spec.split import HELD_OUT, HeldOutSplit, Split, way
 
 
 class SampleWeight(Section):
@@ -93,49 +64,6 @@ def _refuse_unknown(where: str, word: Any, known: Sequence[str], more: str = "")
         raise PydanticCustomError("policy", text, facts)
 
 
-HeldOutSplit = Literal["validation", "test"]
-HELD_OUT: tuple[HeldOutSplit, ...] = get_args(HeldOutSplit)
-
-
-class Split(Section):
-    """Rows held out of the training files by what a column holds."""
-
-    fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Fraction of the rows to hold out: about so many, as each row, or each `group`, is drawn by
-    itself; as near as equal times allow with `time`."""
-    group: str | None = None
-    """Column whose rows with the same value stay together, such as all visits of a patient."""
-    time: str | None = None
-    """Column of dates, times or numbers: the latest rows are held out."""
-    since: float | str | None = None
-    """With `time`: the first date, time or number that is held out."""
-
-    @model_validator(mode="after")
-    def _one_way(self) -> Split:
-        if (self.group is None) == (self.time is None):
-            text = "give either `group` or `time`, the column to split by"
-            raise PydanticCustomError("split", text)
-        if (self.fraction is None) == (self.since is None):
-            raise PydanticCustomError("split", "give either `fraction`, or with `time` its `since`")
-        if self.since is not None and self.time is None:
-            raise PydanticCustomError("split", "`since` goes with `time`")
-        return self
-
-    @property
-    def column(self) -> str:
-        """The column that decides."""
-        return self.group or self.time or ""
-
-
-def _way(asked: str | list[str] | float | Split | None) -> tuple[tuple[str, str], float] | None:
-    """What a fraction of the rows is drawn by, and that fraction."""
-    if isinstance(asked, float):
-        return ("rows", ""), asked
-    if isinstance(asked, Split) and asked.fraction is not None:
-        return ("group" if asked.group else "time", asked.column), asked.fraction
-    return None
-
-
 class Image(Section):
     """What an encoded image becomes: floats from -1 to 1."""
 
@@ -180,7 +108,7 @@ class Data(Section):
     Relative paths start at the job spec's folder."""
     validation: str | list[str] | Annotated[float, Field(gt=0, lt=1)] | Split | None = None
     """Validation files, or the fraction of the training rows to hold out; or a split by a column,
-    `{fraction, group}` or `{fraction, time}` or `{since, time}`."""
+    as `{fraction, group}`, `{fraction, stratify}`, `{fraction, time}` or `{since, time}`."""
     test: str | list[str] | Annotated[float, Field(gt=0, lt=1)] | Split | None = None
     """Rows that are looked at once, with the weights that become the model: files or a split, as in
     `validation`, whose rows are then taken from what is left (by `time`: the latest before)."""
@@ -191,23 +119,23 @@ class Data(Section):
     pandas wrote."""
     target: str | list[str] | None = None
     """Target column or columns; none for losses that only compare predictions."""
-    positive: dict[str, str] = {}
+    positive: dict[str, str] = Field(default={})
     """The value that means yes, by target, as `{status: active}`, for losses of yes and no; unless
     given, true, 1, or the second of two texts in the order of the alphabet."""
     stream: Stream | None = None
     """For files larger than this machine's disk: rows are fetched while training, shuffled in two
     levels, which gives another curve than without it. `true`, or `{block_rows, window}`."""
-    shift: dict[str, str] = {}
+    shift: dict[str, str] = Field(default={})
     """Targets made from list columns, as `{next: tokens}`: at each position, the item after it."""
-    categorical: list[str] = []
+    categorical: list[str] = Field(default=[])
     """Input columns of integers that are names, not amounts: read through a vocabulary."""
-    dates: list[str] | dict[str, list[DatePart]] = []
+    dates: list[str] | dict[str, list[DatePart]] = Field(default=[])
     """Input columns of dates or times, each with the parts to read: `elapsed` (days since 1970),
     and `year`, `week`, `day` (the position in it, as sine and cosine; `day` is the time of day). A
     list of columns reads all parts."""
-    images: dict[str, Image] = {}
+    images: dict[str, Image] = Field(default={})
     """Input columns of encoded images (PNG, JPEG, ...), as `{photo: {size: [64, 64]}}`."""
-    tokenizers: dict[str, str] = {}
+    tokenizers: dict[str, str] = Field(default={})
     """Input columns of text, each with the `tokenizer.json` that turns it into tokens (needs
     `pip install tokenizers`)."""
     missing: Missing | dict[str, Missing] = "error"
@@ -333,7 +261,7 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _rows_left(self) -> Data:
-        ways = [_way(self.validation), _way(self.test)]
+        ways = [way(self.validation), way(self.test)]
         if ways[0] is not None and ways[1] is not None and ways[0][0] == ways[1][0]:
             share = ways[0][1] + ways[1][1]
             if share >= 1:
@@ -351,7 +279,7 @@ class Data(Section):
         columns: dict[str, str] = {}
         for split in HELD_OUT:
             asked = self.held_out(split)
-            if isinstance(asked, Split):
+            if isinstance(asked, Split) and asked.column:
                 columns.setdefault(asked.column, f"data.{split}")
         return columns
 

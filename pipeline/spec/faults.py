@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from pipeline.errors import Fault
 from pipeline.registry import nearest
 from pipeline.spec.components import Choice, Model, Optimizer, Schedule, Term
-from pipeline.spec.data import Section, sections_of
 from pipeline.spec.job import JobSpec
+from pipeline.spec.section import Section, sections_of
 
 Lines = dict[tuple[Any, ...], int]
 """The line of each key path."""

@@ -23,7 +23,8 @@ from pipeline import registry
 from pipeline.redact import redact, redact_tree
 from pipeline.registry import nearest
 from pipeline.spec.components import Model, Optimizer, Schedule, Term
-from pipeline.spec.data import Data, Name, Section
+from pipeline.spec.data import Data
+from pipeline.spec.section import Name, Section
 from pipeline.spec.sections import Cache, Checkpoint, Tracking, Training, Workers
 
 OUTSIDE_DIGEST = ("training.skip_nonfinite",)

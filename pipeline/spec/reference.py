@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pydantic.fields import FieldInfo
 
 from pipeline.spec import Choice, JobSpec
-from pipeline.spec.data import Constant, Section, sections_of
+from pipeline.spec.data import Constant
+from pipeline.spec.section import Section, sections_of
 
 WITHOUT_ROWS = (Constant,)
 """Sections whose one key is told where it is used."""

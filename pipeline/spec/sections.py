@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from pipeline.spec.data import Name, Positive, Section
+from pipeline.spec.section import Name, Positive, Section
 
 DEFAULT_EPOCHS = 10
 Decision = Literal["f1", "balanced_accuracy", "accuracy"]

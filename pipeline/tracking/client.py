@@ -109,9 +109,21 @@ class Client:
         runs = self._client.search_runs([experiment_id], query)
         return str(runs[0].info.run_id) if runs else None
 
+    def tag(self, run_id: str, key: str) -> str:
+        """A tag of the run; empty if it has none of that name."""
+        return str(self._client.get_run(run_id).data.tags.get(key, ""))
+
+    def experiment_of(self, run_id: str) -> str:
+        """Id of the experiment that the run is in."""
+        return str(self._client.get_run(run_id).info.experiment_id)
+
+    def ended_at(self, run_id: str) -> int:
+        """When a run ended, in milliseconds since 1970; 0 if it has not."""
+        return int(self._client.get_run(run_id).info.end_time or 0)
+
     def launcher(self, run_id: str) -> str:
         """Id of the command that records the run."""
-        return str(self._client.get_run(run_id).data.tags.get(LAUNCHER, ""))
+        return self.tag(run_id, LAUNCHER)
 
     def take_over(self, run_id: str, launcher: str) -> None:
         """The run is resumed by this command, which records it from now on."""

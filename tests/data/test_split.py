@@ -180,3 +180,50 @@ def test_columns_that_only_the_test_goes_by_do_not_move_validation_rows(tmp_path
     test = {"since": str(DAYS[1999]), "time": "day"}
     both = sides(TABLE, tmp_path, validation=0.2, inputs=["x", "day"], test=test)
     assert (both[:1999] == alone[:1999]).all()
+
+
+CLASSES = pa.array(RNG.choice(["a", "b", "c"], 2000, p=[0.9, 0.08, 0.02]))
+"""Of which one is rare."""
+
+
+@pytest.mark.parametrize("by", [{}, {"group": "who"}, {"stratify": "kind"}], ids=str)
+@pytest.mark.parametrize("test", [None, 0.2], ids=["all", "without test rows"])
+def test_folds_hold_out_each_row_once(by: dict[str, str], test: Any, tmp_path: Path) -> None:
+    table = TABLE.append_column("kind", CLASSES)
+    each = [
+        sides(table, tmp_path, validation={"folds": 4, "fold": fold, **by}, test=test)
+        for fold in (1, 2, 3, 4)
+    ]
+    is_test = each[0] == "test"
+    assert all(((one == "test") == is_test).all() for one in each)
+    assert (sum((one == "validation").astype(int) for one in each) == ~is_test).all()
+    sizes = [(one == "validation").sum() / (~is_test).sum() for one in each]
+    assert sizes == pytest.approx([0.25] * 4, abs=0.002 if "stratify" in by else 0.06)
+    if "group" in by:
+        for one in each:
+            held = one == "validation"
+            groups = [set(held[at : at + 10][~is_test[at : at + 10]]) for at in range(0, 2000, 10)]
+            assert all(len(sides_of) < 2 for sides_of in groups)
+
+
+@pytest.mark.parametrize("split_of", ["validation", "test"])
+def test_strata_are_held_out_to_the_row(split_of: str, tmp_path: Path) -> None:
+    table = TABLE.append_column("kind", CLASSES)
+    asked = {"fraction": 0.3, "stratify": "kind"}
+    found = sides(table, tmp_path, **{split_of: asked}) == split_of
+    kinds = np.array(CLASSES.to_pylist())
+    for kind in "abc":
+        here = kinds == kind
+        assert found[here].sum() == pytest.approx(0.3 * here.sum(), abs=0.51)
+    order = RNG.permutation(2000)
+    again = sides(table.take(order), tmp_path, **{split_of: asked}) == split_of
+    assert (again == found[order]).all()
+
+
+def test_strata_of_amounts_and_of_missing_classes_are_refused(tmp_path: Path) -> None:
+    table = TABLE.append_column("kind", pa.array([None, *CLASSES.to_pylist()[1:]]))
+    with pytest.raises(DataError, match="no value, which belongs to no split"):
+        held_out(table, tmp_path, {"fraction": 0.3, "stratify": "kind"})
+    many = pa.table({"x": np.arange(11_000.0), "z": np.arange(11_000), "y": np.arange(11_000)})
+    with pytest.raises(DataError, match="more than 10000 values; name a column of classes"):
+        held_out(many, tmp_path, {"fraction": 0.3, "stratify": "x"})

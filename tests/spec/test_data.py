@@ -21,8 +21,11 @@ from tests.conftest import Command, Write
         ({"dates": "a"}, "expected a list of columns: [a]"),
         ({"validation": {"fraction": 0.2, "grup": "a"}},
          "grup: unknown key; did you mean 'group'?"),
-        ({"validation": {"fraction": 0.2}}, "give either `group` or `time`"),
-        ({"validation": {"time": "a"}}, "give either `fraction`, or with `time` its `since`"),
+        ({"validation": {"since": 2, "group": "a", "time": "b"}}, "give one of group and time"),
+        ({"validation": {"time": "a"}}, "give either `fraction` or `folds`, or with `time` its"),
+        ({"validation": {"folds": 3}}, "`fold` and `folds` go together"),
+        ({"validation": {"folds": 3, "fold": 4}}, "fold 4 of 3"),
+        ({"validation": {"folds": 3, "fold": 1, "time": "b"}}, "`folds` do not go with `time`"),
     ],
 )  # fmt: skip
 def test_a_slip_in_the_spec_is_one_clear_fault(

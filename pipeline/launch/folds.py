@@ -1,0 +1,157 @@
+"""Cross-validation: a job trained several times, each time with another fold held out."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import plugins
+from pipeline.errors import RecordError, UnrecordedError, UsageError
+from pipeline.launch.result import Result
+from pipeline.launch.run import Tell, run
+from pipeline.spec import JobSpec, load
+from pipeline.spec.split import Split
+
+
+@dataclass(frozen=True)
+class Folds:
+    """What the runs of all folds found."""
+
+    name: str
+    results: list[Result]
+    """By fold."""
+    run_id: str
+    """MLflow's run above them, with means and deviations; empty if there is none."""
+    tracking_uri: str
+    unrecorded: str
+    """Why MLflow does not have all of it; empty if it does."""
+
+    @property
+    def scores(self) -> dict[str, list[float | None]]:
+        """Each value of the validation rows, and of the test rows, by fold: of the weights that
+        became the model."""
+        each = [
+            {f"validation/{name}": value for name, value in _of_model(result).items()}
+            | {f"test/{name}": value for name, value in result.test.items()}
+            for result in self.results
+        ]
+        return {name: [values.get(name) for values in each] for name in each[0]}
+
+    @property
+    def means(self) -> dict[str, float | None]:
+        """Mean over the folds of each score; None where one has no value."""
+        return {
+            name: statistics.fmean(v for v in values if v is not None) if _whole(values) else None
+            for name, values in self.scores.items()
+        }
+
+    @property
+    def deviations(self) -> dict[str, float | None]:
+        """Standard deviation over the folds, of a sample."""
+        return {
+            name: statistics.stdev(v for v in values if v is not None) if _whole(values) else None
+            for name, values in self.scores.items()
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return {
+            "state": "unrecorded" if self.unrecorded else "finished",
+            "run_id": self.run_id,
+            "tracking_uri": self.tracking_uri,
+            "means": self.means,
+            "deviations": self.deviations,
+            "folds": [result.summary() for result in self.results],
+        }
+
+
+def run_folds(
+    path: str | Path | Mapping[str, Any],
+    num_folds: int,
+    overrides: Mapping[str, Any] | None = None,
+    imports: Sequence[str] = (),
+    *,
+    fresh: bool = False,
+    say: Tell = lambda _: None,
+    live: Tell = lambda _: None,
+    started: float | None = None,
+) -> Folds:
+    """Train the job once for each fold, whose rows are held out for validation.
+
+    Rows, or groups where the spec's validation names a `group`, are drawn into folds by what they
+    hold; with `stratify`, each has the same share of each class. The same call again resumes:
+    finished folds are left. Raises what `run` raises.
+    """
+    started = time.time() if started is None else started
+    plugins.load(list(imports))
+    spec = load(path, overrides)
+    asked = _asked(spec)
+    experiment = spec.tracking.experiment or spec.name
+    results = []
+    for fold in range(1, num_folds + 1):
+        changes = {
+            **(overrides or {}),
+            "name": f"{spec.name[:80]}-fold-{fold}-of-{num_folds}",
+            "data.validation": {**asked, "folds": num_folds, "fold": fold},
+            "tracking.experiment": experiment,
+            "tracking.register_as": None,
+        }
+        say(f"fold  {fold} of {num_folds}")
+        try:
+            result = run(path, changes, imports, fresh=fresh, say=say, live=live, started=started)
+        except UnrecordedError as error:
+            result = error.result
+        results.append(result)
+    return _recorded(Folds(spec.name, results, "", results[0].tracking_uri, ""), spec, num_folds)
+
+
+def _asked(spec: JobSpec) -> dict[str, Any]:
+    """By which column the spec draws its validation rows."""
+    validation = spec.data.validation
+    if isinstance(validation, str | list):
+        raise UsageError(
+            "--folds: data.validation names files; folds are cut from the training rows"
+        )
+    if not isinstance(validation, Split):
+        return {}
+    if validation.time is not None:
+        raise UsageError("--folds: data.validation splits by time, which has no folds")
+    return {"group": validation.group, "stratify": validation.stratify}
+
+
+def _recorded(folds: Folds, spec: JobSpec, num_folds: int) -> Folds:
+    """The folds, with MLflow's run above them."""
+    from pipeline.tracking.folds import record_folds
+    from pipeline.tracking.names import params
+
+    missing = [result for result in folds.results if result.state != "finished"]
+    if missing:
+        why = f"{len(missing)} of {num_folds} runs are not fully recorded"
+        return Folds(folds.name, folds.results, "", folds.tracking_uri, why)
+    try:
+        run_id = record_folds(
+            folds.tracking_uri,
+            [result.run_id for result in folds.results],
+            f"{folds.name}-folds-{num_folds}",
+            {**params(spec), "folds": str(num_folds)},
+            folds.scores,
+            {**folds.means, **{f"{k}/deviation": v for k, v in folds.deviations.items()}},
+        )
+    except RecordError as error:
+        return Folds(folds.name, folds.results, "", folds.tracking_uri, str(error))
+    return Folds(folds.name, folds.results, run_id, folds.tracking_uri, "")
+
+
+def _of_model(result: Result) -> dict[str, float | None]:
+    """Values of the validation rows with the weights that became the model."""
+    metrics: dict[str, float | None] = result.best["metrics"] if result.best else result.metrics
+    return metrics
+
+
+def _whole(values: Sequence[float | None]) -> bool:
+    return all(value is not None and math.isfinite(value) for value in values)
