@@ -137,7 +137,7 @@ def test_nothing_heavy_is_imported_to_answer(arguments: list[str]) -> None:
 def test_the_public_names_are_these() -> None:
     assert pipeline.__all__ == [
         "JobSpec", "Result", "__version__", "check", "load", "losses", "metrics", "models",
-        "optimizers", "run", "schedules",
+        "optimizers", "run", "run_folds", "schedules",
     ]  # fmt: skip
 
 
