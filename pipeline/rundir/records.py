@@ -250,6 +250,8 @@ class StepPoint(TypedDict):
     train: Numbers
     """`loss`, `learning_rate` and `gradient_norm`."""
     terms: Numbers
+    norms: NotRequired[Numbers]
+    """Of each parameter, `weight/NAME`, and of its gradient, where the spec asks for them."""
     throughput: NotRequired[Numbers]
     """Every second or so: speed, and on what the time since the last such point was spent."""
     skipped: NotRequired[list[int]]

@@ -213,3 +213,6 @@ class Tracking(Section):
     """Name in MLflow's model registry under which the trained model becomes a new version, with the
     alias `candidate`; and `champion` if it is the first, or better on the same validation rows than
     the present champion."""
+    norms_every: Every | None = None
+    """How often the norms of each parameter and of its gradient are recorded, as `{steps: 100}`;
+    never unless given."""

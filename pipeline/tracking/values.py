@@ -33,6 +33,7 @@ def values_of(point: Point) -> Iterator[Value]:
     if "train" in point:
         skipped = {"skipped": 1.0} if "skipped" in point else {}
         groups["train"] = {**point["train"], **skipped}
+        groups["norms"] = point.get("norms", {})
         groups["train/loss"] = point["terms"] if len(point["terms"]) > 1 else {}
     elif "validation" in point:
         groups["validation"] = point["validation"]

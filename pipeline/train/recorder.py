@@ -26,6 +26,7 @@ from pipeline.rundir.records import (
     Start,
     StepPoint,
 )
+from pipeline.telemetry.norms import parameter_norms
 from pipeline.telemetry.throughput import Throughput
 from pipeline.train import determinism, predictions
 from pipeline.train.evaluate import Evaluation
@@ -161,6 +162,9 @@ class RunRecorder(NullRecorder):
         is_last = state.step == self.last_step and self.job.validation is None
         if numbers := self.throughput.step(batch.num_rows, is_last):
             point["throughput"] = numbers
+        every = self.job.spec.tracking.norms_every
+        if every and state.step % every.in_steps(self.job.steps_per_epoch) == 0:
+            point["norms"] = nonfinite_to_none(parameter_norms(state.objective))
         if losses.nonfinite is not None:
             fault = losses.nonfinite.with_rows(batch.rows)
             self.log_nonfinite(fault)
