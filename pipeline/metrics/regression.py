@@ -105,8 +105,28 @@ def poisson_deviance() -> Metric:
         logarithm = torch.where(truth > 0, (truth / prediction).log(), 0.0)
         return 2 * (truth * logarithm - truth + prediction)
 
-    metric = _mean_of(deviance)
-    return Metric(VALUES, metric.sums, metric.value, lower_is_better=True, reads="rates")
+    return _of_rates(deviance)
+
+
+@register("gamma_deviance")
+def gamma_deviance() -> Metric:
+    """Mean deviance of amounts above 0 from predicted means: 0 is perfect (mean_gamma_deviance)."""
+
+    def deviance(prediction: Tensor, truth: Tensor) -> Tensor:
+        return 2 * ((prediction / truth).log() + truth / prediction - 1)
+
+    return _of_rates(deviance)
+
+
+@register("tweedie_deviance")
+def tweedie_deviance() -> Metric:
+    """Mean Tweedie deviance, of power 1.5, of amounts of which many are 0: 0 is perfect."""
+
+    def deviance(prediction: Tensor, truth: Tensor) -> Tensor:
+        # 2 (y^(2-p) / ((1-p)(2-p)) - y m^(1-p) / (1-p) + m^(2-p) / (2-p)) for a power p of 1.5
+        return 4 * (truth / prediction.sqrt() - 2 * truth.sqrt() + prediction.sqrt())
+
+    return _of_rates(deviance)
 
 
 def _mean_of(
@@ -119,6 +139,12 @@ def _mean_of(
         return mean(errors / weight)
 
     return Metric(VALUES, _summed(error), value, lower_is_better=True, baseline=baseline)
+
+
+def _of_rates(deviance: Callable[[Tensor, Tensor], Tensor]) -> Metric:
+    """The mean of a deviance from predicted rates."""
+    metric = _mean_of(deviance)
+    return Metric(VALUES, metric.sums, metric.value, lower_is_better=True, reads="rates")
 
 
 def _summed(

@@ -32,8 +32,7 @@ class SampleWeight(Section):
     """Whether it weights rows in metrics of the validation rows too."""
 
 
-Scale = Literal["standard", "shared", "min_max", "log", "none"]
-TargetScale = Literal["standard", "shared", "min_max", "none"]
+Scale = Literal["standard", "shared", "min_max", "log", "robust", "none"]
 
 
 DatePart = Literal["elapsed", "year", "week", "day"]
@@ -145,7 +144,8 @@ class Data(Section):
     counts as truth."""
     scale: Scale | dict[str, Scale] = "standard"
     """Numeric inputs, all or by column: `standard` (mean 0 and deviation 1 over the training rows),
-    `min_max` (0 to 1), `log` (log(1 + x), then standard) or `none`. Each position of a vector has
+    `min_max` (0 to 1), `log` (log(1 + x), then standard), `robust` (median 0 and 1 from the lower
+    to the upper quartile) or `none`. Each position of a vector has
     its own statistics; `shared` is `standard` with one mean and deviation for all positions."""
     sample_weight: SampleWeight | None = None
     """Column that weights each row in every loss, or `{column, mean_over, in_metrics}`."""
@@ -155,9 +155,9 @@ class Data(Section):
     exposure: str | None = None
     """Column of numbers above 0 that counts grow in proportion to, as years insured: it multiplies
     the rate that losses of counts predict, in training and when served."""
-    target_scale: TargetScale | dict[str, TargetScale] = "none"
-    """As `scale`, for numeric targets. Losses and their options are in the scaled unit, metrics and
-    served predictions in the column's own."""
+    target_scale: Scale | dict[str, Scale] = "none"
+    """As `scale`, for numeric targets, all or by column. Losses and their options are in the
+    scaled unit, metrics and served predictions in the column's own."""
 
     @field_validator("train", "validation", "test", "inputs", "target", "categorical", "dates")
     @classmethod
@@ -205,7 +205,7 @@ class Data(Section):
     @field_validator("scale", "target_scale", mode="before")
     @classmethod
     def _known_scales(cls, value: Any, info: ValidationInfo) -> Any:
-        known = get_args(Scale if info.field_name == "scale" else TargetScale)
+        known = get_args(Scale)
         by_column = value.items() if isinstance(value, Mapping) else [("", value)]
         for column, scale in by_column:
             _refuse_unknown(f"{column}: " if column else "", scale, known)

@@ -56,6 +56,19 @@ def test_the_deviance_of_counts(weight: Any) -> None:
     assert found == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("weight", [ONES, WEIGHT], ids=["plain", "weighted"])
+def test_the_deviance_of_costs_and_claims(weight: Any) -> None:
+    costs, means = RNG.gamma(2.0, size=(2, N))
+    columns = [part[:, None] for part in (means, costs, weight)]
+    expected = sk.mean_gamma_deviance(costs, means, sample_weight=weight)
+    found = value_of("gamma_deviance", columns[0], columns[1], columns[2], [3, 20])
+    assert found == pytest.approx(expected, rel=1e-9)
+    claims = costs * (RNG.random(N) < 0.4)
+    expected = sk.mean_tweedie_deviance(claims, means, sample_weight=weight, power=1.5)
+    found = value_of("tweedie_deviance", columns[0], claims[:, None], columns[2], [3, 20])
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
 @pytest.mark.parametrize("name", SCORES)
 def test_a_weight_of_nothing_has_no_value(name: str) -> None:
     truth, forecast = RNG.normal(size=(2, N, 1))

@@ -63,8 +63,9 @@ def run(rows: Path, target: Any, loss: Any, model: Any = "mlp", **changes: Any) 
 @pytest.mark.parametrize(
     ("target", "loss", "model", "changes"),
     [
-        ("price", "mse", "mlp", {"data.target_scale": "standard"}),
-        (["price", "visits"], "huber", "linear", {"data.target_scale": "standard"}),
+        ("price", "mse", "mlp", {"data.target_scale": "log"}),
+        (["price", "visits"], "huber", "linear",
+         {"data.target_scale": {"price": "log", "visits": "robust"}}),
         ("price", {"name": "pinball", "levels": [0.1, 0.9]}, "mlp",
          {"training.precision": "float64"}),
         ("sold", "bce_with_logits", "mlp", {"training.threshold": 0.3}),

@@ -43,7 +43,7 @@ def baselines(folder: Path, y: Any, loss: Any, metrics: list[str], **data: Any) 
     return evaluate(objective, job.validation, rows, 7, chosen, CPU, constant).baselines
 
 
-@pytest.mark.parametrize("scale", ["none", "standard"])
+@pytest.mark.parametrize("scale", ["none", "standard", "log", "robust"])
 def test_amounts_are_predicted_by_their_mean_or_median(scale: str, tmp_path: Path) -> None:
     y = RNG.lognormal(size=TRAIN + HELD_OUT) * 100
     found = baselines(tmp_path, y, "mse", ["rmse", "mae", "r2"], target_scale=scale)

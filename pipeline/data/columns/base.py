@@ -140,6 +140,11 @@ class Field(ABC):
         return 1.0
 
     @property
+    def log(self) -> bool:
+        """Whether log(1 + x) is taken before anything else."""
+        return False
+
+    @property
     def center(self) -> Amount:
         """Mean of the training rows in the column's own unit, whether it is scaled or not."""
         return 0.0

@@ -25,6 +25,9 @@ from pipeline.data.columns.base import (
 )
 from pipeline.spec.data import Scale
 
+MAX_SORTED = 50_000_000
+"""Numbers of a column that are kept in memory for their quartiles."""
+
 
 @dataclass(frozen=True)
 class _Scaled(Field):
@@ -196,6 +199,8 @@ class NumberStatistics(Statistics):
         """Lengths of lists, until there are two."""
         self.by_position: tuple[Moments, Moments] | None = None
         self.is_binary = True
+        self.kept: list[NDArray[np.float64]] = []
+        """All numbers, where quartiles are wanted."""
 
     def observe(self, column: Any) -> None:
         values, offsets = flat(column)
@@ -205,6 +210,8 @@ class NumberStatistics(Statistics):
         known = numbers[~np.isnan(numbers)]
         self.is_binary = self.is_binary and bool(((known == 0) | (known == 1)).all())
         self.raw.add(known)
+        if self.scale == "robust":
+            self._keep(known)
         logs = known
         if self.scale == "log":
             logs = log1p(numbers, _rows_of(numbers <= -1, len(column), offsets))[~np.isnan(numbers)]
@@ -218,6 +225,19 @@ class NumberStatistics(Statistics):
             self.by_position = Moments(self.width), Moments(self.width)
         for moments, part in zip(self.by_position, (known, logs), strict=True):
             moments.add(part.reshape(-1, self.width))
+
+    def _keep(self, numbers: NDArray[np.float64]) -> None:
+        if self.raw.count > MAX_SORTED:
+            problem = f"has more than {MAX_SORTED:,} numbers, whose quartiles `robust` asks for"
+            raise ColumnError(problem, "take another scale, as `standard` or `log`")
+        self.kept.append(numbers)
+
+    def _quartiles(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Median, and what is between the quartiles, or 1 if that is nothing: of each position."""
+        width = self.width if self.by_position is not None else 1
+        rows = np.concatenate(self.kept).reshape(-1, width or 1)
+        low, middle, high = np.percentile(rows, [25, 50, 75], axis=0)
+        return middle, np.where(high == low, 1.0, high - low)
 
     def _observe_lengths(self, lengths: NDArray[np.int64]) -> None:
         """Lists of one length, whichever block they are in, are vectors."""
@@ -248,6 +268,8 @@ class NumberStatistics(Statistics):
             largest = max(abs(self.raw.low[0]), abs(self.raw.high[0]))
             raise ColumnError(f"holds numbers too large to scale, up to {largest:g}")
         mean, deviation = moments.mean, moments.deviation
+        if self.scale == "robust":
+            mean, deviation = self._quartiles()
         if self.scale == "min_max":
             span = moments.high - moments.low
             mean = moments.low
@@ -316,7 +338,7 @@ def log1p(
     """log(1 + x) of each number. Raises ColumnError for numbers of -1 and less, in `bad_rows`."""
     if (numbers <= -1).any():
         raise ColumnError(
-            "has numbers of -1 or less", "data.scale: log is for numbers above -1", bad_rows
+            "has numbers of -1 or less", "a log scale is for numbers above -1", bad_rows
         )
     return np.log1p(numbers)
 

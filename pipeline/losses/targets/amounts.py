@@ -162,10 +162,16 @@ def unscaled(fields: Sequence[Field], values: Tensor, centered: bool = False) ->
         return tensor[0] if len(amounts) == 1 else tensor
 
     mean = stacked([field.mean for field in fields])
-    if centered:
-        mean = mean - stacked([field.center for field in fields])
+    center = stacked([field.center for field in fields]) if centered else 0.0
+    are_logs = [field.log for field in fields]
+    if not any(are_logs):  # one subtraction, before large means cancel
+        mean, center = mean - center, 0.0
     amounts: Tensor = values.double() * stacked([field.deviation for field in fields]) + mean
-    return amounts
+    if all(are_logs):
+        amounts = amounts.expm1()
+    elif any(are_logs):
+        amounts = torch.where(values.new_tensor(are_logs).bool(), amounts.expm1(), amounts)
+    return amounts - center
 
 
 def _is_numeric(field: Field) -> bool:

@@ -11,6 +11,7 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 import torch
+from sklearn.preprocessing import RobustScaler
 
 from pipeline.data.columns import Series, encode
 from pipeline.errors import DataError
@@ -59,6 +60,17 @@ def test_numbers_can_be_scaled_by_range_or_logarithm(tmp_path: Path) -> None:
     table = pa.table({"x": [0.0, -1.0], "y": [1.0, 2.0]})
     with pytest.raises(DataError, match="above -1"):
         people(tmp_path, table, scale="log")
+
+
+def test_a_robust_scale_is_scikit_learns(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x, vectors = rng.lognormal(size=40), rng.lognormal(size=(40, 3))
+    same = np.ones(40)  # between whose quartiles there is nothing
+    table = pa.table({"x": x, "v": list(vectors), "same": same, "y": rng.normal(size=40)})
+    found = converted(tmp_path, table, scale="robust", inputs=["x", "v", "same"])
+    for name, column in (("x", x[:, None]), ("v", vectors), ("same", same[:, None])):
+        expected = RobustScaler().fit_transform(column)
+        assert values_of(found, name).reshape(expected.shape) == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["fixed", "lists"])
