@@ -199,6 +199,12 @@ def _with_class_weights(
         return options
     if not fields:
         raise ContractError(label, "needs a target, found none", "name one in data.target")
+    if open_options == {"pos_weight": "balanced"} and (shares := _shares_of_yes(fields)):
+        if odd := [name for name, share in shares if not 0 < share < 1]:
+            problem = f"pos_weight: target {odd[0]!r} has one value in all training rows"
+            raise ContractError(label, problem, "check data.target and the training rows")
+        weights = [(1 - share) / share for _, share in shares]
+        return options | {"pos_weight": weights if len(weights) > 1 else weights[0]}
     field = fields[0] if len(fields) == 1 else None
     if field is None or not field.counts:
         raise ContractError(
@@ -234,6 +240,19 @@ def _with_class_weights(
         by_label = isinstance(value, dict)
         resolved[option] = [value[name] for name in vocabulary] if by_label else balanced[option]
     return options | resolved
+
+
+def _shares_of_yes(fields: Sequence[Field]) -> list[tuple[str, float]]:
+    """Each label's name and its share of yes in the training rows; nothing for other targets.
+
+    Labels are several columns of yes and no, or the positions of one column of 0 and 1.
+    """
+    if len(fields) == 1 and isinstance(fields[0].center, tuple):
+        field = fields[0]
+        return [(f"{field.name}[{place}]", share) for place, share in enumerate(fields[0].center)]
+    if len(fields) < 2 or not all(field.counts and len(field.counts) == 2 for field in fields):
+        return []
+    return [(f.name, f.counts[1] / sum(f.counts)) for f in fields if f.counts]
 
 
 def _ranks(label: str, options: dict[str, Any], fields: tuple[Field, ...]) -> dict[str, Any]:

@@ -105,3 +105,33 @@ def test_a_loss_without_a_target_does_not_keep_another_from_scaling_its_own(
     job = job_of(tmp_path, "rows.csv", loss=[term("mse"), pair], model=model, data=data)
     (field,) = (field for field in job.fields if field.is_target)
     assert field.deviation == pytest.approx(rows["y"].std(ddof=0))
+
+
+@pytest.mark.parametrize("kind", ["columns", "vector"])
+def test_balanced_labels_have_a_weight_each(kind: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.random((60, 3)) < [0.1, 0.5, 0.8]
+    if kind == "columns":
+        rows = pd.DataFrame(truth.astype(int), columns=["one", "two", "three"])
+        rows["two"] = np.where(truth[:, 1], "yes", "no")
+        target: Any = ["one", "two", "three"]
+    else:
+        rows, target = pd.DataFrame({"y": list(truth.astype(float))}), "y"
+    rows["a"] = rng.normal(size=60)
+    rows.to_parquet(tmp_path / "rows.parquet")
+    loss = {"name": "bce_with_logits", "pos_weight": "balanced"}
+    job = job_of(tmp_path, "rows.parquet", loss=loss, data={"target": target, "inputs": ["a"]})
+    batch = job.train.gather(np.arange(60))
+    (found,) = job.objective().items({"prediction": torch.zeros(60, 3)}, batch)
+    weight = torch.from_numpy((~truth).sum(0) / truth.sum(0))
+    own = torch.nn.BCEWithLogitsLoss(pos_weight=weight, reduction="none")
+    expected = own(torch.zeros(60, 3), torch.from_numpy(truth.astype(float)))
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_label_that_is_always_no_has_no_weight(tmp_path: Path) -> None:
+    rows = pd.DataFrame({"a": np.arange(8.0), "y": [[0.0, 1.0], [0.0, 0.0]] * 4})
+    rows.to_parquet(tmp_path / "rows.parquet")
+    loss = {"name": "bce_with_logits", "pos_weight": "balanced"}
+    with pytest.raises(ContractError, match=r"target 'y\[0\]' has one value in all training rows"):
+        job_of(tmp_path, "rows.parquet", loss=loss, data={"inputs": ["a"]}).terms  # noqa: B018

@@ -15,7 +15,7 @@ from tests.conftest import Command, Write
         ({"missing": {"a": "men"}}, "a: expected error, drop, mean, category or {constant: value}; "
                                     "found 'men'; did you mean 'mean'?"),
         ({"missing": 0}, "(a constant goes by column)"),
-        ({"scale": {"a": "minmax"}}, "a: expected standard, shared, min_max, log, none; "
+        ({"scale": {"a": "minmax"}}, "a: expected standard, shared, min_max, log, robust, none; "
                                      "found 'minmax'; did you mean 'min_max'?"),
         ({"dates": {"a": ["weak"]}}, "did you mean 'week'?"),
         ({"dates": "a"}, "expected a list of columns: [a]"),
