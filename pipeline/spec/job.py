@@ -27,7 +27,7 @@ from pipeline.spec.data import Data
 from pipeline.spec.section import Name, Section
 from pipeline.spec.sections import Cache, Checkpoint, Tracking, Training, Workers
 
-OUTSIDE_DIGEST = ("training.skip_nonfinite",)
+OUTSIDE_DIGEST = ("training.skip_nonfinite", "training.time_limit")
 """Keys of the first half that change no step: only whether the run continues after it."""
 RESERVED = ("loss", "baseline")
 """Names of other curves of validation rows."""

@@ -83,6 +83,9 @@ class Training(Section):
     stop: Stop | None = None
     """Early stopping, as `{metric: rmse, patience: 5}`: training ends once so many evaluations in a
     row were no better. `best_by` keeps the best weights."""
+    time_limit: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?[smh]$")] | None = None
+    """Training ends at the first time to evaluate (`evaluate_every`) after so long, as `90m`, `2h`,
+    `30s`; time that an earlier command has spent counts. It changes no step before."""
     batch_size: Positive = 32
     """Rows per optimizer step over all workers: the global batch."""
     microbatch_size: Positive | None = None
@@ -111,6 +114,13 @@ class Training(Section):
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     """`bfloat16` is autocast of the forward pass, with weights, loss and reduction in float32;
     `float64` computes everything in it, to tell rounding from faults."""
+
+    @property
+    def most_seconds(self) -> float:
+        """Of training; infinite without a limit."""
+        if self.time_limit is None:
+            return math.inf
+        return float(self.time_limit[:-1]) * {"s": 1, "m": 60, "h": 3600}[self.time_limit[-1]]
 
     @model_validator(mode="before")
     @classmethod

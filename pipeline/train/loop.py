@@ -101,6 +101,9 @@ def _train_steps(
         if job.is_evaluated(state.step, last_step):
             _evaluate(job, state, recorder, last_step, lap)
             lap("recording")
+        if state.step % job.steps_per_evaluation == 0:
+            recorder.count_time(state)
+            state.end_by_clock(settings)
         is_done = state.is_done(last_step)
         if any(losses.requests) or is_done:
             drift.refuse(state.objective, state.optimizer, state.gradients.buffers, state.step)

@@ -56,6 +56,9 @@ class NullRecorder:
         """What this worker asks of all in the step that completes `step` steps."""
         return Requests()
 
+    def count_time(self, state: TrainState) -> None:
+        """Tell the state how long training has taken."""
+
     def log_step(self, state: TrainState, batch: StepBatch, losses: StepLosses) -> None:
         """One step's losses."""
 
@@ -97,6 +100,7 @@ class RunRecorder(NullRecorder):
         self.throughput = throughput
         self.first_step, self.last_step = first_step, last_step
         self._looked, self._is_stopping = 0.0, False
+        self._counted = time.monotonic()
         settings = job.spec.checkpoint
         exact = job.spec.training.microbatch_size is not None
         self.journal = Journal(run.journal, lease.check, first_step, exact)
@@ -144,6 +148,11 @@ class RunRecorder(NullRecorder):
         if now - self._looked > ASK_SECONDS:
             self._looked, self._is_stopping = now, self.run.stop.exists()
         return Requests(stop=self._is_stopping, save=self.checkpoints.is_due(step))
+
+    def count_time(self, state: TrainState) -> None:
+        now = time.monotonic()
+        state.seconds += now - self._counted
+        self._counted = now
 
     def log_step(self, state: TrainState, batch: StepBatch, losses: StepLosses) -> None:
         """One step's point, with speed and shares of time every second or so and at the end."""
@@ -212,6 +221,7 @@ class RunRecorder(NullRecorder):
     def save(self, state: TrainState, is_last: bool) -> None:
         """Save a checkpoint; what leads up to it is in the journal before."""
         self.journal.flush()
+        self.count_time(state)
         self.checkpoints.save(state.step, state.snapshot(), self._before_checkpoint)
         self._back_up(state.step)
         if is_last:
@@ -264,7 +274,7 @@ class RunRecorder(NullRecorder):
             best=state.best.result if state.best else None,
             test=_scores(test) if test else None,
             decision=nonfinite_to_none(decision),
-            ended_early=state.early_stop.reason if state.early_stop and is_early else "",
+            ended_early=state.reason_to_end if is_early else "",
             workers=self.journal.workers_by_attempt,
             first_difference=self.journal.first_difference,
         )

@@ -40,6 +40,8 @@ class Snapshot(TypedDict):
     optimizer: dict[str, Any]
     """The optimizer's `state_dict`."""
     num_skipped: int
+    seconds: float
+    ended: str
     best: BestState | None
     early_stop: StopState | None
     plateau: PlateauState | None
@@ -80,6 +82,10 @@ class TrainState:
         """Steps that are done."""
         self.num_skipped = 0
         """Those of them that were not finite."""
+        self.seconds = 0.0
+        """Time that training has taken, earlier attempts included; known to the first worker."""
+        self.ended = ""
+        """Why training ends before its last step, by the clock."""
         self.decided: dict[str, Tensor] = {}
         """Buffers that are chosen when training is over: thresholds."""
         self.learning_rate = 0.0
@@ -115,8 +121,18 @@ class TrainState:
         )
 
     def is_done(self, last_step: int) -> bool:
-        """Whether training is over: after the last step, or before by `training.stop`."""
-        return self.step == last_step or (self.early_stop is not None and self.early_stop.is_due)
+        """Whether training is over: after the last step, or before by the rules of the spec."""
+        return self.step == last_step or bool(self.reason_to_end)
+
+    @property
+    def reason_to_end(self) -> str:
+        """Why training ends before its last step; empty while it does not."""
+        return (self.early_stop.reason if self.early_stop else "") or self.ended
+
+    def end_by_clock(self, settings: Training) -> None:
+        """End training on every worker, if the first one's time is over."""
+        if settings.time_limit and comm.from_first(self.seconds) >= settings.most_seconds:
+            self.ended = f"the {settings.time_limit} of training.time_limit are over"
 
     def set_learning_rate(self, step: int) -> None:
         """Each group's rate in the step, a factor of the one it was built with."""
@@ -168,6 +184,8 @@ class TrainState:
             "buffers": to_cpu(others),
             "optimizer": to_cpu(self.optimizer.state_dict()),
             "num_skipped": self.num_skipped,
+            "seconds": self.seconds,
+            "ended": self.ended,
             "best": self.best.state if self.best else None,  # a copy already
             "early_stop": self.early_stop.state if self.early_stop else None,
             "plateau": self.plateau.state if self.plateau else None,
@@ -181,6 +199,7 @@ class TrainState:
         _keep_dtypes(self.optimizer, snapshot["optimizer"]["state"])
         self.step = step
         self.num_skipped = snapshot["num_skipped"]
+        self.seconds, self.ended = snapshot["seconds"], snapshot["ended"]
         if self.best is not None:
             self.best.state = snapshot["best"]
         if self.early_stop is not None and snapshot["early_stop"]:

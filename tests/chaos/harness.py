@@ -134,7 +134,7 @@ def left(folder: Path) -> dict[str, Any]:
     run = RunDir(folder)
     points = list(Reader(run.journal).new())
     done = Done.read(run.done)
-    state = checkpoint.load(run, run.saved_steps()[-1])
+    state = {**checkpoint.load(run, run.saved_steps()[-1]), "seconds": None}
     train = [p for p in points if "train" in p]
     return {
         "steps": [p["step"] for p in train], "curve": curve_sha256(points),
@@ -142,6 +142,7 @@ def left(folder: Path) -> dict[str, Any]:
         "validation": [(p["step"], p["validation"]) for p in points if "validation" in p],
         "weights": done.weights_sha256, "difference": done.first_difference,
         "state": _text(state), "best": done.best, "test": done.test,
+        "decision": done.decision,
     }  # fmt: skip
 
 

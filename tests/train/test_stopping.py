@@ -27,7 +27,7 @@ from pipeline.train.job import prepare
 from pipeline.train.loop import train
 from pipeline.train.stopping import EarlyStop, Plateau
 from pipeline.train.term_metrics import TermMetric, choose_metrics
-from tests.conftest import JOBS
+from tests.conftest import JOBS, merged
 from tests.killed import assert_same_bits, job_of
 from tests.processes import on_workers
 
@@ -289,3 +289,52 @@ def test_it_needs_validation_rows_and_a_direction(tmp_path: Path) -> None:
     chosen = choose_metrics(job.terms, None)
     assert EarlyStop(Stop(metric="r2"), job.terms, chosen)._sign == 1.0
     assert EarlyStop(Stop(metric="rmse"), job.terms, chosen)._sign == -1.0
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("validation", ["evaluated", None])
+def test_the_clock_ends_training_at_a_time_to_evaluate(
+    validation: str | None, tmp_path: Path
+) -> None:
+    spec = spec_of(tmp_path, stop=None, epochs=4)
+    if validation is None:
+        spec["data"] |= {"validation": None}
+    trained(spec, tmp_path, "whole")
+    limited = merged(spec, {"training.time_limit": "0.001s"})
+    assert load(limited).digest == load(spec).digest
+    for num in (1, 3):
+        on_workers(num, partial(one_of, limited, tmp_path))
+        done, evaluated, _ = left(tmp_path, f"on-{num}")
+        assert done.steps == 3
+        assert done.ended_early == "the 0.001s of training.time_limit are over"
+        assert evaluated == ([0, 3] if validation else [])
+        assert losses(tmp_path / f"on-{num}") == losses(tmp_path / "whole")[:3]
+        assert done.test is not None
+
+
+@pytest.mark.processes
+def test_time_of_earlier_attempts_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step takes two seconds, by the clock: five steps, then the rest."""
+    spec = spec_of(tmp_path, stop=None, epochs=40, time_limit="17s")
+    now = [0.0]
+
+    def later(step: int) -> None:
+        now[0] += 2.0
+
+    monkeypatch.setattr("pipeline.train.recorder.time.monotonic", lambda: now[0])
+    run = RunDir(tmp_path / "clock")
+    run.path.mkdir()
+    job = prepare(load(spec), tmp_path)
+
+    def fails(step: int) -> None:
+        later(step)
+        if step == 5:
+            raise RuntimeError("as asked")
+
+    with pytest.raises(RuntimeError, match="as asked"):
+        train(job, run, fails)
+    now[0] = 1000.0  # of which nothing was training
+    train(job, run, later)
+    done = Done.read(run.done)
+    assert done.steps == 9, "8 s up to the checkpoint of step 4, and 10 s after it"
+    assert "17s" in done.ended_early
