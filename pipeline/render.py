@@ -84,7 +84,7 @@ def _decisions(decision: Mapping[str, float | None]) -> list[str]:
     for key, value in decision.items():
         kind, _, column = key.partition("/")
         if kind == "threshold" and value is not None:
-            name = next(k for k in decision if k != key and k.partition("/")[2] == column)
+            name = next(k for k in decision if k.partition("/")[2] == column and k != key)
             score = f"validation {name.partition('/')[0]} {decision[name]:.6g}"
             lines.append(f"best  {score} where {column} is yes above a probability of {value:.6g}")
         elif kind == "threshold":

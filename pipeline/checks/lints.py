@@ -110,11 +110,13 @@ def _lint_fractions(job: Job) -> Iterator[Notice]:
     drawn = [split for split in HELD_OUT if isinstance(data.held_out(split), float | Split)]
     total = counts["train"] + sum(counts[split] for split in drawn)
     for split in drawn:
-        asked, share = data.held_out(split), counts[split] / total
+        held_out, share = data.held_out(split), counts[split] / total
+        asked = held_out.share if isinstance(held_out, Split) and not held_out.time else held_out
         if not isinstance(asked, float):
             continue
         if abs(share - asked) > 5 * (asked * (1 - asked) / total) ** 0.5:
-            text = f"{asked:g} asked for, {share:.3g} held out: equal rows stay on one side"
+            why = "equal rows, and groups, stay on one side"
+            text = f"{asked:g} asked for, {share:.3g} held out: {why}"
             yield Notice(f"data.{split}", text)
 
 

@@ -141,6 +141,9 @@ def _bind_target(
 ) -> Statistics:
     where = source.where(stored) if name == stored else f"data.target: column {stored!r}"
     positive = data.positive.get(name)
+    if positive is not None and reading.as_classes:
+        problem = "is for losses of yes and no; the losses read it as classes"
+        raise DataError(f"data.positive.{name}: {problem}")
     if positive is not None:
         reading = replace(reading, as_classes=True)
     field = choose_field(name, arrow_type, where, reading)
@@ -152,6 +155,8 @@ def _bind_target(
         raise DataError(
             f"data.shift.{name}: {where} is {arrow_type}; lists of tokens can be shifted"
         )
+    if reading.in_full and isinstance(field, Number):
+        field = replace(field, is_in_full=True)
     scale = data.target_scale_of(name) if reading.as_amounts else "none"
     unless_binary = not reading.is_declared and not isinstance(data.target_scale, dict)
     field = with_missing(field, data, stored, where, arrow_type)

@@ -76,16 +76,24 @@ class DrawnSampler(Sampler):
     """
 
     def __init__(
-        self, weights: NDArray[np.float64], num_rows: int, batch_size: int, seed: int
+        self,
+        weights: NDArray[np.float64],
+        num_rows: int,
+        batch_size: int,
+        seed: int,
+        classes: Rows | None = None,
     ) -> None:
+        """With `classes` [N] these come as often as their share too, up to one row."""
         super().__init__(num_rows, batch_size, seed)
-        self.weights = weights
+        self.weights, self.classes = weights, classes
 
     def _epoch(self, epoch: int) -> Rows:
         assert self.seed is not None
         if epoch not in self._epochs:
             generator = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
             order = generator.permutation(len(self.weights))
+            if self.classes is not None:  # one class after the other
+                order = order[np.argsort(self.classes[order], kind="stable")]
             ends = np.cumsum(self.weights[order])
             points = (np.arange(self.num_rows) + generator.random()) * (ends[-1] / self.num_rows)
             places = np.searchsorted(ends, points, side="right")

@@ -15,13 +15,19 @@ MAX_CLASSES = 10_000
 """A column with more values than this has no classes to balance."""
 
 
-def row_weights(train: Dataset, sampling: Sampling) -> NDArray[np.float64]:
-    """How often each row is drawn beside the others: float64 [N].
+def row_weights(
+    train: Dataset, sampling: Sampling
+) -> tuple[NDArray[np.float64], NDArray[np.int64] | None]:
+    """How often each row is drawn beside the others, and its class where these are balanced: [N].
 
     Raises DataError for a column that is not one of classes.
     """
     if sampling.weights is not None:
-        return _column(train, sampling.weights).astype(np.float64)
+        weights = _column(train, sampling.weights)
+        if not weights.sum() > 0:
+            text = f"data.sampling.weights: {sampling.weights!r} holds numbers too small to add up"
+            raise DataError(text)
+        return weights, None
     name = sampling.balance or ""
     where = f"data.sampling.balance: {name!r}"
     known = [*train.layout.slots, *train.lists]
@@ -32,8 +38,7 @@ def row_weights(train: Dataset, sampling: Sampling) -> NDArray[np.float64]:
     _, codes, counts = np.unique(_column(train, name), return_inverse=True, return_counts=True)
     if len(counts) > MAX_CLASSES:
         raise DataError(f"{where} has {len(counts):,} values; name a column of classes")
-    weights: NDArray[np.float64] = (1 / counts)[codes]
-    return weights
+    return (1 / counts)[codes], codes
 
 
 def _column(train: Dataset, name: str) -> NDArray[np.float64]:

@@ -6,6 +6,9 @@ are cut otherwise, or workers change.
 
 from __future__ import annotations
 
+import math
+import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -37,6 +40,7 @@ Strata = dict[str, tuple[int, int]]
 """For each class, from and to which hash its rows are held out."""
 Cut = float | Strata | None
 """What a pass over the source finds out: where a split by time begins, or the strata."""
+LeftIn = Callable[[Block], tuple[Rows, Rows]]
 MAX_STRATA = 10_000
 
 
@@ -114,11 +118,11 @@ class Splitter:
             left = left & ~chosen[split]
         return {"train": left, **chosen}
 
-    def _left(self, source: Source, block: Block) -> tuple[Rows, int]:
-        """A block's rows that no split has taken so far, of how many that are not dropped."""
+    def _left(self, source: Source, block: Block) -> tuple[Rows, Rows]:
+        """A block's rows that no split has taken so far, and all that are not dropped."""
         rows = self._kept_rows(source, block)
         chosen = self._choose(source, _take(block.table, rows), block.row_namer(rows))
-        return rows[chosen["train"]], len(rows)
+        return rows[chosen["train"]], rows
 
     def _kept_rows(self, source: Source, block: Block, invalid: InvalidRows | None = None) -> Rows:
         return kept_rows(self.data, source, self.fields, block, invalid or InvalidRows())
@@ -171,13 +175,13 @@ def find_cut(
     data: Data,
     split: HeldOutSplit,
     source: Source,
-    left_in: Callable[[Block], tuple[Rows, int]],
+    left_in: LeftIn,
 ) -> Cut:
     """Where a split by time begins, or the strata of one that is stratified; else None.
 
-    `left_in(block)` are the indices of a block's rows that the split may take, and how many are not
-    dropped. A pass over the source, but for `since`. Raises DataError for a column that has no
-    order, or too many classes.
+    `left_in(block)` are the indices of a block's rows that the split may take, and those of all
+    that are not dropped. A pass over the source, but for `since`. Raises DataError for a column
+    that has no order, or too many classes.
     """
     asked = data.held_out(split)
     if isinstance(asked, Split) and asked.stratify is not None:
@@ -217,18 +221,16 @@ def _since(split: Split, kind: pa.DataType, where: str, key: str) -> Any:
         ) from None
 
 
-def _first(
-    split: Split, source: Source, where: str, left_in: Callable[[Block], tuple[Rows, int]]
-) -> Any:
+def _first(split: Split, source: Source, where: str, left_in: LeftIn) -> Any:
     """The first instant that is held out: as near to the fraction as equal times allow."""
     parts = []
     num_rows = 0
     for block in source.blocks():
-        left, num_kept = left_in(block)
+        left, kept = left_in(block)
         column = block.table[split.column].take(left)
         _refuse_missing(column, where, block.row_namer(left))
         parts.append(_instants(column, where))
-        num_rows += num_kept
+        num_rows += len(kept)
     instants = np.sort(np.concatenate(parts)) if parts else np.empty(0)
     if not len(instants):
         return 0
@@ -247,14 +249,21 @@ def _strata(
     asked: Split,
     split: HeldOutSplit,
     source: Source,
-    left_in: Callable[[Block], tuple[Rows, int]],
+    left_in: LeftIn,
 ) -> Strata:
-    """From and to which hash rows of each class are held out: so many as their share, rounded."""
+    """From and to which hash rows of each class are held out: so many as their share.
+
+    What is left of a row is rounded up for some classes and down for others, by their names, so
+    that many small classes do not all lack theirs.
+    """
     column = asked.column
     where = f"data.{split}: column {column!r}"
+    if pa.types.is_nested(source.dataset.schema.field(column).type):
+        raise DataError(f"{where} has several values a row; name a column of classes")
     hashes: dict[str, list[Hashes]] = {}
+    counts: Counter[str] = Counter()
     for block in source.blocks():
-        left, _ = left_in(block)
+        left, kept = left_in(block)
         table = _take(block.table, left)
         _refuse_missing(table[column], where, block.row_namer(left))
         mixed = _mixed(table, _used(data, source), data, asked)
@@ -262,14 +271,36 @@ def _strata(
             hashes.setdefault(value, []).append(mixed[rows])
         if len(hashes) > MAX_STRATA:
             raise DataError(f"{where} has more than {MAX_STRATA} values; name a column of classes")
+        of_class = _classes(_take(block.table.select([column]), kept)[column])
+        counts.update({value: len(rows) for value, rows in of_class})
     strata = {}
     for value, parts in hashes.items():
         drawn = np.sort(np.concatenate(parts))
-        low, high = _bounds(asked, split)
-        places = [round(len(drawn) * bound / 2**64) for bound in (low, high)]
-        ends = [int(drawn[place]) if place < len(drawn) else 2**64 for place in places]
-        strata[value] = (ends[0] if places[0] else 0, ends[1])
+        low, high = _places(asked, split, len(drawn), counts[value], _offset(value))
+        strata[value] = (_end(drawn, low) if low else 0, _end(drawn, high))
     return strata
+
+
+def _places(
+    asked: Split, split: HeldOutSplit, num_left: int, num_all: int, offset: float
+) -> tuple[int, int]:
+    """From and to which of a class's rows that are left, by hash, are held out."""
+    if asked.folds and asked.fold:
+        ends = (num_left * (asked.fold + each) / asked.folds + offset for each in (-1, 0))
+        low, high = map(math.floor, ends)
+        return low, high
+    num = min(math.floor(num_all * (asked.fraction or 0.0) + offset), num_left)
+    return (0, num) if split == "validation" else (num_left - num, num_left)
+
+
+def _end(hashes: Any, place: int) -> int:
+    """The hash at which the rows from a place on begin."""
+    return int(hashes[place]) if place < len(hashes) else 2**64
+
+
+def _offset(value: str) -> float:
+    """A number from 0 to 1 that belongs to a class."""
+    return zlib.crc32(value.encode()) / 2**32
 
 
 def _classes(column: Any) -> Iterator[tuple[str, Rows]]:
@@ -330,6 +361,8 @@ def _mixed(table: pa.Table, columns: list[str], data: Data, asked: float | Split
 
 def _between(hashes: Hashes, low: int, high: int) -> NDArray[np.bool_]:
     """True from `low` to below `high`."""
+    if low >= high:
+        return np.zeros(len(hashes), bool)
     chosen: NDArray[np.bool_] = hashes >= np.uint64(low)
     return chosen if high == 2**64 else chosen & (hashes < np.uint64(high))
 

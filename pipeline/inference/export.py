@@ -11,6 +11,7 @@ import contextlib
 import io
 import json
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
@@ -49,6 +50,7 @@ class Exported(nn.Module):
         super().__init__()
         self.objective: Objective = model.objective
         self.fields = model.inputs
+        self.names = _output_names(model)
         self.kind = torch.float64 if model.float_dtype is np.float64 else torch.float32
 
     def forward(self, columns: Columns) -> Columns:
@@ -58,7 +60,7 @@ class Exported(nn.Module):
         for index in range(len(self.objective.terms)):
             term = self.objective.term(index)
             values = term.served(self.objective.head(index), predictions)
-            served[term.label] = term.target.in_units(term, values)
+            served[self.names[index]] = term.target.in_units(term, values)
         return served
 
     def _read(self, field: Field, columns: Columns) -> Column:
@@ -83,34 +85,46 @@ class Exported(nn.Module):
 def export(model: TrainedModel, rows: pa.Table, folder: Path) -> dict[str, float]:
     """Write the model's programs to the folder, each checked on the rows.
 
-    Returns by file how far its numbers are from the model's at most. Raises UsageError for a model
-    that torch cannot export, or whose program gives other numbers.
+    They compute in float32 where training did in bfloat16. Returns by file how far its numbers are
+    from the model's at most. Raises UsageError, with nothing written, for a model that torch cannot
+    export, or whose program gives other numbers.
     """
     if not len(rows):
         raise UsageError("there is no row to check the programs on")
     rows = pa.concat_tables([rows, rows]).slice(0, MAX_CHECKED)  # one row alone is a special case
-    columns, expected = _raw(model, rows), _expected(model, rows)
+    if model.objective.precision == torch.bfloat16:
+        model.objective.precision = torch.float32
+    columns = _raw(model, rows)
     wrapped = Exported(model).eval()
-    program = _program(wrapped, columns, model)
-    folder.mkdir(parents=True, exist_ok=True)
+    expected = _expected(wrapped, model, rows)
     found = {}
-    with replacing(folder / PROGRAM) as file:
-        buffer = io.BytesIO()
-        torch.export.save(program, buffer)
-        file.write(buffer.getvalue())
-    again: Any = torch.export.load(folder / PROGRAM).module()
-    with torch.no_grad():
-        found[PROGRAM] = _distance(PROGRAM, again(columns), expected)
-    if find_spec("onnxscript"):
-        names = list(expected)
-        _write_onnx(program, columns, names, folder / ONNX)
-        given = {name: tensor.numpy() for name, tensor in columns.items()}
-        gives = dict(zip(names, _run_onnx(folder / ONNX, given), strict=True))
-        found[ONNX] = _distance(ONNX, gives, expected)
-    _write_weights(model, folder / WEIGHTS)
-    with replacing(folder / COLUMNS) as file:
-        file.write(json.dumps(_about(model, expected), indent=1, ensure_ascii=False).encode())
+    with tempfile.TemporaryDirectory() as place:
+        made = Path(place)
+        program = _program(wrapped, columns, model)
+        torch.export.save(program, made / PROGRAM)
+        again: Any = torch.export.load(made / PROGRAM).module()
+        with torch.no_grad():
+            found[PROGRAM] = _distance(PROGRAM, again(columns), expected)
+        if find_spec("onnxscript"):
+            given = {name: tensor.numpy() for name, tensor in columns.items()}
+            _write_onnx(program, columns, list(expected), made / ONNX)
+            gives = dict(zip(expected, _run_onnx(made / ONNX, given), strict=True))
+            found[ONNX] = _distance(ONNX, gives, expected)
+        (made / WEIGHTS).write_bytes(_weights(model))
+        about = json.dumps(_about(model, expected), indent=1, ensure_ascii=False)
+        (made / COLUMNS).write_text(about, encoding="utf-8")
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in sorted(made.iterdir()):
+            with replacing(folder / path.name) as file:
+                file.write(path.read_bytes())
     return found
+
+
+def _output_names(model: TrainedModel) -> list[str]:
+    """Labels of the terms, told apart from columns of that name."""
+    inputs = {field.name for field in model.inputs}
+    labels = [term.label for term in model.objective.terms]
+    return [f"{label} (served)" if label in inputs else label for label in labels]
 
 
 def _program(wrapped: Exported, columns: Columns, model: TrainedModel) -> Any:
@@ -138,32 +152,31 @@ def _write_onnx(program: Any, columns: Columns, outputs: list[str], path: Path) 
     except Exception as error:
         raise UsageError(f"{path.name}: torch.onnx cannot write it: {describe(error)}") from error
     assert written is not None
-    with replacing(path) as file:
-        file.write(written.model_proto.SerializeToString())
+    path.write_bytes(written.model_proto.SerializeToString())
 
 
 def _run_onnx(path: Path, columns: Mapping[str, Any]) -> list[Any]:
     """What the file gives: by ONNX Runtime if it is there, else by ONNX's own reference."""
-    if find_spec("onnxruntime"):
-        import onnxruntime
+    try:
+        if find_spec("onnxruntime"):
+            import onnxruntime
 
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        kept = {one.name for one in session.get_inputs()}
-        given = {name: values for name, values in columns.items() if name in kept}
-        return list(session.run(None, given))
-    from onnx.reference import ReferenceEvaluator
+            session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+            read = [one.name for one in session.get_inputs()]
+            return list(session.run(None, {name: columns[name] for name in read}))
+        from onnx.reference import ReferenceEvaluator
 
-    reference = ReferenceEvaluator(str(path))
-    return list(reference.run(None, {name: columns[name] for name in reference.input_names}))
+        reference = ReferenceEvaluator(str(path))
+        return list(reference.run(None, {name: columns[name] for name in reference.input_names}))
+    except Exception as error:  # an operation that nobody has written
+        raise UsageError(f"{path.name}: cannot be run: {describe(error)}") from error
 
 
-def _write_weights(model: TrainedModel, path: Path) -> None:
+def _weights(model: TrainedModel) -> bytes:
     from safetensors.torch import save
 
     state = model.objective.model.state_dict()
-    weights = {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
-    with replacing(path) as file:
-        file.write(save(weights))
+    return save({name: tensor.detach().clone().contiguous() for name, tensor in state.items()})
 
 
 def _raw(model: TrainedModel, rows: pa.Table) -> Columns:
@@ -201,7 +214,7 @@ def _given(field: Field, cells: Any, float_dtype: FloatType) -> Columns:
 
 
 @torch.no_grad()
-def _expected(model: TrainedModel, rows: pa.Table) -> Columns:
+def _expected(wrapped: Exported, model: TrainedModel, rows: pa.Table) -> Columns:
     """What the model itself serves, by term."""
     objective = model.objective
     predictions = objective.predict(model.batch_of(rows))
@@ -209,7 +222,7 @@ def _expected(model: TrainedModel, rows: pa.Table) -> Columns:
     for index in range(len(objective.terms)):
         term = objective.term(index)
         values = term.served(objective.head(index), predictions)
-        served[term.label] = term.target.in_units(term, values)
+        served[wrapped.names[index]] = term.target.in_units(term, values)
     return served
 
 

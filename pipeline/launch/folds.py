@@ -34,9 +34,10 @@ class Folds:
     @property
     def scores(self) -> dict[str, list[float | None]]:
         """Each value of the validation rows, and of the test rows, by fold: of the weights that
-        became the model."""
+        became the model. Thresholds, and what is gained by them, are `decision/...`."""
         each = [
             {f"validation/{name}": value for name, value in _of_model(result).items()}
+            | {f"decision/{name}": value for name, value in result.decision.items()}
             | {f"test/{name}": value for name, value in result.test.items()}
             for result in self.results
         ]
@@ -87,6 +88,8 @@ def run_folds(
     hold; with `stratify`, each has the same share of each class. The same call again resumes:
     finished folds are left. Raises what `run` raises.
     """
+    if not isinstance(num_folds, int) or num_folds < 2:
+        raise UsageError(f"--folds: expected 2 or more, found {num_folds!r}")
     started = time.time() if started is None else started
     plugins.load(list(imports))
     spec = load(path, overrides)

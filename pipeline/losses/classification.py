@@ -22,6 +22,7 @@ Factor = Annotated[float, Field(ge=0)]
 ClassWeight = list[Factor] | dict[str, Factor] | Literal["balanced"] | None
 """A factor per class: by label, in the order of the sorted labels, or `balanced`, which is
 rows / (classes * rows of the class)."""
+Order = Annotated[list[str | bool | int], Field(min_length=1)]
 Smoothing = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -195,7 +196,7 @@ def distillation(*, temperature: Annotated[float, Field(gt=0)] = 2.0) -> Loss:
 
 
 @register("ordinal")
-def ordinal(*, class_order: list[str | int] | None = None) -> Loss:
+def ordinal(*, class_order: Order | None = None) -> Loss:
     """One class of many that have an order, as grades, from one number [N] a row.
 
     The loss owns the thresholds between the classes, which it adds in logits (cumulative link;
@@ -211,7 +212,8 @@ def ordinal(*, class_order: list[str | int] | None = None) -> Loss:
         """Logarithms of the probabilities of the classes, by rank: [N, C]."""
         below = module() - prediction[:, None]  # logits that the class is no higher, rising
         lowest, highest = F.logsigmoid(below[:, :1]), F.logsigmoid(-below[:, -1:])
-        gap = torch.log(-torch.expm1(below[:, :-1] - below[:, 1:]))
+        apart = (below[:, :-1] - below[:, 1:]).clamp(max=-1e-30)  # those that meet have no share
+        gap = torch.log(-torch.expm1(apart))
         between = F.logsigmoid(below[:, 1:]) + F.logsigmoid(-below[:, :-1]) + gap
         return torch.cat([lowest, between, highest], dim=1)
 

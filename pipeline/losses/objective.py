@@ -77,10 +77,10 @@ class Objective(nn.Module):
             raise ContractError(terms[0].label, problem, "use a loss of counts, as poisson_nll")
         self.terms = terms
         self.heads = nn.ModuleDict(_heads(terms, sizes))
-        if precision == torch.float64:
-            self.widen()
         if threshold is not None:
             self._keep_thresholds(threshold)
+        if precision == torch.float64:
+            self.widen()
         own_memory(self)
         dense_gradients(self)
         if trial is not None:

@@ -100,7 +100,10 @@ def readings(spec: JobSpec) -> dict[str, Reading]:
     losses: dict[str, list[tuple[str, Loss]]] = {}
     for label, term in zip(spec.labels, spec.loss, strict=True):
         options = {k: None if _is_open(k, v) else v for k, v in term.options.items()}
-        loss = build(registry.losses[term.name], options)
+        try:
+            loss = build(registry.losses[term.name], options)
+        except (TypeError, ValueError) as error:
+            raise ContractError(label, str(error), "see `pipeline list losses`") from None
         for name in _target_names(term, spec) if loss.target != "none" else ():
             losses.setdefault(name, []).append((label, loss))
     return {name: _reading(name, readers) for name, readers in losses.items()}
@@ -112,6 +115,7 @@ def _reading(target: str, losses: Sequence[tuple[str, Loss]]) -> Reading:
     return Reading(
         as_classes=any(kind.is_class for kind in kinds),
         as_amounts=all(kind.is_amount for kind in kinds),
+        in_full=any(kind.is_in_full for kind in kinds),
         ignored=_ignored(target, losses),
         is_declared=all(kind.is_declared for kind in kinds),
     )
@@ -261,17 +265,22 @@ def _ranks(label: str, options: dict[str, Any], fields: tuple[Field, ...]) -> di
     vocabulary = fields[0].vocabulary if fields else None
     if "class_order" not in options or vocabulary is None:
         return {}
-    names = [str(value) for value in vocabulary]
+    names = [_as_text(value) for value in vocabulary]
     if options["class_order"] is None:
         if isinstance(vocabulary[0], str):
-            fix = f"give them as `class_order: [{', '.join(names)}]`, the lowest first"
+            fix = f"give class_order, the lowest first, of {', '.join(names)}"
             raise ContractError(label, f"text has no order, as {some_of(fields[0])}", fix)
         return {}
-    order = [str(value) for value in options["class_order"]]
+    order = [_as_text(value) for value in options["class_order"]]
     if sorted(order) != sorted(names):
         problem = f"class_order names {', '.join(order)}; the classes are {', '.join(names)}"
         raise ContractError(label, problem, "name each class once, the lowest first")
     return {"class_order": [order.index(name) for name in names]}
+
+
+def _as_text(value: Any) -> str:
+    """A value as YAML writes it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _is_open(option: str, value: Any) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
+    BeforeValidator,
     Field,
     ValidationError,
     ValidationInfo,
@@ -82,6 +83,19 @@ class Stream(Section):
     """Blocks, drawn anew each epoch, whose rows are mixed. Up to three windows are on disk."""
 
 
+def _as_texts(value: Any) -> Any:
+    """A mapping with its values as texts, as YAML writes them."""
+    if not isinstance(value, Mapping):
+        return value
+    is_plain = (str, bool, int)
+    return {
+        key: (str(one).lower() if isinstance(one, bool) else str(one))
+        if isinstance(one, is_plain)
+        else one
+        for key, one in value.items()
+    }
+
+
 class Sampling(Section):
     """Which rows an epoch draws, in place of each row once."""
 
@@ -89,7 +103,7 @@ class Sampling(Section):
     """Column of classes, target or input: rows of each class are drawn equally often."""
     weights: str | None = None
     """Column of numbers from 0: how often each row is drawn beside the others."""
-    rows: Positive | None = None
+    rows: Annotated[int, Field(gt=0, le=10**9)] | None = None
     """Rows an epoch draws; unless given, as many as there are training rows."""
 
     @model_validator(mode="after")
@@ -118,7 +132,7 @@ class Data(Section):
     pandas wrote."""
     target: str | list[str] | None = None
     """Target column or columns; none for losses that only compare predictions."""
-    positive: dict[str, str] = Field(default={})
+    positive: Annotated[dict[str, str], BeforeValidator(_as_texts)] = Field(default={})
     """The value that means yes, by target, as `{status: active}`, for losses of yes and no; unless
     given, true, 1, or the second of two texts in the order of the alphabet."""
     stream: Stream | None = None

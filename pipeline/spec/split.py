@@ -18,7 +18,8 @@ class Split(Section):
 
     fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Fraction of the rows to hold out: about so many, as each row, or each `group`, is drawn by
-    itself; as near as equal times allow with `time`; exactly so many with `stratify`."""
+    itself; as near as equal times allow with `time`; with `stratify` so many of each class, up to
+    one row."""
     folds: Annotated[int, Field(ge=2)] | None = None
     """In place of `fraction`: into how many parts the rows are cut, of which one is held out."""
     fold: Positive | None = None
@@ -26,8 +27,8 @@ class Split(Section):
     group: str | None = None
     """Column whose rows with the same value stay together, such as all visits of a patient."""
     stratify: str | None = None
-    """Column of classes: of each the same share is held out, to the row. New rows may then move
-    others to another side, which they do not without it."""
+    """Column of classes: of each the same share is held out, up to one row; equal rows stay
+    together. New rows may then move others to another side, which they do not without it."""
     time: str | None = None
     """Column of dates, times or numbers: the latest rows are held out."""
     since: float | str | None = None

@@ -58,8 +58,9 @@ class Job(cache.ConvertedRows):
         settings = self.spec.training
         seed = settings.seed if settings.shuffle else None
         if sampling := self.spec.data.sampling:
-            weights = row_weights(self.train, sampling)
-            return DrawnSampler(weights, self.rows_per_epoch, settings.batch_size, settings.seed)
+            weights, classes = row_weights(self.train, sampling)
+            num_rows, size = self.rows_per_epoch, settings.batch_size
+            return DrawnSampler(weights, num_rows, size, settings.seed, classes)
         if isinstance(self.train, Streamed):
             plan = self.train.plan
             return WindowSampler(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
@@ -46,7 +47,13 @@ def columns(objective: Objective) -> list[Column]:
         if own is not None:
             names = _names(term, own.numel())
             found += [Column(index, place, name) for place, name in enumerate(names)]
-    return found
+    known = Counter(column.name for column in found)
+    return [
+        column._replace(name=f"{objective.terms[column.term].label}/{column.name}")
+        if known[column.name] > 1
+        else column
+        for column in found
+    ]
 
 
 def choosers(objective: Objective, metric: Decision) -> list[TermMetric]:

@@ -91,3 +91,21 @@ def test_over_many_epochs_each_row_has_its_share() -> None:
     order = DrawnSampler(weights, 5, 5, 0)
     counts = sum(np.bincount(order.rows(epoch), minlength=4) for epoch in range(4000))
     assert counts / 20_000 == pytest.approx([0.1, 0.2, 0.3, 0.4], abs=0.005)
+
+
+@given(
+    counts=st.lists(st.integers(1, 60), min_size=1, max_size=6), draws=st.integers(1, 400),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+def test_balanced_classes_come_equally_often_up_to_one_row(
+    counts: list[int], draws: int, seed: int
+) -> None:
+    classes = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
+    weights = 1 / np.array(counts)[classes]
+    order = DrawnSampler(weights, draws, draws, seed, classes)
+    for epoch in range(3):
+        rows = order.rows(epoch)
+        drawn = np.bincount(classes[rows], minlength=len(counts))
+        assert (abs(drawn - draws / len(counts)) < 1 + 1e-9).all()
+        share = weights / weights.sum() * draws
+        assert (abs(np.bincount(rows, minlength=len(weights)) - share) < 1 + 1e-9).all()

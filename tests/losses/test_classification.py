@@ -144,3 +144,16 @@ def test_a_teacher_whose_shares_are_met_leaves_nothing_to_learn() -> None:
     cross = mean("cross_entropy", LOGITS, shares, soft_targets=True)
     entropy = -(shares[0] * np.log(shares[0])).sum() / 2
     assert mean("distillation", LOGITS, shares, temperature=1.0) == pytest.approx(cross - entropy)
+
+
+def test_grades_whose_thresholds_meet_have_finite_losses() -> None:
+    loss = build(registry.losses["ordinal"], {"class_order": None})
+    assert loss.head is not None
+    head = loss.head(1, 3)
+    head.load_state_dict({"lowest": torch.zeros(1), "steps": torch.tensor([-200.0])})
+    given = torch.zeros(3, requires_grad=True)
+    items = loss.items(head, given, torch.tensor([0, 1, 2]))
+    items.sum().backward()  # type: ignore[no-untyped-call]
+    assert items.isfinite().all()
+    assert given.grad is not None
+    assert given.grad.isfinite().all()

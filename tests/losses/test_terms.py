@@ -135,3 +135,48 @@ def test_a_label_that_is_always_no_has_no_weight(tmp_path: Path) -> None:
     loss = {"name": "bce_with_logits", "pos_weight": "balanced"}
     with pytest.raises(ContractError, match=r"target 'y\[0\]' has one value in all training rows"):
         job_of(tmp_path, "rows.parquet", loss=loss, data={"inputs": ["a"]}).terms  # noqa: B018
+
+
+@pytest.mark.parametrize("loss", ["cox", {"name": "hazards", "times": [60, 120]}])
+def test_large_times_keep_their_order(loss: Any, tmp_path: Path) -> None:
+    """Seconds since 1970 have more digits than float32."""
+    rng = np.random.default_rng(0)
+    found = []
+    for since in (0, 1_700_000_000):
+        own = loss if isinstance(loss, str) else {**loss, "times": [t + since for t in [60, 120]]}
+        time = np.arange(200) + since
+        rows = {"a": np.arange(200.0), "t": rng.permutation(time), "d": np.arange(200) % 3 > 0}
+        rng = np.random.default_rng(0)
+        pd.DataFrame(rows).to_parquet(tmp_path / "rows.parquet")
+        data = {"target": ["t", "d"], "inputs": ["a"]}
+        job = job_of(tmp_path, "rows.parquet", loss=own, data=data)
+        width = () if loss == "cox" else (2,)
+        outputs = {"prediction": torch.linspace(-1, 1, 200).reshape(200, *[1 for _ in width])}
+        outputs["prediction"] = outputs["prediction"].expand(200, *width)
+        (items,) = job.objective().items(outputs, job.train.gather(np.arange(200)))
+        found.append(items.double().sum().item())
+    assert found[1] == pytest.approx(found[0], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("loss", "target"),
+    [
+        ({"name": "hazards", "times": [2, 1]}, ["y", "d"]),
+        ({"name": "pinball", "levels": [0.9, 0.1]}, "y"),
+    ],
+)
+def test_options_that_a_loss_refuses_are_told_with_its_name(
+    loss: dict[str, Any], target: Any, tmp_path: Path
+) -> None:
+    pd.DataFrame({"a": [1.0, 2.0], "y": [1.0, 2.0], "d": [0, 1]}).to_parquet(tmp_path / "r.parquet")
+    with pytest.raises(ContractError, match=f"loss {loss['name']}: .* must rise"):
+        job_of(tmp_path, "r.parquet", loss=loss, data={"target": target, "inputs": ["a"]})
+
+
+def test_grades_of_true_and_false_have_an_order(tmp_path: Path) -> None:
+    pd.DataFrame({"a": [1.0, 2.0], "y": [True, False]}).to_parquet(tmp_path / "r.parquet")
+    loss = {"name": "ordinal", "class_order": [True, False]}
+    term = job_of(tmp_path, "r.parquet", loss=loss).terms[0]
+    assert term.loss.head is not None
+    served = term.loss.link(term.loss.head(1, 2), torch.tensor([5.0]))  # type: ignore[misc]
+    assert served[0, 0] > 0.9, "False is the highest"

@@ -33,7 +33,7 @@ def tree(tmp_path: Path) -> dict[str, Any]:
     a, b = rng.normal(size=(2, NUM_ROWS))
     pd.DataFrame({
         "a": a, "b": b, "kind": np.where(rng.random(NUM_ROWS) < RARE, "rare", "usual"),
-        "often": rng.integers(0, 4, NUM_ROWS), "years": years,
+        "often": rng.integers(0, 4, NUM_ROWS), "years": years, "tiny": 1e-46,
         "claims": rng.poisson(years * np.exp(0.4 * a - 0.2 * b)),
     }).to_parquet(tmp_path / "rows.parquet")  # fmt: skip
     return {
@@ -93,6 +93,7 @@ def test_the_losses_are_plain_torchs_over_the_drawn_rows(
         ({"data.sampling": {"balance": "kinds"}}, "neither target nor input; did you mean 'kind'"),
         ({"data.sampling": {"weights": "kind2"}}, "data.sampling.weights: no column 'kind2'"),
         ({"data.sampling": {"weights": "a"}}, "a: data.sampling.weights cannot be input"),
+        ({"data.sampling": {"weights": "tiny"}}, "holds numbers too small to add up"),
         ({"data.sampling": {}}, "give either `balance` or `weights`"),
         ({"data.sampling": {"balance": "kind", "rows": 0}}, "data.sampling.rows"),
         ({"training.shuffle": False}, "data.sampling: does not go with training.shuffle: false"),
@@ -127,6 +128,26 @@ def test_a_rate_times_its_exposure_is_scikit_learns_poisson_regression(
     np.testing.assert_allclose(served, rates * frame["years"], rtol=1e-4)
     with pytest.raises(Exception, match="years"):
         result.model.predict(frame[["a", "b"]])
+
+
+@pytest.mark.parametrize("change", [{"years": 0.0}, {"often": -1}])
+def test_held_out_rows_with_such_numbers_are_refused_as_training_rows_are(
+    change: dict[str, Any], tree: dict[str, Any], tmp_path: Path
+) -> None:
+    frame = pd.read_parquet(tmp_path / "rows.parquet")
+    held = frame.iloc[:20].assign(**change)
+    held.to_parquet(tmp_path / "held.parquet")
+    data = {"train": str(tmp_path / "rows.parquet"), "inputs": ["a", "b"], "target": "claims",
+            "exposure": "years", "sample_weight": "often",
+            "validation": str(tmp_path / "held.parquet")}  # fmt: skip
+    tree |= {"data": data, "model": "linear", "loss": "poisson_nll"}
+    (name,) = change
+    with pytest.raises(DataError, match=f"column '{name}' holds .*first at row 0"):
+        check(tree)
+    result = pipeline.run(merged(tree, {"data.validation": None}))
+    if name == "years":
+        with pytest.raises(Exception, match="exposures are above 0"):
+            result.model.predict(held[["a", "b", "years"]])
 
 
 @pytest.mark.parametrize("loss", ["zero_inflated_poisson", "negative_binomial", "tweedie"])

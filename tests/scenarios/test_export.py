@@ -70,10 +70,11 @@ def run(rows: Path, target: Any, loss: Any, model: Any = "mlp", **changes: Any) 
          {"training.precision": "float64"}),
         ("sold", "bce_with_logits", "mlp", {"training.threshold": 0.3}),
         ("kind", "cross_entropy", "mlp", {}),
+        ("price", {"name": "mse", "label": "size"}, "mlp", {"training.precision": "bfloat16"}),
         ("kind", {"name": "ordinal", "class_order": ["x", "z", "y"]}, "mlp", {}),
         ("visits", "zero_inflated_poisson", "mlp", {"data.exposure": "years"}),
         (["days", "sold"], "cox", "mlp", {}),
-        (["days", "sold"], {"name": "hazards", "times": [50, 200]}, "mlp", {}),
+        (["days", "sold"], {"name": "hazards", "times": [50, 1234567, 1234568]}, "mlp", {}),
         ("kind", "cross_entropy", {"name": "transformer", "width": 8, "num_heads": 2, "per": "row"},
          {"data.inputs": ["words"], "data.dates": [], "data.missing": "error",
           "data.scale": "standard"}),
@@ -85,6 +86,12 @@ def test_programs_give_what_the_model_serves(
 ) -> None:
     result = run(rows, target, loss, model, **changes)
     made = export(result.storage, tmp_path / "out", [str(rows)])
+    about = json.loads((tmp_path / "out" / "columns.json").read_text())["outputs"]
+    frame = pd.read_parquet(rows)
+    served = set(result.model.predict(frame).columns)
+    assert {column for output in about.values() for column in output["columns"]} == served
+    if "hazards" in str(loss):
+        assert served >= {"days_survival_1234567", "days_survival_1234568"}
     assert set(made.distances) == {"model.pt2", "model.onnx"}
     assert made.num_rows == NUM_ROWS
     assert max(made.distances.values()) < 1e-5

@@ -94,6 +94,12 @@ def test_the_command_resumes_prints_a_table_and_ends_with_json(
     assert json.loads(out)["means"] == said["means"]
 
 
+@pytest.mark.parametrize("num", [0, 1, "3"])
+def test_too_few_folds_are_refused(num: Any, tree: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="--folds: expected 2 or more"):
+        pipeline.run_folds(tree, num)
+
+
 @pytest.mark.parametrize(
     ("validation", "message"),
     [("rows.parquet", "names files"), ({"fraction": 0.2, "time": "a"}, "has no folds")],

@@ -129,3 +129,33 @@ def test_what_cannot_be_meant_is_refused(
 ) -> None:
     with pytest.raises((SpecError, PipelineError), match=message):
         check(merged(tree, changes))
+
+
+@pytest.mark.processes
+def test_two_terms_on_one_target_decide_each_for_itself(tree: dict[str, Any]) -> None:
+    losses = [
+        {"name": "bce_with_logits", "prediction": "one", "label": "plain", "target": "flag"},
+        {"name": "bce_with_logits", "prediction": "two", "label": "heavy", "target": "flag",
+         "pos_weight": 20},
+    ]  # fmt: skip
+    tree |= {"loss": losses, "model": {"name": "mlp", "hidden": [4]}}
+    result = pipeline.run(merged(tree, {"training.best_by": "loss"}))
+    low, high = (result.decision[f"threshold/{name}/flag"] for name in ("plain", "heavy"))
+    assert low is not None
+    assert high is not None
+    assert low != high
+
+
+def test_it_is_kept_in_the_precision_of_the_job(tree: dict[str, Any], tmp_path: Path) -> None:
+    wide = job_of(merged(tree, {"training.precision": "float64"}), tmp_path).objective()
+    assert wide.get_buffer("threshold_0").dtype == torch.float64
+    share = torch.tensor([1 - 1e-9, 1.0], dtype=torch.float64)
+    answers = torch.tensor([False, True])
+    threshold, _ = best_threshold(share, answers, torch.ones(2), SCORES["f1"])
+    assert (share > threshold).tolist() == [False, True]
+
+
+def test_classes_have_no_positive_one(tree: dict[str, Any]) -> None:
+    changes = {"data.target": "flag", "loss": "cross_entropy", "training.threshold": None}
+    with pytest.raises(PipelineError, match=r"data\.positive\.flag: is for losses of yes and no"):
+        check(merged(tree, changes))

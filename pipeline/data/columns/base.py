@@ -80,6 +80,8 @@ class Reading:
     as_classes: bool = False
     as_amounts: bool = True
     """Only amounts are scaled."""
+    in_full: bool = False
+    """Whether numbers are kept in float64."""
     ignored: int | None = None
     is_declared: bool = True
     """Whether the losses say what they read; else a column of 0 and 1 only is not an amount."""

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from pipeline.data.arrow import is_text, plain
 from pipeline.data.columns.base import ColumnError, Encoded, Field, Profile, Statistics
-from pipeline.data.columns.numbers import Moments, narrowed
+from pipeline.data.columns.moments import Moments
+from pipeline.data.columns.numbers import narrowed
 from pipeline.spec.data import DatePart, Scale
 
 

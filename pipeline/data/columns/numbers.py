@@ -19,10 +19,12 @@ from pipeline.data.columns.base import (
     ColumnError,
     Encoded,
     Field,
+    FloatType,
     Lists,
     Profile,
     Statistics,
 )
+from pipeline.data.columns.moments import Moments
 from pipeline.spec.data import Scale
 
 MAX_SORTED = 50_000_000
@@ -67,6 +69,8 @@ class Number(_Scaled):
 
     counts: tuple[int, ...] | None = None
     """How many rows are 0 and 1, where a target holds nothing else."""
+    is_in_full: bool = False
+    """Whether it is stored in float64, whatever the precision."""
 
     kind: ClassVar[str] = "number"
     is_single: ClassVar[bool] = True
@@ -84,6 +88,23 @@ class Number(_Scaled):
         if self.role in ("weight", "exposure"):
             return WeightStatistics(self)
         return super().statistics(scale, unless_binary)
+
+    def dtype(self, float_dtype: FloatType) -> np.dtype[Any]:
+        return np.dtype(np.float64 if self.is_in_full else float_dtype)
+
+    def check_readable(self, column: Any) -> None:
+        super().check_readable(column)
+        self._refuse_weights(as_numbers(column))
+
+    def _refuse_weights(self, numbers: NDArray[np.float64]) -> None:
+        """Raise ColumnError for weights below 0, and for exposures that are not above it."""
+        if self.role not in ("weight", "exposure"):
+            return
+        is_exposure = self.role == "exposure"
+        bad = numbers <= 0 if is_exposure else numbers < 0
+        if bad.any():
+            wanted = "exposures are above 0" if is_exposure else "weights are at least 0"
+            raise ColumnError(f"holds {numbers[bad][0]:g}, and {wanted}", rows=bad)
 
     def encode(self, column: Any, dtype: np.dtype[Any]) -> Encoded:
         return narrowed(self.scaled(column), dtype)
@@ -122,61 +143,6 @@ class Series(_Scaled):
         self, values: NDArray[Any], starts: NDArray[np.int64], lengths: NDArray[np.int64]
     ) -> Column:
         return padded(values, starts, lengths, values.dtype)
-
-
-class Moments:
-    """Mean, deviation and range of numbers that come in parts (Chan et al., 1979).
-
-    With `width` these are arrays [width], one for each position of the rows [N, width].
-    """
-
-    def __init__(self, width: int = 1) -> None:
-        self.count = 0
-        self.mean, self.squares = np.zeros(width), np.zeros(width)
-        """`squares`: sum of the squared distances from the mean."""
-        self.low = np.full(width, math.inf)
-        self.high = np.full(width, -math.inf)
-
-    def add(self, numbers: NDArray[np.float64]) -> None:
-        """Take in some numbers [N], or rows [N, width]."""
-        if not len(numbers):
-            return
-        rows = numbers.reshape(len(numbers), -1)
-        with np.errstate(over="ignore", invalid="ignore"):  # too large: reported by `fit`
-            mean = rows.mean(0)
-            squares = ((rows - mean) ** 2).sum(0)
-            total = self.count + len(rows)
-            distance = mean - self.mean
-            self.squares = self.squares + squares + distance**2 * self.count * len(rows) / total
-            self.mean = self.mean + distance * len(rows) / total if self.count else mean
-        self.low = np.minimum(self.low, rows.min(0))
-        self.high = np.maximum(self.high, rows.max(0))
-        self.count = total
-
-    @property
-    def deviation(self) -> NDArray[np.float64]:
-        """Root of the mean squared distance; 1 for what is constant, which becomes 0."""
-        if not self.count:
-            return np.ones_like(self.mean)
-        deviation = np.sqrt(self.squares / self.count)
-        largest = np.maximum(np.abs(self.low), np.abs(self.high))
-        return np.where(deviation <= 1e-12 * largest, 1.0, deviation)
-
-    def profile(self) -> Profile:
-        """Count, mean, deviation and range, over all positions."""
-        if not self.count:
-            return {"count": 0}
-        mean = float(self.mean.mean())
-        width = len(self.mean)
-        between = self.count * float(((self.mean - mean) ** 2).sum())
-        spread = math.sqrt((float(self.squares.sum()) + between) / (self.count * width))
-        return {
-            "count": self.count * width,
-            "mean": mean,
-            "deviation": spread,
-            "min": float(self.low.min()),
-            "max": float(self.high.max()),
-        }
 
 
 class NumberStatistics(Statistics):
@@ -285,7 +251,9 @@ class NumberStatistics(Statistics):
 class WeightStatistics(Statistics):
     """Row weights: none is negative, and one at least is above 0; exposures: all are."""
 
-    def __init__(self, field: Field) -> None:
+    field: Number
+
+    def __init__(self, field: Number) -> None:
         super().__init__(field)
         self.moments = Moments()
 
@@ -293,11 +261,7 @@ class WeightStatistics(Statistics):
         numbers = as_numbers(plain(column))
         if self.field.fill is not None:
             numbers = np.where(np.isnan(numbers), self.field.fill, numbers)
-        is_exposure = self.field.role == "exposure"
-        bad = numbers <= 0 if is_exposure else numbers < 0
-        if bad.any():
-            wanted = "exposures are above 0" if is_exposure else "weights are at least 0"
-            raise ColumnError(f"holds {numbers[bad][0]:g}, and {wanted}", rows=bad)
+        self.field._refuse_weights(numbers)
         self.moments.add(numbers)
 
     def fit(self) -> Field:

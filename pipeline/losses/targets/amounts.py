@@ -142,7 +142,7 @@ class Quantiles(Values):
     def decode(self, term: Term, served: Tensor) -> dict[str, Any]:
         name, amounts = term.targets[0].name, unscaled(term.targets, served)
         columns = zip(term.loss.levels, amounts.unbind(1), strict=True)
-        quantiles = {f"{name}_quantile_{level:g}": amount.numpy() for level, amount in columns}
+        quantiles = {f"{name}_quantile_{level:.15g}": amount.numpy() for level, amount in columns}
         return {name: amounts[:, self._middle(term)].numpy()} | quantiles
 
     @staticmethod

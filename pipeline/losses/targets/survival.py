@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pipeline.data.batch import Column
 from pipeline.data.columns import Field
 from pipeline.errors import ContractError
 from pipeline.losses.targets.base import Items, Target, unmeant
@@ -18,10 +19,18 @@ if TYPE_CHECKING:
 
 
 class Survival(Target):
-    """Times, and 1 where something happened then, 0 where it was not seen: float32 [N, 2]."""
+    """Times, and 1 where something happened then, 0 where it was not seen: float64 [N, 2]."""
 
     name = "survival"
     sets_prediction_width = False
+    is_in_full = True
+
+    def arguments(
+        self, term: Term, columns: list[Column], prediction: Tensor | None
+    ) -> list[Column]:
+        both = zip(columns, term.targets, strict=True)
+        read = [self._padded(term, column, field).double() for column, field in both]
+        return [torch.stack(read, dim=1)]
 
     def check_fields(self, label: str, fields: Sequence[Field]) -> None:
         super().check_fields(label, fields)
@@ -72,4 +81,4 @@ class Survival(Target):
         if served.dim() == 1:
             return {f"{time}_risk": served.numpy()}
         columns = zip(term.loss.levels, served.unbind(1), strict=True)
-        return {f"{time}_survival_{at:g}": chance.numpy() for at, chance in columns}
+        return {f"{time}_survival_{at:.15g}": chance.numpy() for at, chance in columns}
