@@ -89,7 +89,7 @@ def _decisions(decision: Mapping[str, float | None]) -> list[str]:
             lines.append(f"best  {score} where {column} is yes above a probability of {value:.6g}")
         elif kind == "threshold":
             lines.append(
-                f"note  {column} keeps its threshold: its validation rows are all of one kind"
+                f"note  {column} keeps its threshold: its validation rows are all yes or all no"
             )
     return lines
 

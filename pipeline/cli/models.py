@@ -120,7 +120,7 @@ def export(model: str, files: tuple[str, ...], out: str, as_json: bool) -> None:
 
     \b
     model.pt2           a program of torch.export: torch.export.load(...).module()
-    model.onnx          the same for ONNX (needs `pip install onnx onnxscript`)
+    model.onnx          the same for ONNX (needs onnx and onnxscript)
     model.safetensors   the weights, which model.init_from takes
     columns.json        what inputs and outputs mean, with the codes of categories
 

@@ -38,7 +38,7 @@ from pipeline.spec import Cache
 from pipeline.spec.data import Data
 from pipeline.spec.split import HELD_OUT
 
-FORMAT = 8
+FORMAT = 9
 """Part of every key: to be increased when the layout of entries or the conversion changes."""
 VERIFIED, USED = "read", "used"
 """Empty files in an entry; their times tell when it was last verified, and opened."""

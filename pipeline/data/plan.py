@@ -68,7 +68,7 @@ class Plan:
         self.digests[-1] = self._digest.hexdigest()
 
     def record(self, cuts: dict[str, Cut]) -> PlanRecord:
-        """The plan as it is stored, with where each split by time begins."""
+        """The plan as it is stored, with the cuts of its splits."""
         return PlanRecord(
             block_rows=self.block_rows,
             window=self.window,

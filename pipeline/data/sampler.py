@@ -67,7 +67,7 @@ class Sampler:
         return sorted_rows
 
 
-class DrawnSampler(Sampler):
+class WeightedSampler(Sampler):
     """A Sampler whose epochs have some rows more often than others.
 
     An epoch has `num_rows` rows, each as often as its share of the `weights` [N] says, rounded up

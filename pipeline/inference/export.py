@@ -101,19 +101,19 @@ def export(model: TrainedModel, rows: pa.Table, folder: Path) -> dict[str, float
     with tempfile.TemporaryDirectory() as place:
         made = Path(place)
         program = _program(wrapped, columns, model)
-        torch.export.save(program, made / PROGRAM)
-        again: Any = torch.export.load(made / PROGRAM).module()
-        with torch.no_grad():
-            found[PROGRAM] = _distance(PROGRAM, again(columns), expected)
+        given_by_torch = _run_program(program, made / PROGRAM, columns)
+        found[PROGRAM] = _distance(PROGRAM, given_by_torch, expected)
         if find_spec("onnxscript"):
             given = {name: tensor.numpy() for name, tensor in columns.items()}
             _write_onnx(program, columns, list(expected), made / ONNX)
             gives = dict(zip(expected, _run_onnx(made / ONNX, given), strict=True))
             found[ONNX] = _distance(ONNX, gives, expected)
         (made / WEIGHTS).write_bytes(_weights(model))
-        about = json.dumps(_about(model, expected), indent=1, ensure_ascii=False)
+        about = json.dumps(_about(model, columns, expected), indent=1, ensure_ascii=False)
         (made / COLUMNS).write_text(about, encoding="utf-8")
         folder.mkdir(parents=True, exist_ok=True)
+        if ONNX not in found:  # one that is there is of another model
+            (folder / ONNX).unlink(missing_ok=True)
         for path in sorted(made.iterdir()):
             with replacing(folder / path.name) as file:
                 file.write(path.read_bytes())
@@ -143,16 +143,28 @@ def _program(wrapped: Exported, columns: Columns, model: TrainedModel) -> Any:
         raise UsageError(text) from error
 
 
+def _run_program(program: Any, path: Path, columns: Columns) -> Columns:
+    """What the program gives, once it is written and read back."""
+    try:
+        torch.export.save(program, path)
+        loaded: Any = torch.export.load(path).module()
+        with torch.no_grad():
+            served: Columns = loaded(columns)
+    except Exception as error:
+        raise UsageError(f"{path.name}: cannot be run: {describe(error)}") from error
+    return served
+
+
 def _write_onnx(program: Any, columns: Columns, outputs: list[str], path: Path) -> None:
     try:
         with _quiet():
             written = torch.onnx.export(
                 program, input_names=list(columns), output_names=outputs, dynamo=True, verbose=False
             )
+        assert written is not None
+        path.write_bytes(written.model_proto.SerializeToString())
     except Exception as error:
         raise UsageError(f"{path.name}: torch.onnx cannot write it: {describe(error)}") from error
-    assert written is not None
-    path.write_bytes(written.model_proto.SerializeToString())
 
 
 def _run_onnx(path: Path, columns: Mapping[str, Any]) -> list[Any]:
@@ -239,24 +251,26 @@ def _distance(name: str, given: Mapping[str, Any], expected: Columns) -> float:
     return worst
 
 
-def _about(model: TrainedModel, expected: Columns) -> dict[str, Any]:
+def _about(model: TrainedModel, columns: Columns, expected: Columns) -> dict[str, Any]:
     """What a program's inputs and outputs mean."""
     outputs = {}
     for index, label in enumerate(expected):
         term = model.objective.term(index)
+        at = "times" if term.loss.target == "survival" else "levels"
         classes = [field.vocabulary for field in term.targets if field.vocabulary]
         outputs[label] = {
             "targets": [field.name for field in term.targets],
             "shape": ["rows", *expected[label].shape[1:]],
             "columns": list(term.target.decode(term, expected[label][:1].cpu())),
             **({"classes": [list(map(str, names)) for names in classes]} if classes else {}),
-            **({"levels": list(term.loss.levels)} if term.loss.levels else {}),
+            **({at: list(term.loss.levels)} if term.loss.levels else {}),
             **({"threshold": term.threshold.tolist()} if term.threshold is not None else {}),
         }
-    return {"inputs": {f.name: _about_input(f) for f in model.inputs}, "outputs": outputs}
+    inputs = {field.name: _about_input(field, columns[field.name]) for field in model.inputs}
+    return {"inputs": inputs, "outputs": outputs}
 
 
-def _about_input(field: Field) -> dict[str, Any]:
+def _about_input(field: Field, column: Tensor) -> dict[str, Any]:
     shape = ["rows", *field.shape]
     if isinstance(field, Number | FixedTensor):
         missing = "" if field.fill is None else f"; NaN where missing, read as {field.fill:g}"
@@ -273,7 +287,8 @@ def _about_input(field: Field) -> dict[str, Any]:
         about: dict[str, Any] = {"type": kind, "shape": ["rows", "longest"], "holds": held}
         return about | ({"values": words} if words else {})
     own = {key: value for key, value in field.to_json().items() if key not in ("name", "role")}
-    return {"type": "float32", "shape": shape, "holds": f"an encoded {field.kind}", **own}
+    kind = str(column.dtype).removeprefix("torch.")
+    return {"type": kind, "shape": shape, "holds": f"an encoded {field.kind}", **own}
 
 
 @contextlib.contextmanager

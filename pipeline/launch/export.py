@@ -44,6 +44,7 @@ def export(
     on a few of its training rows. Raises UsageError and DataError, before anything is written where
     the model cannot be exported.
     """
+    from pipeline.inference.export import COLUMNS, WEIGHTS
     from pipeline.inference.export import export as write
     from pipeline.inference.files import first_rows
 
@@ -60,5 +61,4 @@ def export(
         raise UsageError(f"{model}: name files with rows, on which its programs can be checked")
     with threads(trained.job.workers.threads):
         distances = write(trained, rows, folder)
-    written = sorted(path.name for path in folder.iterdir())
-    return Export(str(folder), written, distances, len(rows))
+    return Export(str(folder), sorted([*distances, WEIGHTS, COLUMNS]), distances, len(rows))

@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,10 @@ class Folds:
     name: str
     results: list[Result]
     """By fold."""
-    run_id: str
-    """MLflow's run above them, with means and deviations; empty if there is none."""
     tracking_uri: str
-    unrecorded: str
+    run_id: str = ""
+    """MLflow's run above them, with means and deviations; empty if there is none."""
+    unrecorded: str = ""
     """Why MLflow does not have all of it; empty if it does."""
 
     @property
@@ -95,7 +95,9 @@ def run_folds(
     spec = load(path, overrides)
     asked = _asked(spec)
     experiment = spec.tracking.experiment or spec.name
-    results = []
+    if spec.tracking.register_as:
+        say("note  the models of folds are not registered")
+    results, problems = [], []
     for fold in range(1, num_folds + 1):
         changes = {
             **(overrides or {}),
@@ -109,8 +111,13 @@ def run_folds(
             result = run(path, changes, imports, fresh=fresh, say=say, live=live, started=started)
         except UnrecordedError as error:
             result = error.result
+            problems.append(f"fold {fold}: {error}")
         results.append(result)
-    return _recorded(Folds(spec.name, results, "", results[0].tracking_uri, ""), spec, num_folds)
+        started = None  # the time of a fold is its own
+    folds = Folds(spec.name, results, results[0].tracking_uri)
+    if problems:
+        return replace(folds, unrecorded="; ".join(problems))
+    return _recorded(folds, spec)
 
 
 def _asked(spec: JobSpec) -> dict[str, Any]:
@@ -127,15 +134,12 @@ def _asked(spec: JobSpec) -> dict[str, Any]:
     return {"group": validation.group, "stratify": validation.stratify}
 
 
-def _recorded(folds: Folds, spec: JobSpec, num_folds: int) -> Folds:
+def _recorded(folds: Folds, spec: JobSpec) -> Folds:
     """The folds, with MLflow's run above them."""
     from pipeline.tracking.folds import record_folds
     from pipeline.tracking.names import params
 
-    missing = [result for result in folds.results if result.state != "finished"]
-    if missing:
-        why = f"{len(missing)} of {num_folds} runs are not fully recorded"
-        return Folds(folds.name, folds.results, "", folds.tracking_uri, why)
+    num_folds = len(folds.results)
     try:
         run_id = record_folds(
             folds.tracking_uri,
@@ -146,8 +150,8 @@ def _recorded(folds: Folds, spec: JobSpec, num_folds: int) -> Folds:
             {**folds.means, **{f"{k}/deviation": v for k, v in folds.deviations.items()}},
         )
     except RecordError as error:
-        return Folds(folds.name, folds.results, "", folds.tracking_uri, str(error))
-    return Folds(folds.name, folds.results, run_id, folds.tracking_uri, "")
+        return replace(folds, unrecorded=str(error))
+    return replace(folds, run_id=run_id)
 
 
 def _of_model(result: Result) -> dict[str, float | None]:

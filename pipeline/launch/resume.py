@@ -18,6 +18,7 @@ from filelock import FileLock
 from pipeline import plugins
 from pipeline.errors import UsageError
 from pipeline.files.atomic import sync_folder
+from pipeline.launch import longer
 from pipeline.rundir import RunDir, checkpoint
 from pipeline.rundir.backup import FAULTS, Backups, reason
 from pipeline.spec import FIRST_HALF, OUTSIDE_DIGEST, JobSpec
@@ -66,6 +67,14 @@ class Runs:
             if not last.is_finished:
                 self._refuse_changed(last, changed)
                 tell(f"note  {last.name} is left, as what it trains has changed: {changed[0]}")
+            why = longer.obstacle(last, job, changed)
+            if why:
+                tell(f"note  {last.name} is shorter; this does not go on from it: {why}")
+            if why == "":
+                run = self.new()
+                step = longer.go_on(run, last, job)
+                tell(f"note  {run.name} goes on from step {step} of {last.name}: the same curve")
+                return run
         return self.new()
 
     def find_latest(self) -> RunDir | None:

@@ -177,9 +177,9 @@ def adaptive_log_softmax(
 def distillation(*, temperature: Annotated[float, Field(gt=0)] = 2.0) -> Loss:
     """A teacher's probabilities [N, C] from logits [N, C], both softened by `temperature`.
 
-    Its square times the divergence of the softened distributions (Hinton et al., Distilling the
-    Knowledge in a Neural Network, 2015). Mean over rows. `pipeline predict` gives a teacher's
-    probabilities of the training rows.
+    The divergence of the softened distributions times the square of the temperature (Hinton et al.,
+    Distilling the Knowledge in a Neural Network, 2015). Mean over rows. `pipeline predict` gives a
+    teacher's probabilities of the training rows.
     """
 
     def items(prediction: Tensor, truth: Tensor) -> Tensor:

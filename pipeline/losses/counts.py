@@ -90,7 +90,7 @@ def zero_inflated_poisson() -> Loss:
 
 @register("zero_inflated_negative_binomial")
 def zero_inflated_negative_binomial() -> Loss:
-    """The same for counts of `negative_binomial`: its two outputs, and `always_zero` logits.
+    """Counts of `negative_binomial` of which some are always 0: also outputs `always_zero` logits.
 
     Greene, Accounting for Excess Zeros, 1994. Mean over elements; serves the mean count.
     """

@@ -96,7 +96,8 @@ class Objective(nn.Module):
                 found = True
         if not found:
             problem = "gives no probability of yes, which training.threshold decides by"
-            raise ContractError(self.terms[0].label, problem, "take it out")
+            fix = "take training.threshold out, or use a loss of yes and no, as bce_with_logits"
+            raise ContractError(self.terms[0].label, problem, fix)
 
     def term(self, index: int) -> Term:
         """A term as it decides: with its threshold."""

@@ -22,7 +22,7 @@ Times = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]
 
 @register("cox")
 def cox(*, ties: Literal["efron", "breslow"] = "efron") -> Loss:
-    """Proportional hazards, from one number a row: the logarithm of its risk beside the others'.
+    """Proportional hazards, from one number a row: its log hazard, up to a constant.
 
     Minus the log partial likelihood of the global batch, whose rows are each other's risk sets,
     over its rows (Cox, Regression Models and Life-Tables, 1972; Efron, 1977, and Breslow, 1974,

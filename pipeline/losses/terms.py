@@ -19,6 +19,7 @@ from pipeline.losses.targets.base import some_of
 from pipeline.registry import nearest
 from pipeline.spec import JobSpec
 from pipeline.spec import Term as TermSpec
+from pipeline.tracebacks import describe, own_frames
 
 Predictions = Mapping[str, Tensor]
 
@@ -100,13 +101,19 @@ def readings(spec: JobSpec) -> dict[str, Reading]:
     losses: dict[str, list[tuple[str, Loss]]] = {}
     for label, term in zip(spec.labels, spec.loss, strict=True):
         options = {k: None if _is_open(k, v) else v for k, v in term.options.items()}
-        try:
-            loss = build(registry.losses[term.name], options)
-        except (TypeError, ValueError) as error:
-            raise ContractError(label, str(error), "see `pipeline list losses`") from None
+        loss = _built(label, term.name, options)
         for name in _target_names(term, spec) if loss.target != "none" else ():
             losses.setdefault(name, []).append((label, loss))
     return {name: _reading(name, readers) for name, readers in losses.items()}
+
+
+def _built(label: str, name: str, options: dict[str, Any]) -> Loss:
+    """The loss of a term. Raises ContractError for options that it refuses."""
+    try:
+        return build(registry.losses[name], options)
+    except (TypeError, ValueError) as error:
+        text = describe(error) if own_frames(error) else str(error)
+        raise ContractError(label, text, "see `pipeline list losses`") from error
 
 
 def _reading(target: str, losses: Sequence[tuple[str, Loss]]) -> Reading:
@@ -165,10 +172,7 @@ def bind(spec: JobSpec, fields: list[Field]) -> list[Term]:
         if "ignore_index" in options:
             _check_ignored(label, options["ignore_index"], bound)
             options = options | {"ignore_index": IGNORED}  # as the column is encoded
-        try:
-            loss = build(registry.losses[term.name], options)
-        except (TypeError, ValueError) as error:
-            raise ContractError(label, str(error), "see `pipeline list losses`") from None
+        loss = _built(label, term.name, options)
         if loss.target == "none":
             bound = ()
         elif not bound:

@@ -27,7 +27,7 @@ from pipeline.rundir.layout import RunDir, facts_of
 from pipeline.rundir.records import Identity, Manifest
 from pipeline.spec import Checkpoint
 
-FORMAT = 3
+FORMAT = 4
 MANIFEST = "manifest.json"
 STATE = "state.pt"
 REPLACED = "replaced"

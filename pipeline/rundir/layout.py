@@ -66,6 +66,11 @@ class RunDir:
     # written by the first worker
 
     @property
+    def parent(self) -> Path:
+        """The finished run that this one goes on from, if there is one."""
+        return self.path / "parent.json"
+
+    @property
     def lease(self) -> Path:
         """Which process may write the files below."""
         return self.path / "lease.json"

@@ -198,6 +198,16 @@ class Record(Sealed):
     """Whether another machine can resume the run from its backup."""
 
 
+class Parent(Sealed):
+    """`parent.json`: the finished run whose steps are the first ones of this one."""
+
+    name: str
+    run_id: str
+    """In MLflow; empty if that does not have it."""
+    step: int
+    """Of the checkpoint that was taken over."""
+
+
 class Recorded(Sealed):
     """`recorded.json`: how much of the run MLflow has."""
 

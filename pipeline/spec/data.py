@@ -120,8 +120,9 @@ class Data(Section):
     """Parquet, Arrow IPC or CSV: path, glob, folder, list or URI; or `sample:NAME`.
     Relative paths start at the job spec's folder."""
     validation: str | list[str] | Annotated[float, Field(gt=0, lt=1)] | Split | None = None
-    """Validation files, or the fraction of the training rows to hold out; or a split by a column,
-    as `{fraction, group}`, `{fraction, stratify}`, `{fraction, time}` or `{since, time}`."""
+    """Validation files, or the fraction of the training rows to hold out; or a mapping:
+    `{fraction}` or `{folds, fold}`, with `group` or `stratify`; `{fraction, time}` or
+    `{since, time}`."""
     test: str | list[str] | Annotated[float, Field(gt=0, lt=1)] | Split | None = None
     """Rows that are looked at once, with the weights that become the model: files or a split, as in
     `validation`, whose rows are then taken from what is left (by `time`: the latest before)."""
@@ -268,8 +269,12 @@ class Data(Section):
             if weight in (*(self.inputs or []), *self.targets):
                 text = "{column}: {key} cannot be input or target too"
                 raise PydanticCustomError("leak", text, {"column": weight, "key": key})
-        if self.exposure in self.weight_columns.keys() - {self.exposure}:
-            text = "{column}: cannot be weight and exposure"
+        weights = [
+            self.sampling and self.sampling.weights,
+            self.sample_weight and self.sample_weight.column,
+        ]
+        if self.exposure is not None and self.exposure in weights:
+            text = "{column}: is data.exposure, so it cannot be a weight too"
             raise PydanticCustomError("leak", text, {"column": self.exposure})
         return self
 

@@ -84,8 +84,8 @@ class Training(Section):
     """Early stopping, as `{metric: rmse, patience: 5}`: training ends once so many evaluations in a
     row were no better. `best_by` keeps the best weights."""
     time_limit: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?[smh]$")] | None = None
-    """Training ends at the first time to evaluate (`evaluate_every`) after so long, as `90m`, `2h`,
-    `30s`; time that an earlier command has spent counts. It changes no step before."""
+    """Training ends at the first time to evaluate (`evaluate_every`) after this time, as `90m`,
+    `2h` or `30s`, time before a restart included. The steps before are the same as without it."""
     batch_size: Positive = 32
     """Rows per optimizer step over all workers: the global batch."""
     microbatch_size: Positive | None = None

@@ -23,12 +23,13 @@ class Split(Section):
     folds: Annotated[int, Field(ge=2)] | None = None
     """In place of `fraction`: into how many parts the rows are cut, of which one is held out."""
     fold: Positive | None = None
-    """Which of the `folds` is held out, from 1; `pipeline run --folds` takes each in turn."""
+    """Which of the `folds` is held out, from 1; `pipeline run --folds` sets both for the validation
+    rows."""
     group: str | None = None
     """Column whose rows with the same value stay together, such as all visits of a patient."""
     stratify: str | None = None
     """Column of classes: of each the same share is held out, up to one row; equal rows stay
-    together. New rows may then move others to another side, which they do not without it."""
+    together. Unlike other splits, added rows can move rows from one side to the other."""
     time: str | None = None
     """Column of dates, times or numbers: the latest rows are held out."""
     since: float | str | None = None
@@ -52,7 +53,7 @@ class Split(Section):
             raise PydanticCustomError("split", "`fold` and `folds` go together")
         if self.fold and self.folds and self.fold > self.folds:
             facts = {"fold": self.fold, "folds": self.folds}
-            raise PydanticCustomError("split", "fold {fold} of {folds}", facts)
+            raise PydanticCustomError("split", "`fold` is {fold}, of only {folds} `folds`", facts)
         return self
 
     @property

@@ -27,5 +27,5 @@ def parameter_norms(module: nn.Module) -> Numbers:
 
 def _norm(tensor: Tensor) -> Tensor:
     dense = tensor if tensor.layout == torch.strided else tensor.to_dense()
-    norm: Tensor = torch.linalg.vector_norm(dense).double().cpu()
+    norm: Tensor = torch.linalg.vector_norm(dense).double()
     return norm

@@ -10,11 +10,9 @@ from pipeline.errors import RecordError
 from pipeline.redact import redact
 from pipeline.rundir.records import DataFacts, Numbers
 from pipeline.tracking.client import Client
-from pipeline.tracking.names import with_password
+from pipeline.tracking.names import PARENT, with_password
 from pipeline.tracking.source import source_tags
 from pipeline.tracking.values import values
-
-PARENT = "mlflow.parentRunId"
 
 
 def record_evaluation(

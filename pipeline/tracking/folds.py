@@ -8,8 +8,7 @@ from pipeline.errors import RecordError
 from pipeline.redact import redact
 from pipeline.rundir.records import Numbers
 from pipeline.tracking.client import Client
-from pipeline.tracking.evaluations import PARENT
-from pipeline.tracking.names import with_password
+from pipeline.tracking.names import PARENT, with_password
 from pipeline.tracking.source import source_tags
 from pipeline.tracking.values import values
 

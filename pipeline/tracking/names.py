@@ -18,6 +18,8 @@ from pipeline.spec import JobSpec
 SCHEMES = ("databricks", "file", "http", "https", "mssql", "mysql", "postgresql", "sqlite")
 """Schemes of tracking URIs that MLflow takes; plugins add theirs."""
 LONGEST_KEY = 250
+PARENT = "mlflow.parentRunId"
+"""Tag of a run: the run above it on the page."""
 
 
 def tracking_uri(storage: Path) -> str:

@@ -18,8 +18,8 @@ from pipeline.data.columns import Field
 from pipeline.files.atomic import delete_temporaries
 from pipeline.redact import redact
 from pipeline.rundir import RunDir
-from pipeline.rundir.records import ColumnFacts, DataFacts, Launcher, Record
-from pipeline.tracking.names import params, tracking_uri
+from pipeline.rundir.records import ColumnFacts, DataFacts, Launcher, Parent, Record
+from pipeline.tracking.names import PARENT, params, tracking_uri
 from pipeline.tracking.source import command, source_tags
 from pipeline.train import determinism
 from pipeline.train.job import Job
@@ -54,6 +54,7 @@ def _build_record(run: RunDir, job: Job, modules: list[str]) -> Record:
         "pipeline.data_fingerprint": job.fingerprint,
         "pipeline.storage": str(run.path),
         "pipeline.bits_sha256": determinism.fingerprint_sha256(spec),
+        **_parent_tags(run),
         **({"pipeline.imports": imports_sha256} if modules else {}),
         **source_tags(),
     }
@@ -85,6 +86,15 @@ def _build_record(run: RunDir, job: Job, modules: list[str]) -> Record:
         launcher=launcher,
         is_copied=spec.checkpoint.copy_to is not None,
     )
+
+
+def _parent_tags(run: RunDir) -> dict[str, str]:
+    """The run above this one on MLflow's page: the one that it goes on from."""
+    if not run.parent.exists():
+        return {}
+    parent = Parent.read(run.parent)
+    known = {PARENT: parent.run_id} if parent.run_id else {}
+    return {**known, "pipeline.goes_on_from": f"step {parent.step} of {parent.name}"}
 
 
 def _choose_primary_metric(job: Job) -> tuple[str, bool]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline.data import cache
 from pipeline.data.batch import Batch
 from pipeline.data.convert import Report
-from pipeline.data.sampler import DrawnSampler, Sampler, WindowSampler, steps_per_epoch
+from pipeline.data.sampler import Sampler, WeightedSampler, WindowSampler, steps_per_epoch
 from pipeline.data.sampling import row_weights
 from pipeline.data.streaming import Streamed
 from pipeline.errors import DataError
@@ -60,7 +60,7 @@ class Job(cache.ConvertedRows):
         if sampling := self.spec.data.sampling:
             weights, classes = row_weights(self.train, sampling)
             num_rows, size = self.rows_per_epoch, settings.batch_size
-            return DrawnSampler(weights, num_rows, size, settings.seed, classes)
+            return WeightedSampler(weights, num_rows, size, settings.seed, classes)
         if isinstance(self.train, Streamed):
             plan = self.train.plan
             return WindowSampler(

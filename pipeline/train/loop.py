@@ -157,8 +157,8 @@ def _conclude(
 ) -> tuple[Numbers, Evaluation | None]:
     """Thresholds, then loss and metrics of the test rows, once the job's training is over."""
     metric = job.spec.training.threshold
-    is_chosen = isinstance(metric, str)
-    if not state.is_done(job.num_steps) or (job.test is None and not is_chosen):
+    is_over = state.is_done(job.num_steps)
+    if not is_over or not (job.test is not None or isinstance(metric, str)):
         return {}, None
     recorder.save_end(state)
     state.become_model()

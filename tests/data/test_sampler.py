@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.sampler import DrawnSampler, Sampler, steps_per_epoch
+from pipeline.data.sampler import Sampler, WeightedSampler, steps_per_epoch
 
 NUMBERS = st.integers(1, 200)
 
@@ -63,7 +63,7 @@ def test_drawn_rows_come_as_often_as_their_share_rounded_up_or_down(
     rng = np.random.default_rng(seed)
     weights = rng.random(num) * (rng.random(num) < 0.7)
     weights[rng.integers(num)] = 1.0
-    order, steps = DrawnSampler(weights, draws, batch, seed), steps_per_epoch(draws, batch)
+    order, steps = WeightedSampler(weights, draws, batch, seed), steps_per_epoch(draws, batch)
     for epoch in range(2):
         used = np.concatenate([order.rows(epoch * steps + step) for step in range(steps)])
         assert len(used) == draws
@@ -71,24 +71,24 @@ def test_drawn_rows_come_as_often_as_their_share_rounded_up_or_down(
         share = weights / weights.sum() * draws
         assert (counts >= np.floor(share - 1e-9)).all()
         assert (counts <= np.ceil(share + 1e-9)).all()
-    anew = DrawnSampler(weights, draws, batch, seed)
+    anew = WeightedSampler(weights, draws, batch, seed)
     assert (anew.rows(2 * steps - 1) == order.rows(2 * steps - 1)).all()
 
 
 def test_drawn_rows_are_not_in_order_and_another_epoch_has_others() -> None:
     weights = np.ones(1000)
-    order = DrawnSampler(weights, 500, 500, 3)
+    order = WeightedSampler(weights, 500, 500, 3)
     first, second = order.rows(0), order.rows(1)
     assert set(first) != set(second)
     assert abs(np.corrcoef(first, np.arange(500))[0, 1]) < 0.2
-    mixed = DrawnSampler(weights, 1000, 1000, 3).rows(0)
+    mixed = WeightedSampler(weights, 1000, 1000, 3).rows(0)
     assert sorted(mixed) == list(range(1000))
     assert (mixed != np.arange(1000)).any()
 
 
 def test_over_many_epochs_each_row_has_its_share() -> None:
     weights = np.array([1.0, 2.0, 3.0, 4.0])
-    order = DrawnSampler(weights, 5, 5, 0)
+    order = WeightedSampler(weights, 5, 5, 0)
     counts = sum(np.bincount(order.rows(epoch), minlength=4) for epoch in range(4000))
     assert counts / 20_000 == pytest.approx([0.1, 0.2, 0.3, 0.4], abs=0.005)
 
@@ -102,7 +102,7 @@ def test_balanced_classes_come_equally_often_up_to_one_row(
 ) -> None:
     classes = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
     weights = 1 / np.array(counts)[classes]
-    order = DrawnSampler(weights, draws, draws, seed, classes)
+    order = WeightedSampler(weights, draws, draws, seed, classes)
     for epoch in range(3):
         rows = order.rows(epoch)
         drawn = np.bincount(classes[rows], minlength=len(counts))

@@ -13,7 +13,7 @@ import torch
 from sklearn.linear_model import PoissonRegressor
 
 import pipeline
-from pipeline.data.sampler import DrawnSampler
+from pipeline.data.sampler import WeightedSampler
 from pipeline.errors import DataError, PipelineError, SpecError
 from pipeline.launch.run import check
 from pipeline.rundir import RunDir
@@ -67,7 +67,7 @@ def test_the_losses_are_plain_torchs_over_the_drawn_rows(
     sampling = {"data.sampling": {"weights": "often"}}
     job = job_of(merged(tree, sampling), tmp_path)
     weights: Any = job.train.columns(["often"], np.arange(job.num_rows))["often"]
-    order = DrawnSampler(weights.numpy().astype(float), job.num_rows, 12, 0)
+    order = WeightedSampler(weights.numpy().astype(float), job.num_rows, 12, 0)
     objective = job.objective()
     optimizer = torch.optim.AdamW(objective.parameters())
     losses = []

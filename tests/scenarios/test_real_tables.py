@@ -63,7 +63,7 @@ def test_a_rare_yes_is_found_as_well_as_by_a_logistic_regression(tmp_path: Path)
     assert found > wanted - 0.01
 
 
-def test_visits_are_told_better_than_by_a_poisson_regression(tmp_path: Path) -> None:
+def test_visits_are_told_about_as_well_as_by_a_poisson_regression(tmp_path: Path) -> None:
     rows = rows_of("doctor_visits")
     train, test = pd.concat([rows["train"], rows["validation"]]), rows["test"]
     columns = train.columns.drop("visits")

@@ -24,7 +24,7 @@ from tests.conftest import Command, Write
         ({"validation": {"since": 2, "group": "a", "time": "b"}}, "give one of group and time"),
         ({"validation": {"time": "a"}}, "give either `fraction` or `folds`, or with `time` its"),
         ({"validation": {"folds": 3}}, "`fold` and `folds` go together"),
-        ({"validation": {"folds": 3, "fold": 4}}, "fold 4 of 3"),
+        ({"validation": {"folds": 3, "fold": 4}}, "`fold` is 4, of only 3 `folds`"),
         ({"validation": {"folds": 3, "fold": 1, "time": "b"}}, "`folds` do not go with `time`"),
     ],
 )  # fmt: skip

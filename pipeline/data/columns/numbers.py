@@ -94,9 +94,9 @@ class Number(_Scaled):
 
     def check_readable(self, column: Any) -> None:
         super().check_readable(column)
-        self._refuse_weights(as_numbers(column))
+        self.refuse_bad_weights(as_numbers(column))
 
-    def _refuse_weights(self, numbers: NDArray[np.float64]) -> None:
+    def refuse_bad_weights(self, numbers: NDArray[np.float64]) -> None:
         """Raise ColumnError for weights below 0, and for exposures that are not above it."""
         if self.role not in ("weight", "exposure"):
             return
@@ -261,7 +261,7 @@ class WeightStatistics(Statistics):
         numbers = as_numbers(plain(column))
         if self.field.fill is not None:
             numbers = np.where(np.isnan(numbers), self.field.fill, numbers)
-        self.field._refuse_weights(numbers)
+        self.field.refuse_bad_weights(numbers)
         self.moments.add(numbers)
 
     def fit(self) -> Field:

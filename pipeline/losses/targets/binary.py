@@ -64,7 +64,7 @@ class Binary(Target):
 
     def compared(self, term: Term, rows: Items, reads: Reads, centered: bool) -> Items:
         served, truth, weight, row = rows
-        prediction = served > self._least_yes(term) if reads == "labels" else served
+        prediction = served > self._threshold_of(term) if reads == "labels" else served
         is_yes = truth > self.threshold
         return Items(prediction, is_yes, of_items(weight, truth), of_items(row, truth))
 
@@ -92,7 +92,7 @@ class Binary(Target):
         truth = torch.zeros(0, *shape, dtype=torch.bool)
         return truth if reads == "labels" else torch.zeros(0, *shape), truth
 
-    def _least_yes(self, term: Term) -> Tensor | float:
+    def _threshold_of(self, term: Term) -> Tensor | float:
         """What a prediction of yes is above, by column."""
         return self.threshold if term.threshold is None else term.threshold
 
