@@ -155,8 +155,8 @@ def _bind_target(
         raise DataError(
             f"data.shift.{name}: {where} is {arrow_type}; lists of tokens can be shifted"
         )
-    if reading.in_full and isinstance(field, Number):
-        field = replace(field, is_in_full=True)
+    if reading.as_float64 and isinstance(field, Number):
+        field = replace(field, is_float64=True)
     scale = data.target_scale_of(name) if reading.as_amounts else "none"
     unless_binary = not reading.is_declared and not isinstance(data.target_scale, dict)
     field = with_missing(field, data, stored, where, arrow_type)

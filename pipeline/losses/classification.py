@@ -199,20 +199,22 @@ def distillation(*, temperature: Annotated[float, Field(gt=0)] = 2.0) -> Loss:
 def ordinal(*, class_order: Order | None = None) -> Loss:
     """One class of many that have an order, as grades, from one number [N] a row.
 
-    The loss owns the thresholds between the classes, which it adds in logits (cumulative link;
+    The loss owns the cut points between the classes, in logits (cumulative link;
     McCullagh, Regression Models for Ordinal Data, 1980). Classes of text need their `class_order`,
     the lowest first. Mean over rows.
     """
     ranks: Any = class_order  # numbers by the class's code, once the column is known
 
     def head(width: int, num_classes: int) -> nn.Module:
-        return thresholds(num_classes)
+        return cut_points(num_classes)
 
-    def shares(module: Any, prediction: Tensor) -> Tensor:
+    def log_probabilities(module: Any, prediction: Tensor) -> Tensor:
         """Logarithms of the probabilities of the classes, by rank: [N, C]."""
         below = module() - prediction[:, None]  # logits that the class is no higher, rising
         lowest, highest = F.logsigmoid(below[:, :1]), F.logsigmoid(-below[:, -1:])
-        apart = (below[:, :-1] - below[:, 1:]).clamp(max=-1e-30)  # those that meet have no share
+        apart = (below[:, :-1] - below[:, 1:]).clamp(
+            max=-1e-30
+        )  # those that meet have no probability between them
         gap = torch.log(-torch.expm1(apart))
         between = F.logsigmoid(below[:, 1:]) + F.logsigmoid(-below[:, :-1]) + gap
         return torch.cat([lowest, between, highest], dim=1)
@@ -221,21 +223,21 @@ def ordinal(*, class_order: Order | None = None) -> Loss:
         return columns if ranks is None else columns[:, columns.new_tensor(ranks).long()]
 
     def items(module: nn.Module, prediction: Tensor, target: Tensor) -> Tensor:
-        return F.nll_loss(by_code(shares(module, prediction)), target, reduction="none")
+        return F.nll_loss(by_code(log_probabilities(module, prediction)), target, reduction="none")
 
     def link(module: nn.Module, prediction: Tensor) -> Tensor:
-        return by_code(shares(module, prediction)).exp()
+        return by_code(log_probabilities(module, prediction)).exp()
 
     return Loss(items, rows, (Role(kind="scores"),), "classes", "numbers", link, head=head)
 
 
-def thresholds(num_classes: int) -> nn.Module:
+def cut_points(num_classes: int) -> nn.Module:
     """Rising numbers between so many classes [C - 1], as a module: the lowest, then steps above 0.
 
     At first they are those of equally frequent classes.
     """
 
-    class Thresholds(nn.Module):
+    class CutPoints(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             start = (torch.arange(1, num_classes) / num_classes).logit()
@@ -245,7 +247,7 @@ def thresholds(num_classes: int) -> nn.Module:
         def forward(self) -> Tensor:
             return torch.cat([self.lowest, F.softplus(self.steps)]).cumsum(0)
 
-    return Thresholds()
+    return CutPoints()
 
 
 @register("bce")

@@ -19,6 +19,7 @@ from pipeline.losses.targets.base import some_of
 from pipeline.registry import nearest
 from pipeline.spec import JobSpec
 from pipeline.spec import Term as TermSpec
+from pipeline.spec.section import yaml_text
 from pipeline.tracebacks import describe, own_frames
 
 Predictions = Mapping[str, Tensor]
@@ -122,7 +123,7 @@ def _reading(target: str, losses: Sequence[tuple[str, Loss]]) -> Reading:
     return Reading(
         as_classes=any(kind.is_class for kind in kinds),
         as_amounts=all(kind.is_amount for kind in kinds),
-        in_full=any(kind.is_in_full for kind in kinds),
+        as_float64=any(kind.needs_float64 for kind in kinds),
         ignored=_ignored(target, losses),
         is_declared=all(kind.is_declared for kind in kinds),
     )
@@ -229,7 +230,7 @@ def _with_class_weights(
     counts = field.counts
     values = field.vocabulary or (0, 1)
     are_flags = isinstance(values[0], bool)  # which YAML writes true and false, Python True, False
-    vocabulary = [str(value).lower() if are_flags else str(value) for value in values]
+    vocabulary = [yaml_text(value) for value in values]
     balanced: dict[str, Any] = {
         "class_weight": [sum(counts) / (len(counts) * count) for count in counts],
         "pos_weight": counts[0] / counts[-1],
@@ -269,22 +270,17 @@ def _ranks(label: str, options: dict[str, Any], fields: tuple[Field, ...]) -> di
     vocabulary = fields[0].vocabulary if fields else None
     if "class_order" not in options or vocabulary is None:
         return {}
-    names = [_as_text(value) for value in vocabulary]
+    names = [yaml_text(value) for value in vocabulary]
     if options["class_order"] is None:
         if isinstance(vocabulary[0], str):
             fix = f"give class_order, the lowest first, of {', '.join(names)}"
             raise ContractError(label, f"text has no order, as {some_of(fields[0])}", fix)
         return {}
-    order = [_as_text(value) for value in options["class_order"]]
+    order = [yaml_text(value) for value in options["class_order"]]
     if sorted(order) != sorted(names):
         problem = f"class_order names {', '.join(order)}; the classes are {', '.join(names)}"
         raise ContractError(label, problem, "name each class once, the lowest first")
     return {"class_order": [order.index(name) for name in names]}
-
-
-def _as_text(value: Any) -> str:
-    """A value as YAML writes it."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _is_open(option: str, value: Any) -> bool:

@@ -17,7 +17,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from pipeline.registry import nearest
-from pipeline.spec.section import Positive, Section
+from pipeline.spec.section import Positive, Section, yaml_text
 from pipeline.spec.split import HELD_OUT, HeldOutSplit, Split, way
 
 
@@ -87,11 +87,8 @@ def _as_texts(value: Any) -> Any:
     """A mapping with its values as texts, as YAML writes them."""
     if not isinstance(value, Mapping):
         return value
-    is_plain = (str, bool, int)
     return {
-        key: (str(one).lower() if isinstance(one, bool) else str(one))
-        if isinstance(one, is_plain)
-        else one
+        key: yaml_text(one) if isinstance(one, str | bool | int) else one
         for key, one in value.items()
     }
 

@@ -30,6 +30,11 @@ class Section(BaseModel):
         return value
 
 
+def yaml_text(value: Any) -> str:
+    """A plain value as YAML writes it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def sections_of(annotation: Any) -> Iterator[type[Section]]:
     """The sections that a field of this type may hold."""
     if isinstance(annotation, type) and issubclass(annotation, Section):

@@ -80,7 +80,7 @@ class Reading:
     as_classes: bool = False
     as_amounts: bool = True
     """Only amounts are scaled."""
-    in_full: bool = False
+    as_float64: bool = False
     """Whether numbers are kept in float64."""
     ignored: int | None = None
     is_declared: bool = True

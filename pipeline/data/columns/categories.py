@@ -25,6 +25,7 @@ from pipeline.data.columns.base import (
 )
 from pipeline.registry import nearest
 from pipeline.spec.data import Scale
+from pipeline.spec.section import yaml_text
 
 IGNORED = -100
 """Encoded class number of an item that the losses skip: no class can have it."""
@@ -160,7 +161,7 @@ class CategoryStatistics(Statistics):
 
 def _with_last(known: tuple[Any, ...], text: str) -> tuple[Any, ...]:
     """The values, that of this text last. Raises ColumnError if there is none."""
-    texts = [str(value).lower() if isinstance(value, bool) else str(value) for value in known]
+    texts = [yaml_text(value) for value in known]
     if text not in texts:
         near = nearest(text, texts) or f" ({', '.join(texts[:4])})"
         raise ColumnError(f"has no value {text!r} in a training row{near}", "see data.positive")

@@ -69,7 +69,7 @@ class Number(_Scaled):
 
     counts: tuple[int, ...] | None = None
     """How many rows are 0 and 1, where a target holds nothing else."""
-    is_in_full: bool = False
+    is_float64: bool = False
     """Whether it is stored in float64, whatever the precision."""
 
     kind: ClassVar[str] = "number"
@@ -90,7 +90,7 @@ class Number(_Scaled):
         return super().statistics(scale, unless_binary)
 
     def dtype(self, float_dtype: FloatType) -> np.dtype[Any]:
-        return np.dtype(np.float64 if self.is_in_full else float_dtype)
+        return np.dtype(np.float64 if self.is_float64 else float_dtype)
 
     def check_readable(self, column: Any) -> None:
         super().check_readable(column)

@@ -40,7 +40,7 @@ class Target:
     """Whether its columns are read through a vocabulary, as classes."""
     is_amount: ClassVar[bool] = False
     """Whether its columns may be scaled."""
-    is_in_full: ClassVar[bool] = False
+    needs_float64: ClassVar[bool] = False
     """Whether numbers are kept in float64, as times whose order counts."""
     is_declared: ClassVar[bool] = True
     """Whether the loss says what it reads."""

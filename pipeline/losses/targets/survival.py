@@ -23,7 +23,7 @@ class Survival(Target):
 
     name = "survival"
     sets_prediction_width = False
-    is_in_full = True
+    needs_float64 = True
 
     def arguments(
         self, term: Term, columns: list[Column], prediction: Tensor | None
