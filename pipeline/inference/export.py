@@ -94,30 +94,30 @@ def export(model: TrainedModel, rows: pa.Table, folder: Path) -> dict[str, float
     rows = pa.concat_tables([rows, rows]).slice(0, MAX_CHECKED)  # one row alone is a special case
     if model.objective.precision == torch.bfloat16:
         model.objective.precision = torch.float32
-    columns = _raw(model, rows)
+    columns = _program_inputs(model, rows)
     wrapped = Exported(model).eval()
     expected = _expected(wrapped, model, rows)
-    found = {}
+    distances = {}
     with tempfile.TemporaryDirectory() as place:
-        made = Path(place)
+        temporary = Path(place)
         program = _program(wrapped, columns, model)
-        given_by_torch = _run_program(program, made / PROGRAM, columns)
-        found[PROGRAM] = _distance(PROGRAM, given_by_torch, expected)
+        served = _run_program(program, temporary / PROGRAM, columns)
+        distances[PROGRAM] = _distance(PROGRAM, served, expected)
         if find_spec("onnxscript"):
-            given = {name: tensor.numpy() for name, tensor in columns.items()}
-            _write_onnx(program, columns, list(expected), made / ONNX)
-            gives = dict(zip(expected, _run_onnx(made / ONNX, given), strict=True))
-            found[ONNX] = _distance(ONNX, gives, expected)
-        (made / WEIGHTS).write_bytes(_weights(model))
-        about = json.dumps(_about(model, columns, expected), indent=1, ensure_ascii=False)
-        (made / COLUMNS).write_text(about, encoding="utf-8")
+            arrays = {name: tensor.numpy() for name, tensor in columns.items()}
+            _write_onnx(program, columns, list(expected), temporary / ONNX)
+            served = dict(zip(expected, _run_onnx(temporary / ONNX, arrays), strict=True))
+            distances[ONNX] = _distance(ONNX, served, expected)
+        (temporary / WEIGHTS).write_bytes(_weights(model))
+        about = json.dumps(_describe(model, columns, expected), indent=1, ensure_ascii=False)
+        (temporary / COLUMNS).write_text(about, encoding="utf-8")
         folder.mkdir(parents=True, exist_ok=True)
-        if ONNX not in found:  # one that is there is of another model
+        if ONNX not in distances:  # one that is there is of another model
             (folder / ONNX).unlink(missing_ok=True)
-        for path in sorted(made.iterdir()):
+        for path in sorted(temporary.iterdir()):
             with replacing(folder / path.name) as file:
                 file.write(path.read_bytes())
-    return found
+    return distances
 
 
 def _output_names(model: TrainedModel) -> list[str]:
@@ -191,18 +191,18 @@ def _weights(model: TrainedModel) -> bytes:
     return save({name: tensor.detach().clone().contiguous() for name, tensor in state.items()})
 
 
-def _raw(model: TrainedModel, rows: pa.Table) -> Columns:
+def _program_inputs(model: TrainedModel, rows: pa.Table) -> Columns:
     """The rows as a program takes them."""
     given = {name: rows[name] for name in rows.column_names}
     columns: Columns = {}
     for field in model.inputs:
         cells = plain(model.input_of(given, field, len(rows)))
         with column_errors(f"column {field.name!r}"):
-            columns |= _given(field, field.from_cells(cells), model.float_dtype)
+            columns |= _program_input(field, field.from_cells(cells), model.float_dtype)
     return columns
 
 
-def _given(field: Field, cells: Any, float_dtype: FloatType) -> Columns:
+def _program_input(field: Field, cells: Any, float_dtype: FloatType) -> Columns:
     """One column of cells: numbers as they are, all else as codes or encoded."""
     field.check_readable(cells)
     if isinstance(field, Number):
@@ -251,7 +251,7 @@ def _distance(name: str, given: Mapping[str, Any], expected: Columns) -> float:
     return worst
 
 
-def _about(model: TrainedModel, columns: Columns, expected: Columns) -> dict[str, Any]:
+def _describe(model: TrainedModel, columns: Columns, expected: Columns) -> dict[str, Any]:
     """What a program's inputs and outputs mean."""
     outputs = {}
     for index, label in enumerate(expected):
@@ -266,11 +266,11 @@ def _about(model: TrainedModel, columns: Columns, expected: Columns) -> dict[str
             **({at: list(term.loss.levels)} if term.loss.levels else {}),
             **({"threshold": term.threshold.tolist()} if term.threshold is not None else {}),
         }
-    inputs = {field.name: _about_input(field, columns[field.name]) for field in model.inputs}
+    inputs = {field.name: _describe_input(field, columns[field.name]) for field in model.inputs}
     return {"inputs": inputs, "outputs": outputs}
 
 
-def _about_input(field: Field, column: Tensor) -> dict[str, Any]:
+def _describe_input(field: Field, column: Tensor) -> dict[str, Any]:
     shape = ["rows", *field.shape]
     if isinstance(field, Number | FixedTensor):
         missing = "" if field.fill is None else f"; NaN where missing, read as {field.fill:g}"
