@@ -19,6 +19,8 @@ class Throughput:
         self._flops_per_row, self._peak_flops = flops_per_row, peak_flops
         self._cadence = Cadence()
         self._num_rows = 0
+        self.is_told = False
+        """Whether anything was said yet: a run may end early before a second is over."""
 
     def step(self, num_rows: int, is_last: bool) -> Numbers | None:
         """A step of so many rows is done; what there is to say, every second or so.
@@ -35,6 +37,7 @@ class Throughput:
             return None
         rows_per_second = self._num_rows / total
         self._num_rows = 0
+        self.is_told = True
         numbers: Numbers = {"seconds": total, "rows_per_second": rows_per_second}
         if self._flops_per_row is not None:
             flops = rows_per_second * self._flops_per_row

@@ -189,7 +189,8 @@ class RunRecorder(NullRecorder):
         }
         if evaluation.baselines:
             point["baselines"] = evaluation.baselines
-        if state.step == self.last_step and (numbers := self.throughput.step(0, is_last=True)):
+        is_wanted = state.step == self.last_step or (state.step > 0 and not self.throughput.is_told)
+        if is_wanted and (numbers := self.throughput.step(0, is_last=True)):
             point["throughput"] = numbers
         notes = list(evaluation.notes)
         if state.step:

@@ -74,7 +74,7 @@ SPECS: dict[str, tuple[Changes, list[str]]] = {
     "checkpoints without a pause": ({"checkpoint.every_seconds": 0}, ["checkpoint.every_seconds"]),
     "an unknown key in checkpoint": ({"checkpoint.every": 5}, ["checkpoint.every", "every_steps"]),
     "a row weight that is an input": (
-        {"data.sample_weight": "a"}, ["data", "a: the sample weight", "input"],
+        {"data.sample_weight": "a"}, ["data", "a: data.sample_weight", "input"],
     ),
     "a row weight that is not a column": (
         {"data.sample_weight": "bb"}, ["data.sample_weight", "'bb'", "'b'"],

@@ -154,7 +154,10 @@ def test_an_error_in_them_costs_no_step(tmp_path: Path, monkeypatch: pytest.Monk
     ("data", "message"),
     [
         ({"validation": 0.5, "test": 0.5}, "together take 1 of the rows"),
-        ({"test": {"fraction": 0.1}}, "data.test: give either `group` or `time`"),
+        (
+            {"test": {"fraction": 0.1, "group": "a", "time": "b"}},
+            "data.test: give one of group and",
+        ),
         ({"test": {"fraction": 0.1, "tme": "a"}}, "data.test: tme: unknown key; did you mean"),
         ({"test": 1.5}, "data.test: expected files, or a fraction"),
         ({"test": "train.parquet"}, "data.test: .*train.parquet is named a second time"),
