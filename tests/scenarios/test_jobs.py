@@ -73,7 +73,7 @@ def test_mlflow_holds_every_step_of_the_curve_once(trained: Trained, name: str) 
     assert [m.step for m in norms] == list(range(1, result.steps + 1))
     rates = client.get_metric_history(result.run_id, "train/learning_rate")
     last = result.best["step"] if result.best else result.steps
-    assert len({m.value for m in rates}) > 1 or rates[-1].step == last
+    assert len({m.value for m in rates}) > 1 or rates[-1].step >= last
     assert (
         client.get_metric_history(result.run_id, "system/throughput/rows_per_second")[-1].value > 0
     )
