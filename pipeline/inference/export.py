@@ -54,7 +54,10 @@ class Exported(nn.Module):
         self.kind = torch.float64 if model.float_dtype is np.float64 else torch.float32
 
     def forward(self, columns: Columns) -> Columns:
-        batch: Batch = {field.name: self._read(field, columns) for field in self.fields}
+        return self.served({field.name: self._read(field, columns) for field in self.fields})
+
+    def served(self, batch: Batch) -> Columns:
+        """What is served for the rows of a batch, by the outputs' names."""
         predictions = self.objective.predict(batch)
         served = {}
         for index in range(len(self.objective.terms)):
@@ -96,7 +99,8 @@ def export(model: TrainedModel, rows: pa.Table, folder: Path) -> dict[str, float
         model.objective.precision = torch.float32
     columns = _program_inputs(model, rows)
     wrapped = Exported(model).eval()
-    expected = _expected(wrapped, model, rows)
+    with torch.no_grad():
+        expected = wrapped.served(model.batch_of(rows))  # encoded as in training
     distances = {}
     with tempfile.TemporaryDirectory() as place:
         temporary = Path(place)
@@ -223,19 +227,6 @@ def _program_input(field: Field, cells: Any, float_dtype: FloatType) -> Columns:
     if isinstance(column, Ragged):
         return {field.name: column.values, f"{field.name}{LENGTHS}": column.lengths}
     return {field.name: column}
-
-
-@torch.no_grad()
-def _expected(wrapped: Exported, model: TrainedModel, rows: pa.Table) -> Columns:
-    """What the model itself serves, by term."""
-    objective = model.objective
-    predictions = objective.predict(model.batch_of(rows))
-    served = {}
-    for index in range(len(objective.terms)):
-        term = objective.term(index)
-        values = term.served(objective.head(index), predictions)
-        served[wrapped.names[index]] = term.target.in_units(term, values)
-    return served
 
 
 def _distance(name: str, given: Mapping[str, Any], expected: Columns) -> float:

@@ -6,13 +6,15 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 from pipeline.errors import RecordError
+from pipeline.redact import redact
 from pipeline.rundir.records import DataFacts, State
 from pipeline.tracking.champion import Candidate, register
 from pipeline.tracking.names import mlflow_key, tracking_uri, with_password
@@ -334,6 +336,19 @@ def make_database(path: Path) -> None:
         temporary.replace(path)
 
 
+@contextmanager
+def recording(failure: str, uri: str) -> Iterator[None]:
+    """Raise RecordError, which begins with `failure`, for whatever MLflow does not take.
+
+    What was to be recorded stands by itself, whatever the server does.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise RecordError(f"{failure} in {redact(uri)}: {reason}") from error
+
+
 def log_proof(
     proof: Mapping[str, Any],
     tags: Mapping[str, str],
@@ -347,7 +362,7 @@ def log_proof(
     Raises RecordError when MLflow does not take it.
     """
     uri = tracking_uri(storage)
-    try:
+    with recording("the proof could not be recorded", uri):
         client = Client(with_password(uri))
         experiment_id = client.experiment_id(experiment)
         note = f"```text\n{table}\n```"
@@ -358,7 +373,4 @@ def log_proof(
         client.end_run(run_id, "finished")
         proof_link = ProofLink(tags[PROVED] == "yes", run_id, int(1000 * time.time()))
         client.link_proof(experiment_id, tags, proof_link)
-    except Exception as error:  # whatever the server does: the proof itself stands
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise RecordError(f"the proof could not be recorded in {uri}: {reason}") from error
     return run_id, uri

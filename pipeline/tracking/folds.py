@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pipeline.errors import RecordError
-from pipeline.redact import redact
 from pipeline.rundir.records import Numbers
-from pipeline.tracking.client import Client
+from pipeline.tracking.client import Client, recording
 from pipeline.tracking.names import PARENT, with_password
 from pipeline.tracking.source import source_tags
 from pipeline.tracking.values import values
@@ -29,7 +27,7 @@ def record_folds(
     The run that an earlier call put there is taken again. Returns its id. Raises RecordError when
     MLflow does not take it.
     """
-    try:
+    with recording("the folds are not recorded", tracking_uri):
         client = Client(with_password(tracking_uri))
         parent = client.tag(run_ids[0], PARENT)
         if not parent:
@@ -53,8 +51,4 @@ def record_folds(
         for run_id in run_ids:
             client.set_tags(run_id, {PARENT: parent})
         client.end_run(parent, "finished")
-    except Exception as error:  # whatever the server does: the folds themselves stand
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        shown = redact(tracking_uri)
-        raise RecordError(f"the folds are not recorded in {shown}: {reason}") from error
     return parent
