@@ -98,7 +98,7 @@ def evaluation_lines(found: Evaluated) -> list[str]:
     """What an evaluation found, and where it is recorded."""
     dropped = f", {found.num_dropped:,} dropped for missing values" if found.num_dropped else ""
     lines = [f"done  {found.num_rows:,} rows evaluated{dropped}"]
-    lines += _scores("test", found.metrics, {})
+    lines += _scores("test", found.metrics, found.baselines)
     lines += [f"note  {note}" for note in found.notes]
     if found.run_id:
         lines.append(f"mlflow run {found.run_id} in {found.tracking_uri}")

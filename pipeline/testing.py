@@ -23,10 +23,10 @@ from pipeline.data.bind import fit_table
 from pipeline.data.columns import encode
 from pipeline.data.dataset import build_dataset
 from pipeline.errors import ContractError, UsageError
+from pipeline.losses.bind import Output
 from pipeline.losses.contract import Loss, build, elements, rows
 from pipeline.losses.modes import evaluating
 from pipeline.losses.objective import Objective
-from pipeline.losses.terms import Output
 from pipeline.probes import suspects, total
 from pipeline.spec.data import Data
 from pipeline.train.build import build_model

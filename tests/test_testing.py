@@ -17,7 +17,7 @@ from pipeline.data.batch import Batch
 from pipeline.data.columns import Field
 from pipeline.errors import ContractError, UsageError
 from pipeline.losses import per_item
-from pipeline.losses.terms import Output
+from pipeline.losses.bind import Output
 from pipeline.models.parts import Features, Outputs
 from pipeline.testing import check_loss, check_model
 

@@ -51,7 +51,7 @@ def check(job: Job) -> list[Notice]:
         BestWeights(job.spec.training.best_by, bound.terms, metrics)
     if job.spec.training.stop:
         EarlyStop(job.spec.training.stop, bound.terms, metrics)
-    if job.spec.schedule.name == "reduce_on_plateau":
+    if job.spec.schedule.is_plateau:
         Plateau(job.spec.schedule.options, bound.terms, metrics)
     notices += _rewriting(job, bound, trial)
     changing = changing_buffers(bound, trial)

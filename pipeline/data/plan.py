@@ -11,10 +11,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.data.blocks import Block, GroupId, RowGroups
+from pipeline.data.cuts import Cut, Strata
 from pipeline.data.fingerprint import digest_rows
 from pipeline.data.reader import Source
 from pipeline.data.sampler import Rows
-from pipeline.data.split import Cut, SplitRows, Strata
+from pipeline.data.split import SplitRows
 from pipeline.spec.data import Stream
 
 

@@ -17,12 +17,13 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 
 from pipeline.data.columns import Field, FloatType, encode
+from pipeline.data.cuts import Cut
 from pipeline.data.dataset import Dataset, Writer, open_dataset
 from pipeline.data.fingerprint import digest_rows
 from pipeline.data.locate import DataFiles
 from pipeline.data.plan import Plan
 from pipeline.data.reader import Source, open_sources
-from pipeline.data.split import Cut, Splitter
+from pipeline.data.split import Splitter
 from pipeline.errors import DataError
 
 TRIES = 5

@@ -25,6 +25,7 @@ from pipeline.inference.model import TrainedModel
 from pipeline.losses.terms import check_targets
 from pipeline.rundir.held_out import HeldOut
 from pipeline.rundir.records import Numbers
+from pipeline.train.baselines import choose_baselines
 from pipeline.train.evaluate import evaluate, rows_at_once
 from pipeline.train.predictions import held_out
 from pipeline.train.term_metrics import choose_metrics
@@ -44,6 +45,8 @@ class FileScores:
     digest: str
     """SHA-256 of the rows, as runs have it of their splits."""
     metrics: Numbers
+    baselines: Numbers
+    """The metrics that a constant prediction has; a median is not known without training rows."""
     notes: list[str]
     held_out: HeldOut | None
     """Predictions of the rows, or of a sample of them."""
@@ -81,6 +84,7 @@ def evaluate_files(
             rows_at_once(objective, job.training),
             metrics,
             model.device,
+            choose_baselines(objective.terms, metrics, None),
             keep=True,
         )
     kept = held_out(objective.terms, found.kept, 0, origins) if found.kept else None
@@ -90,6 +94,7 @@ def evaluate_files(
         conversion.num_dropped,
         conversion.digest.hexdigest(),
         found.values,
+        found.baselines,
         found.notes,
         kept,
     )

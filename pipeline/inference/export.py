@@ -60,9 +60,8 @@ class Exported(nn.Module):
         """What is served for the rows of a batch, by the outputs' names."""
         predictions = self.objective.predict(batch)
         served = {}
-        for index in range(len(self.objective.terms)):
-            term = self.objective.term(index)
-            values = term.served(self.objective.head(index), predictions)
+        for index, term in enumerate(self.objective.terms):
+            values = self.objective.served(index, predictions)
             served[self.names[index]] = term.target.in_units(term, values)
         return served
 
@@ -246,7 +245,7 @@ def _describe(model: TrainedModel, columns: Columns, expected: Columns) -> dict[
     """What a program's inputs and outputs mean."""
     outputs = {}
     for index, label in enumerate(expected):
-        term = model.objective.term(index)
+        term = model.objective.with_threshold(index)
         at = "times" if term.loss.target == "survival" else "levels"
         classes = [field.vocabulary for field in term.targets if field.vocabulary]
         outputs[label] = {

@@ -128,8 +128,8 @@ class TrainedModel:
         columns: dict[str, Any] = {}
         predictions = self.objective.predict(to_device(batch, self.device))
         for index in range(len(self.objective.terms)):
-            term = self.objective.term(index)
-            served = term.served(self.objective.head(index), predictions).cpu()
+            term = self.objective.with_threshold(index)
+            served = self.objective.served(index, predictions).cpu()
             is_lists = served.dim() == NUM_DIMS_OF_LISTS
             lengths = self._lengths(term, batch) if is_lists else []
             for name, values in term.target.decode(term, served).items():

@@ -27,6 +27,8 @@ class Evaluated:
     digest: str
     """SHA-256 of the rows, as runs have it of their splits."""
     metrics: dict[str, float | None]
+    baselines: dict[str, float | None]
+    """The metrics that a constant prediction has."""
     notes: list[str]
     page: str
     """The report with its pictures, as one HTML file."""
@@ -38,9 +40,10 @@ class Evaluated:
 
     def summary(self) -> dict[str, Any]:
         """What `--json` prints."""
-        keys = ("num_rows", "num_dropped", "digest", "metrics", "notes", "run_id", "tracking_uri")
+        keys = ("num_rows", "num_dropped", "digest", "metrics", "baselines", "notes")
         state = "unrecorded" if self.unrecorded else "done"
-        return {"state": state, **{key: getattr(self, key) for key in keys}}
+        where = {"run_id": self.run_id, "tracking_uri": self.tracking_uri}
+        return {"state": state, **{key: getattr(self, key) for key in keys}, **where}
 
 
 def evaluate(
@@ -76,7 +79,12 @@ def evaluate(
     if record and home.model_id:
         from pipeline.tracking.evaluations import record_evaluation
 
-        facts = {"model": model, "files": scores.files, "metrics": scores.metrics}
+        facts = {
+            "model": model,
+            "files": scores.files,
+            "metrics": scores.metrics,
+            "baselines": scores.baselines,
+        }
         name = f"evaluate-{trained.job.name}"
         try:
             run_id = record_evaluation(
@@ -88,8 +96,8 @@ def evaluate(
     elif record:
         unrecorded = "MLflow does not have this model"
     return Evaluated(
-        scores.num_rows, scores.num_dropped, scores.digest, dict(scores.metrics), scores.notes,
-        page, run_id, home.tracking_uri, unrecorded,
+        scores.num_rows, scores.num_dropped, scores.digest, dict(scores.metrics),
+        dict(scores.baselines), scores.notes, page, run_id, home.tracking_uri, unrecorded,
     )  # fmt: skip
 
 
@@ -104,7 +112,7 @@ def _page(model: str, trained: TrainedModel, scores: FileScores) -> str:
     facts = {
         "model": f"{model} ({trained.job.model.name})",
         "rows": f"{scores.num_rows:,} of {scores.files[0]}{more}",
-        "test": verdict(scores.metrics, {}),
+        "test": verdict(scores.metrics, scores.baselines),
     }
     pictured = Report(report.exhibits, [*scores.notes, *report.notes])
     return html(f"{trained.job.name}, evaluated", facts, pictured)

@@ -99,8 +99,8 @@ class Objective(nn.Module):
             fix = "take training.threshold out, or use a loss of yes and no, as bce_with_logits"
             raise ContractError(self.terms[0].label, problem, fix)
 
-    def term(self, index: int) -> Term:
-        """A term as it decides: with its threshold."""
+    def with_threshold(self, index: int) -> Term:
+        """Term `index` with the threshold that it decides by, where it has one."""
         own = self._buffers.get(f"threshold_{index}")
         return self.terms[index] if own is None else replace(self.terms[index], threshold=own)
 
@@ -154,6 +154,10 @@ class Objective(nn.Module):
         """Parameters that the loss of term `index` owns and takes as first argument."""
         owned = self.terms[index].loss.head is not None
         return self.heads[str(index)] if owned else None
+
+    def served(self, index: int, predictions: Predictions) -> Tensor:
+        """What term `index` serves: probabilities, rates or values on the target's scale."""
+        return self.terms[index].served(self.head(index), predictions)
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         """The model's outputs by name, from the input columns alone."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pipeline.data.columns import Field
-    from pipeline.losses.terms import Output
+    from pipeline.losses.bind import Output
 
     Inputs = dict[str, Field]
     Outputs = dict[str, Output]

@@ -11,7 +11,7 @@ from pipeline.data.columns import Field
 from pipeline.models.parts import Features, Outputs
 
 if TYPE_CHECKING:
-    from pipeline.losses.terms import Output
+    from pipeline.losses.bind import Output
 
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
 

@@ -14,7 +14,7 @@ from pipeline.data.columns import UNKNOWN, Category, Field, Series, Tokens
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
-    from pipeline.losses.terms import Output
+    from pipeline.losses.bind import Output
 
 
 class Features(nn.Module):

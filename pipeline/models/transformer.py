@@ -13,7 +13,7 @@ from pipeline.errors import UsageError
 from pipeline.models.parts import Outputs, only
 
 if TYPE_CHECKING:
-    from pipeline.losses.terms import Output
+    from pipeline.losses.bind import Output
 
 
 class Block(nn.Module):

@@ -252,3 +252,8 @@ class Schedule(Choice):
     by: Literal["step", "epoch"] = "step"
     """`epoch`: the rate is the same throughout an epoch, and steps in the schedule's options and in
     `warmup_steps` are epochs."""
+
+    @property
+    def is_plateau(self) -> bool:
+        """Whether it lowers the rate by what validation rows say, not by the step alone."""
+        return self.name == "reduce_on_plateau"

@@ -126,7 +126,7 @@ class JobSpec(Section):
         if self.training.stop and self.data.validation is None:
             text = "training.stop: needs rows to be judged by; give data.validation"
             raise PydanticCustomError("fits", "{text}", {"text": text})
-        if self.schedule.name == "reduce_on_plateau" and self.data.validation is None:
+        if self.schedule.is_plateau and self.data.validation is None:
             text = "schedule: reduce_on_plateau needs rows to be judged by; give data.validation"
             raise PydanticCustomError("fits", "{text}", {"text": text})
         if isinstance(self.training.threshold, str) and self.data.validation is None:

@@ -38,9 +38,12 @@ class Baseline(TermMetric):
 
 
 def choose_baselines(
-    terms: list[Term], metrics: Sequence[TermMetric], train: Dataset
+    terms: list[Term], metrics: Sequence[TermMetric], train: Dataset | None
 ) -> list[Baseline]:
-    """Each metric of what is best without inputs, where the training targets tell what that is."""
+    """Each metric of what is best without inputs, where the training targets tell what that is.
+
+    Without `train` there is no baseline that needs the training rows, as a median does.
+    """
     baselines = []
     for one in metrics:
         if one.metric.baseline is None:
@@ -51,10 +54,12 @@ def choose_baselines(
         if constant is None:
             continue
         if one.reading.task == "values" and not isinstance(train, Streamed):
-            if one.metric.baseline == "median":
-                constant = _middle(term, train, is_centered, np.median)
-            elif constant.numel() < _width(term):  # positions that share a scale
-                constant = _middle(term, train, is_centered, np.mean)
+            share_scale = constant.numel() < _width(term)  # positions of a vector
+            if one.metric.baseline == "median" or share_scale:
+                if train is None:
+                    continue
+                middle = np.median if one.metric.baseline == "median" else np.mean
+                constant = _middle(term, train, is_centered, middle)
         baselines.append(Baseline(one.name, one.metric, one.reading, constant))
     return baselines
 

@@ -13,8 +13,9 @@ from pipeline import registry
 from pipeline.data.batch import Batch
 from pipeline.data.columns import Field
 from pipeline.errors import InputError, UsageError
+from pipeline.losses.bind import Output, bind, outputs
 from pipeline.losses.objective import Objective
-from pipeline.losses.terms import Output, Term, bind, outputs
+from pipeline.losses.terms import Term
 from pipeline.spec import JobSpec
 from pipeline.tracebacks import describe
 from pipeline.train.parameters import choose_trained, groups, initialise

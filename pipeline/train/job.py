@@ -17,8 +17,9 @@ from pipeline.data.sampler import Sampler, WeightedSampler, WindowSampler, steps
 from pipeline.data.sampling import row_weights
 from pipeline.data.streaming import Streamed
 from pipeline.errors import DataError
+from pipeline.losses.bind import readings
 from pipeline.losses.objective import Objective
-from pipeline.losses.terms import Term, readings
+from pipeline.losses.terms import Term
 from pipeline.schedules import learning_rate_factor
 from pipeline.spec import JobSpec
 from pipeline.train.build import bind_seeded, build_objective

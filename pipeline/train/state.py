@@ -113,7 +113,7 @@ class TrainState:
         if settings := spec.training.average:
             average = WeightAverage(settings, job.num_steps, job.steps_per_epoch)
         plateau = None
-        if spec.schedule.name == "reduce_on_plateau":
+        if spec.schedule.is_plateau:
             plateau = Plateau(spec.schedule.options, bound.terms, metrics)
         schedule = job.learning_rate_factor
         return cls(

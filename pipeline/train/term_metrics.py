@@ -39,8 +39,8 @@ class Reading(NamedTuple):
         self, objective: Objective, predictions: dict[str, Tensor], batch: Batch, row: Tensor
     ) -> Items:
         """The items of a batch, of which `row` says which rows it has."""
-        term = objective.term(self.term)
-        served = term.served(objective.head(self.term), predictions)
+        term = objective.with_threshold(self.term)
+        served = objective.served(self.term, predictions)
         truth = term.truth(batch, predictions[term.outputs[0]])[0]
         assert not isinstance(truth, Ragged)
         weight = objective.metric_weight(batch).to(served.device)

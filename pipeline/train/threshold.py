@@ -43,7 +43,7 @@ def columns(objective: Objective) -> list[Column]:
     """All that have a threshold."""
     found = []
     for index, term in enumerate(objective.terms):
-        own = objective.term(index).threshold
+        own = objective.with_threshold(index).threshold
         if own is not None:
             names = _names(term, own.numel())
             found += [Column(index, place, name) for place, name in enumerate(names)]

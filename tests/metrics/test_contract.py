@@ -16,7 +16,7 @@ from pipeline import registry
 from pipeline.checks.job import check
 from pipeline.data.sampler import Rows
 from pipeline.errors import UsageError
-from pipeline.losses.terms import bind
+from pipeline.losses.bind import bind
 from pipeline.metrics import Metric
 from pipeline.spec import load
 from pipeline.train.best import BestWeights

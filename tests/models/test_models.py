@@ -14,7 +14,7 @@ import torch
 import pipeline
 from pipeline.data.batch import Ragged
 from pipeline.data.columns import Tokens
-from pipeline.losses.terms import Output
+from pipeline.losses.bind import Output
 from pipeline.models.transformer import Transformer
 
 

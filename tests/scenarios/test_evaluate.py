@@ -19,6 +19,9 @@ from pipeline.launch.result import Result
 from pipeline.rundir import RunDir
 from tests.conftest import Command
 
+MEDIANS = ("mae", "median_absolute_error")
+"""Metrics whose constant prediction is a median, which only the training rows have."""
+
 
 def rows(num: int, seed: int) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
@@ -56,6 +59,7 @@ def test_of_its_test_rows_it_says_what_the_run_says(trained: Result) -> None:
     folder = Path(trained.storage).parent.parent
     found = evaluate(trained.storage, [str(folder / "test.parquet")], record=False)
     assert found.metrics == trained.test
+    assert found.baselines == {k: v for k, v in trained.test_baselines.items() if k not in MEDIANS}
     record = RunDir(Path(trained.storage)).read_record()
     assert record is not None
     assert found.digest == record.data.digests["test"]

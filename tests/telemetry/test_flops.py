@@ -12,9 +12,10 @@ import pipeline
 from pipeline import registry
 from pipeline.data.batch import Batch
 from pipeline.data.columns import Field, Number
+from pipeline.losses.bind import Output
 from pipeline.losses.contract import build
 from pipeline.losses.objective import Objective
-from pipeline.losses.terms import Output, Term
+from pipeline.losses.terms import Term
 from pipeline.models.parts import Features, Outputs
 from pipeline.rundir import RunDir
 from pipeline.rundir.journal import Reader, curve_sha256

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pipeline.errors import ContractError
-from pipeline.losses.terms import readings
+from pipeline.losses.bind import readings
 from pipeline.spec import load
 from tests.conftest import MINIMAL
 from tests.data.tables import job_of
