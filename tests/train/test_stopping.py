@@ -115,8 +115,8 @@ PLATEAU = {"schedule": {"name": "reduce_on_plateau", "metric": "r2", "patience":
 @pytest.mark.processes
 def test_the_rate_falls_at_the_same_steps_on_any_workers_and_after_kills(tmp_path: Path) -> None:
     spec = spec_of(tmp_path, stop=None, epochs=6) | PLATEAU
-    assert_same_bits(partial(job_of, spec, tmp_path), tmp_path, 3, [8, 19])
-    rates = [step["learning_rate"] or 0.0 for step in losses(tmp_path / "alone")]
+    assert_same_bits(partial(job_of, spec, tmp_path), tmp_path, [8, 19])
+    rates = [step["learning_rate"] or 0.0 for step in losses(tmp_path / "on1")]
     assert len(set(rates)) > 2
     for before, after in pairwise(rates):
         assert after in (before, pytest.approx(before / 2))

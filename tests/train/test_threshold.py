@@ -78,7 +78,7 @@ def tree(tmp_path: Path) -> dict[str, Any]:
 def test_on_any_workers_and_after_a_kill_it_has_the_same_bits(
     tree: dict[str, Any], tmp_path: Path
 ) -> None:
-    assert_same_bits(partial(job_of, tree, tmp_path), tmp_path, 3, [8])
+    assert_same_bits(partial(job_of, tree, tmp_path), tmp_path, [8])
 
 
 @pytest.mark.processes
