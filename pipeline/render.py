@@ -238,6 +238,8 @@ def runs_lines(runs: Sequence[Summary]) -> list[str]:
 
 def _run_row(one: Summary) -> list[str]:
     name = one.record.primary_metric.partition("/")[2]
+    if name not in one.metrics:  # without validation rows
+        name = f"test/{name}"
     value, constant = one.metrics.get(name), one.baselines.get(name)
     steps = f"{one.steps:,}/{one.record.num_steps:,}"
     shown = "" if value is None else name

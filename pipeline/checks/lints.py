@@ -143,7 +143,8 @@ def _lint_targets(job: Job, terms: list[Term]) -> Iterator[Notice]:
     data = job.spec.data
     amounts = {field.name for term in terms if term.target.is_amount for field in term.targets}
     for field in job.fields:
-        if not field.is_target or not field.is_amount:
+        is_by_name = isinstance(data.target_scale, dict)
+        if not field.is_target or not (field.is_amount or is_by_name):
             continue
         if field.name not in amounts and data.target_scale_of(field.name) != "none":
             losses = ", ".join(term.label for term in terms if field in term.targets)
@@ -159,7 +160,8 @@ def _lint_targets(job: Job, terms: list[Term]) -> Iterator[Notice]:
         if is_left and job.facts.profile.get(field.name, {}).get("max") == 1.0:
             text = "holds 0 and 1 only: data.target_scale leaves it as it is"
             yield Notice(f"target {field.name!r}", text)
-    if data.target_scale == "standard" and not any(f.is_target and f.is_amount for f in job.fields):
+    asks_all = isinstance(data.target_scale, str) and data.target_scale != "none"
+    if asks_all and not any(field.is_target and field.is_amount for field in job.fields):
         yield Notice("data.target_scale", "no target holds amounts: nothing is scaled")
     for term, asked in zip(terms, job.spec.loss, strict=True):
         option = IN_TARGETS_UNIT.get(asked.name)

@@ -68,3 +68,24 @@ def test_classes_are_not_scaled_and_amounts_are_no_classes(tmp_path: Path) -> No
     FRAME.to_csv(tmp_path / "rows.csv", index=False)
     with pytest.raises(DataError, match="for amounts take a loss such as mse"):
         job_of(tmp_path, "rows.csv", loss="cross_entropy")
+
+
+@pytest.mark.parametrize(
+    ("loss", "target", "scale"),
+    [
+        ("cox", ["time", "died"], {"time": "log"}),
+        ("cox", ["time", "died"], "standard"),
+        ("ordinal", "grade", {"grade": "robust"}),
+        ("cross_entropy", "grade", "robust"),
+        ("poisson_nll", "grade", "log"),
+    ],
+)
+def test_a_scale_that_no_loss_reads_is_pointed_out(
+    loss: str, target: Any, scale: Any, tmp_path: Path
+) -> None:
+    FRAME.assign(
+        time=RNG.random(40), died=RNG.integers(0, 2, 40), grade=RNG.integers(0, 3, 40)
+    ).to_csv(tmp_path / "rows.csv", index=False)
+    data = {"inputs": ["a"], "target": target, "target_scale": scale}
+    found = notices(job_of(tmp_path, "rows.csv", loss=loss, data=data))
+    assert re.search("data.target_scale(: no target holds amounts| leaves it as it is)", found)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.render import comparison_lines
+from pipeline.render import comparison_lines, runs_lines
 from pipeline.report.compare import Difference, compare
 from pipeline.rundir import RunDir
 from pipeline.rundir.journal import Journal
@@ -55,6 +57,12 @@ def test_the_last_evaluation_beside_the_first_ones_baselines(tmp_path: Path) -> 
     assert (found.metrics["r2"], found.baselines["r2"]) == (0.5, -0.1)
     assert 0 <= found.seconds < 60
     assert 0 <= found.age < 60
+
+
+def test_a_run_without_validation_rows_is_listed_with_its_test_rows(tmp_path: Path) -> None:
+    run = run_of(tmp_path, "t-1", [3.0], primary_metric="train/loss")
+    found = replace(summary_of(run), metrics={"test/loss": 0.25}, baselines={})
+    assert re.search(r"test/loss +0\.25", "\n".join(runs_lines([found])))
 
 
 def test_a_run_is_training_while_a_command_has_it(tmp_path: Path) -> None:
