@@ -39,7 +39,7 @@ LAYERS = [
 ]
 """Folders, and modules beside them: lower lines may import from upper ones, never the reverse."""
 DEPTH = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}
-RAY = {"launch.ray_trainer", "launch.failures", "train.worker"}
+RAY = {"launch.ray_cluster", "launch.ray_trainer", "launch.failures", "train.worker"}
 MLFLOW = {"tracking.champion", "tracking.client", "tracking.model", "tracking.serving"}
 LONGEST = 400
 

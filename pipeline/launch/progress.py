@@ -16,6 +16,8 @@ from pipeline.rundir.records import Message, Numbers, Recomputed, Recomputing, S
 LIVE_SECONDS = 0.2
 PLAIN_SECONDS = 10.0
 RECORD_SECONDS = 2.0
+IDLE_SECONDS = 30.0
+"""Without a step, after which that is said."""
 NUM_METRICS = 2
 """Of the last evaluation, that are shown."""
 CLEAR = "\r\x1b[2K"
@@ -50,12 +52,17 @@ class Progress:
         self._again = ""
         self._step = self._last_shown = 0
         self._started = (0, 0.0)
+        self._began = self._last_read = time.monotonic()
 
     def __enter__(self) -> Progress:
-        if self.live and self._waiting:
-            self._line(self._waiting, end="\r")
+        if self._waiting:
+            self._line(f"{self._waiting} ...", end="\r" if self.live else "\n")
         self._thread.start()
         return self
+
+    def wait_for(self, text: str) -> None:
+        """Show from now on that this is waited for, until there is a step."""
+        self._waiting = text
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
@@ -63,14 +70,16 @@ class Progress:
 
     def _follow(self) -> None:
         shown = looked = 0.0
+        had_begun = False
         while not self._stop.wait(LIVE_SECONDS):
             self._read()
             now = time.monotonic()
             if now - looked >= RECORD_SECONDS:
                 looked = now
                 self._look_at_record()
-            if (self._step or self._again) and (self.live or now - shown >= PLAIN_SECONDS):
-                shown = now
+            has_begun = bool(self._step or self._again)
+            if self.live or now - shown >= PLAIN_SECONDS or has_begun != had_begun:
+                shown, had_begun = now, has_begun
                 self._show(end="\r" if self.live else "\n")
         self._read()
         self._again = ""
@@ -91,6 +100,7 @@ class Progress:
             else:
                 self._train = point["train"]
                 self._step = point["step"]
+                self._last_read = time.monotonic()
                 self._again = ""
                 if not self._started[0]:
                     self._started = (point["step"], point["time"] / 1000)
@@ -140,6 +150,11 @@ class Progress:
         if self._again:
             self._line(self._again, end)
             return
+        if not self._step:
+            waited = time.monotonic() - self._began
+            if self._waiting and waited >= 1:
+                self._line(f"{self._waiting} ... {waited:.0f} s", end)
+            return
         self._last_shown = self._step
         steps = self._step - self._started[0]
         seconds = self._now - self._started[1]
@@ -162,6 +177,8 @@ class Progress:
             if left >= 1:
                 parts.append(f"{_clock(left)} left")
             parts.append(f"{speed * self.rows_per_step:,.0f} rows/s")
+        if (idle := time.monotonic() - self._last_read) > IDLE_SECONDS:
+            parts.append(f"no step for {_clock(idle)}")
         self._line("  ".join(parts), end)
 
     def _line(self, text: str, end: str) -> None:

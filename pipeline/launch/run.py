@@ -92,7 +92,7 @@ def run(
         modules = plugins.homes(components(spec), plugins.load(list(imports)))
         runs = Runs(spec)
         if "RAY_ADDRESS" in os.environ:  # what it cannot hold is refused before there is a run
-            from pipeline.launch.ray_trainer import session
+            from pipeline.launch.ray_cluster import session
 
             held.enter_context(session(spec))
         with runs.lock():
@@ -215,7 +215,7 @@ def _train(
     num_workers = str(most) if least == most else f"{least} to {most}"
     where = "in this process" if in_process(spec) else f"on {num_workers} Ray workers"
     tell(f"run   {folder.name}, {job.num_rows:,} rows{_streamed(job)} {where}")
-    waiting = "" if in_process(spec) else f"starting {num_workers} Ray workers ..."
+    waiting = "" if in_process(spec) else f"starting {num_workers} Ray workers"
     reader = EndReader(folder.journal, started)
     list(reader.new())  # what an earlier command has shown
     progress = Progress(
@@ -235,7 +235,7 @@ def _train(
             with signals_raise(), progress, threads(spec.workers.threads):
                 if signals:
                     raise StoppedError(signals.pop())
-                fit(task)
+                fit(task, tell=progress.wait_for)
         except (KeyboardInterrupt, Exception) as error:
             failure = error
         if folder.is_finished:

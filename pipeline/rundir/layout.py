@@ -121,6 +121,10 @@ class RunDir:
         """An error of custom code on a worker."""
         return self.path / f"traceback-{rank}.txt"
 
+    def output(self, rank: int) -> Path:
+        """What a worker and its libraries print."""
+        return self.path / "output" / f"worker-{rank}.txt"
+
     @property
     def tracebacks(self) -> list[Path]:
         """The traceback files of all workers, in order."""

@@ -13,6 +13,15 @@ from pipeline.spec.section import Name, Positive, Section
 
 DEFAULT_EPOCHS = 10
 Decision = Literal["f1", "balanced_accuracy", "accuracy"]
+Duration = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?[smh]$")]
+"""A time, as `30s`, `90m` or `2h`."""
+
+
+def seconds_of(duration: str | None) -> float:
+    """The time in seconds; infinite for none."""
+    if duration is None:
+        return math.inf
+    return float(duration[:-1]) * {"s": 1, "m": 60, "h": 3600}[duration[-1]]
 
 
 class Every(Section):
@@ -83,7 +92,7 @@ class Training(Section):
     stop: Stop | None = None
     """Early stopping, as `{metric: rmse, patience: 5}`: training ends once so many evaluations in a
     row were no better. `best_by` keeps the best weights."""
-    time_limit: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?[smh]$")] | None = None
+    time_limit: Duration | None = None
     """Training ends at the first time to evaluate (`evaluate_every`) after this time, as `90m`,
     `2h` or `30s`, time before a restart included. The steps before are the same as without it."""
     batch_size: Positive = 32
@@ -118,9 +127,7 @@ class Training(Section):
     @property
     def most_seconds(self) -> float:
         """Of training; infinite without a limit."""
-        if self.time_limit is None:
-            return math.inf
-        return float(self.time_limit[:-1]) * {"s": 1, "m": 60, "h": 3600}[self.time_limit[-1]]
+        return seconds_of(self.time_limit)
 
     @model_validator(mode="before")
     @classmethod
@@ -145,7 +152,20 @@ class Workers(Section):
     """One GPU per worker."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
     """CPUs per worker, fractions allowed. Rounded up, the threads of one operation."""
-
+    gib_per_worker: Annotated[float, Field(gt=0)] | None = None
+    """GiB of memory that Ray keeps for each worker on its node. This and the next four are for
+    clusters; on one machine they say nothing."""
+    accelerator: str | None = None
+    """Type of the workers' GPUs, as Ray calls it: `A100`, `H100`."""
+    labels: dict[str, str] = Field(default={})
+    """Labels of the nodes that workers may stand on, as `{ray.io/market-type: "!spot"}`: a value,
+    `in(a, b)`, or either after `!`."""
+    resources: dict[str, Annotated[float, Field(gt=0)]] = Field(default={})
+    """Custom resources of the cluster that each worker takes, as `{licence: 1}`."""
+    placement: Literal["pack", "spread", "strict_pack", "strict_spread"] = "pack"
+    """Workers on as few nodes as possible, or on as many; `strict`: on one, or each on its own."""
+    wait: Duration | None = None
+    """How long to wait while others hold what workers need, as `10m`; unless given, for ever."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 300.0
     """How long workers wait for one that does not answer before all are restarted. Must exceed the
     longest difference between workers within one step."""
@@ -184,6 +204,11 @@ class Workers(Section):
     def most(self) -> int:
         """The most workers the job runs on."""
         return self.max or self.num or 1
+
+    @property
+    def wait_seconds(self) -> float:
+        """How long to wait for room in the cluster; infinite without a limit."""
+        return seconds_of(self.wait)
 
     @property
     def threads(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -49,6 +50,15 @@ def flops_per_row(objective: Objective, batch: Batch, device: torch.device) -> f
 @contextlib.contextmanager
 def _plain_operations() -> Iterator[None]:
     """Neither compiled nor fused: torch has no formula for some fused operations."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "TF32 acceleration")  # of oneDNN, which is off here
+        with _eager():
+            yield
+
+
+@contextlib.contextmanager
+def _eager() -> Iterator[None]:
+    """Without kernels of vendors."""
     with (
         torch.compiler.set_stance("force_eager"),
         torch.backends.cudnn.flags(enabled=False),

@@ -37,6 +37,8 @@ from pipeline.train.state import TrainState
 from pipeline.train.threshold import choosers, decide
 
 CPU = torch.device("cpu")
+MAX_ROWS = 8
+"""Of a step, that an error names."""
 
 
 def train(
@@ -249,5 +251,7 @@ def _explain_errors(
             fault.add_note(f"{state.num_skipped} of {allowed} are skipped already")
         raise fault from None
     except Exception as error:  # a user's components can fail in any way
-        error.add_note(f"in step {batch.step + 1}")
+        rows = [row for index, _ in batch.microbatches for row in batch.rows[index].tolist()]
+        shown = ", ".join(map(str, rows[:MAX_ROWS])) + (", ..." if len(rows) > MAX_ROWS else "")
+        error.add_note(f"in step {batch.step + 1}, with training rows {shown} (counted from 0)")
         raise

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
 import ray.train.torch
 import torch
+from ray.util import get_node_ip_address
 
 from pipeline import plugins, tracebacks
 from pipeline.data import cache
@@ -24,6 +31,13 @@ def work(config: dict[str, Assignment]) -> None:
     Started again on the same run, by any number of workers, it resumes from the newest checkpoint.
     """
     told = config["assignment"]
+    with contextlib.ExitStack() as held:
+        if told.job is None and told.run.spec.exists():
+            held.enter_context(_output_to(told.run.output(comm.rank())))
+        _work(told)
+
+
+def _work(told: Assignment) -> None:
     plugins.receive(told.modules, told.run.imports)
     tracebacks.copied_from.update(told.origins)
     if not told.run.spec.exists():
@@ -62,12 +76,34 @@ def work(config: dict[str, Assignment]) -> None:
             raise
         path = told.run.traceback(comm.rank())
         tracebacks.write(error, path)
-        error.add_note(
-            f"on worker {comm.rank()} of {comm.num_workers()}; the whole traceback: {path}"
-        )
+        node = f" on node {get_node_ip_address()}" if told.job is None else ""
+        where = f"on worker {comm.rank()} of {comm.num_workers()}{node}"
+        error.add_note(f"{where}; the whole traceback: {path}")
         if isinstance(error, PipelineError):
             raise
         raise RunError(tracebacks.in_full(error)) from error
+
+
+@contextlib.contextmanager
+def _output_to(path: Path) -> Iterator[None]:
+    """What this process prints goes to the end of a file; without a word there is none."""
+    path.parent.mkdir(exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    before = [os.dup(number) for number in (1, 2)]
+    try:
+        with path.open("ab", buffering=0) as file:
+            for number in (1, 2):
+                os.dup2(file.fileno(), number)
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, old in zip((1, 2), before, strict=True):
+            os.dup2(old, number)
+            os.close(old)
+        if not path.stat().st_size:
+            path.unlink()
 
 
 def _prepare(told: Assignment) -> Job:

@@ -133,7 +133,7 @@ def prove(
     """
     spec, job, _ = launch.check(path, overrides, imports, live=say)
     modules = plugins.homes(launch.components(spec), plugins.load(list(imports)))
-    from pipeline.launch import ray_trainer, signals
+    from pipeline.launch import ray_cluster, signals
     from pipeline.launch.resume import Runs
     from pipeline.train import determinism
     from pipeline.verify import diagnose
@@ -149,7 +149,7 @@ def prove(
     launch.refuse_too_many(most)
     legs = list(_legs(job, size, counts, steps))
     told = launch.assignment(job, folder, modules, launch.base_of(path))
-    session = ray_trainer.session(most) if max(counts) > 1 else contextlib.nullcontext()
+    session = ray_cluster.session(most) if max(counts) > 1 else contextlib.nullcontext()
     try:
         with signals.signals_raise(), session:
             say("asking the components, here and in other processes ...")

@@ -14,45 +14,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UsageError
-from pipeline.launch import ray_trainer
-from pipeline.spec import JobSpec, load
+from pipeline.launch import ray_cluster
 from tests.conftest import Write
 from tests.processes import free_port
 
 MAX_SECONDS = 15
-
-
-def spec(job: Write, **workers: float) -> JobSpec:
-    return load(job({"workers": workers}))
-
-
-@pytest.mark.parametrize(
-    ("workers", "nodes", "message"),
-    [
-        (
-            {"num": 1, "cpus_per_worker": 3},
-            [{"CPU": 2.0}, {"CPU": 2.0}],
-            r"2 \+ 2 CPUs .* room for 0",
-        ),
-        (
-            {"num": 3, "cpus_per_worker": 2},
-            [{"CPU": 3.0}, {"CPU": 2.0}],
-            r"3 \+ 2 CPUs .* room for 2",
-        ),
-        ({"num": 3}, [{"CPU": 2.0}], r"room for 2"),
-        ({"num": 2, "gpu": True}, [{"CPU": 8.0, "GPU": 1.0}], r"the cluster has 1 GPUs"),
-    ],
-)
-def test_workers_are_placed_on_single_nodes(
-    workers: dict[str, float], nodes: list[dict[str, float]], message: str, job: Write,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    monkeypatch.setenv("RAY_CLUSTER_NAME", "digits")  # as in every pod of KubeRay
-    with pytest.raises(UsageError, match=message):
-        ray_trainer._refuse_too_few(spec(job, **workers), nodes)
-    ray_trainer._refuse_too_few(spec(job, **workers), [{"CPU": 99.0, "GPU": 9.0}])
-    monkeypatch.setenv("RAY_enable_autoscaler_v2", "1")
-    ray_trainer._refuse_too_few(spec(job, **workers), nodes)
 
 
 def ran(path: Path, **environment: str) -> tuple[int, str, float]:
@@ -122,7 +88,7 @@ def test_an_address_without_a_cluster_is_refused_soon(kind: str, job: Write) -> 
         shown = f"http://{address}" if kind == "http" else address
         started = time.monotonic()
         with pytest.raises(UsageError, match=f"{address}: "):
-            ray_trainer._refuse_unreachable(shown)
+            ray_cluster.refuse_unreachable(shown)
         assert time.monotonic() - started < MAX_SECONDS
         code, err, _ = ran(job(), RAY_ADDRESS=shown)
     assert code == 2, err

@@ -1,0 +1,131 @@
+"""What workers need of a cluster, and whether its nodes have it: in all, and free by now."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from pipeline.errors import RunError, UsageError
+from pipeline.spec.sections import Workers
+
+GIB = 2**30
+LOOK_SECONDS = 2.0
+MAX_NAMED = 4
+"""Nodes that are told apart in a message; of more, how many there are of each kind."""
+NAMES = {"CPU": "CPUs", "GPU": "GPUs", "memory": "GiB"}
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of a cluster, by what Ray says of it."""
+
+    name: str
+    total: Mapping[str, float]
+    """Amount of each resource."""
+    free: Mapping[str, float]
+    """What nobody holds of it now."""
+    labels: Mapping[str, str]
+
+
+def needs(workers: Workers) -> dict[str, float]:
+    """Amount of each of Ray's resources that one worker takes."""
+    amounts = {"CPU": workers.cpus_per_worker, **workers.resources}
+    if workers.gpu:
+        amounts["GPU"] = 1.0
+    if workers.gib_per_worker:
+        amounts["memory"] = math.ceil(workers.gib_per_worker * GIB)
+    if workers.accelerator:
+        amounts[f"accelerator_type:{workers.accelerator}"] = 0.001  # as Ray counts a type
+    return amounts
+
+
+def room(workers: Workers, nodes: Sequence[Node], is_now: bool = False) -> int:
+    """How many workers the nodes hold: in all, or beside what others hold now.
+
+    A worker stands on one node: what is left over on several of them is of no use to it.
+    """
+    wanted = needs(workers)
+    return sum(
+        int(
+            min(
+                (node.free if is_now else node.total).get(key, 0.0) / n for key, n in wanted.items()
+            )
+        )
+        for node in nodes
+        if all(_matches(node.labels.get(key), asked) for key, asked in workers.labels.items())
+    )
+
+
+def _matches(value: str | None, asked: str) -> bool:
+    """Whether a node's label is what a selector asks for: `a`, `!a`, `in(a, b)` or `!in(a, b)`."""
+    is_other = asked.startswith("!")
+    plain = asked.removeprefix("!")
+    several = re.fullmatch(r"in\((.*)\)", plain)
+    values = [part.strip() for part in several[1].split(",")] if several else [plain]
+    return (value in values) != is_other
+
+
+def refuse_too_small(workers: Workers, nodes: Sequence[Node]) -> None:
+    """Raise UsageError for a cluster that can never hold the workers: they would wait for ever."""
+    if may_grow() or room(workers, nodes) >= workers.least:
+        return
+    raise UsageError(f"workers: {shortage(workers, nodes)}")
+
+
+def shortage(workers: Workers, nodes: Sequence[Node], is_now: bool = False) -> str:
+    """What is wanted, what there is and on which nodes."""
+    fitting = room(workers, nodes, is_now)
+    has = "free now" if is_now else "in the cluster"
+    held = [(node.name, _amounts(workers, node.free if is_now else node.total)) for node in nodes]
+    if len(held) <= MAX_NAMED:
+        there = "; ".join(f"{text} on {name}" for name, text in held)
+    else:
+        kinds = Counter(text for _, text in held).most_common(MAX_NAMED)
+        there = "; ".join(f"{text} on each of {count} nodes" for text, count in kinds)
+    labels = ", ".join(f"{key}: {value}" for key, value in workers.labels.items())
+    only = f" on nodes with {labels}" if labels else ""
+    return (
+        f"{workers.least} x {_amounts(workers, needs(workers))}{only}; "
+        f"{has} is room for {fitting}: {there or 'no node'}"
+    )
+
+
+def _amounts(workers: Workers, held: Mapping[str, float]) -> str:
+    """Amounts of what a worker needs, in words."""
+    parts = []
+    for key in needs(workers):
+        amount = held.get(key, 0.0)
+        if key.startswith("accelerator_type:"):
+            parts.append(f"{'' if amount else 'no '}{workers.accelerator}")
+        else:
+            shown = amount / GIB if key == "memory" else amount
+            parts.append(f"{shown:.3g} {NAMES.get(key, key)}")
+    return ", ".join(parts)
+
+
+def wait_for_room(
+    workers: Workers, nodes: Callable[[], Sequence[Node]], tell: Callable[[str], None]
+) -> None:
+    """Wait until others have left enough of the cluster; `tell` is told what is missing.
+
+    Raises RunError when that takes longer than `workers.wait`.
+    """
+    started = time.monotonic()
+    while room(workers, now := nodes(), is_now=True) < workers.least:
+        waited = time.monotonic() - started
+        missing = shortage(workers, now, is_now=True)
+        if waited > workers.wait_seconds:
+            raise RunError(f"workers: waited {workers.wait} for {missing}")
+        tell(f"waiting for {missing}")
+        time.sleep(LOOK_SECONDS)
+
+
+def may_grow() -> bool:
+    """Whether an autoscaler may add nodes; KubeRay sets this in a head that has one."""
+    asked = {key.upper(): value for key, value in os.environ.items()}
+    return asked.get("RAY_ENABLE_AUTOSCALER_V2", "0").lower() not in ("", "0", "false")
