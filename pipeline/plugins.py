@@ -9,7 +9,7 @@ import importlib.metadata
 import importlib.util
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -108,6 +108,15 @@ def carry(modules: list[str], folder: Path) -> None:
             shutil.copy2(source, folder / source.name)
 
 
+def files_of(modules: Sequence[str]) -> dict[str, Path]:
+    """Python's files that `carry` copies, by where it puts them."""
+    return {
+        str(path.relative_to(source.parent)): path
+        for source in _sources(modules)
+        for path in _files(source)
+    }
+
+
 def origins(modules: list[str], folder: Path) -> dict[str, str]:
     """The files and packages that `carry` puts into `folder`, and where the user has them."""
     return {str(folder / source.name): str(source) for source in _sources(modules)}
@@ -124,16 +133,12 @@ def sources_sha256(modules: list[str]) -> str:
 
 def changed(modules: list[str], folder: Path) -> list[str]:
     """Files that `carry` copied to `folder` and that are other ones now, new, or gone."""
-    now = {
-        str(path.relative_to(source.parent)): path.read_bytes()
-        for source in _sources(modules)
-        for path in _files(source)
-    }
+    now = {place: path.read_bytes() for place, path in files_of(modules).items()}
     before = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.py")}
     return sorted(name for name in {*now, *before} if now.get(name) != before.get(name))
 
 
-def _sources(modules: list[str]) -> list[Path]:
+def _sources(modules: Sequence[str]) -> list[Path]:
     """Files and packages of the modules, and of what they import from their own folder."""
     sources = {_source(sys.modules[name.partition(".")[0]]) for name in modules}
     left = [source for source in sources if "site-packages" not in source.parts]

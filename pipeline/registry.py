@@ -135,8 +135,10 @@ class Registry(Generic[E]):
 def nearest(name: str, known: Any) -> str:
     """`; did you mean 'x'?` for the closest known name, or nothing."""
     names = [str(k) for k in known]
-    plain = str(name).lower().removesuffix("loss").rstrip("_")  # MSELoss, mse_loss
-    close = [plain] if plain in names else difflib.get_close_matches(str(name), names, n=1)
+    lower = str(name).lower()
+    plain = lower.removesuffix("loss").rstrip("_"), lower.removeprefix("val_")  # MSELoss, val_loss
+    close = [one for one in plain if one in names]
+    close = close or difflib.get_close_matches(str(name), names, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

@@ -32,16 +32,15 @@ PROOF_HEADER = f"          {'curve':10}{'weights':10}{'difference':13}"
 
 
 def result_lines(result: Result) -> list[str]:
-    """A finished run: its last values, and where it is."""
+    """A finished run: the values of its model, and where it is."""
     loss = "no items" if result.loss is None else f"{result.loss:.6g}"
     lines = [f"done  {result.steps} steps, training loss of the last {loss}"]
     if result.ended_early:
         lines.append(f"      ended early: {result.ended_early}")
-    lines += _scores("validation", result.metrics, result.baselines)
     if best := result.best:
         score = f"{best['metric']} {best['value']:.6g}"
-        text = f"best  validation {score} after step {best['step']}, whose weights are the model"
-        lines.append(text)
+        lines.append(f"best  step {best['step']} by validation {score}: its weights are the model")
+    lines += _scores("validation", result.metrics, result.baselines)
     lines += _decisions(result.decision)
     lines += _scores("test", result.test, result.test_baselines)
     if result.first_difference is not None:
@@ -68,7 +67,7 @@ def folds_lines(found: Folds) -> list[str]:
     width = max(map(len, found.scores))
     heads = "".join(f"{f'fold {fold}':>12}" for fold in range(1, num + 1))
     lines = [f"done  {num} folds of {found.name}"]
-    lines.append(f"      {'':{width}}{'mean':>12}{'deviation':>12}{heads}")
+    lines.append(f"      {'':{width}}{'mean':>12}{'std':>12}{heads}")
     for name, values in found.scores.items():
         row = [found.means[name], found.deviations[name], *values]
         cells = "".join("        none" if cell is None else f"{cell:>12.5g}" for cell in row)
@@ -86,7 +85,7 @@ def _decisions(decision: Mapping[str, float | None]) -> list[str]:
         if kind == "threshold" and value is not None:
             name = next(k for k in decision if k.partition("/")[2] == column and k != key)
             score = f"validation {name.partition('/')[0]} {decision[name]:.6g}"
-            lines.append(f"best  {score} where {column} is yes above a probability of {value:.6g}")
+            lines.append(f"best  threshold {value:.6g} for {column}: {score}; above, at 0.5")
         elif kind == "threshold":
             lines.append(
                 f"note  {column} keeps its threshold: its validation rows are all yes or all no"

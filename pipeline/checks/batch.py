@@ -316,7 +316,8 @@ def _check_parameters(objective: Objective, batch: Batch) -> list[Notice]:
         raise ContractError(
             objective.terms[0].label,
             "the model has no parameter to train",
-            "a module that is to learn needs parameters with requires_grad=True",
+            "leave some out of model.freeze; a module that is to learn needs parameters with "
+            "requires_grad=True",
         )
     predictions = objective.predict(batch)
     for term, items in zip(objective.terms, objective.items(predictions, batch), strict=True):

@@ -23,6 +23,8 @@ MAX_READS = 1.2
 """How often an epoch may read a streamed row before `check` says so."""
 LEAST_WEIGHTS = 2
 """How many weights an equal average is of at least."""
+MOST_LEFT = 0.01
+"""Share of the initial weights in an average, from which on it is worth a word."""
 LEAST_BATCHES = 4
 """How many batches a window of streamed blocks should hold."""
 
@@ -51,6 +53,14 @@ def unusual(job: Job, terms: list[Term], trial: Batch) -> list[Notice]:
         text = f"patience {stop.patience} of {most} evaluations: it never ends early"
         notices.append(Notice("training.stop", text))
     notices += _lint_average(job)
+    patience = spec.schedule.options.get("patience", 0) if spec.schedule.is_plateau else 0
+    if patience >= most:
+        text = f"patience {patience} of {most} evaluations: the learning rate never falls"
+        notices.append(Notice("schedule", text))
+    notices += _lint_sampling(job)
+    if spec.model.lora and spec.model.init_from is None:
+        text = "without model.init_from: the weights that it adapts are random, and stay so"
+        notices.append(Notice("model.lora", text))
     if passed := job.facts.index_columns:
         names = ", ".join(repr(name) for name in passed)
         text = f"{names}: the index that pandas wrote, not read; name it in data.inputs to read it"
@@ -62,8 +72,9 @@ def unusual(job: Job, terms: list[Term], trial: Batch) -> list[Notice]:
         profile = job.facts.profile.get(field.name, {})
         numeric = [value for value in values if isinstance(value, str) and _is_number(value)]
         if values and len(values) > 10 and len(numeric) > 0.9 * len(values):
-            odd = next((value for value in values if value not in numeric), values[0])
-            text = f"text that is nearly all numbers, as {values[0]!r}; others hold {odd!r}"
+            odd = next((value for value in values if value not in numeric), None)
+            others = "other rows do not" if odd is None else f"others hold {odd!r}"
+            text = f"text that is nearly all numbers, as {values[0]!r}; {others}"
             notices.append(Notice(about, text + ": read as categories"))
         elif field.is_input and len(values) > max(20, job.num_rows // 2):
             text = f"{len(values)} categories in {job.num_rows} rows: an id? it cannot generalise"
@@ -93,15 +104,36 @@ def unusual(job: Job, terms: list[Term], trial: Batch) -> list[Notice]:
 
 
 def _lint_average(job: Job) -> Iterator[Notice]:
-    """Where an equal average is of too few weights to be one."""
+    """Averages of too few weights, or mainly of the initial ones."""
     average = job.spec.training.average
+    if average is not None and average.ema is not None:
+        left = average.ema**job.num_steps
+        if left > MOST_LEFT:
+            kept = f"{left:.0%} of the average are initial weights"
+            text = f"{average.ema} over {job.num_steps} steps: {kept}, of a lower decay less"
+            yield Notice("training.average.ema", text)
     if average is None or average.swa is None:
         return
     swa = WeightAverage(average, job.num_steps, job.steps_per_epoch)
     num_times = sum(map(swa.is_due, range(1, job.num_steps + 1)))
     if num_times < LEAST_WEIGHTS:
-        text = f"the weights enter {num_times or 'no'} time{'s' if num_times != 1 else ''}"
-        yield Notice("training.average.swa", f"{text}: an earlier start, or more often")
+        text = f"averages the weights of {num_times} point{'s' if num_times != 1 else ''}"
+        yield Notice("training.average.swa", f"{text}: let it start earlier, or more often")
+
+
+def _lint_sampling(job: Job) -> Iterator[Notice]:
+    """What drawing rows by class does to losses and probabilities."""
+    sampling = job.spec.data.sampling
+    if sampling is None or sampling.balance not in job.spec.data.targets:
+        return
+    for number, term in enumerate(job.spec.loss):
+        for option in ("pos_weight", "class_weight"):
+            if term.options.get(option) is not None:
+                key = f"loss.{option}" if len(job.spec.loss) == 1 else f"loss.{number}.{option}"
+                text = "data.sampling.balance makes up for rare classes already: use one of them"
+                yield Notice(key, text)
+    text = "probabilities are those of balanced classes, which log_loss and brier count as wrong"
+    yield Notice("data.sampling.balance", f"{text}; training.threshold chooses where to decide")
 
 
 def _lint_fractions(job: Job) -> Iterator[Notice]:
@@ -110,7 +142,9 @@ def _lint_fractions(job: Job) -> Iterator[Notice]:
     drawn = [split for split in HELD_OUT if isinstance(data.held_out(split), float | Split)]
     total = counts["train"] + sum(counts[split] for split in drawn)
     for split in drawn:
-        held_out, share = data.held_out(split), counts[split] / total
+        held_out = data.held_out(split)
+        is_fold = isinstance(held_out, Split) and held_out.folds is not None
+        share = counts[split] / (total - counts["test"] if is_fold else total)  # cut from the rest
         asked = held_out.share if isinstance(held_out, Split) and not held_out.time else held_out
         if not isinstance(asked, float):
             continue
@@ -148,7 +182,7 @@ def _lint_targets(job: Job, terms: list[Term]) -> Iterator[Notice]:
             continue
         if field.name not in amounts and data.target_scale_of(field.name) != "none":
             losses = ", ".join(term.label for term in terms if field in term.targets)
-            text = f"{losses} reads no amounts there: data.target_scale leaves it as it is"
+            text = f"{losses} does not read it as an amount: data.target_scale leaves it as it is"
             yield Notice(f"target {field.name!r}", text)
             continue
         num_missing = job.facts.profile.get(field.name, {}).get("missing", 0)

@@ -254,10 +254,11 @@ class Conversion:
         for split in drawn:
             if not (self.counts[split] and num_train):
                 asked = self.data.held_out(split)
-                shown = asked.model_dump(exclude_none=True) if isinstance(asked, Split) else asked
+                shown = asked.shown if isinstance(asked, Split) else asked
                 raise DataError(
                     f"data.{split}: {shown} of {in_source['train']} rows leaves "
-                    f"{self.counts[split]} for {split} and {num_train} for training{dropped}"
+                    f"{self.counts[split]} for {split} and {num_train} for training{dropped}; rows "
+                    "are drawn one by one, so that few rows are split unevenly"
                 )
 
     def _refuse_too_large(self, fields: list[Field], folder: Path) -> None:

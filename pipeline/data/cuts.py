@@ -30,6 +30,12 @@ Cut = float | Strata | None
 """What a pass over the source finds out: where a split by time begins, or the strata."""
 LeftIn = Callable[[Block], tuple[Rows, Rows]]
 MAX_STRATA = 10_000
+FEW_CLASSES = 20
+
+
+def names_rows(num_values: int, num_rows: int) -> bool:
+    """Whether a column has too many values for classes: amounts, or a name of each row."""
+    return num_values > FEW_CLASSES and 2 * num_values > num_rows
 
 
 def find_cut(
@@ -134,6 +140,9 @@ def _strata(
             raise DataError(f"{where} has more than {MAX_STRATA} values; name a column of classes")
         of_class = rows_by_class(take_rows(block.table.select([column]), kept)[column])
         counts.update({value: len(rows) for value, rows in of_class})
+    if names_rows(len(hashes), sum(counts.values())):
+        text = f"{len(hashes):,} values in {sum(counts.values()):,} rows; name a column of classes"
+        raise DataError(f"{where} has {text}")
     strata = {}
     for value, parts in hashes.items():
         drawn = np.sort(np.concatenate(parts))

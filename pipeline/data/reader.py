@@ -66,7 +66,8 @@ class Source:
 
     def where(self, column: str) -> str:
         """The column, after the key that asks for it; for messages."""
-        of = "" if self.key == "data.train" else f" of {self.key}"
+        others = self.key if "." in self.key else self.shown  # files of a command have no key
+        of = "" if self.key == "data.train" else f" of {others}"
         return f"{self.wanted[column]}: column {column!r}{of}"
 
     def blocks(self, every: int | None = None) -> Iterator[Block]:
@@ -269,7 +270,9 @@ def select_columns(
         raise DataError(f"data.inputs: a column of {shown} has no name: give it one in its file")
     wanted = _wanted_columns(data, inputs, columns, shown)
     if faults := list(_name_faults(data, inputs, columns, wanted, shown)):
-        known = f"\n  columns: {', '.join(c or repr(c) for c in columns[:50])}{_delimiter(columns)}"
+        known = (
+            f"\n  columns: {', '.join(c or repr(c) for c in columns[:50])}{delimiter_hint(columns)}"
+        )
         raise DataError("\n".join(faults) + known)
     return Source(key, shown, dataset, wanted, inputs, has_several_files, passed)
 
@@ -336,7 +339,8 @@ def _wanted_columns(
     return wanted
 
 
-def _delimiter(columns: list[str]) -> str:
+def delimiter_hint(columns: list[str]) -> str:
+    """That a CSV file was read with another delimiter than it has; or nothing."""
     odd = next((c for c in ";\t|" if len(columns) == 1 and c in columns[0]), None)
     return (
         f"\n  one column only: CSV files are read with commas, this one has {odd!r}" if odd else ""

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.data.cuts import names_rows
 from pipeline.data.dataset import Dataset
 from pipeline.errors import DataError
 from pipeline.registry import nearest
@@ -36,8 +37,9 @@ def row_weights(
     if name in train.lists or train.layout.slots[name].shape:
         raise DataError(f"{where} has several values a row; name a column of classes")
     _, codes, counts = np.unique(_column(train, name), return_inverse=True, return_counts=True)
-    if len(counts) > MAX_CLASSES:
-        raise DataError(f"{where} has {len(counts):,} values; name a column of classes")
+    if len(counts) > MAX_CLASSES or names_rows(len(counts), len(codes)):
+        text = f"{len(counts):,} values in {len(codes):,} rows; name a column of classes"
+        raise DataError(f"{where} has {text}")
     return (1 / counts)[codes], codes
 
 

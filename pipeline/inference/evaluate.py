@@ -87,7 +87,7 @@ def evaluate_files(
             choose_baselines(objective.terms, metrics, None),
             keep=True,
         )
-    kept = held_out(objective.terms, found.kept, 0, origins) if found.kept else None
+    kept = held_out(objective, found.kept, 0, origins) if found.kept else None
     return FileScores(
         files,
         len(dataset),

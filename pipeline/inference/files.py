@@ -16,7 +16,7 @@ from pipeline.data.arrow import plain
 from pipeline.data.columns import column_errors
 from pipeline.data.formats import dataset_of, datasets
 from pipeline.data.locate import FORMATS, FileSet, locate_names
-from pipeline.data.reader import Source
+from pipeline.data.reader import Source, delimiter_hint
 from pipeline.errors import DataError, UsageError
 from pipeline.files.atomic import delete_temporaries, replacing
 from pipeline.inference.model import MAX_ROWS, TrainedModel
@@ -119,9 +119,10 @@ def _open(model: TrainedModel, names: Sequence[str], base: Path) -> tuple[list[F
     """The files, and in one source the columns that the model reads of them."""
     places = locate_names(KEY, list(names), base)
     dataset = datasets({KEY: places}, model.job.data.categorical)[KEY]
-    _check_types(model, dataset.schema)
+    shown = ", ".join(names)
+    _check_types(model, dataset.schema, shown)
     read = [field.name for field in model.inputs if field.name in dataset.schema.names]
-    shown, wanted = ", ".join(names), dict.fromkeys(read, KEY)
+    wanted = dict.fromkeys(read, KEY)
     return places, Source(KEY, shown, dataset, wanted, read, True, [])
 
 
@@ -204,14 +205,17 @@ def _carried(model: TrainedModel, schema: pa.Schema, keep: Sequence[str] | None)
     return list(dict.fromkeys(keep))
 
 
-def _check_types(model: TrainedModel, schema: pa.Schema) -> None:
+def _check_types(model: TrainedModel, schema: pa.Schema, shown: str) -> None:
     """Refuse files whose columns the model cannot read, by their types alone."""
     for field in model.inputs:
         if schema.names.count(field.name) > 1:
-            raise DataError(f"{KEY}: column {field.name!r} stands twice")
-        model.input_of(dict.fromkeys(schema.names, None), field, 0)
+            raise DataError(f"{shown}: column {field.name!r} stands twice")
+        try:
+            model.input_of(dict.fromkeys(schema.names, None), field, 0)
+        except DataError as error:
+            raise DataError(f"{shown}: {error}{delimiter_hint(schema.names)}") from None
         if field.name in schema.names:
-            with column_errors(f"{KEY}: column {field.name!r}"):
+            with column_errors(f"{shown}: column {field.name!r}"):
                 field.from_cells(plain(pa.array([], schema.field(field.name).type)))
 
 

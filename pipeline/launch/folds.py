@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import plugins
-from pipeline.errors import RecordError, UnrecordedError, UsageError
+from pipeline.errors import DataError, RecordError, UnrecordedError, UsageError
 from pipeline.launch.result import Result
-from pipeline.launch.run import Tell, run
+from pipeline.launch.run import Tell, base_of, run
 from pipeline.spec import JobSpec, load
 from pipeline.spec.split import Split
 
@@ -36,7 +36,7 @@ class Folds:
         """Each value of the validation rows, and of the test rows, by fold: of the weights that
         became the model. Thresholds, and what is gained by them, are `decision/...`."""
         each = [
-            {f"validation/{name}": value for name, value in _of_model(result).items()}
+            {f"validation/{name}": value for name, value in result.metrics.items()}
             | {f"decision/{name}": value for name, value in result.decision.items()}
             | {f"test/{name}": value for name, value in result.test.items()}
             for result in self.results
@@ -90,6 +90,8 @@ def run_folds(
     """
     if not isinstance(num_folds, int) or num_folds < 2:
         raise UsageError(f"--folds: expected 2 or more, found {num_folds!r}")
+    from pipeline.train.job import prepare
+
     started = time.time() if started is None else started
     plugins.load(list(imports))
     spec = load(path, overrides)
@@ -98,14 +100,22 @@ def run_folds(
     if spec.tracking.register_as:
         say("note  the models of folds are not registered")
     results, problems = [], []
-    for fold in range(1, num_folds + 1):
-        changes = {
+    changes_by_fold = {
+        fold: {
             **(overrides or {}),
             "name": f"{spec.name[:80]}-fold-{fold}-of-{num_folds}",
             "data.validation": {**asked, "folds": num_folds, "fold": fold},
             "tracking.experiment": experiment,
             "tracking.register_as": None,
         }
+        for fold in range(1, num_folds + 1)
+    }
+    for fold, changes in changes_by_fold.items():  # before any of them is trained
+        try:
+            prepare(load(path, changes), base_of(path), live)
+        except DataError as error:
+            raise DataError(f"fold {fold} of {num_folds}: {error}") from None
+    for fold, changes in changes_by_fold.items():
         say(f"fold  {fold} of {num_folds}")
         try:
             result = run(path, changes, imports, fresh=fresh, say=say, live=live, started=started)
@@ -152,12 +162,6 @@ def _recorded(folds: Folds, spec: JobSpec) -> Folds:
     except RecordError as error:
         return replace(folds, unrecorded=str(error))
     return replace(folds, run_id=run_id)
-
-
-def _of_model(result: Result) -> dict[str, float | None]:
-    """Values of the validation rows with the weights that became the model."""
-    metrics: dict[str, float | None] = result.best["metrics"] if result.best else result.metrics
-    return metrics
 
 
 def _whole(values: Sequence[float | None]) -> bool:

@@ -25,8 +25,10 @@ def obstacle(before: RunDir, job: Job, changed: list[str]) -> str | None:
         return None
     done = Done.read(before.done)
     shorter = replace(job, spec=load(before.spec))
-    if done.steps != shorter.num_steps or job.num_steps <= done.steps:
+    if job.num_steps <= done.steps:
         return None
+    if done.steps != shorter.num_steps:
+        return f"it ended early, at step {done.steps:,}: {done.ended_early}"
     if job.spec.training.average and job.spec.training.average.swa:
         return "its average begins at a share of all steps"
     if job.validation is not None and done.steps % job.steps_per_evaluation:

@@ -28,7 +28,8 @@ class Result:
     loss: float | None
     """Loss of the last step."""
     metrics: dict[str, float | None]
-    """Last values of the validation rows: `loss` and each metric."""
+    """Values of the validation rows, `loss` and each metric, with the weights that are the model:
+    the last ones, or those of the best evaluation."""
     baselines: dict[str, float | None]
     """The metrics that a constant prediction has."""
     test: dict[str, float | None]
@@ -37,7 +38,7 @@ class Result:
     decision: dict[str, float | None]
     """With `training.threshold`: what was chosen, and the metric of the validation rows there."""
     notes: list[str]
-    """What the last evaluation's numbers do not show."""
+    """What these numbers do not show."""
     curve_sha256: str
     weights_sha256: str
     """SHA-256 of the recorded model: the last step's weights, or those of the best evaluation."""
@@ -72,6 +73,7 @@ class Result:
         except (OSError, ValueError):
             raise RunError(f"the workers ended without a result in {run.path}") from None
         first = end.first_new
+        evaluated = done.best.step if done.best else end.evaluated
         result = cls(
             run_id=recorded.run_id,
             tracking_uri=recorded.tracking_uri,
@@ -79,12 +81,12 @@ class Result:
             storage=str(run.path),
             steps=done.steps,
             loss=end.loss,
-            metrics=end.metrics,
+            metrics=done.best.metrics if done.best else end.metrics,
             baselines=end.baselines,
             test=done.test.metrics if done.test else {},
             test_baselines=done.test.baselines if done.test else {},
             decision=done.decision,
-            notes=[*end.notes, *_overfitting(end, done)],
+            notes=[*end.notes.get(evaluated, []), *_overfitting(end, done)],
             curve_sha256=end.sha256,
             weights_sha256=done.weights_sha256,
             best=done.best.model_dump() if done.best else None,

@@ -58,7 +58,7 @@ def focal(
 
 @register("binary_focal")
 def binary_focal(*, gamma: Focus = 2.0, alpha: Share | None = 0.25) -> Loss:
-    """The same for yes or no, or many labels at once; `alpha` weighs yes, 1 - `alpha` no.
+    """Focal loss for yes or no, or many labels at once; `alpha` weighs yes, 1 - `alpha` no.
 
     Lin et al., 2017, as torchvision.ops.sigmoid_focal_loss. Mean over elements.
     """

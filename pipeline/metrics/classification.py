@@ -123,9 +123,9 @@ def brier() -> Metric:
 
 @register("calibration_error")
 def calibration_error() -> Metric:
-    """How far probabilities are from the share that comes true, in 15 bins (ECE); 0 is honest.
+    """How far probabilities are from the share that comes true, in 15 bins (ECE).
 
-    Of yes for two classes; of the most likely class for more.
+    0 is perfectly calibrated. Of yes for two classes; of the most likely class for more.
     """
 
     def sums(prediction: Tensor, truth: Tensor, weight: Tensor) -> Tensor:

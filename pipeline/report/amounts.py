@@ -47,7 +47,7 @@ def _against_truth(name: str, prediction: Numbers, truth: Numbers) -> Exhibit:
     axis.legend(frameon=False, fontsize=8)
     some = np.linspace(0, len(truth) - 1, min(len(truth), MAX_TABLE)).astype(int)
     table = {"true": rounded(truth[some]), "predicted": rounded(prediction[some])}
-    caption = "Each validation row. Dots in a flat band are predictions that know only the mean."
+    caption = "Each row. Dots in a flat band are predictions that know only the mean."
     return Exhibit(
         f"predicted_{name}", f"Predicted against true {name}", caption, table, png(figure)
     )

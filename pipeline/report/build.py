@@ -97,7 +97,9 @@ def _held_out(run: RunDir) -> tuple[HeldOut | None, str]:
         held_out = HeldOut.read(run.held_out)
     except (OSError, ValueError) as error:
         return None, str(error)
-    return held_out, " ".join(_notes(held_out))
+    done = run.read_done()
+    decided = held_out.decided(done.decision) if done else held_out
+    return decided, " ".join(_notes(decided))
 
 
 def _notes(held_out: HeldOut) -> list[str]:

@@ -1,4 +1,4 @@
-"""Pictures of predicted classes, and of yes and no: what is taken for what, and how surely."""
+"""Pictures of predicted classes, and of yes and no: confusion, ranking, calibration."""
 
 from __future__ import annotations
 
@@ -56,10 +56,12 @@ def _of_classes(term: TermPredictions, prediction: Array, truth: Array) -> list[
 
 
 def _of_answers(term: TermPredictions, prediction: Array, truth: Array) -> list[Exhibit]:
-    predicted_yes = prediction > (0.5 if term.are_probabilities else 0.0)
+    predicted_yes = prediction > term.decided_by
     if truth.shape[1] == 1:
         codes = predicted_yes[:, 0].astype(int), truth[:, 0].astype(int)
-        drawn = [_confusion(list(term.answers[0]), *codes)]
+        noun = "a probability" if term.are_probabilities else "a score"
+        yes = f"{term.answers[0][1]} is predicted above {noun} of {term.decided_by[0]:.4g}."
+        drawn = [_confusion(list(term.answers[0]), *codes, note=yes)]
     else:
         drawn = [
             _per_class(
@@ -83,7 +85,7 @@ def _told(counts: Array) -> list[int]:
     return [int(index) for index in order if counts[index]]
 
 
-def _confusion(names: list[str], chosen: Array, truth: Array) -> Exhibit:
+def _confusion(names: list[str], chosen: Array, truth: Array, note: str = "") -> Exhibit:
     """Rows by true and predicted class; of many classes, the most frequent ones."""
     counts = np.bincount(truth, minlength=len(names))
     shown = np.sort(np.argsort(-counts, kind="stable")[:MAX_CONFUSED])
@@ -113,7 +115,7 @@ def _confusion(names: list[str], chosen: Array, truth: Array) -> Exhibit:
     table = {"true": [names[i] for i in shown], **columns}
     is_part = size < len(names)
     more = f" The {size} most frequent of {len(names)} classes." if is_part else ""
-    caption = f"Validation rows of each true class, by what they are taken for.{more}"
+    caption = f"Rows of each true class, by the predicted class.{more} {note}".rstrip()
     return Exhibit("confusion", "Confusion matrix", caption, table, png(figure))
 
 
@@ -180,8 +182,8 @@ def _ranks(answers: list[Answers]) -> list[Exhibit]:
         axis.set_xlim(-0.01, 1.01)
         axis.set_ylim(-0.01, 1.03)
         axis.legend(frameon=False, fontsize=8)
-    roc_text = "Share of the yeses that are found, for each share of noes taken for yes."
-    pr_text = "How many are right, for each share of the yeses found; dotted: by chance."
+    roc_text = "True positive rate (recall) over false positive rate."
+    pr_text = "Precision over recall; dotted: by chance."
     return [
         Exhibit("roc", "ROC", roc_text, roc, png(roc_figure)),
         Exhibit("precision_recall", "Precision and recall", pr_text, pr, png(pr_figure)),
@@ -192,7 +194,7 @@ def _calibration(answers: list[Answers]) -> Exhibit:
     """What share comes true of what is given each probability."""
     figure, axes = plot(2, 1)
     upper, lower = axes[:, 0]
-    upper.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="honest")
+    upper.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="perfect")
     edges = np.linspace(0, 1, NUM_BINS + 1)
     table: dict[str, list[Any]] = {"of": [], "probability": [], "came_true": [], "rows": []}
     for index, one in enumerate(answers):

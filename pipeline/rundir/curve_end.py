@@ -24,8 +24,10 @@ class CurveEnd:
         """Of the last evaluation, its losses too."""
         self.baselines: Numbers = {}
         """The metrics that a constant prediction has."""
-        self.notes: list[str] = []
-        """What the last evaluation's numbers do not show."""
+        self.evaluated = 0
+        """The step of the last evaluation."""
+        self.notes: dict[int, list[str]] = {}
+        """What an evaluation's numbers do not show, by its step."""
         self.lowest: tuple[int, float] | None = None
         """The step with the lowest validation loss, and that loss."""
         self.first_new: float | None = None
@@ -60,7 +62,8 @@ class CurveEnd:
             if loss is not None and (self.lowest is None or loss < self.lowest[1]):
                 self.lowest = point["step"], loss
             self.baselines = point.get("baselines", self.baselines)
-            self.notes = list(point.get("notes", []))
+            self.evaluated = point["step"]
+            self.notes[self.evaluated] = list(point.get("notes", []))
 
 
 class EndReader(Reader):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.origins import Origins
 from pipeline.files.atomic import replacing
+from pipeline.rundir.records import Numbers
 
 META = "meta"
 ARRAYS = ("prediction", "truth", "weight", "row")
@@ -38,6 +39,15 @@ class TermPredictions:
     """How much each item counts in metrics: of the truth's shape."""
     row: NDArray[np.int64]
     """Index among the validation rows: of the truth's shape."""
+    thresholds: tuple[float, ...] = ()
+    """Above which each column of `binary` is taken for yes; a half of a probability, 0 of a score
+    unless given."""
+
+    @property
+    def decided_by(self) -> NDArray[np.float64]:
+        """The threshold of each column of `binary`: [K]."""
+        usual = 0.5 if self.are_probabilities else 0.0
+        return np.array(self.thresholds or [usual] * len(self.names))
 
 
 @dataclass(frozen=True)
@@ -59,11 +69,24 @@ class HeldOut:
         """File of a validation row that is here, and its index in it."""
         return self.origins.find(int(np.searchsorted(self.rows, row)))
 
+    def decided(self, decision: Numbers) -> HeldOut:
+        """The same with the thresholds that were chosen afterwards, by `threshold/COLUMN`."""
+        terms = []
+        for term in self.terms:
+            thresholds = list(term.decided_by)
+            for place, name in enumerate(term.names):
+                keys = (f"threshold/{term.label}/{name}", f"threshold/{name}")
+                chosen = next((n for k in keys if (n := decision.get(k)) is not None), None)
+                if term.task == "binary" and chosen is not None:
+                    thresholds[place] = chosen
+            terms.append(replace(term, thresholds=tuple(thresholds)))
+        return replace(self, terms=terms)
+
     def write(self, path: Path, check: Callable[[], None] = lambda: None) -> None:
         """The file as a whole, or not at all."""
         terms = [
             {"label": t.label, "task": t.task, "are_probabilities": t.are_probabilities,
-             "names": t.names, "answers": t.answers}
+             "names": t.names, "answers": t.answers, "thresholds": t.thresholds}
             for t in self.terms
         ]  # fmt: skip
         meta = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -30,7 +31,7 @@ def faults_of(
     error: ValidationError, tree: Any, lines: Lines, texts: dict[str, str]
 ) -> Iterator[Fault]:
     """Pydantic's errors in the words of the spec."""
-    branches: dict[tuple[Any, ...], list[str]] = {}
+    branches: dict[tuple[Any, ...], list[Fault]] = {}
     for item in error.errors(include_url=False):
         path = _spec_path(item["loc"], tree)
         if item["type"] == "extra_forbidden":
@@ -48,7 +49,7 @@ def faults_of(
             advice = f"with keys such as {', '.join(known)}" if known else ""
         else:
             own = item["type"] in _OWN_ERRORS
-            message = item["msg"] if own else _reword(item["msg"])
+            message = _must(item["msg"]) if own else _reword(item["msg"])
             problem = message if own else f"{message}, found {shorten(item['input'])}"
             advice = ""
         shown = dotted(path)
@@ -59,15 +60,27 @@ def faults_of(
         if override:
             advice = f"{advice + '; ' if advice else ''}from --set {override}"
         fault = Fault(shown, problem, None if override else _line(path, lines), advice)
-        seen = branches.setdefault(path, [])
-        if problem not in seen:  # a union reports once for each of its branches
-            seen.append(problem)
-            yield fault
+        same = branches.setdefault(path, [])
+        if fault not in same:
+            same.append(fault)
+    yield from (_merge(same) for same in branches.values())
+
+
+def _merge(faults: list[Fault]) -> Fault:
+    """One fault of those that each branch of a union reports of a value: any of them will do."""
+    first, end = faults[0], re.search(", found .*$", faults[0].problem, re.DOTALL)
+    wanted = [fault.problem.removesuffix(end[0]) for fault in faults] if end else []
+    if len(faults) == 1:
+        return first
+    if end is None or not all(text.startswith("must be ") for text in wanted):
+        return replace(first, problem="; ".join(fault.problem for fault in faults))
+    others = [text.removeprefix("must be ") for text in wanted[1:]]
+    return replace(first, problem=f"{' or '.join([wanted[0], *others])}{end[0]}")
 
 
 def _reword(message: str) -> str:
     """One of pydantic's messages as a reader of YAML would say it."""
-    kind = re.sub("^[A-Z][a-z]+ should", "must", message.partition(", unable to parse")[0])
+    kind = _must(message.partition(", unable to parse")[0])
     for theirs, ours in {
         "a valid integer": "a whole number",
         "a valid number": "a number",
@@ -79,6 +92,10 @@ def _reword(message: str) -> str:
     }.items():
         kind = kind.replace(theirs, ours)
     return kind
+
+
+def _must(message: str) -> str:
+    return re.sub(r"\b[A-Z][a-z]+ should", "must", message)
 
 
 _OWN_ERRORS = {

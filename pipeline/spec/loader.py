@@ -152,7 +152,9 @@ def load(
             text = Path(source).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-            raise SpecError(name, [Fault("file", f"cannot be read: {reason}")]) from None
+            is_gone = isinstance(error, FileNotFoundError)
+            problem = "there is no such file" if is_gone else f"cannot be read: {reason}"
+            raise SpecError(name, [Fault("file", problem)]) from None
         tree, lines, faults = _parse(text, name)
     if not isinstance(tree, dict):
         problem = f"expected a mapping with the keys name, data, model, loss; found {shorten(tree)}"

@@ -62,6 +62,14 @@ class Split(Section):
         return self.group or self.stratify or self.time or ""
 
     @property
+    def shown(self) -> str:
+        """Which rows, in words."""
+        if self.folds:
+            return f"fold {self.fold} of {self.folds}"
+        size = f"the rows since {self.since}" if self.since is not None else f"{self.fraction}"
+        return f"{size} by {self.column}" if self.column else size
+
+    @property
     def share(self) -> float | None:
         """Of the rows to hold out; None for a split by time that says since when."""
         return self.fraction if self.folds is None else 1 / self.folds

@@ -8,6 +8,7 @@ from typing import TypedDict
 
 from torch import Tensor, nn
 
+from pipeline import registry
 from pipeline.errors import UsageError
 from pipeline.losses.terms import Term
 from pipeline.registry import nearest
@@ -39,9 +40,11 @@ def is_lower_better(
     ways |= {one.name: one.metric.lower_is_better for one in metrics}
     if metric not in ways:
         known = sorted(ways)
+        is_known = metric in registry.metrics.entries
+        advice = "; add it to `metrics`" if is_known else nearest(metric, known)
         raise UsageError(
             f"{key}: no metric {metric!r} of the validation rows"
-            f"{nearest(metric, known)} (known: {', '.join(known)})"
+            f"{advice} (known: {', '.join(known)})"
         )
     way = ways[metric]
     if way is None:

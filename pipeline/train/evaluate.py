@@ -138,7 +138,9 @@ def _choose_kept(objective: Objective, num_rows: int, num_batches: int) -> dict[
         if not all(field.is_single for field in term.targets if task == "classes"):
             continue  # of positions there are too many
         readable = term.target.readable(term)
-        reads = next(one for one in MOST_TELLING if one in readable)
+        reads = next((one for one in MOST_TELLING if one in readable), None)
+        if reads is None:
+            continue
         reading = Reading(index, task, reads, False)
         width = math.prod(reading.no_items(objective).prediction.shape[1:])
         chosen[reading] = min(math.ceil(num_rows * width / MAX_KEPT), num_batches)

@@ -121,6 +121,12 @@ def _adapt(model: nn.Module, lora: Lora) -> None:
                 f"model.lora.match: the weight of {name} is tied to another layer's, which an "
                 "adapter would change too: leave this layer out"
             )
+        width = min(layers[name].weight.shape)
+        if lora.rank > width:
+            raise UsageError(
+                f"model.lora.rank: {lora.rank} is more than {width}, the rank that the weight of "
+                f"{name} has at most"
+            )
         adapt(layers[name], lora.rank, lora.alpha)
 
 

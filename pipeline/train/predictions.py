@@ -8,15 +8,18 @@ import numpy as np
 
 from pipeline.data.columns import Field
 from pipeline.data.origins import Origins
+from pipeline.losses.objective import Objective
 from pipeline.losses.targets import Items
 from pipeline.losses.terms import Term
 from pipeline.metrics import Task
 from pipeline.rundir.held_out import HeldOut, TermPredictions
 
 
-def held_out(terms: list[Term], kept: Mapping[int, Items], step: int, origins: Origins) -> HeldOut:
+def held_out(
+    objective: Objective, kept: Mapping[int, Items], step: int, origins: Origins
+) -> HeldOut:
     """The items of each term, named, with the places of their rows."""
-    described = [_describe(terms[index], items) for index, items in kept.items()]
+    described = [_describe(objective.with_threshold(index), items) for index, items in kept.items()]
     rows = np.unique(np.concatenate([one.row.ravel() for one in described]))
     num_rows = len(origins.index)
     places = Origins(origins.index[rows], origins.starts, origins.paths)
@@ -27,13 +30,19 @@ def _describe(term: Term, items: Items) -> TermPredictions:
     task = term.target.task(term)
     assert task is not None
     assert task != "survival"  # which has no pictures
+    thresholds = () if term.threshold is None else term.threshold.double().flatten().tolist()
+    prediction, truth, weight, row = (tensor.numpy() for tensor in items)
     return TermPredictions(
         term.label,
         task,
         "probabilities" in term.target.readable(term),
         _names(term, task, items),
         [_answers(field) for field in term.targets],
-        *(tensor.numpy() for tensor in items),
+        prediction,
+        truth,
+        weight,
+        row,
+        tuple(thresholds),
     )
 
 

@@ -205,7 +205,7 @@ class RunRecorder(NullRecorder):
         """Keep them in a file of the run's folder, with where their rows come from."""
         assert self.job.origins is not None
         held_out = predictions.held_out(
-            state.objective.terms, evaluation.kept, state.step, self.job.origins
+            state.objective, evaluation.kept, state.step, self.job.origins
         )
         held_out.write(self.run.held_out, self.lease.check)
 

@@ -89,3 +89,29 @@ def test_a_scale_that_no_loss_reads_is_pointed_out(
     data = {"inputs": ["a"], "target": target, "target_scale": scale}
     found = notices(job_of(tmp_path, "rows.csv", loss=loss, data=data))
     assert re.search("data.target_scale(: no target holds amounts| leaves it as it is)", found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": {"sampling": {"balance": "kind"}},
+          "loss": {"name": "bce_with_logits", "pos_weight": "balanced"}},
+         "loss.pos_weight: data.sampling.balance makes up for rare classes already"),
+        ({"data": {"sampling": {"balance": "kind"}}},
+         "data.sampling.balance: probabilities are those of balanced classes"),
+        ({"training": {"average": {"ema": 0.9999}, "max_steps": 20}},
+         "100% of the average are initial weights"),
+        ({"schedule": {"name": "reduce_on_plateau", "patience": 60},
+          "data": {"validation": 0.2}, "training": {"epochs": 10}},
+         "patience 60 of 10 evaluations: the learning rate never falls"),
+        ({"model": {"name": "mlp", "lora": {"match": "layers", "rank": 1}}},
+         "model.lora: without model.init_from"),
+    ],
+)  # fmt: skip
+def test_what_is_allowed_and_rarely_meant(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    FRAME.assign(kind=["a", "b"] * 20).to_csv(tmp_path / "rows.csv", index=False)
+    data = {"inputs": ["a"], "target": "kind", **changes.get("data", {})}
+    made = job_of(tmp_path, "rows.csv", **{"loss": "bce_with_logits"} | changes | {"data": data})
+    assert message in notices(made)

@@ -220,7 +220,14 @@ def test_strata_are_held_out_to_the_row(split_of: str, tmp_path: Path) -> None:
     assert (again == found[order]).all()
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_a_column_without_classes_has_no_strata(tmp_path: Path) -> None:
+    amounts = pa.array(np.random.default_rng(0).normal(size=len(TABLE)))
+    table = TABLE.append_column("amount", amounts)
+    with pytest.raises(DataError, match=r"'amount' has [\d,]+ values in [\d,]+ rows"):
+        held_out(table, tmp_path, {"fraction": 0.2, "stratify": "amount"})
+
+
+@pytest.mark.parametrize("size", [2, 3, 7])
 def test_small_classes_do_not_all_lack_the_same_fold(size: int, tmp_path: Path) -> None:
     num = 400 // size
     kinds = np.repeat([f"kind {i}" for i in range(num)], size)

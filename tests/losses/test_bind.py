@@ -180,3 +180,18 @@ def test_grades_of_true_and_false_have_an_order(tmp_path: Path) -> None:
     assert term.loss.head is not None
     served = term.loss.link(term.loss.head(1, 2), torch.tensor([5.0]))  # type: ignore[misc]
     assert served[0, 0] > 0.9, "False is the highest"
+
+
+@pytest.mark.parametrize("levels", [[0.1, 0.9], [0.1, 0.5, 0.9]])
+def test_only_the_median_is_a_prediction_of_the_amount(levels: Any, tmp_path: Path) -> None:
+    pd.DataFrame({"a": range(30), "y": range(30)}).to_csv(tmp_path / "rows.csv", index=False)
+    made = job_of(tmp_path, "rows.csv", loss={"name": "pinball", "levels": levels})
+    (term,) = made.terms
+    has_median = 0.5 in levels
+    assert ("mae" in term.target.usual_metrics(term)) == has_median
+    served = torch.arange(len(levels), dtype=torch.float32)[None]
+    decoded = term.target.decode(term, served)
+    assert ("y" in decoded) == has_median
+    assert decoded["y_quantile_0.9"] == len(levels) - 1
+    if has_median:
+        assert decoded["y"] == 1

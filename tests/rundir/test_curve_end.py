@@ -33,7 +33,7 @@ def test_it_is_the_same_read_at_once_and_bit_by_bit(tmp_path: Path) -> None:
     end, points = reader.read_end(), list(Reader(path).new())
     assert end.sha256 == curve_sha256(points)
     assert (end.loss, end.metrics, end.baselines) == (1 / 7, {"loss": 0.5}, {"r2": 0.0})
-    assert end.notes == ["odd"]
+    assert (end.evaluated, end.notes) == (7, {0: [], 7: ["odd"]})
     (first,) = [p["time"] for p in points if "train" in p and p["step"] == 1]
     assert end.first_new == first / 1000
 

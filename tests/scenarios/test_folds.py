@@ -15,7 +15,7 @@ from sklearn.metrics import r2_score
 
 import pipeline
 from pipeline.data import locate, reader, split
-from pipeline.errors import UsageError
+from pipeline.errors import DataError, UsageError
 from pipeline.spec import load
 from tests.conftest import Command, merged
 
@@ -88,7 +88,7 @@ def test_the_command_resumes_prints_a_table_and_ends_with_json(
     said = json.loads(out)
     assert len(said["folds"]) == FOLDS
     assert "fold  3 of 3" in err
-    assert "deviation" in err
+    assert "mean         std" in err
     code, out, err = command("run", tmp_path / "job.yaml", "--folds", FOLDS, "--json")
     assert "is finished already" in err
     assert json.loads(out)["means"] == said["means"]
@@ -107,3 +107,16 @@ def test_too_few_folds_are_refused(num: Any, tree: dict[str, Any]) -> None:
 def test_what_has_no_folds_is_refused(validation: Any, message: str, tree: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=message):
         pipeline.run_folds(merged(tree, {"data.validation": validation}), FOLDS)
+
+
+def test_folds_that_lack_rows_are_refused_before_any_is_trained(
+    tree: dict[str, Any], tmp_path: Path
+) -> None:
+    pd.read_parquet(tmp_path / "rows.parquet").iloc[:8].to_parquet(tmp_path / "few.parquet")
+    few = merged(tree, {"data.train": str(tmp_path / "few.parquet"), "data.test": None,
+                        "data.validation": 0.2})  # fmt: skip
+    said: list[str] = []
+    with pytest.raises(DataError, match=r"fold \d+ of 40: data.validation: fold \d+ of 40 of 8"):
+        pipeline.run_folds(few, 40, say=said.append)
+    assert not said
+    assert not list((tmp_path / "runs").glob("cross-*"))

@@ -64,6 +64,7 @@ def test_it_has_the_bits_of_a_long_run_and_is_a_run_below_the_short_one(
         ({"training.average": {"swa": {}}}, "its average begins at a share of all steps"),
         ({"training.evaluate_every": {"steps": 5}}, "its end is no time to evaluate"),
         ({"checkpoint": {}, "data.test": None}, "it has no checkpoint"),
+        ({"training.stop": {"patience": 1, "min_delta": 9.0}}, "it ended early, at step"),
     ],
 )
 def test_a_run_whose_first_steps_would_be_others_starts_anew(

@@ -161,8 +161,8 @@ def test_formats_and_an_input_that_is_whole_numbers(
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        ({"size": "text"}, {}, r"FILES: column 'size' is .*string, expected numbers"),
-        ({"city": 3}, {}, "FILES: column 'city' "),
+        ({"size": "text"}, {}, r"rows.parquet: column 'size' holds .*string, expected numbers"),
+        ({"city": 3}, {}, "column 'city' "),
         ({"city": None}, {}, r"column 'city' is not among those given.*the model reads size, city"),
         ({}, {"keep": ["idd"]}, r"--keep: column 'idd' is not there; did you mean 'id'"),
         ({}, {"keep": ["price"]}, "--keep: price is what the model predicts"),

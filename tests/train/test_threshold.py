@@ -16,6 +16,9 @@ import pipeline
 from pipeline.errors import PipelineError, SpecError
 from pipeline.launch.evaluate import evaluate
 from pipeline.launch.run import check
+from pipeline.report.build import build
+from pipeline.rundir import RunDir
+from pipeline.rundir.held_out import HeldOut
 from pipeline.train.threshold import SCORES, best_threshold
 from tests.conftest import merged
 from tests.killed import assert_same_bits, job_of
@@ -99,6 +102,16 @@ def test_it_is_recorded_and_served_and_judged_with(tree: dict[str, Any], tmp_pat
     said = np.stack([served["flag"] == "active", served["other"]])
     assert found["f1"] == pytest.approx(sk.f1_score(truth.ravel(), said.ravel()))
     assert min(each) > 0
+    (shown,) = [one for one in build(RunDir(Path(result.storage))).exhibits if "class" in one.table
+                and one.title == "Each class"]  # fmt: skip
+    held_out = HeldOut.read(RunDir(Path(result.storage)).held_out)
+    (term,) = held_out.terms
+    answers: list[tuple[str, Any]] = [("flag", "active"), ("other", True)]
+    for place, (column, yes) in enumerate(answers):
+        rows = frame.iloc[[held_out.find(row)[1] for row in term.row[:, place]]]
+        said = result.model.predict(rows[["a"]])[column] == yes
+        wanted = sk.precision_score(rows[column] == yes, said, zero_division=np.nan)
+        assert shown.table["precision"][place] == pytest.approx(wanted, abs=1e-4, nan_ok=True)
 
 
 @pytest.mark.processes

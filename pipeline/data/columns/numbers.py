@@ -111,7 +111,7 @@ class Number(_Scaled):
 
     def from_cells(self, cells: Any) -> Any:
         if is_text(cells.type):
-            raise ColumnError(f"is {cells.type}, expected numbers, as {self.arrow_type}")
+            raise ColumnError(f"holds {cells.type}, expected numbers ({self.arrow_type})")
         return super().from_cells(cells)
 
 

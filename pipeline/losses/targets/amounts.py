@@ -101,6 +101,10 @@ class Counts(Values):
             raise unmeant(label, name, target, ", counts are at least 0", fix)
 
 
+MEDIAN = 0.5
+"""The level of the quantile that is a prediction of the amount."""
+
+
 class Quantiles(Values):
     """Numbers of which several quantiles are predicted: float32."""
 
@@ -114,15 +118,16 @@ class Quantiles(Values):
             raise ContractError(label, problem, "give each target a loss of its own")
 
     def readable(self, term: Term) -> tuple[Reads, ...]:
-        return "amounts", "quantiles"
+        return ("amounts", "quantiles") if MEDIAN in term.loss.levels else ("quantiles",)
 
     def usual_metrics(self, term: Term) -> tuple[str, ...]:
-        return "pinball_loss", "coverage", "mae", "r2"
+        of_median = ("mae", "r2") if MEDIAN in term.loss.levels else ()
+        return "pinball_loss", "coverage", *of_median
 
     def compared(self, term: Term, rows: Items, reads: Reads, centered: bool) -> Items:
         if reads == "amounts":
             served = rows.prediction
-            middle = served[:, self._middle(term)] if served.dim() == 2 else served
+            middle = served[:, term.loss.levels.index(MEDIAN)] if served.dim() == 2 else served
             return super().compared(term, rows._replace(prediction=middle), reads, centered)
         prediction, truth = (unscaled(term.targets, values) for values in rows[:2])
         level = prediction.new_tensor(term.loss.levels).expand_as(prediction)
@@ -143,13 +148,9 @@ class Quantiles(Values):
         name, amounts = term.targets[0].name, unscaled(term.targets, served)
         columns = zip(term.loss.levels, amounts.unbind(1), strict=True)
         quantiles = {f"{name}_quantile_{level:.15g}": amount.numpy() for level, amount in columns}
-        return {name: amounts[:, self._middle(term)].numpy()} | quantiles
-
-    @staticmethod
-    def _middle(term: Term) -> int:
-        """The place of the level that is nearest to a half: the median, if it is there."""
-        levels = term.loss.levels
-        return min(range(len(levels)), key=lambda place: abs(levels[place] - 0.5))
+        if MEDIAN not in term.loss.levels:
+            return quantiles
+        return {name: amounts[:, term.loss.levels.index(MEDIAN)].numpy()} | quantiles
 
 
 def unscaled(fields: Sequence[Field], values: Tensor, centered: bool = False) -> Tensor:
