@@ -121,7 +121,10 @@ def test_a_recorded_model_is_evaluated_by_its_address(trained: Result) -> None:
     [
         ({"price": None}, "data.target: no column 'price' in .*new.parquet"),
         ({"w": None}, "data.sample_weight: no column 'w'"),
-        ({"price": np.nan}, r"data\.target: column 'price' of .*new.parquet has missing values.*row 1"),
+        (
+            {"price": np.nan},
+            r"data\.target: column 'price' of .*new.parquet has missing values.*row 1",
+        ),
         ({"sold": "perhaps"}, "column 'sold' .*perhaps"),
         ({"age": np.nan}, "FILES: no rows in "),
     ],
