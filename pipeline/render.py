@@ -9,10 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.launch.resources import room
 from pipeline.tracking import page
 
 if TYPE_CHECKING:
     from pipeline.checks.batch import Notice
+    from pipeline.cluster.client import Submission
+    from pipeline.cluster.plan import Plan
     from pipeline.data.cache import Entry
     from pipeline.data.columns import Field
     from pipeline.launch.evaluate import Evaluated
@@ -245,6 +248,45 @@ def _run_row(one: Summary) -> list[str]:
     numbers = ["" if number is None else f"{number:.4g}" for number in (value, constant)]
     times = [_duration(one.seconds), _duration(one.age)]
     return [one.run.name, one.state, steps, shown, *numbers, *times]
+
+
+def plan_lines(plan: Plan) -> list[str]:
+    """What submitting a job would do, before it is done."""
+    spec, workers, last = plan.spec, plan.spec.workers, plan.last
+    files = [f"{p} ({size_text(f.stat().st_size)})" for p, f in plan.package.files.items()]
+    more = f" and {len(files) - MAX_SHOWN} more" if len(files) > MAX_SHOWN else ""
+    least, most = workers.least, workers.most
+    number = str(most) if least == most else f"{least} to {most}"
+    actions = {"start": f"starts {plan.id}"}
+    if last is not None:
+        state = last.status.lower()
+        actions["resume"] = f"resumes {last.id}, which has {state}, as {plan.id}"
+        actions["attach"] = f"attaches to {last.id}, which is {state}"
+        actions["tell"] = f"shows the result of {last.id}"
+    where = plan.variables.get("MLFLOW_TRACKING_URI", "as the cluster is set up")
+    nodes = f"{len(plan.nodes)} node{'s' if len(plan.nodes) != 1 else ''}"
+    rivals = [f"{one.id}, of the same name, is {one.status.lower()}" for one in plan.rivals]
+    return [
+        f"job      {spec.name}: {spec.model.name}, {' + '.join(term.name for term in spec.loss)}",
+        f"cluster  {plan.cluster.address}, Ray {plan.cluster.version}, {nodes}",
+        f"workers  {number}; there is room for {room(workers, plan.nodes, is_now=True)} now",
+        f"sends    {', '.join(files[:MAX_SHOWN])}{more}",
+        f"mlflow   experiment {plan.metadata['experiment']}, {where}",
+        *(f"note     {note}" for note in [*plan.notes, *rivals]),
+        f"this     {actions[plan.action]}",
+    ]
+
+
+def submission_lines(found: Sequence[Submission]) -> list[str]:
+    """A table of what was submitted to a cluster, the newest first."""
+    rows = [["submission", "job", "status", "took", "age", "says"]]
+    for one in found:
+        took = _duration((one.ended or time.time()) - one.started) if one.started else ""
+        age = _duration(time.time() - one.started) if one.started else ""
+        is_well = one.status in ("RUNNING", "SUCCEEDED")
+        says = "" if is_well else _short(one.message.partition("\n")[0])
+        rows.append([one.id, one.job, one.status.lower(), took, age, says])
+    return _table(rows)
 
 
 def comparison_lines(comparison: Comparison) -> list[str]:

@@ -34,12 +34,18 @@ LAYERS = [
     ["tracking"],
     ["checks", "testing"],
     ["launch"],
-    ["verify"],
+    ["verify", "cluster"],
     ["render", "cli", "", "__main__"],
 ]
 """Folders, and modules beside them: lower lines may import from upper ones, never the reverse."""
 DEPTH = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}
-RAY = {"launch.ray_cluster", "launch.ray_trainer", "launch.failures", "train.worker"}
+RAY = {
+    "cluster.client",
+    "launch.ray_cluster",
+    "launch.ray_trainer",
+    "launch.failures",
+    "train.worker",
+}
 MLFLOW = {"tracking.champion", "tracking.client", "tracking.model", "tracking.serving"}
 LONGEST = 400
 

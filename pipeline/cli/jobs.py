@@ -21,7 +21,7 @@ STARTED = time.time()
 Command = Callable[..., None]
 
 
-def _job_options(command: Command) -> Command:
+def job_options(command: Command) -> Command:
     """The argument and options of commands that take a job spec."""
     for add in (
         click.option("--json", "as_json", is_flag=True, help="End with one JSON object on a line."),
@@ -45,12 +45,13 @@ def _job_options(command: Command) -> Command:
     return command
 
 
-def _overrides(texts: tuple[str, ...]) -> dict[str, Any]:
+def parsed(texts: tuple[str, ...]) -> dict[str, Any]:
+    """What `--set` says, by key path."""
     return dict(spec.parse_override(text) for text in texts)
 
 
 @cli.command()
-@_job_options
+@job_options
 @click.option("--fresh", is_flag=True, help="Start a new run, whatever there is of this job.")
 @click.option("--folds", type=click.IntRange(2), metavar="N",
               help="Train N times, each with another Nth of the rows for validation.")  # fmt: skip
@@ -74,7 +75,7 @@ def run(
     from pipeline.launch.result import Result
 
     if folds is not None:
-        _run_folds(job, folds, _overrides(overrides), imports, as_json, fresh)
+        _run_folds(job, folds, parsed(overrides), imports, as_json, fresh)
         return
 
     def finish(result: Result) -> None:
@@ -84,7 +85,7 @@ def run(
     try:
         result = launch.run(
             job,
-            _overrides(overrides),
+            parsed(overrides),
             imports,
             fresh=fresh,
             say=_say(as_json),
@@ -129,7 +130,7 @@ def _say(as_json: bool) -> Callable[[str], None]:
 
 
 @cli.command()
-@_job_options
+@job_options
 def check(job: str, overrides: tuple[str, ...], imports: tuple[str, ...], as_json: bool) -> None:
     """Check a job without training it.
 
@@ -137,7 +138,7 @@ def check(job: str, overrides: tuple[str, ...], imports: tuple[str, ...], as_jso
     """
     from pipeline.launch import run as launch
 
-    checked, prepared, notices = launch.check(job, _overrides(overrides), imports, live=show_live)
+    checked, prepared, notices = launch.check(job, parsed(overrides), imports, live=show_live)
     for line in render.check_lines(prepared, notices):
         click.echo(line, err=as_json)
     if as_json:
@@ -154,7 +155,7 @@ def check(job: str, overrides: tuple[str, ...], imports: tuple[str, ...], as_jso
 
 
 @cli.command()
-@_job_options
+@job_options
 @click.option(
     "--steps",
     default=50,
@@ -210,7 +211,7 @@ def prove(
 
     proof = proving.prove(
         job,
-        _overrides(overrides),
+        parsed(overrides),
         imports,
         steps=steps,
         workers=counts,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import sys
 import threading
@@ -14,7 +15,8 @@ from pipeline.rundir.journal import Reader
 from pipeline.rundir.records import Message, Numbers, Recomputed, Recomputing, Start
 
 LIVE_SECONDS = 0.2
-PLAIN_SECONDS = 10.0
+PLAIN_SECONDS = float(os.environ.get("PIPELINE_PROGRESS_SECONDS", "10"))
+WAITING_SECONDS = 10.0
 RECORD_SECONDS = 2.0
 IDLE_SECONDS = 30.0
 """Without a step, after which that is said."""
@@ -78,7 +80,8 @@ class Progress:
                 looked = now
                 self._look_at_record()
             has_begun = bool(self._step or self._again)
-            if self.live or now - shown >= PLAIN_SECONDS or has_begun != had_begun:
+            seconds = PLAIN_SECONDS if has_begun else WAITING_SECONDS
+            if self.live or now - shown >= seconds or has_begun != had_begun:
                 shown, had_begun = now, has_begun
                 self._show(end="\r" if self.live else "\n")
         self._read()

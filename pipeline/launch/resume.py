@@ -35,7 +35,7 @@ class Runs:
     def __init__(self, spec: JobSpec, name: str = "") -> None:
         """Raises UsageError for a `checkpoint.copy_to` that is not a place."""
         self.storage = storage_of(spec)
-        self.slug = _slug(name or spec.name)
+        self.slug = slug_of(name or spec.name)
         self.backups = Backups(spec.checkpoint.copy_to) if spec.checkpoint.copy_to else None
 
     @contextmanager
@@ -182,7 +182,7 @@ def storage_of(spec: JobSpec) -> Path:
     return (start / Path(spec.storage).expanduser()).resolve()
 
 
-def _slug(name: str) -> str:
+def slug_of(name: str) -> str:
     """The name as a folder's; if that took changes, with a mark of its own."""
     slug = "".join(c if c.isalnum() or c in "._-" else "-" for c in name)
     return slug if slug == name else f"{slug}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"

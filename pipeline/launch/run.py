@@ -34,15 +34,18 @@ def check(
     imports: Sequence[str] = (),
     *,
     live: Tell = lambda _: None,
+    is_sent: bool = False,
 ) -> tuple[JobSpec, Job, list[Notice]]:
     """Everything that can be known before workers start: spec, files, columns, one real batch.
 
-    `live` is told how far a conversion of the rows has come. Raises SpecError, DataError or
+    `live` is told how far a conversion of the rows has come; a job that `is_sent` to a cluster may
+    have more workers than this machine. Raises SpecError, DataError or
     ContractError, each saying what to change.
     """
     plugins.load(list(imports))
     spec = load(path, overrides)
-    refuse_too_many(spec)
+    if not is_sent:
+        refuse_too_many(spec)
     from pipeline.checks.job import check as check_job
     from pipeline.launch.initial import load_initial
     from pipeline.launch.resume import Runs
@@ -125,6 +128,7 @@ def assignment(job: Job, folder: RunDir, modules: list[str], base: Path) -> Assi
     """What the workers of a run are told."""
     from pipeline.files.atomic import replacing
     from pipeline.launch.ray_trainer import in_process
+    from pipeline.tracking.source import ray_job_id
     from pipeline.train.assignment import Assignment
     from pipeline.train.weights import save_weights
 
@@ -133,6 +137,8 @@ def assignment(job: Job, folder: RunDir, modules: list[str], base: Path) -> Assi
             save_weights(job.initial, file)
     origins = plugins.origins(modules, folder.imports)
     here = job if in_process(job.spec) else None
+    if here is None and ray_job_id() and base.is_relative_to(Path.cwd()):
+        base = base.relative_to(Path.cwd())  # nodes have a Ray job's folder in different places
     return Assignment(job.spec, base, folder, modules, origins, job.fingerprint, here)
 
 
@@ -213,9 +219,10 @@ def _train(
     spec, folder = job.spec, task.run
     least, most = spec.workers.least, spec.workers.most
     num_workers = str(most) if least == most else f"{least} to {most}"
-    where = "in this process" if in_process(spec) else f"on {num_workers} Ray workers"
+    s = "" if most == 1 else "s"
+    where = "in this process" if in_process(spec) else f"on {num_workers} Ray worker{s}"
     tell(f"run   {folder.name}, {job.num_rows:,} rows{_streamed(job)} {where}")
-    waiting = "" if in_process(spec) else f"starting {num_workers} Ray workers"
+    waiting = "" if in_process(spec) else f"starting {num_workers} Ray worker{s}"
     reader = EndReader(folder.journal, started)
     list(reader.new())  # what an earlier command has shown
     progress = Progress(

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from pipeline.redact import redact
 
+RAY_JOB, RAY_JOBS = "ray.job_id", "ray.job_ids"
+"""Tags of a run: its Ray job, the last one where several resumed it, and all of these."""
 LARGEST_DIFF = 100_000
 """Characters of the changes to the code that are recorded at most."""
 
@@ -19,13 +21,17 @@ LARGEST_DIFF = 100_000
 def source_tags() -> dict[str, str]:
     """MLflow's own tags of a run, as its fluent API would set them, and Ray's job."""
     job_id = ray_job_id()
+    submitted = os.environ.get("PIPELINE_SOURCE", "")
+    if job_id and Path(submitted).is_file():  # who submitted the job knows more of it
+        return {**json.loads(Path(submitted).read_text()), "mlflow.source.type": "JOB",
+                RAY_JOB: job_id}  # fmt: skip
     tags = {
         "mlflow.user": _user(),
         "mlflow.source.name": _spec_path() or sys.argv[0],
         "mlflow.source.type": "JOB" if job_id else "LOCAL",
         **_git_tags(),
     }
-    return tags | ({"ray.job_id": job_id} if job_id else {})
+    return tags | ({RAY_JOB: job_id} if job_id else {})
 
 
 def _spec_path() -> str:

@@ -34,6 +34,7 @@ from pipeline.tracking.champion import Candidate
 from pipeline.tracking.client import ERROR, NOTE, Client
 from pipeline.tracking.names import environment_uri, with_password
 from pipeline.tracking.note import Progress, describe
+from pipeline.tracking.source import RAY_JOB, RAY_JOBS
 from pipeline.tracking.values import (
     Value,
     is_of_system,
@@ -111,6 +112,7 @@ class Upload:
             if self.client.launcher(self.state.run_id) not in (self.state.launcher, launcher):
                 self.save(uploaded=self._take_over(self.state.run_id))
             self.client.take_over(self.state.run_id, launcher)
+            self._add_ray_job()
             self.save(launcher=launcher, reported=False)
         if not self.state.begun:
             self.client.log_params(self.state.run_id, self.record.params)
@@ -121,6 +123,16 @@ class Upload:
             )
             self.save(begun=True)
         self.has_begun = True
+
+    def _add_ray_job(self) -> None:
+        """Let the run name the Ray job that resumes it, beside those before."""
+        if job := self.record.tags.get(RAY_JOB):
+            before = self.client.tag(self.state.run_id, RAY_JOBS) or self.client.tag(
+                self.state.run_id, RAY_JOB
+            )
+            known = [one for one in before.split(", ") if one not in ("", job)]
+            tags = {RAY_JOB: job, RAY_JOBS: ", ".join([*known, job])}
+            self.client.set_tags(self.state.run_id, tags)
 
     def _take_over(self, run_id: str) -> dict[str, int]:
         """Take the run from another machine; how far that has uploaded it."""

@@ -18,7 +18,7 @@ class Assignment:
 
     spec: JobSpec
     base: Path
-    """Where relative paths of the spec start."""
+    """Where relative paths of the spec start; in a Ray job, below the working directory."""
     run: RunDir
     modules: list[str]
     """Custom modules, whose sources are in the run's folder."""

@@ -109,7 +109,9 @@ def _output_to(path: Path) -> Iterator[None]:
 def _prepare(told: Assignment) -> Job:
     """The job from its rows, and from the weights that it starts from."""
     initial = load_weights(told.run.initial) if told.spec.model.init_from else None
-    return prepare(told.spec, told.base, trusted_seconds=cache.TRUSTED_SECONDS, initial=initial)
+    return prepare(
+        told.spec, Path.cwd() / told.base, trusted_seconds=cache.TRUSTED_SECONDS, initial=initial
+    )
 
 
 def _device(spec: JobSpec) -> torch.device:

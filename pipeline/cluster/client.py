@@ -1,0 +1,292 @@
+"""A Ray cluster behind the address of its dashboard: its nodes, and the jobs submitted to it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from pipeline.errors import UsageError
+from pipeline.launch.resources import Node
+from pipeline.redact import redact
+
+DEFAULT_PORT = 8265
+REACH_SECONDS = 10.0
+REQUEST_SECONDS = 60.0
+SILENT_SECONDS = 10.0
+"""Without a word in a log, after which the job's status is looked at."""
+TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+OURS = "pipeline."
+"""Begins the keys of what is said of a job to Ray."""
+LOGGERS = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A job that was submitted, as the cluster knows it."""
+
+    id: str
+    job: str
+    """The job's name."""
+    identity: str
+    """What tells the job's spec, data and code from others."""
+    attempt: int
+    status: str
+    """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
+    message: str
+    exit_code: int | None
+    """Of the command, where it ended by itself."""
+    started: float
+    """Seconds since 1970."""
+    ended: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return asdict(self)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing becomes of it any more."""
+        return self.status in ENDED
+
+
+class Cluster:
+    """A cluster's dashboard. Raises UsageError for one that does not answer, or refuses us."""
+
+    def __init__(self, address: str) -> None:
+        self.address = _with_scheme(address)
+        if "RAY_AUTH_MODE" not in os.environ and _has_token():
+            os.environ["RAY_AUTH_MODE"] = "token"  # without it, Ray's client sends none
+
+        for name in LOGGERS:
+            logging.getLogger(name).setLevel(logging.WARNING)
+        with self._explained(), _no_other_address():
+            self._client = _client(self.address)
+            self.version = str(self._get("/api/version")["ray_version"])
+
+    def nodes(self) -> list[Node]:
+        """The living nodes, with what is free on each: nothing where the cluster does not say."""
+        from ray.dashboard.utils import to_camel_case
+
+        with self._explained():
+            listed = self._get("/api/v0/nodes?detail=1&limit=10000")["data"]["result"]["result"]
+            status = self._get("/api/cluster_status")["data"]["clusterStatus"] or {}
+        load = status.get("loadMetricsReport") or {}
+        usage = {key.lower(): value for key, value in (load.get("usageByNode") or {}).items()}
+        nodes = []
+        for one in listed:
+            if one["state"] != "ALIVE":
+                continue
+            total = one["resources_total"]
+            used = usage.get(one["node_id"].lower(), {})
+            free = {k: n - used.get(to_camel_case(k), (0.0,))[0] for k, n in total.items()}
+            nodes.append(Node(one["node_ip"], total, free, one.get("labels") or {}))
+        return nodes
+
+    def submissions(self, job: str | None = None) -> list[Submission]:
+        """What was submitted of a job, or of all, the newest first."""
+        with self._explained():
+            listed = self._client.list_jobs()
+        found = [one for each in listed if (one := _submission(each))]
+        found = [one for one in found if job is None or job in (one.job, one.id)]
+        return sorted(found, key=lambda one: -one.started)
+
+    def submission(self, submission_id: str) -> Submission:
+        """A submitted job, by its id."""
+        with self._explained():
+            found = _submission(self._client.get_job_info(submission_id))
+        if found is None:
+            raise UsageError(f"{submission_id} was not submitted by `pipeline submit`")
+        return found
+
+    def submit(
+        self,
+        submission_id: str,
+        entrypoint: str,
+        package: Path,
+        variables: Mapping[str, str],
+        metadata: Mapping[str, str],
+    ) -> bool:
+        """Submit a folder and a command to run in it; False where the id is taken already."""
+        environment = {"working_dir": str(package), "env_vars": dict(variables)}
+        said = {f"{OURS}{key}": value for key, value in metadata.items()}
+        with self._explained():
+            try:
+                self._client.submit_job(
+                    entrypoint=entrypoint,
+                    submission_id=submission_id,
+                    runtime_env=environment,
+                    metadata=said,
+                )
+            except RuntimeError as error:
+                if "already exists" in str(error):
+                    return False
+                raise
+        return True
+
+    def stop(self, submission_id: str) -> None:
+        """Ask a job to end: it gets a SIGTERM, and later a SIGKILL."""
+        with self._explained():
+            self._client.stop_job(submission_id)
+
+    def logs(self, submission_id: str) -> str:
+        """All that a job has printed so far."""
+        with self._explained():
+            return str(self._client.get_job_logs(submission_id))
+
+    async def follow(self, submission_id: str) -> AsyncIterator[str | None]:
+        """What a job prints, piece by piece, until it has ended; None while nothing comes.
+
+        The stream may break, or end on a healthy job: the job's status tells whether it is over.
+        """
+        num_seen = 0
+        while True:
+            num_here = 0
+            with contextlib.suppress(Exception):  # whatever broke: the next look says it
+                async for text in _until_silent(self._client.tail_job_logs(submission_id)):
+                    if text is None:
+                        yield None
+                        if self.submission(submission_id).is_over:
+                            break
+                        continue
+                    new = text[max(0, num_seen - num_here) :]
+                    num_here += len(text)
+                    num_seen = max(num_seen, num_here)
+                    if new:
+                        yield new
+            yield None
+            if self.submission(submission_id).is_over:
+                if rest := self.logs(submission_id)[num_seen:]:
+                    yield rest
+                return
+            await asyncio.sleep(1)
+
+    def _get(self, path: str) -> Any:
+        answer = self._client._do_request("GET", path)
+        answer.raise_for_status()
+        return answer.json()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """UsageError for what the cluster refuses, in a line."""
+        import requests
+        from ray.exceptions import AuthenticationError
+
+        try:
+            yield
+        except AuthenticationError:
+            has = "refuses the token" if _has_token() else "wants a token"
+            raise UsageError(
+                f"{self.address}: the cluster {has}: set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to "
+                "a file that holds it"
+            ) from None
+        except (requests.exceptions.RequestException, ConnectionError, TimeoutError) as error:
+            raise UsageError(f"{self.address}: {_reason(error)}") from None
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:  # as Ray words a refusal
+            lines = [line for line in str(error).splitlines() if re.search(r"\w", line)]
+            raise UsageError(f"{self.address}: {redact((lines or [repr(error)])[-1])}") from None
+
+
+async def _until_silent(stream: AsyncIterator[str]) -> AsyncIterator[str | None]:
+    """The pieces of a stream, and None whenever none has come for a while."""
+    pieces = aiter(stream)
+    while True:
+        piece = asyncio.ensure_future(anext(pieces))
+        try:
+            while not (await asyncio.wait({piece}, timeout=SILENT_SECONDS))[0]:
+                yield None
+            yield piece.result()
+        except StopAsyncIteration:
+            return
+        finally:
+            piece.cancel()
+
+
+def _client(address: str) -> Any:
+    """Ray's client, of which no request waits for ever."""
+    from ray.job_submission import JobSubmissionClient
+
+    for name in LOGGERS:  # which tell each step
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+    class Client(JobSubmissionClient):  # type: ignore[misc]
+        def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+            seconds = REACH_SECONDS if endpoint == "/api/version" else REQUEST_SECONDS
+            return super()._do_request(method, endpoint, timeout=seconds, **options)
+
+    trusted = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE")
+    return Client(address, verify=trusted or True)
+
+
+@contextlib.contextmanager
+def _no_other_address() -> Iterator[None]:
+    """Ray takes an address in the environment for that of the dashboard, before ours."""
+    keys = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+    before = {key: os.environ.pop(key) for key in keys if key in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(before)
+
+
+def _with_scheme(address: str) -> str:
+    """The dashboard's address as a URL, without a path. Raises UsageError if it is none."""
+    url = urlsplit(address if "://" in address else f"http://{address}")
+    if url.scheme not in ("http", "https") or not url.hostname:
+        raise UsageError(
+            f"--address {redact(address)}: expected the dashboard's, as http://HEAD:{DEFAULT_PORT}"
+        )
+    if url.username or url.password:
+        raise UsageError("--address: no password goes there; RAY_AUTH_TOKEN holds a token")
+    has_port = url.port is not None or url.scheme == "https"
+    return f"{url.scheme}://{url.netloc}" + ("" if has_port else f":{DEFAULT_PORT}")
+
+
+def _has_token() -> bool:
+    """Whether there is a token where Ray looks for one."""
+    return any(key in os.environ for key in TOKENS) or (Path.home() / ".ray/auth_token").exists()
+
+
+def _submission(details: Any) -> Submission | None:
+    """A job of ours; None for others."""
+    metadata = details.metadata or {}
+    said = {k.removeprefix(OURS): v for k, v in metadata.items() if k.startswith(OURS)}
+    if details.submission_id is None or "job" not in said:
+        return None
+    return Submission(
+        details.submission_id,
+        said["job"],
+        said.get("identity", ""),
+        int(said.get("attempt", 1)),
+        str(getattr(details.status, "value", details.status)),
+        details.message or "",
+        details.driver_exit_code,
+        (details.start_time or 0) / 1000,
+        details.end_time / 1000 if details.end_time else None,
+    )
+
+
+def _reason(error: Exception) -> str:
+    """Why a request came to nothing, in a few words."""
+    text = str(error)
+    if "timed out" in text:
+        return "no answer"
+    if "Connection refused" in text or "Failed to connect" in text:
+        return "no cluster answers there"
+    if "Name or service not known" in text or "Failed to resolve" in text:
+        return "no such host"
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return "its certificate is not trusted: set SSL_CERT_FILE to the one that signed it"
+    return redact(text.splitlines()[0] if text else repr(error))

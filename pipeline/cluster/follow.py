@@ -1,0 +1,121 @@
+"""A submitted job as it is followed from here: its lines as they come, and how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.cluster.client import Cluster, Submission
+from pipeline.errors import PipelineError
+
+NOISE = re.compile(r"^(Running entrypoint for job |\d{4}-\d\d-\d\d \S+\s+INFO job_manager\.py)")
+"""Lines of Ray's own in a job's log."""
+PASSING = re.compile(r"^(epoch \d+/|step \d+ of |starting |waiting for |rows  )")
+"""Lines of progress, of which each replaces the last where somebody watches."""
+GONE_SECONDS = 300.0
+"""How long a cluster may be out of reach while a job is followed."""
+NO_PIPELINE = "No module named pipeline"
+
+
+@dataclass
+class Lines:
+    """A log's lines, put together from its pieces."""
+
+    show: Callable[[str, bool], None]
+    """Takes a line, and whether the next one may replace it."""
+    result: dict[str, Any] | None = None
+    """What `--json` printed, if anything."""
+    last: list[str] = field(default_factory=list)
+    """Its last lines, for a job that ended without a word."""
+    _rest: str = ""
+
+    def add(self, piece: str) -> None:
+        """Take in the next piece."""
+        *lines, self._rest = (self._rest + piece).split("\n")
+        for line in lines:
+            self._take(line.rstrip("\r"))
+
+    def end(self) -> None:
+        """There is no more."""
+        if self._rest:
+            self._take(self._rest)
+        self._rest = ""
+
+    def _take(self, line: str) -> None:
+        if NOISE.match(line):
+            return
+        if line.startswith('{"'):
+            try:
+                self.result = json.loads(line)
+                return
+            except ValueError:
+                pass
+        self.last = [*self.last[-20:], line]
+        self.show(line, bool(PASSING.match(line)))
+
+
+def follow(cluster: Cluster, submission_id: str, lines: Lines) -> Submission:
+    """Show what a job prints until it has ended. Raises KeyboardInterrupt for Ctrl-C."""
+
+    async def run() -> None:
+        pieces = cluster.follow(submission_id)
+        lost = None
+        while True:
+            try:
+                async for piece in pieces:
+                    lost = None
+                    if piece:
+                        lines.add(piece)
+                return
+            except PipelineError:  # the cluster is out of reach: the job may go on all the same
+                lost = lost or time.monotonic()
+                if time.monotonic() - lost > GONE_SECONDS:
+                    raise
+                await asyncio.sleep(2)
+                pieces = cluster.follow(submission_id)
+
+    with _interruptible():
+        asyncio.run(run())
+    lines.end()
+    return cluster.submission(submission_id)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, where this command has an answer of its own."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def exit_code(submission: Submission) -> int:
+    """That of the command on the cluster, or of what ended it."""
+    if submission.status == "SUCCEEDED":
+        return 0
+    if submission.status == "STOPPED":
+        return 128 + signal.SIGTERM
+    return submission.exit_code or 1
+
+
+def explain(submission: Submission, lines: Lines) -> str:
+    """Why a job failed that has not said so itself; or nothing."""
+    if submission.status != "FAILED":
+        return ""
+    if any(NO_PIPELINE in line for line in lines.last):
+        return (
+            "the cluster's nodes have no `pipeline` package: install it in their image, in the "
+            f"version that is here ({sys.version_info.major}.{sys.version_info.minor} of Python)"
+        )
+    if submission.exit_code is None:
+        return submission.message.strip().partition("\n")[0]
+    return ""

@@ -1,0 +1,149 @@
+"""What submitting a job would do: start, resume, attach to what runs, or tell what it came to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline import plugins
+from pipeline.cluster.client import Cluster, Submission
+from pipeline.cluster.package import Package, entrypoint, pack
+from pipeline.errors import DataError, UsageError
+from pipeline.launch.resources import Node, room, shortage
+from pipeline.launch.resume import slug_of
+from pipeline.launch.run import check, components
+from pipeline.redact import redact
+from pipeline.spec import JobSpec, load
+from pipeline.tracking.names import environment_uri
+
+Action = Literal["start", "resume", "attach", "tell"]
+STOP_SECONDS = 120
+"""After a SIGTERM, for a checkpoint, before Ray kills the command."""
+PROGRESS_SECONDS = 2
+"""Between lines of progress in the job's log, which whoever follows it sees."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job, what it is sent with and to where."""
+
+    cluster: Cluster
+    spec: JobSpec
+    path: Path
+    package: Package
+    command: str
+    identity: str
+    action: Action
+    last: Submission | None
+    """The newest submission of this very job, if there is one."""
+    rivals: list[Submission]
+    """Others of its name that run."""
+    nodes: list[Node]
+    """The cluster's."""
+    notes: list[str]
+    """What is to be said before."""
+
+    @property
+    def attempt(self) -> int:
+        """Which submission of this job it is, from 1."""
+        return (self.last.attempt if self.last else 0) + (self.action in ("start", "resume"))
+
+    @property
+    def id(self) -> str:
+        """The submission's id, which follows from the job."""
+        return f"{slug_of(self.spec.name)}-{self.identity[:8]}-{self.attempt}"
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The command's environment on the cluster, in which nothing is secret."""
+        uri = environment_uri()
+        tracking = {"MLFLOW_TRACKING_URI": uri} if uri and redact(uri) == uri else {}
+        return {
+            "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS),
+            "PIPELINE_PROGRESS_SECONDS": str(PROGRESS_SECONDS),
+            "PIPELINE_SOURCE": "source.json",
+            **tracking,
+        }
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the cluster keeps of the job, for whoever finds it there."""
+        return {
+            "job": self.spec.name,
+            "identity": self.identity,
+            "attempt": str(self.attempt),
+            "experiment": self.spec.tracking.experiment or self.spec.name,
+        }
+
+
+def make_plan(
+    cluster: Cluster,
+    path: str,
+    overrides: Sequence[str],
+    values: Mapping[str, Any],
+    imports: Sequence[str],
+    fresh: bool,
+) -> Plan:
+    """Look at the cluster, and check here what would be sent there; nothing is sent.
+
+    `overrides` are the texts of which `values` are the meaning. Raises the errors of `check`.
+    """
+    modules = plugins.load(list(imports))
+    spec = load(path, values)
+    modules = plugins.homes(components(spec), modules)
+    package = pack(Path(path), spec, modules)
+    parts = [spec.digest, str(spec.storage), package.sha256]
+    identity = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    submissions = cluster.submissions(spec.name)
+    last = next((one for one in submissions if one.identity == identity), None)
+    action = _action(last, fresh)
+    nodes, notes = cluster.nodes(), []
+    if action in ("start", "resume"):
+        notes += _checked(path, values, imports, package) + _missing(spec, nodes)
+    if redact(environment_uri()) != environment_uri():
+        notes.append("MLFLOW_TRACKING_URI holds a password: it stays here, the cluster has its own")
+    rivals = [one for one in submissions if one.identity != identity and not one.is_over]
+    return Plan(
+        cluster, spec, Path(path), package, entrypoint(package, overrides, imports, fresh),
+        identity, action, last, rivals, nodes, notes,
+    )  # fmt: skip
+
+
+def _checked(
+    path: str, values: Mapping[str, Any], imports: Sequence[str], package: Package
+) -> list[str]:
+    """What a check of the job says, as far as its rows are here."""
+    notes = []
+    if package.left_out:
+        names = ", ".join(f"{key} {name}" for key, name in package.left_out.items())
+        notes.append(f"read there, and not sent: {names}")
+    try:
+        return notes + [str(notice) for notice in check(path, values, imports, is_sent=True)[2]]
+    except DataError as error:
+        if not package.left_out:
+            raise
+        return [*notes, f"only the spec is checked here: {error}"]
+
+
+def _missing(spec: JobSpec, nodes: list[Node]) -> list[str]:
+    """What the workers would wait for."""
+    workers = spec.workers
+    if room(workers, nodes) < workers.least:
+        return [f"the cluster is too small by now: {shortage(workers, nodes)}"]
+    if room(workers, nodes, is_now=True) < workers.least:
+        return [f"it waits for {shortage(workers, nodes, is_now=True)}"]
+    return []
+
+
+def _action(last: Submission | None, fresh: bool) -> Action:
+    if last is not None and not last.is_over:
+        if fresh:
+            raise UsageError(f"{last.id} runs: `pipeline stop {last.job}` before --fresh")
+        return "attach"
+    if last is None or fresh:
+        return "start"
+    return "tell" if last.status == "SUCCEEDED" else "resume"

@@ -1,0 +1,63 @@
+"""A job's lines, however its log is cut into pieces."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pipeline.cluster.client import Submission
+from pipeline.cluster.follow import Lines, exit_code, explain
+
+LOG = (
+    "2026-11-29 14:31:45,055\tINFO job_manager.py:581 -- Runtime env is setting up.\n"
+    "Running entrypoint for job t-1: python -m pipeline run job/t.yaml\n"
+    "run   t-1, 10 rows in this process\n"
+    "epoch 1/2  step 3/6  loss 0.5\n"
+    "{odd} words\n"
+    '{"state": "finished", "steps": 6}\n'
+    "see   pipeline ui runs/t-1"
+)
+
+
+def submission(**changes: Any) -> Submission:
+    facts = {"id": "t-1", "job": "t", "identity": "i", "attempt": 1, "status": "FAILED",
+             "message": "", "exit_code": None, "started": 0.0, "ended": None}  # fmt: skip
+    return Submission(**{**facts, **changes})
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+def test_lines_are_whole_and_rays_own_are_not_shown(size: int) -> None:
+    shown: list[tuple[str, bool]] = []
+    lines = Lines(lambda line, is_passing: shown.append((line, is_passing)))
+    for start in range(0, len(LOG), size):
+        lines.add(LOG[start : start + size])
+    lines.end()
+    assert shown == [
+        ("run   t-1, 10 rows in this process", False),
+        ("epoch 1/2  step 3/6  loss 0.5", True),
+        ("{odd} words", False),
+        ("see   pipeline ui runs/t-1", False),
+    ]
+    assert lines.result == {"state": "finished", "steps": 6}
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"status": "SUCCEEDED", "exit_code": 0}, 0),
+        ({"exit_code": 3}, 3),
+        ({}, 1),
+        ({"status": "STOPPED"}, 143),
+    ],
+)
+def test_exit_codes_are_the_commands_own(changes: dict[str, Any], code: int) -> None:
+    assert exit_code(submission(**changes)) == code
+
+
+def test_a_cluster_without_the_package_and_a_job_that_never_began_are_explained() -> None:
+    lines = Lines(lambda line, is_passing: None)
+    lines.add("/usr/bin/python: No module named pipeline\n")
+    assert "have no `pipeline` package" in explain(submission(exit_code=1), lines)
+    ended = submission(message="Failed to set up the runtime environment\nand more")
+    assert explain(ended, Lines(lambda line, is_passing: None)).startswith("Failed to set up the")

@@ -1,0 +1,86 @@
+"""A real Ray head with token authentication, for tests."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.processes import free_port
+
+BIN = Path(sys.executable).parent
+
+
+@dataclass
+class Head:
+    """Where a running head answers, and what its clients need in their environment."""
+
+    address: str
+    token: str
+    environment: dict[str, str]
+    temporary: Path
+    """Ray's own folder, with its logs."""
+
+    def status(self, token: str | None) -> int:
+        """HTTP status of the jobs API with this token."""
+        request = urllib.request.Request(f"{self.address}/api/jobs/")
+        if token:
+            request.add_header("Authorization", f"Bearer {token}")
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+
+
+@contextmanager
+def running_head(home: Path) -> Iterator[Head]:
+    """A head of four CPUs, whose jobs have this home."""
+    token, port, dashboard = secrets.token_hex(16), free_port(), free_port()
+    temporary = Path("/tmp") / f"ray-{secrets.token_hex(3)}"  # sockets need a short path
+    environment = {
+        **{k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")},
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "HOME": str(home),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": token,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+    }
+    log = (home / "head.log").open("wb")
+    process = subprocess.Popen(
+        [str(BIN / "ray"), "start", "--head", "--block", f"--port={port}", "--num-cpus=4",
+         "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+         f"--temp-dir={temporary}", "--object-store-memory=100000000"],
+        env=environment, stdout=log, stderr=log, start_new_session=True,
+    )  # fmt: skip
+    found = Head(f"http://127.0.0.1:{dashboard}", token, environment, temporary)
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                if found.status(token) == 200:
+                    break
+            except OSError:
+                pass
+            assert process.poll() is None, Path(log.name).read_text()
+            assert time.monotonic() < deadline, "the head did not answer within two minutes"
+            time.sleep(0.5)
+        yield found
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+        shutil.rmtree(temporary, ignore_errors=True)
