@@ -17,7 +17,7 @@ import yaml
 
 from pipeline import cli, registry
 from pipeline.rundir import RunDir
-from pipeline.rundir.journal import events
+from pipeline.rundir.journal import Reader, events
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 hypothesis.settings.register_profile("shared machine", deadline=None)
@@ -91,7 +91,7 @@ def rows(num_rows: int = 24) -> str:
 
 def happened(folder: Path, event: str) -> list[dict[str, Any]]:
     """Lines of a run's journal on one kind of event."""
-    return [dict(line) for line in events(RunDir(folder).journal) if line["event"] == event]
+    return [dict(line) for line in events(Reader(RunDir(folder).journal)) if line["event"] == event]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -9,7 +9,17 @@ from click.testing import CliRunner
 
 from tests.benchmarks.__main__ import NAMES, main
 
-SLOW = ("curves", "flights", "memory", "outages", "page", "recovery", "startup", "throughput")
+SLOW = (
+    "curves",
+    "flights",
+    "memory",
+    "outages",
+    "page",
+    "recovery",
+    "startup",
+    "submit",
+    "throughput",
+)
 
 
 @pytest.mark.ray

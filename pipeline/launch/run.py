@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from pipeline.train.job import Job
 
 MAX_PER_CORE = 4
+RAY_STOP_SECONDS = 3.0
+"""Between a SIGTERM and a SIGKILL of `ray job stop`, unless the job says otherwise."""
+LEAST_STOP_SECONDS = 30.0
 Tell = Callable[[str], None]
 
 
@@ -215,6 +218,7 @@ def _train(
     from pipeline.rundir.curve_end import EndReader
     from pipeline.rundir.records import Ended
     from pipeline.tracking import process
+    from pipeline.tracking.source import ray_job_id
 
     spec, folder = job.spec, task.run
     least, most = spec.workers.least, spec.workers.most
@@ -222,6 +226,12 @@ def _train(
     s = "" if most == 1 else "s"
     where = "in this process" if in_process(spec) else f"on {num_workers} Ray worker{s}"
     tell(f"run   {folder.name}, {job.num_rows:,} rows{_streamed(job)} {where}")
+    seconds = float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", RAY_STOP_SECONDS))
+    if ray_job_id() and seconds < LEAST_STOP_SECONDS:
+        tell(
+            f"note  Ray kills this job {seconds:g} s after it is told to stop, which may cut a "
+            "checkpoint off: RAY_JOB_STOP_WAIT_TIME_S in the job's env_vars gives it more"
+        )
     waiting = "" if in_process(spec) else f"starting {num_workers} Ray worker{s}"
     reader = EndReader(folder.journal, started)
     list(reader.new())  # what an earlier command has shown

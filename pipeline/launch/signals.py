@@ -14,6 +14,7 @@ import stat
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -21,7 +22,8 @@ from typing import Any
 
 from pipeline.errors import StoppedError
 from pipeline.rundir import RunDir
-from pipeline.rundir.journal import events
+from pipeline.rundir.journal import Reader, events
+from pipeline.rundir.records import Event
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LOOK_SECONDS = 0.05
@@ -55,8 +57,8 @@ def attend(fit: Callable[[], Any], run: RunDir, waits_for_workers: bool) -> None
             run.stop.touch()
 
     thread = threading.Thread(target=guarded, name=TRAINING, daemon=True)
-    starts = _count(run, "start")
-    stops = _count(run, "stop")
+    happened = _Happened(run)
+    before = happened.look()
     is_told, until = False, math.inf
     with collect_signals(ask) as signals:
         if _raised:
@@ -67,18 +69,18 @@ def attend(fit: Callable[[], Any], run: RunDir, waits_for_workers: bool) -> None
             if not signals:
                 continue
             if not is_told:
-                if waits_for_workers and _count(run, "start") == starts:
+                if waits_for_workers and happened.look()["start"] == before["start"]:
                     break
                 is_told = True
                 end = "\r\x1b[2K" if sys.stderr.isatty() else ""
                 with contextlib.suppress(OSError):  # nobody may read it any more
                     sys.stderr.write(f"{end}note  stopping ...; a second signal ends it at once\n")
-            if until == math.inf and _count(run, "stop") > stops:
+            if until == math.inf and happened.look()["stop"] > before["stop"]:
                 until = time.monotonic() + SAVED_SECONDS
         if len(signals) > 1:
             thread.join(LAST_SECONDS)
     if signals and not run.is_finished:
-        raise StoppedError(signals[0], _saved_at(run)) from (failure[0] if failure else None)
+        raise StoppedError(signals[0], happened.saved_at()) from (failure[0] if failure else None)
     _raised.extend(signals)  # of which whoever called this may have more to do
     if failure:
         raise failure[0]
@@ -169,17 +171,28 @@ def let_go_of_output(is_gone: Callable[[int], bool] = lambda mode: True) -> None
     os.close(nowhere)
 
 
-def _count(run: RunDir, event: str) -> int:
-    """How often workers have begun to train, or stopped after saving their state."""
-    return sum(line["event"] == event for line in events(run.journal))
+class _Happened:
+    """What workers note of a run: that they begin to train, or stop with their state saved."""
 
+    def __init__(self, run: RunDir) -> None:
+        self._run = run
+        self._reader = Reader(run.journal, only_events=True)
+        self._counts: Counter[str] = Counter()
+        self._last: Event | None = None
 
-def _saved_at(run: RunDir) -> str:
-    """Where the same command resumes: after the last step if the workers could save its state."""
-    last = next(reversed(list(events(run.journal))), None)
-    if last is not None and last["event"] == "stop":
-        return f" after step {last['step']}, from where the same command resumes"
-    saved = run.saved_steps()
-    if not saved:
-        return "; nothing is saved yet"
-    return f"; the same command resumes from the checkpoint after step {saved[-1]}"
+    def look(self) -> Counter[str]:
+        """How often each has happened by now; what was read before is not read again."""
+        for event in events(self._reader):
+            self._counts[event["event"]] += 1
+            self._last = event
+        return self._counts.copy()
+
+    def saved_at(self) -> str:
+        """Where the same command resumes: after the last step if its state could be saved."""
+        self.look()
+        if self._last is not None and self._last["event"] == "stop":
+            return f" after step {self._last['step']}, from where the same command resumes"
+        saved = self._run.saved_steps()
+        if not saved:
+            return "; nothing is saved yet"
+        return f"; the same command resumes from the checkpoint after step {saved[-1]}"

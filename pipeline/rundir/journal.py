@@ -25,6 +25,7 @@ from pipeline.rundir.records import EvaluationPoint, Event, Numbers, Point, Reco
 FLUSH_SECONDS = 0.25
 PROGRESS_EVENT_SECONDS = 1.0
 """Seconds between events that report the progress of a recomputation."""
+EVENT = b'"event": "'
 Kind = Literal["train", "validation", "event"]
 
 
@@ -161,10 +162,11 @@ class Journal:
 
 
 class Reader:
-    """Reads a journal that may still be written."""
+    """Reads a journal that may still be written: all of it, or the events alone, much faster."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, only_events: bool = False) -> None:
         self.path = path
+        self._only_events = only_events
         self._offset = 0
         self._file: IO[bytes] | None = None
         self.num_files = 0
@@ -182,6 +184,8 @@ class Reader:
             if not line.endswith(b"\n"):
                 return
             self._offset += len(line)
+            if self._only_events and EVENT not in line:
+                continue
             try:
                 point = parse_line(line)
             except ValueError:
@@ -213,18 +217,9 @@ class Reader:
         return self._file
 
 
-def events(path: Path) -> Iterator[Event]:
-    """What happened to a run; only these lines are parsed, as a journal may be long."""
-    if not path.exists():
-        return
-    with path.open("rb") as file:
-        for line in file:
-            if b'"event": "' not in line:
-                continue
-            with contextlib.suppress(ValueError):  # torn or damaged
-                point = parse_line(line)
-                if "event" in point:
-                    yield point
+def events(reader: Reader) -> Iterator[Event]:
+    """What has happened to a run since the reader's last look."""
+    yield from (point for point in reader.new() if "event" in point)
 
 
 def points_at(path: Path, step: int) -> list[Point]:

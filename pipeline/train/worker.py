@@ -24,6 +24,8 @@ from pipeline.train.job import Job, prepare
 from pipeline.train.loop import train
 from pipeline.train.weights import load_weights
 
+NICENESS = "RAY_worker_niceness"
+
 
 def work(config: dict[str, Assignment]) -> None:
     """Train the job of the `assignment`; the first worker writes curve and weights.
@@ -34,6 +36,8 @@ def work(config: dict[str, Assignment]) -> None:
     with contextlib.ExitStack() as held:
         if told.job is None and told.run.spec.exists():
             held.enter_context(_output_to(told.run.output(comm.rank())))
+        if told.job is None:
+            _take_priority()
         _work(told)
 
 
@@ -104,6 +108,14 @@ def _output_to(path: Path) -> Iterator[None]:
             os.close(old)
         if not path.stat().st_size:
             path.unlink()
+
+
+def _take_priority() -> None:
+    """The priority of other programs, where this may be: Ray starts workers with a niceness of 15,
+    with which they starve beside any other load. A cluster's own setting holds."""
+    if os.nice(0) > 0 and NICENESS not in os.environ:
+        with contextlib.suppress(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, 0, 0)
 
 
 def _prepare(told: Assignment) -> Job:

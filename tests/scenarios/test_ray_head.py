@@ -66,6 +66,7 @@ def test_a_submitted_job_carries_its_own_loss_and_is_recorded(head: Head, tmp_pa
     line = next(line for line in done.stdout.splitlines() if line.startswith("{"))
     result = json.loads(line)
     assert result["state"] == "finished"
+    assert "Ray kills this job 3 s after it is told to stop" in done.stdout
     assert Path(result["storage"]).is_relative_to(head.environment["HOME"])
     client = mlflow.MlflowClient(result["tracking_uri"])
     run = client.get_run(result["run_id"])

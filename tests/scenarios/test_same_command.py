@@ -20,7 +20,7 @@ import pytest
 import pipeline
 from pipeline.errors import UsageError
 from pipeline.launch import progress
-from pipeline.launch.signals import _saved_at
+from pipeline.launch.signals import _Happened
 from pipeline.rundir import RunDir
 from pipeline.rundir.journal import Reader
 from pipeline.rundir.records import Record
@@ -180,7 +180,8 @@ def test_a_second_command_that_is_stopped_early_names_the_newest_checkpoint(job:
     stopped(process, signal.SIGKILL)
     folder = path.parent / "runs/small-1"
     newest = max(int(p.name[5:]) for p in (folder / "checkpoints").glob("step-*"))
-    assert _saved_at(RunDir(folder)).endswith(f"from the checkpoint after step {newest}")
+    happened = _Happened(RunDir(folder))
+    assert happened.saved_at().endswith(f"from the checkpoint after step {newest}")
     process = started(path)
     until_step(path, newest + 400, process)
     process.send_signal(signal.SIGINT)
