@@ -73,6 +73,14 @@ def from_first(value: Any) -> Any:
     return box[0]
 
 
+def of_all(value: Any) -> list[Any]:
+    """Every worker's object, by rank."""
+    values = [value] * num_workers()
+    if num_workers() > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
 def largest(values: Tensor) -> Tensor:
     """The largest of the workers' numbers, for each place of an int64 tensor."""
     if num_workers() > 1:

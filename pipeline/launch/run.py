@@ -133,6 +133,7 @@ def assignment(job: Job, folder: RunDir, modules: list[str], base: Path) -> Assi
     from pipeline.launch.ray_trainer import in_process
     from pipeline.tracking.source import ray_job_id
     from pipeline.train.assignment import Assignment
+    from pipeline.train.determinism import versions
     from pipeline.train.weights import save_weights
 
     if job.initial is not None:
@@ -142,7 +143,7 @@ def assignment(job: Job, folder: RunDir, modules: list[str], base: Path) -> Assi
     here = job if in_process(job.spec) else None
     if here is None and ray_job_id() and base.is_relative_to(Path.cwd()):
         base = base.relative_to(Path.cwd())  # nodes have a Ray job's folder in different places
-    return Assignment(job.spec, base, folder, modules, origins, job.fingerprint, here)
+    return Assignment(job.spec, base, folder, modules, origins, job.fingerprint, versions(), here)
 
 
 def components(spec: JobSpec) -> list[Callable[..., Any]]:

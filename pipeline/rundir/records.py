@@ -327,9 +327,10 @@ class Recomputed(TypedDict):
 
 @final
 class Message(TypedDict):
-    """A line to tell the user: the curve's bits change, a file is damaged, a backup failed."""
+    """A line to tell the user: the curve's bits change, a file is damaged, a backup failed, nodes
+    are odd."""
 
-    event: Literal["bits", "damage", "copy"]
+    event: Literal["bits", "damage", "copy", "nodes"]
     step: int
     time: NotRequired[int]
     text: str

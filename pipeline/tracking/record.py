@@ -5,11 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import os
-import platform
 import socket
 import uuid
 from collections.abc import Iterable
-from importlib.metadata import version
 
 import pyarrow as pa
 
@@ -24,8 +22,6 @@ from pipeline.tracking.source import command, source_tags
 from pipeline.train import determinism
 from pipeline.train.job import Job
 from pipeline.train.term_metrics import choose_metrics, choose_primary
-
-PACKAGES = ("pipeline", "torch", "ray", "mlflow", "pyarrow", "numpy")
 
 
 def write_record(run: RunDir, job: Job, modules: list[str]) -> None:
@@ -73,7 +69,7 @@ def _build_record(run: RunDir, job: Job, modules: list[str]) -> Record:
         fields=[field.to_json() for field in job.fields],
         example=_encode(job.example),
         tags=tags,
-        versions=_versions(),
+        versions=determinism.versions(),
         token=token,
         digest=spec.digest,
         imports_sha256=imports_sha256,
@@ -144,8 +140,3 @@ def _describe_data(job: Job) -> DataFacts:
         columns=column_facts(job.fields),
         profile=facts.profile,
     )
-
-
-def _versions() -> dict[str, str]:
-    packages = {package: version(package) for package in PACKAGES}
-    return {"python": platform.python_version(), **packages}

@@ -26,6 +26,8 @@ class Assignment:
     """Where the user has these sources, for tracebacks."""
     fingerprint: str
     """Fingerprint of the rows."""
+    versions: dict[str, str]
+    """Of Python and packages, as the command has them."""
     job: Job | None = None
     """The job itself, where the command trains in its own process."""
     faults: Sequence[Fault] = ()

@@ -17,6 +17,14 @@ from pipeline.rundir.records import Identity
 from pipeline.spec import JobSpec
 from pipeline.train.job import Job
 
+PACKAGES = ("pipeline", "torch", "ray", "mlflow", "pyarrow", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Of Python, and of the packages that a run uses."""
+    packages = {package: version(package) for package in PACKAGES}
+    return {"python": platform.python_version(), **packages}
+
 
 def fingerprint(spec: JobSpec) -> dict[str, Any]:
     """Software, device and threads, and the order of sums; equal ones give equal bits.

@@ -48,12 +48,13 @@ def train(
     num_steps: int | None = None,
     is_own_process: bool = False,
     device: torch.device = CPU,
+    note: str = "",
 ) -> None:
     """Train the job from the run's newest checkpoint, or the start; ends with the weights.
 
     With `num_steps` it ends after these, and an evaluation of them. `before_step` is told of each,
     counted from 0. `is_own_process` says that this process does nothing else, and may be killed by
-    its successor.
+    its successor. A `note` on the nodes is told to the user.
     """
     if run.is_intact:
         return
@@ -74,6 +75,7 @@ def train(
     is_exact = settings.microbatch_size is not None
     rows = job.train.opened(str(run.path.resolve()))
     with determinism.deterministic(is_exact), rows, loader, recorder:
+        recorder.tell(note)
         _train_steps(job, state, _announce(loader, before_step), recorder, last_step, stopwatch)
         decision, test = _conclude(job, state, recorder)
     if state.is_done(last_step):

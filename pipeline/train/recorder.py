@@ -59,6 +59,9 @@ class NullRecorder:
     def count_time(self, state: TrainState) -> None:
         """Tell the state how long training has taken."""
 
+    def tell(self, note: str) -> None:
+        """Something to be told of the nodes, if anything."""
+
     def log_step(self, state: TrainState, batch: StepBatch, losses: StepLosses) -> None:
         """One step's losses."""
 
@@ -153,6 +156,11 @@ class RunRecorder(NullRecorder):
         now = time.monotonic()
         state.seconds += now - self._counted
         self._counted = now
+
+    def tell(self, note: str) -> None:
+        """A line for the user, by way of the journal."""
+        if note:
+            self.journal.event({"step": self.first_step, "event": "nodes", "text": note})
 
     def log_step(self, state: TrainState, batch: StepBatch, losses: StepLosses) -> None:
         """One step's point, with speed and shares of time every second or so and at the end."""

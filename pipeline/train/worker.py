@@ -12,17 +12,15 @@ import ray.train.torch
 import torch
 from ray.util import get_node_ip_address
 
-from pipeline import plugins, tracebacks
-from pipeline.data import cache
+from pipeline import tracebacks
 from pipeline.distributed import comm
 from pipeline.errors import PipelineError, RunError, UsageError
 from pipeline.spec import JobSpec
 from pipeline.telemetry.system import SystemMonitor
 from pipeline.train import fault_injection
 from pipeline.train.assignment import Assignment
-from pipeline.train.job import Job, prepare
 from pipeline.train.loop import train
-from pipeline.train.weights import load_weights
+from pipeline.train.nodes import prepare_together
 
 NICENESS = "RAY_worker_niceness"
 
@@ -42,20 +40,9 @@ def work(config: dict[str, Assignment]) -> None:
 
 
 def _work(told: Assignment) -> None:
-    plugins.receive(told.modules, told.run.imports)
-    tracebacks.copied_from.update(told.origins)
-    if not told.run.spec.exists():
-        raise RunError(
-            f"worker {comm.rank()} does not see the run's folder {told.run.path}: "
-            "set `storage` to a folder that every node mounts"
-        )
     torch.set_num_threads(told.spec.workers.threads)
-    job = told.job or _prepare(told)
-    if job.fingerprint != told.fingerprint:
-        raise RunError(
-            f"worker {comm.rank()} reads other rows from {told.spec.data.train} than the command "
-            "that started it: every node must see the same files"
-        )
+    tracebacks.copied_from.update(told.origins)
+    job, note = (told.job, "") if told.job else prepare_together(told)
     strike = fault_injection.plan_faults(told.faults, told.run, comm.rank())
     device, context = _device(told.spec), ray.train.get_context()
     monitor = SystemMonitor(told.run, context.get_node_rank(), context.get_local_rank(), device)
@@ -73,6 +60,7 @@ def _work(told: Assignment) -> None:
                 told.num_steps,
                 is_own_process=told.job is None,
                 device=device,
+                note=note,
             )
             monitor.step += 1
     except Exception as error:  # a user's components can fail in any way
@@ -116,14 +104,6 @@ def _take_priority() -> None:
     if os.nice(0) > 0 and NICENESS not in os.environ:
         with contextlib.suppress(PermissionError):
             os.setpriority(os.PRIO_PROCESS, 0, 0)
-
-
-def _prepare(told: Assignment) -> Job:
-    """The job from its rows, and from the weights that it starts from."""
-    initial = load_weights(told.run.initial) if told.spec.model.init_from else None
-    return prepare(
-        told.spec, Path.cwd() / told.base, trusted_seconds=cache.TRUSTED_SECONDS, initial=initial
-    )
 
 
 def _device(spec: JobSpec) -> torch.device:

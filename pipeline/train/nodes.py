@@ -1,0 +1,99 @@
+"""Whether every worker's node has what the job needs: all are asked before the first step."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from ray.util import get_node_ip_address
+
+from pipeline import plugins
+from pipeline.data import cache
+from pipeline.distributed import comm
+from pipeline.errors import DataError, InputError, PipelineError, RunError
+from pipeline.train.assignment import Assignment
+from pipeline.train.determinism import versions
+from pipeline.train.job import Job, prepare
+from pipeline.train.weights import load_weights
+
+COMPUTING = ("python", "pipeline", "torch", "numpy", "pyarrow")
+"""Whose versions have to be the same on all nodes."""
+MOST_APART = 60.0
+"""Seconds between clocks, from which on they are told of."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one worker says of its node."""
+
+    node: str
+    problem: str
+    """Why it cannot train there; empty if it can."""
+    is_input: bool
+    """Whether the problem is in what the user gave."""
+    clock: float
+
+
+def prepare_together(told: Assignment) -> tuple[Job, str]:
+    """The job, once every worker can train it; and what is to be said of the nodes, if anything.
+
+    Raises the same error on all workers where one cannot, with each node and what it lacks.
+    """
+    job, problem, is_input = None, "", False
+    try:
+        job = _prepare(told)
+    except PipelineError as error:
+        problem, is_input = str(error), isinstance(error, InputError)
+    except (ImportError, OSError) as error:  # of a module or file that only other nodes have
+        problem = f"{type(error).__name__}: {error}"
+    mine = Answer(get_node_ip_address(), problem, is_input, time.time())
+    answers = comm.of_all(mine)
+    lines = [
+        f"worker {rank} of {len(answers)}, on node {answer.node}: {answer.problem}"
+        for rank, answer in enumerate(answers)
+        if answer.problem
+    ]
+    if lines:
+        kind = DataError if any(answer.is_input for answer in answers) else RunError
+        raise kind("\n  ".join(lines))
+    assert job is not None
+    return job, _clocks(answers)
+
+
+def _prepare(told: Assignment) -> Job:
+    """The job of this worker. Raises errors without its rank and node."""
+    if not told.run.spec.exists():
+        raise RunError(
+            f"does not see the run's folder {told.run.path}; set `storage` to a folder that every "
+            "node mounts"
+        )
+    here, there = versions(), told.versions
+    if odd := [f"{k} {here[k]}, not {there[k]}" for k in COMPUTING if here[k] != there[k]]:
+        raise RunError(
+            f"has {', '.join(odd)} as the command that started it; give all nodes one image"
+        )
+    plugins.receive(told.modules, told.run.imports)
+    initial = load_weights(told.run.initial) if told.spec.model.init_from else None
+    base = Path.cwd() / told.base
+    job = prepare(told.spec, base, trusted_seconds=cache.TRUSTED_SECONDS, initial=initial)
+    if job.fingerprint != told.fingerprint:
+        raise RunError(
+            f"reads other rows from {told.spec.data.train} than the command that started it; "
+            "every node must see the same files"
+        )
+    return job
+
+
+def _clocks(answers: list[Answer]) -> str:
+    """That clocks of nodes are apart, as times in the record then are."""
+    first = answers[0]
+    odd = {
+        answer.node: answer.clock - first.clock
+        for answer in answers
+        if abs(answer.clock - first.clock) > MOST_APART
+    }
+    if not odd:
+        return ""
+    parts = ", ".join(f"that of {node} is {apart:+.0f} s off" for node, apart in odd.items())
+    return f"clocks differ from node {first.node}'s: {parts}; times in the record may be wrong"
