@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -30,6 +31,16 @@ class Head:
     environment: dict[str, str]
     temporary: Path
     """Ray's own folder, with its logs."""
+    gcs: str
+    """Address for drivers and nodes."""
+
+    def nodes(self) -> list[str]:
+        """Addresses of the living nodes."""
+        request = urllib.request.Request(f"{self.address}/api/v0/nodes")
+        request.add_header("Authorization", f"Bearer {self.token}")
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            listed = json.loads(answer.read())["data"]["result"]["result"]
+        return [one["node_ip"] for one in listed if one["state"] == "ALIVE"]
 
     def status(self, token: str | None) -> int:
         """HTTP status of the jobs API with this token."""
@@ -64,7 +75,8 @@ def running_head(home: Path) -> Iterator[Head]:
          f"--temp-dir={temporary}", "--object-store-memory=100000000"],
         env=environment, stdout=log, stderr=log, start_new_session=True,
     )  # fmt: skip
-    found = Head(f"http://127.0.0.1:{dashboard}", token, environment, temporary)
+    found = Head(f"http://127.0.0.1:{dashboard}", token, environment, temporary,
+                 f"127.0.0.1:{port}")  # fmt: skip
     try:
         deadline = time.monotonic() + 120
         while True:

@@ -23,6 +23,7 @@ DRIVER_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the new behaviour, without its warning
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # the patch prints every line twice
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # 2 s by default: how late an end is noticed
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # the first worker looks itself (`train/drains.py`)
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same in every worker
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",  # 30 s by default, waited after a crash
 }
@@ -31,7 +32,6 @@ OWN_CLUSTER_ENVIRONMENT = {
     "RAY_worker_niceness": "0",  # 15 by default: workers starve beside any other load
     "RAY_enable_worker_prestart": "0",  # prestarted processes are never used by Train
     "RAY_prestart_worker_first_driver": "0",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nothing can preempt the only node
 }
 OBJECT_STORE_BYTES = 80 * 2**20  # the least Ray takes: rows never pass through it
 REACH_SECONDS = 5.0

@@ -30,6 +30,7 @@ from pipeline.telemetry.stopwatch import Phase, Stopwatch
 from pipeline.telemetry.throughput import Throughput
 from pipeline.train import determinism, drift
 from pipeline.train.baselines import choose_baselines
+from pipeline.train.drains import Notices
 from pipeline.train.evaluate import Evaluation, evaluate, rows_at_once
 from pipeline.train.job import Job
 from pipeline.train.recorder import NullRecorder, RunRecorder
@@ -48,13 +49,13 @@ def train(
     num_steps: int | None = None,
     is_own_process: bool = False,
     device: torch.device = CPU,
-    note: str = "",
+    notices: Notices | None = None,
 ) -> None:
     """Train the job from the run's newest checkpoint, or the start; ends with the weights.
 
     With `num_steps` it ends after these, and an evaluation of them. `before_step` is told of each,
     counted from 0. `is_own_process` says that this process does nothing else, and may be killed by
-    its successor. A `note` on the nodes is told to the user.
+    its successor. `notices` are told to the user as they come.
     """
     if run.is_intact:
         return
@@ -67,7 +68,7 @@ def train(
     throughput = _throughput(job, stopwatch, device)
     recorder = NullRecorder()
     if lease:
-        recorder = RunRecorder(job, run, state.step, last_step, lease, throughput)
+        recorder = RunRecorder(job, run, state.step, last_step, lease, throughput, notices)
     partition = Partition(settings.microbatch_size, comm.rank(), comm.num_workers())
     count = _choose_counter(job, state.objective)
     steps = range(state.step, state.step if state.is_done(last_step) else last_step)
@@ -75,7 +76,6 @@ def train(
     is_exact = settings.microbatch_size is not None
     rows = job.train.opened(str(run.path.resolve()))
     with determinism.deterministic(is_exact), rows, loader, recorder:
-        recorder.tell(note)
         _train_steps(job, state, _announce(loader, before_step), recorder, last_step, stopwatch)
         decision, test = _conclude(job, state, recorder)
     if state.is_done(last_step):

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import ray
 from ray.util import get_node_ip_address
 
 from pipeline import plugins
@@ -14,6 +15,7 @@ from pipeline.distributed import comm
 from pipeline.errors import DataError, InputError, PipelineError, RunError
 from pipeline.train.assignment import Assignment
 from pipeline.train.determinism import versions
+from pipeline.train.drains import Notice, Notices
 from pipeline.train.job import Job, prepare
 from pipeline.train.weights import load_weights
 
@@ -27,7 +29,9 @@ MOST_APART = 60.0
 class Answer:
     """What one worker says of its node."""
 
+    node_id: str
     node: str
+    """Its address."""
     problem: str
     """Why it cannot train there; empty if it can."""
     is_input: bool
@@ -35,10 +39,11 @@ class Answer:
     clock: float
 
 
-def prepare_together(told: Assignment) -> tuple[Job, str]:
-    """The job, once every worker can train it; and what is to be said of the nodes, if anything.
+def prepare_together(told: Assignment, notices: Notices) -> tuple[Job, dict[str, str]]:
+    """The job, once every worker can train it; and the workers' nodes: address by Ray's id.
 
-    Raises the same error on all workers where one cannot, with each node and what it lacks.
+    Clocks that differ are worth a notice. Raises the same error on all workers where one cannot
+    train, with each such node and what it lacks.
     """
     job, problem, is_input = None, "", False
     try:
@@ -47,7 +52,7 @@ def prepare_together(told: Assignment) -> tuple[Job, str]:
         problem, is_input = str(error), isinstance(error, InputError)
     except (ImportError, OSError) as error:  # of a module or file that only other nodes have
         problem = f"{type(error).__name__}: {error}"
-    mine = Answer(get_node_ip_address(), problem, is_input, time.time())
+    mine = Answer(_node_id(), get_node_ip_address(), problem, is_input, time.time())
     answers = comm.of_all(mine)
     lines = [
         f"worker {rank} of {len(answers)}, on node {answer.node}: {answer.problem}"
@@ -58,7 +63,15 @@ def prepare_together(told: Assignment) -> tuple[Job, str]:
         kind = DataError if any(answer.is_input for answer in answers) else RunError
         raise kind("\n  ".join(lines))
     assert job is not None
-    return job, _clocks(answers)
+    if text := _clocks(answers):
+        notices.put(Notice(text))
+    return job, {answer.node_id: answer.node for answer in answers}
+
+
+def _node_id() -> str:
+    """Ray's id of this node; empty without Ray."""
+    context = ray.get_runtime_context()
+    return str(context.get_node_id()) if ray.is_initialized() else ""
 
 
 def _prepare(told: Assignment) -> Job:

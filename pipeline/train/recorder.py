@@ -29,6 +29,7 @@ from pipeline.rundir.records import (
 from pipeline.telemetry.norms import parameter_norms
 from pipeline.telemetry.throughput import Throughput
 from pipeline.train import determinism, predictions
+from pipeline.train.drains import Notices
 from pipeline.train.evaluate import Evaluation
 from pipeline.train.importance import permutation_importance
 from pipeline.train.job import Job
@@ -58,9 +59,6 @@ class NullRecorder:
 
     def count_time(self, state: TrainState) -> None:
         """Tell the state how long training has taken."""
-
-    def tell(self, note: str) -> None:
-        """Something to be told of the nodes, if anything."""
 
     def log_step(self, state: TrainState, batch: StepBatch, losses: StepLosses) -> None:
         """One step's losses."""
@@ -96,8 +94,10 @@ class RunRecorder(NullRecorder):
         last_step: int,
         lease: Lease,
         throughput: Throughput,
+        notices: Notices | None = None,
     ) -> None:
         self.job = job
+        self.notices = notices or Notices()
         self.run = run
         self.lease = lease
         self.throughput = throughput
@@ -150,17 +150,17 @@ class RunRecorder(NullRecorder):
         now = time.monotonic()
         if now - self._looked > ASK_SECONDS:
             self._looked, self._is_stopping = now, self.run.stop.exists()
-        return Requests(stop=self._is_stopping, save=self.checkpoints.is_due(step))
+        is_due = self.checkpoints.is_due(step)
+        while not self.notices.empty():
+            notice = self.notices.get()
+            self.journal.event({"step": step - 1, "event": "nodes", "text": notice.text})
+            is_due |= notice.saves
+        return Requests(stop=self._is_stopping, save=is_due)
 
     def count_time(self, state: TrainState) -> None:
         now = time.monotonic()
         state.seconds += now - self._counted
         self._counted = now
-
-    def tell(self, note: str) -> None:
-        """A line for the user, by way of the journal."""
-        if note:
-            self.journal.event({"step": self.first_step, "event": "nodes", "text": note})
 
     def log_step(self, state: TrainState, batch: StepBatch, losses: StepLosses) -> None:
         """One step's point, with speed and shares of time every second or so and at the end."""

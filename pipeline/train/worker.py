@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import ray.train.torch
@@ -19,6 +20,7 @@ from pipeline.spec import JobSpec
 from pipeline.telemetry.system import SystemMonitor
 from pipeline.train import fault_injection
 from pipeline.train.assignment import Assignment
+from pipeline.train.drains import Notices, watching
 from pipeline.train.loop import train
 from pipeline.train.nodes import prepare_together
 
@@ -42,7 +44,11 @@ def work(config: dict[str, Assignment]) -> None:
 def _work(told: Assignment) -> None:
     torch.set_num_threads(told.spec.workers.threads)
     tracebacks.copied_from.update(told.origins)
-    job, note = (told.job, "") if told.job else prepare_together(told)
+    notices = Notices()
+    nodes: dict[str, str] = {}
+    job = told.job
+    if job is None:
+        job, nodes = prepare_together(told, notices)
     strike = fault_injection.plan_faults(told.faults, told.run, comm.rank())
     device, context = _device(told.spec), ray.train.get_context()
     monitor = SystemMonitor(told.run, context.get_node_rank(), context.get_local_rank(), device)
@@ -52,7 +58,7 @@ def _work(told: Assignment) -> None:
         strike(step)
 
     try:
-        with monitor:
+        with monitor, watching(nodes, notices) if comm.rank() == 0 and nodes else nullcontext():
             train(
                 job,
                 told.run,
@@ -60,7 +66,7 @@ def _work(told: Assignment) -> None:
                 told.num_steps,
                 is_own_process=told.job is None,
                 device=device,
-                note=note,
+                notices=notices,
             )
             monitor.step += 1
     except Exception as error:  # a user's components can fail in any way

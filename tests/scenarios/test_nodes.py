@@ -1,0 +1,132 @@
+"""Two real nodes, of which one lacks the storage, is drained, or is taken away."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pipeline
+from pipeline.rundir import RunDir
+from tests.conftest import happened, rows
+from tests.ray_head import BIN, Head, running_head
+
+pytestmark = pytest.mark.ray
+JOB = """
+name: two
+data: {train: rows.csv, validation: 0.2, inputs: [a, b], target: y}
+model: {name: mlp, hidden: [16]}
+loss: mse
+training: {epochs: 20000, batch_size: 8, microbatch_size: 4}
+workers: {num: 2, placement: strict_spread}
+"""
+SECONDS = 60.0
+"""For a fault of a node to be told, with Ray's start on a busy machine."""
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    with running_head(tmp_path_factory.mktemp("home")) as head:
+        yield head
+
+
+@contextmanager
+def node(head: Head, *before: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A second node of two CPUs, started after a shell's commands."""
+    start = [str(BIN / "ray"), "start", f"--address={head.gcs}", "--block", "--num-cpus=2",
+             "--object-store-memory=100000000"]  # fmt: skip
+    words = ["sh", "-c", " && ".join([*before, f"exec {' '.join(start)}"])]
+    if before:
+        words = ["unshare", "-m", *words]
+    leaves = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "15"}  # after a SIGTERM
+    process = subprocess.Popen(
+        words, env={**head.environment, **leaves}, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 60
+        while len(head.nodes()) < 2:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        while len(head.nodes()) > 1:
+            time.sleep(0.5)
+
+
+def started(head: Head, job: Path, *words: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "run", str(job), *map(str, words)],
+        env={**head.environment, "RAY_ADDRESS": head.gcs}, cwd=job.parent, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    (tmp_path / "rows.csv").write_text(rows())
+    (tmp_path / "job.yaml").write_text(JOB)
+    return tmp_path / "job.yaml"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may hide a folder from a node")
+@pytest.mark.parametrize("hidden", ["runs", "data"])
+def test_what_a_node_lacks_is_told_in_one_message(
+    hidden: str, head: Head, job: Path, tmp_path: Path
+) -> None:
+    for name in ("runs", "data"):
+        (tmp_path / name).mkdir()
+    shutil.move(tmp_path / "rows.csv", tmp_path / "data" / "rows.csv")
+    with node(head, f"mount -t tmpfs none {tmp_path / hidden}"):
+        began = time.monotonic()
+        process = started(head, job, "--set", "data.train=data/rows.csv")
+        _, err = process.communicate(timeout=240)
+        assert time.monotonic() - began < SECONDS
+    lacks = {"runs": "does not see the run's folder", "data": "data.train: no such file or folder"}
+    lines = err.splitlines()
+    assert len(lines) < 12, err
+    (line,) = [line for line in lines if line.startswith("error: ")]
+    assert line.startswith("error: worker ")
+    assert f" of 2, on node {head.nodes()[0]}: {lacks[hidden]}" in line
+    assert process.returncode == (1 if hidden == "runs" else 2)
+
+
+def test_before_a_node_leaves_the_state_is_saved_and_that_is_told_once(
+    head: Head, job: Path, tmp_path: Path
+) -> None:
+    changes = {"workers": {"num": 1}, "storage": str(tmp_path / "alone")}
+    alone = pipeline.run(str(job), changes)
+    with node(head) as second:
+        process = started(
+            head, job, "--json", "--set", "workers={min: 1, max: 2, placement: spread}"
+        )
+        folder = tmp_path / "runs" / "two-1"
+        deadline = time.monotonic() + 120
+        while not (folder / "curve.jsonl").exists() or not happened(folder, "start"):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        second.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    result = json.loads(out.splitlines()[-1])
+    assert result["weights_sha256"] == alone.weights_sha256
+    assert result["curve_sha256"] == alone.curve_sha256
+    told = happened(RunDir(folder).path, "nodes")
+    assert len(told) == 1
+    assert " leaves the cluster in " in told[0]["text"]
+    assert err.count("leaves the cluster") == 1
