@@ -79,8 +79,8 @@ def recovery() -> tuple[float, int]:
     """Seconds without a new step, and steps recomputed, after the death of a worker."""
     fit = ray_trainer.fit
 
-    def with_a_kill(told: Assignment) -> None:
-        fit(replace(told, faults=[(1, 55)]))
+    def with_a_kill(told: Assignment, **rest: Any) -> None:
+        fit(replace(told, faults=[(1, 55)]), **rest)
 
     with patch.object(ray_trainer, "fit", with_a_kill), tempfile.TemporaryDirectory() as place:
         overrides = {

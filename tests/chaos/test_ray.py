@@ -116,8 +116,8 @@ def test_two_workers_are_killed(
     kills = [(drawn.randrange(3), step) for step in sorted(drawn.sample(range(4, STEPS), 2))]
     fit = ray_trainer.fit
 
-    def with_kills(told: Assignment) -> None:
-        fit(replace(told, faults=kills))
+    def with_kills(told: Assignment, **rest: Any) -> None:
+        fit(replace(told, faults=kills), **rest)
 
     monkeypatch.setattr(ray_trainer, "fit", with_kills)
     monkeypatch.setenv("RAY_ADDRESS", nodes.address)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
@@ -22,8 +23,8 @@ def kills(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     planned: list[tuple[int, int]] = []
     fit = ray_trainer.fit
 
-    def with_kills(told: Assignment) -> None:
-        fit(replace(told, faults=planned))
+    def with_kills(told: Assignment, **rest: Any) -> None:
+        fit(replace(told, faults=planned), **rest)
 
     monkeypatch.setattr(ray_trainer, "fit", with_kills)
     return planned

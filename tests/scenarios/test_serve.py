@@ -220,7 +220,7 @@ def test_raw_rows_get_what_training_predicted_for_them(
         assert "size" in json.load(refused.value)["message"]
         with pytest.raises(urllib.error.HTTPError) as refused:
             served(as_json(raw.assign(size="large")))
-        assert "column 'size' is string, expected numbers" in json.load(refused.value)["message"]
+        assert "column 'size' holds string, expected numbers" in json.load(refused.value)["message"]
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)

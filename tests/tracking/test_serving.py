@@ -104,7 +104,7 @@ def test_a_column_that_is_needed_and_absent_is_named(model: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"size": "large"}, r"column 'size' is string, expected numbers"),
+        ({"size": "large"}, r"column 'size' holds string, expected numbers"),
         ({"city": 5}, r"column 'city' is int64; the training rows had string, such as 'Bonn'"),
         ({"code": "two"}, r"column 'code' is string; the training rows had int64, such as 1"),
     ],
