@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -10,13 +11,15 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 LOOK_SECONDS = 1.0
+LAST_SECONDS = 4.0
+"""Before a node is gone, for the state to be saved once more."""
 
 
 class Notice(NamedTuple):
     """Something that has come up while a run trains."""
 
     text: str
-    """For the user."""
+    """For the user; may be empty."""
     saves: bool = False
     """Whether the state is to be saved after the next step."""
 
@@ -35,13 +38,18 @@ def watching(nodes: Mapping[str, str], notices: Notices) -> Iterator[None]:
 
     def look() -> None:
         told: set[str] = set()
+        saved: set[str] = set()
         while not over.wait(LOOK_SECONDS):
-            for node, deadline in _draining().items():
-                if node in nodes and node not in told:
+            for node in (leaving := _draining()).keys() & nodes.keys():
+                left = leaving[node] / 1000 - time.time() if leaving[node] else math.inf
+                if node not in told:
                     told.add(node)
-                    left = f" in {deadline / 1000 - time.time():.0f} s" if deadline else ""
-                    text = f"node {nodes[node]} leaves the cluster{left}: the state is saved"
+                    when = f" in {left:.0f} s" if left < math.inf else ""
+                    text = f"node {nodes[node]} leaves the cluster{when}: the state is saved"
                     notices.put(Notice(text, saves=True))
+                elif left < LAST_SECONDS and node not in saved:
+                    saved.add(node)
+                    notices.put(Notice("", saves=True))
 
     thread = threading.Thread(target=look, name="drains", daemon=True)
     thread.start()

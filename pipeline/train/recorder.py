@@ -153,7 +153,8 @@ class RunRecorder(NullRecorder):
         is_due = self.checkpoints.is_due(step)
         while not self.notices.empty():
             notice = self.notices.get()
-            self.journal.event({"step": step - 1, "event": "nodes", "text": notice.text})
+            if notice.text:
+                self.journal.event({"step": step - 1, "event": "nodes", "text": notice.text})
             is_due |= notice.saves
         return Requests(stop=self._is_stopping, save=is_due)
 

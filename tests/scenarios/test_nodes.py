@@ -27,7 +27,7 @@ name: two
 data: {train: rows.csv, validation: 0.2, inputs: [a, b], target: y}
 model: {name: mlp, hidden: [16]}
 loss: mse
-training: {epochs: 20000, batch_size: 8, microbatch_size: 4}
+training: {epochs: 1500, batch_size: 8, microbatch_size: 4}
 workers: {num: 2, placement: strict_spread}
 """
 SECONDS = 60.0
@@ -48,7 +48,7 @@ def node(head: Head, *before: str) -> Iterator[subprocess.Popen[bytes]]:
     words = ["sh", "-c", " && ".join([*before, f"exec {' '.join(start)}"])]
     if before:
         words = ["unshare", "-m", *words]
-    leaves = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "15"}  # after a SIGTERM
+    leaves = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "8"}  # after a SIGTERM
     process = subprocess.Popen(
         words, env={**head.environment, **leaves}, start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
