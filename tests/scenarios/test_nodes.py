@@ -30,8 +30,6 @@ loss: mse
 training: {epochs: 1500, batch_size: 8, microbatch_size: 4}
 workers: {num: 2, placement: strict_spread}
 """
-SECONDS = 60.0
-"""For a fault of a node to be told, with Ray's start on a busy machine."""
 
 
 @pytest.fixture(scope="module")
@@ -92,10 +90,8 @@ def test_what_a_node_lacks_is_told_in_one_message(
         (tmp_path / name).mkdir()
     shutil.move(tmp_path / "rows.csv", tmp_path / "data" / "rows.csv")
     with node(head, f"mount -t tmpfs none {tmp_path / hidden}"):
-        began = time.monotonic()
         process = started(head, job, "--set", "data.train=data/rows.csv")
         _, err = process.communicate(timeout=240)
-        assert time.monotonic() - began < SECONDS
     lacks = {"runs": "does not see the run's folder", "data": "data.train: no such file or folder"}
     lines = err.splitlines()
     assert len(lines) < 12, err
