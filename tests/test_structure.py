@@ -44,6 +44,8 @@ RAY = {
     "launch.ray_cluster",
     "launch.ray_trainer",
     "launch.failures",
+    "train.drains",
+    "train.nodes",
     "train.worker",
 }
 MLFLOW = {"tracking.champion", "tracking.client", "tracking.model", "tracking.serving"}
