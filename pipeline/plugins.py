@@ -108,12 +108,13 @@ def carry(modules: list[str], folder: Path) -> None:
             shutil.copy2(source, folder / source.name)
 
 
-def files_of(modules: Sequence[str]) -> dict[str, Path]:
-    """Python's files that `carry` copies, by where it puts them."""
+def files_of(modules: Sequence[str], only_python: bool = False) -> dict[str, Path]:
+    """The files that `carry` copies, by where it puts them."""
+    pattern = "*.py" if only_python else "*"
     return {
         str(path.relative_to(source.parent)): path
         for source in _sources(modules)
-        for path in _files(source)
+        for path in _files(source, pattern)
     }
 
 
@@ -133,7 +134,8 @@ def sources_sha256(modules: list[str]) -> str:
 
 def changed(modules: list[str], folder: Path) -> list[str]:
     """Files that `carry` copied to `folder` and that are other ones now, new, or gone."""
-    now = {place: path.read_bytes() for place, path in files_of(modules).items()}
+    files = files_of(modules, only_python=True)
+    now = {place: path.read_bytes() for place, path in files.items()}
     before = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.py")}
     return sorted(name for name in {*now, *before} if now.get(name) != before.get(name))
 
@@ -152,12 +154,13 @@ def _sources(modules: Sequence[str]) -> list[Path]:
     return sorted(sources)
 
 
-def _files(source: Path) -> list[Path]:
-    """Python's files of a module or package, without hidden folders, as a notebook's copies."""
+def _files(source: Path, pattern: str = "*.py") -> list[Path]:
+    """Files of a module or package, without hidden folders, as a notebook's copies."""
     if not source.is_dir():
         return [source]
-    paths = sorted(source.rglob("*.py"))
-    return [p for p in paths if not any(q.startswith(".") for q in p.relative_to(source).parts)]
+    paths = [path for path in sorted(source.rglob(pattern)) if path.is_file()]
+    hidden = (".", "__pycache__")
+    return [p for p in paths if not any(q.startswith(hidden) for q in p.relative_to(source).parts)]
 
 
 def _imports_of(source: Path) -> set[str]:

@@ -83,7 +83,9 @@ def submit(
         _confirm(yes)
         _send(plan)
     if detach:
-        _tell_next(plan.spec.name, address, plan.id)
+        _tell_next(plan.spec.name, cluster.address, plan.id)
+        if as_json:
+            click.echo(json.dumps({"state": "submitted", "submission_id": plan.id}))
         return
     _follow(cluster, cluster.submission(plan.id), as_json)
 
@@ -125,12 +127,14 @@ def _follow(cluster: Cluster, submission: Submission, as_json: bool) -> None:
         shown = time.monotonic() if is_passing else shown
         click.echo(line, err=True)
 
-    lines = Lines(show)
+    lines = Lines(show, hides_result=as_json or not submission.is_over)
     try:
         ended = follow(cluster, submission.id, lines)
     except KeyboardInterrupt:
         click.echo("\ndetached: the job goes on", err=True)
         _tell_next(submission.job, cluster.address, submission.id)
+        if as_json:
+            click.echo(json.dumps({"state": "detached", "submission_id": submission.id}))
         return
     _finish(ended, lines, as_json, explain(ended, lines))
     sys.exit(exit_code(ended))
@@ -162,7 +166,7 @@ def _tell_next(name: str, address: str, submission_id: str) -> None:
 @_address
 @click.option("--json", "as_json", is_flag=True, help="A JSON object a line for each submission.")
 def status(name: str | None, address: str, as_json: bool) -> None:
-    """Show the jobs on a Ray cluster, or the submissions of one.
+    """Show what was submitted to a Ray cluster: all jobs, or the submissions of one.
 
     JOB is a job's name, or the id of a submission.
     """
@@ -170,7 +174,7 @@ def status(name: str | None, address: str, as_json: bool) -> None:
 
     found = Cluster(address).submissions(name)
     if name and not found:
-        raise UsageError(f"{name}: nothing of that name was submitted to {address}")
+        raise UsageError(f"{name}: nothing of that name was submitted there")
     if as_json:
         for one in found:
             click.echo(json.dumps(one.to_json()))
@@ -186,7 +190,7 @@ def status(name: str | None, address: str, as_json: bool) -> None:
 def logs(name: str, address: str, follows: bool) -> None:
     """Print what a job on a Ray cluster has printed; with --follow, to its end.
 
-    JOB is a job's name, whose newest submission is meant, or the id of a submission.
+    JOB is a job's name, whose submission that runs is meant, or else the newest; or the id of one.
     """
     from pipeline.cluster.client import Cluster
     from pipeline.cluster.follow import Lines
@@ -222,11 +226,16 @@ def stop(name: str, address: str) -> None:
         if time.monotonic() > deadline:
             raise UsageError(f"{newest.id} has not ended within {WAIT_SECONDS:.0f} s; ask again")
         time.sleep(0.5)
-    click.echo(f"job   {newest.id} has ended: {newest.status.lower()}; `submit` resumes it")
+    resumes = "; `submit` resumes it" if newest.status == "STOPPED" else ""
+    click.echo(f"job   {newest.id} has ended: {newest.status.lower()}{resumes}")
 
 
 def _newest(cluster: Cluster, name: str) -> Submission:
     found = cluster.submissions(name)
     if not found:
         raise UsageError(f"{name}: nothing of that name was submitted to {cluster.address}")
-    return found[0]
+    running = [one for one in found if not one.is_over]
+    if len(running) > 1:
+        ids = ", ".join(one.id for one in running)
+        raise UsageError(f"{name}: several run, name one of them: {ids}")
+    return (running or found)[0]

@@ -43,6 +43,8 @@ class Submission:
     identity: str
     """What tells the job's spec, data and code from others."""
     attempt: int
+    command: str
+    """What it runs on the cluster."""
     status: str
     """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
     message: str
@@ -69,9 +71,6 @@ class Cluster:
         self.address = _with_scheme(address)
         if "RAY_AUTH_MODE" not in os.environ and _has_token():
             os.environ["RAY_AUTH_MODE"] = "token"  # without it, Ray's client sends none
-
-        for name in LOGGERS:
-            logging.getLogger(name).setLevel(logging.WARNING)
         with self._explained(), _no_other_address():
             self._client = _client(self.address)
             self.version = str(self._get("/api/version")["ray_version"])
@@ -146,32 +145,42 @@ class Cluster:
         with self._explained():
             return str(self._client.get_job_logs(submission_id))
 
-    async def follow(self, submission_id: str) -> AsyncIterator[str | None]:
-        """What a job prints, piece by piece, until it has ended; None while nothing comes.
+    async def follow(self, submission_id: str, start: int = 0) -> AsyncIterator[str | None]:
+        """What a job prints after so many characters, piece by piece, until it has ended.
 
-        The stream may break, or end on a healthy job: the job's status tells whether it is over.
+        None while nothing comes and the cluster answers. The stream may break, or end on a healthy
+        job: the job's status tells whether it is over. Raises UsageError where that is not told.
         """
-        num_seen = 0
         while True:
             num_here = 0
-            with contextlib.suppress(Exception):  # whatever broke: the next look says it
+            with contextlib.suppress(Exception):  # whatever broke: the status says what is
                 async for text in _until_silent(self._client.tail_job_logs(submission_id)):
                     if text is None:
-                        yield None
-                        if self.submission(submission_id).is_over:
+                        if await self._is_over(submission_id):
                             break
+                        yield None
                         continue
-                    new = text[max(0, num_seen - num_here) :]
+                    new = text[max(0, start - num_here) :]
                     num_here += len(text)
-                    num_seen = max(num_seen, num_here)
+                    start = max(start, num_here)
                     if new:
                         yield new
-            yield None
-            if self.submission(submission_id).is_over:
-                if rest := self.logs(submission_id)[num_seen:]:
-                    yield rest
+            if await self._is_over(submission_id):
+                yield self._rest(submission_id, start)
                 return
+            yield None
             await asyncio.sleep(1)
+
+    async def _is_over(self, submission_id: str) -> bool:
+        """Asked in a thread, so that Ctrl-C is heard meanwhile."""
+        return (await asyncio.to_thread(self.submission, submission_id)).is_over
+
+    def _rest(self, submission_id: str, start: int) -> str:
+        """The end of a log; where it cannot be read, as with bytes that are no text, that."""
+        try:
+            return self.logs(submission_id)[start:]
+        except UsageError as error:
+            return f"note  the log cannot be read to its end: {error}\n"
 
     def _get(self, path: str) -> Any:
         answer = self._client._do_request("GET", path)
@@ -243,14 +252,17 @@ def _no_other_address() -> Iterator[None]:
 
 def _with_scheme(address: str) -> str:
     """The dashboard's address as a URL, without a path. Raises UsageError if it is none."""
-    url = urlsplit(address if "://" in address else f"http://{address}")
-    if url.scheme not in ("http", "https") or not url.hostname:
-        raise UsageError(
-            f"--address {redact(address)}: expected the dashboard's, as http://HEAD:{DEFAULT_PORT}"
-        )
+    wanted = f"expected the dashboard's, as http://HEAD:{DEFAULT_PORT}"
+    try:
+        url = urlsplit(address if "://" in address else f"http://{address}")
+        host, port = url.hostname, url.port
+    except ValueError:
+        raise UsageError(f"--address {redact(address)}: {wanted}") from None
+    if url.scheme not in ("http", "https") or not host or url.path.strip("/") or url.query:
+        raise UsageError(f"--address {redact(address)}: {wanted}")
     if url.username or url.password:
         raise UsageError("--address: no password goes there; RAY_AUTH_TOKEN holds a token")
-    has_port = url.port is not None or url.scheme == "https"
+    has_port = port is not None or url.scheme == "https"
     return f"{url.scheme}://{url.netloc}" + ("" if has_port else f":{DEFAULT_PORT}")
 
 
@@ -269,7 +281,8 @@ def _submission(details: Any) -> Submission | None:
         details.submission_id,
         said["job"],
         said.get("identity", ""),
-        int(said.get("attempt", 1)),
+        int(attempt) if (attempt := said.get("attempt", "1")).isdigit() else 1,
+        said.get("command", ""),
         str(getattr(details.status, "value", details.status)),
         details.message or "",
         details.driver_exit_code,

@@ -22,7 +22,7 @@ PASSING = re.compile(r"^(epoch \d+/|step \d+ of |starting |waiting for |rows  )"
 """Lines of progress, of which each replaces the last where somebody watches."""
 GONE_SECONDS = 300.0
 """How long a cluster may be out of reach while a job is followed."""
-NO_PIPELINE = "No module named pipeline"
+NO_PIPELINE = re.compile(r"No module named '?pipeline'?$")
 
 
 @dataclass
@@ -31,14 +31,19 @@ class Lines:
 
     show: Callable[[str, bool], None]
     """Takes a line, and whether the next one may replace it."""
+    hides_result: bool = False
+    """Whether the JSON object of `run --json` is kept back."""
     result: dict[str, Any] | None = None
-    """What `--json` printed, if anything."""
+    """That object, once it has come."""
+    num_chars: int = 0
+    """How much of the log has been added."""
     last: list[str] = field(default_factory=list)
     """Its last lines, for a job that ended without a word."""
     _rest: str = ""
 
     def add(self, piece: str) -> None:
         """Take in the next piece."""
+        self.num_chars += len(piece)
         *lines, self._rest = (self._rest + piece).split("\n")
         for line in lines:
             self._take(line.rstrip("\r"))
@@ -52,35 +57,44 @@ class Lines:
     def _take(self, line: str) -> None:
         if NOISE.match(line):
             return
-        if line.startswith('{"'):
-            try:
-                self.result = json.loads(line)
+        if found := _result(line):
+            self.result = found
+            if self.hides_result:
                 return
-            except ValueError:
-                pass
         self.last = [*self.last[-20:], line]
         self.show(line, bool(PASSING.match(line)))
+
+
+def _result(line: str) -> dict[str, Any] | None:
+    """What `run --json` ends with, if the line is that."""
+    if not line.startswith('{"') or '"state": ' not in line:
+        return None
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found.get("state"), str) else None
 
 
 def follow(cluster: Cluster, submission_id: str, lines: Lines) -> Submission:
     """Show what a job prints until it has ended. Raises KeyboardInterrupt for Ctrl-C."""
 
     async def run() -> None:
-        pieces = cluster.follow(submission_id)
-        lost = None
+        lost = 0.0
         while True:
             try:
-                async for piece in pieces:
-                    lost = None
+                async for piece in cluster.follow(submission_id, lines.num_chars):
+                    lost = 0.0
                     if piece:
                         lines.add(piece)
                 return
-            except PipelineError:  # the cluster is out of reach: the job may go on all the same
-                lost = lost or time.monotonic()
+            except PipelineError as error:  # it is out of reach: the job may go on all the same
+                if not lost:
+                    lost = time.monotonic()
+                    lines.show(f"note  {error}; asking again for {GONE_SECONDS:.0f} s", False)
                 if time.monotonic() - lost > GONE_SECONDS:
                     raise
                 await asyncio.sleep(2)
-                pieces = cluster.follow(submission_id)
 
     with _interruptible():
         asyncio.run(run())
@@ -104,14 +118,15 @@ def exit_code(submission: Submission) -> int:
         return 0
     if submission.status == "STOPPED":
         return 128 + signal.SIGTERM
-    return submission.exit_code or 1
+    code = submission.exit_code or 1
+    return code if code > 0 else 128 - code  # ended by a signal
 
 
 def explain(submission: Submission, lines: Lines) -> str:
     """Why a job failed that has not said so itself; or nothing."""
     if submission.status != "FAILED":
         return ""
-    if any(NO_PIPELINE in line for line in lines.last):
+    if any(NO_PIPELINE.search(line) for line in lines.last):
         return (
             "the cluster's nodes have no `pipeline` package: install it in their image, in the "
             f"version that is here ({sys.version_info.major}.{sys.version_info.minor} of Python)"

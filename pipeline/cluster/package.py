@@ -61,7 +61,8 @@ def pack(path: Path, spec: JobSpec, modules: Sequence[str]) -> Package:
     """What the job of this file needs. Raises UsageError for more than the cluster takes."""
     base = path.resolve().parent
     named, left_out = _named(spec, base)
-    start = Path(os.path.commonpath([base, *(file.parent for file in named)]))
+    highest = [base, *(file.parent for file in named), *_climbed(spec, base)]
+    start = Path(os.path.commonpath(highest))
     files = {f"{JOB_FOLDER}/{file.relative_to(start)}": file for file in named}
     job = f"{JOB_FOLDER}/{path.resolve().relative_to(start)}"
     files = {job: path.resolve(), **files, **plugins.files_of(modules)}
@@ -79,27 +80,32 @@ def pack(path: Path, spec: JobSpec, modules: Sequence[str]) -> Package:
 
 def _named(spec: JobSpec, base: Path) -> tuple[list[Path], dict[str, str]]:
     """Files here that the spec names by relative paths; and all other names, by their keys."""
-    data, files, left_out = spec.data, [], {}
+    data, files = spec.data, list[Path]()
+    left_out: dict[str, str] = {}
     for key in ("train", "validation", "test"):
         names = getattr(data, key)
         for name in [names] if isinstance(names, str) else names if isinstance(names, list) else []:
             if name.startswith("sample:"):
                 continue
-            if _is_there(name):
-                left_out[f"data.{key}"] = redact(name)
+            if _is_the_clusters(name):
+                known = left_out.get(f"data.{key}")
+                left_out[f"data.{key}"] = ", ".join(filter(None, [known, redact(name)]))
                 continue
             for place in locate_names(f"data.{key}", name, base):
                 files += [Path(os.path.abspath(file)) for file in place.paths]
     for column, name in data.tokenizers.items():
-        if _is_there(name):
-            left_out[f"data.tokenizers.{column}"] = name
+        if _is_the_clusters(name):
+            left_out[f"data.tokenizers.{column}"] = redact(name)
         else:
             files.append(Path(os.path.abspath(base / name)))
     weights = spec.model.init_from.weights if spec.model.init_from else ""
-    if is_recorded(weights) or _is_there(weights):
+    if is_recorded(weights) or _is_the_clusters(weights):
         left_out["model.init_from"] = redact(weights)
-    elif (base / weights).is_dir() and weights:
-        files += [file for file in sorted((base / weights).resolve().iterdir()) if file.is_file()]
+    elif weights and not (base / weights).exists():
+        left_out["model.init_from"] = weights  # a run in the storage
+    elif weights and (base / weights).is_dir():
+        folder = Path(os.path.abspath(base / weights))
+        files += [file for file in sorted(folder.iterdir()) if file.is_file()]
     elif weights:
         files.append(Path(os.path.abspath(base / weights)))
     if gone := [file for file in files if not file.is_file()]:
@@ -107,7 +113,25 @@ def _named(spec: JobSpec, base: Path) -> tuple[list[Path], dict[str, str]]:
     return files, left_out
 
 
-def _is_there(name: str) -> bool:
+def _climbed(spec: JobSpec, base: Path) -> list[Path]:
+    """The highest folders that relative names lead through: `../../a/b` needs two above `base`."""
+    data = spec.data
+    names = [n for key in (data.train, data.validation, data.test) if isinstance(key, str | list)
+             for n in ([key] if isinstance(key, str) else key)]  # fmt: skip
+    names += [*data.tokenizers.values()]
+    names += [spec.model.init_from.weights] if spec.model.init_from else []
+    highest = []
+    for name in names:
+        if name.startswith("sample:") or _is_the_clusters(name):
+            continue
+        here = base
+        for part in Path(name).parts:
+            here = here.parent if part == ".." else here / part
+            highest.append(here.parent if here == base else here)
+    return [folder for folder in highest if base.is_relative_to(folder)]
+
+
+def _is_the_clusters(name: str) -> bool:
     """Whether a name means a place that the cluster is to know: a URI, or an absolute path."""
     return "://" in name or Path(name).is_absolute() or name.startswith("~")
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pipeline import plugins
 from pipeline.cluster.client import Cluster, Submission
@@ -50,7 +51,8 @@ class Plan:
     @property
     def attempt(self) -> int:
         """Which submission of this job it is, from 1."""
-        return (self.last.attempt if self.last else 0) + (self.action in ("start", "resume"))
+        before = self.last.attempt if self.last else 0
+        return before + 1 if self.action in ("start", "resume") else before
 
     @property
     def id(self) -> str:
@@ -61,7 +63,7 @@ class Plan:
     def variables(self) -> dict[str, str]:
         """The command's environment on the cluster, in which nothing is secret."""
         uri = environment_uri()
-        tracking = {"MLFLOW_TRACKING_URI": uri} if uri and redact(uri) == uri else {}
+        tracking = {"MLFLOW_TRACKING_URI": uri} if uri and not _stays(uri) else {}
         return {
             "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS),
             "PIPELINE_PROGRESS_SECONDS": str(PROGRESS_SECONDS),
@@ -76,6 +78,7 @@ class Plan:
             "job": self.spec.name,
             "identity": self.identity,
             "attempt": str(self.attempt),
+            "command": self.command,
             "experiment": self.spec.tracking.experiment or self.spec.name,
         }
 
@@ -101,14 +104,17 @@ def make_plan(
     submissions = cluster.submissions(spec.name)
     last = next((one for one in submissions if one.identity == identity), None)
     action = _action(last, fresh)
+    command = entrypoint(package, overrides, imports, fresh)
     nodes, notes = cluster.nodes(), []
     if action in ("start", "resume"):
         notes += _checked(path, values, imports, package) + _missing(spec, nodes)
-    if redact(environment_uri()) != environment_uri():
-        notes.append("MLFLOW_TRACKING_URI holds a password: it stays here, the cluster has its own")
+    if why := _stays(environment_uri()):
+        notes.append(f"MLFLOW_TRACKING_URI {why}: it stays here, the cluster has its own")
+    if last and action in ("attach", "tell") and last.command != command:
+        notes.append(f"that was submitted as `{last.command}`, which holds")
     rivals = [one for one in submissions if one.identity != identity and not one.is_over]
     return Plan(
-        cluster, spec, Path(path), package, entrypoint(package, overrides, imports, fresh),
+        cluster, spec, Path(path), package, command,
         identity, action, last, rivals, nodes, notes,
     )  # fmt: skip
 
@@ -123,10 +129,20 @@ def _checked(
         notes.append(f"read there, and not sent: {names}")
     try:
         return notes + [str(notice) for notice in check(path, values, imports, is_sent=True)[2]]
-    except DataError as error:
+    except (DataError, UsageError) as error:
         if not package.left_out:
             raise
         return [*notes, f"only the spec is checked here: {error}"]
+
+
+def _stays(uri: str) -> str:
+    """Why an address of MLflow is not one for the cluster; empty for one that is."""
+    if redact(uri) != uri:
+        return "holds a password"
+    host = urlsplit(uri).hostname
+    if uri and (not host or host in ("localhost", "127.0.0.1", "::1")):
+        return "is of this machine alone"
+    return ""
 
 
 def _missing(spec: JobSpec, nodes: list[Node]) -> list[str]:

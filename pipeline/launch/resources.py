@@ -49,15 +49,23 @@ def room(workers: Workers, nodes: Sequence[Node], is_now: bool = False) -> int:
 
     A worker stands on one node: what is left over on several of them is of no use to it.
     """
-    wanted = needs(workers)
-    return sum(
-        int(
-            min(
-                (node.free if is_now else node.total).get(key, 0.0) / n for key, n in wanted.items()
-            )
-        )
+    by_node = [
+        _fitting(needs(workers), node.free if is_now else node.total)
         for node in nodes
         if all(_matches(node.labels.get(key), asked) for key, asked in workers.labels.items())
+    ]
+    if workers.placement == "strict_pack":
+        return max(by_node, default=0)
+    if workers.placement == "strict_spread":
+        return sum(number > 0 for number in by_node)
+    return sum(by_node)
+
+
+def _fitting(wanted: Mapping[str, float], held: Mapping[str, float]) -> int:
+    """How often what is wanted is held, in the ten-thousandths that Ray counts in."""
+    return min(
+        round(held.get(key, 0.0) * 10_000) // max(round(amount * 10_000), 1)
+        for key, amount in wanted.items()
     )
 
 
@@ -89,6 +97,7 @@ def shortage(workers: Workers, nodes: Sequence[Node], is_now: bool = False) -> s
         there = "; ".join(f"{text} on each of {count} nodes" for text, count in kinds)
     labels = ", ".join(f"{key}: {value}" for key, value in workers.labels.items())
     only = f" on nodes with {labels}" if labels else ""
+    only += f", {workers.placement}" if workers.placement.startswith("strict") else ""
     return (
         f"{workers.least} x {_amounts(workers, needs(workers))}{only}; "
         f"{has} is room for {fitting}: {there or 'no node'}"

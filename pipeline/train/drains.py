@@ -57,7 +57,7 @@ def watching(nodes: Mapping[str, str], notices: Notices) -> Iterator[None]:
         yield
     finally:
         over.set()
-        thread.join()
+        thread.join(LOOK_SECONDS)  # it may be asking a cluster that is gone
 
 
 def _draining() -> dict[str, int]:

@@ -50,7 +50,7 @@ def prepare_together(told: Assignment, notices: Notices) -> tuple[Job, dict[str,
         job = _prepare(told)
     except PipelineError as error:
         problem, is_input = str(error), isinstance(error, InputError)
-    except (ImportError, OSError) as error:  # of a module or file that only other nodes have
+    except Exception as error:  # a module can fail in any way, where others have what it needs
         problem = f"{type(error).__name__}: {error}"
     mine = Answer(_node_id(), get_node_ip_address(), problem, is_input, time.time())
     answers = comm.of_all(mine)

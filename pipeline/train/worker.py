@@ -95,13 +95,15 @@ def _output_to(path: Path) -> Iterator[None]:
                 os.dup2(file.fileno(), number)
         yield
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # a full disk, which hides no error of the worker
+            sys.stdout.flush()
+            sys.stderr.flush()
         for number, old in zip((1, 2), before, strict=True):
             os.dup2(old, number)
             os.close(old)
-        if not path.stat().st_size:
-            path.unlink()
+        with contextlib.suppress(OSError):
+            if not path.stat().st_size:
+                path.unlink()
 
 
 def _take_priority() -> None:

@@ -12,6 +12,7 @@ import pytest
 from pipeline import plugins
 from pipeline.cluster import package as packages
 from pipeline.cluster.package import entrypoint, pack
+from pipeline.data.locate import locate_names
 from pipeline.errors import DataError, UsageError
 from pipeline.spec import load
 
@@ -40,11 +41,15 @@ def folder(tmp_path: Path) -> Path:
         ({"train": "../data/a*.csv", "validation": "rows.csv"},
          ["job/data/a.csv", "job/jobs/job.yaml", "job/jobs/rows.csv"]),
         ({"train": "sample:diabetes"}, ["job/job.yaml"]),
+        ({"train": "../../{name}/data/a.csv"},
+         ["job/{name}/data/a.csv", "job/{name}/jobs/job.yaml"]),
     ],
 )  # fmt: skip
 def test_files_that_the_spec_names_stand_as_they_do_here(
     data: dict[str, Any], places: list[str], folder: Path, tmp_path: Path
 ) -> None:
+    data = {key: value.format(name=folder.name) for key, value in data.items()}
+    places = [place.format(name=folder.name) for place in places]
     path, spec = job(folder, **data)
     package = pack(path, spec, [])
     assert sorted(package.files) == places
@@ -53,14 +58,17 @@ def test_files_that_the_spec_names_stand_as_they_do_here(
     package.write(out, {"mlflow.user": "me"})
     sent = {str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()}
     assert sent == {*places, "source.json"}
-    assert load(out / package.job).data == spec.data
+    sent_job = out / package.job
+    assert load(sent_job).data == spec.data
+    if not data["train"].startswith("sample"):
+        assert locate_names("data.train", data["train"], sent_job.parent)
 
 
 def test_absolute_names_and_uris_are_left_to_the_cluster(folder: Path) -> None:
     train = [str(folder / "data" / "a.csv"), "s3://key:secret@bucket/b.csv"]
     package = pack(*job(folder, train=train, validation="rows.csv"), [])
     assert sorted(package.files) == ["job/job.yaml", "job/rows.csv"]
-    assert package.left_out == {"data.train": "s3://***@bucket/b.csv"}
+    assert package.left_out == {"data.train": f"{train[0]}, s3://***@bucket/b.csv"}
 
 
 def test_custom_modules_go_with_what_they_import_from_their_folder(
@@ -73,6 +81,10 @@ def test_custom_modules_go_with_what_they_import_from_their_folder(
     path, spec = job(folder, train="rows.csv")
     package = pack(path, spec, modules)
     assert {"own_sent.py", "beside_sent.py"} <= set(package.files)
+    (folder / "with_data").mkdir()
+    (folder / "with_data" / "__init__.py").write_text("")
+    (folder / "with_data" / "words.txt").write_text("a")
+    assert "with_data/words.txt" in pack(path, spec, plugins.load(["with_data"])).files
     before = package.sha256
     (folder / "beside_sent.py").write_text("x = 1\n")
     assert pack(path, spec, modules).sha256 != before

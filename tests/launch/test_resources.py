@@ -80,6 +80,25 @@ def test_a_label_chooses_nodes(asked: str, fits: int) -> None:
     assert f"1 CPUs on nodes with zone: {asked}; in the cluster is room for {fits}" in text
 
 
+@pytest.mark.parametrize(
+    ("placement", "fits"), [("pack", 5), ("spread", 5), ("strict_pack", 3), ("strict_spread", 2)]
+)
+def test_a_strict_placement_holds_fewer(placement: str, fits: int) -> None:
+    nodes = [node("1", {"CPU": 3.0}), node("2", {"CPU": 2.0}), node("3", {"CPU": 0.5})]
+    asked = workers(num=4, placement=placement)
+    assert room(asked, nodes) == fits
+    if placement == "strict_spread":
+        with pytest.raises(UsageError, match=r"4 x 1 CPUs, strict_spread; .* room for 2"):
+            refuse_too_small(asked, nodes)
+
+
+@pytest.mark.parametrize(
+    ("each", "total", "fits"), [(0.07, 7.0, 100), (0.34, 17.0, 50), (0.2, 3 - 2.4, 3), (0.3, 1, 3)]
+)
+def test_fractions_are_counted_as_ray_does(each: float, total: float, fits: int) -> None:
+    assert room(workers(num=1, cpus_per_worker=each), [node("n", {"CPU": total})]) == fits
+
+
 def test_what_others_hold_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resources, "LOOK_SECONDS", 0.0)
     asked = workers(num=2, cpus_per_worker=2)
