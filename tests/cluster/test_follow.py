@@ -23,8 +23,10 @@ LOG = (
 
 
 def submission(**changes: Any) -> Submission:
-    facts = {"id": "t-1", "job": "t", "identity": "i", "attempt": 1, "command": "",
-             "status": "FAILED", "message": "", "exit_code": None, "started": 0.0, "ended": None}  # fmt: skip
+    facts = {
+        "id": "t-1", "job": "t", "identity": "i", "attempt": 1, "command": "", "status": "FAILED",
+        "message": "", "exit_code": None, "started": 0.0, "ended": None,
+    }  # fmt: skip
     return Submission(**{**facts, **changes})
 
 
