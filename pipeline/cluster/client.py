@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import re
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ from pipeline.redact import redact
 DEFAULT_PORT = 8265
 REACH_SECONDS = 10.0
 REQUEST_SECONDS = 60.0
+NOT_READY = "No available agent"
+"""In the refusal of a head that has just been started."""
+AGENT_SECONDS = 60.0
 SILENT_SECONDS = 10.0
 """Without a word in a log, after which the job's status is looked at."""
 TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
@@ -121,19 +125,23 @@ class Cluster:
         """Submit a folder and a command to run in it; False where the id is taken already."""
         environment = {"working_dir": str(package), "env_vars": dict(variables)}
         said = {f"{OURS}{key}": value for key, value in metadata.items()}
-        with self._explained():
-            try:
-                self._client.submit_job(
-                    entrypoint=entrypoint,
-                    submission_id=submission_id,
-                    runtime_env=environment,
-                    metadata=said,
-                )
-            except RuntimeError as error:
-                if "already exists" in str(error):
-                    return False
-                raise
-        return True
+        deadline = time.monotonic() + AGENT_SECONDS
+        while True:
+            with self._explained():
+                try:
+                    self._client.submit_job(
+                        entrypoint=entrypoint,
+                        submission_id=submission_id,
+                        runtime_env=environment,
+                        metadata=said,
+                    )
+                    return True
+                except RuntimeError as error:
+                    if "already exists" in str(error):
+                        return False
+                    if NOT_READY not in str(error) or time.monotonic() > deadline:
+                        raise
+            time.sleep(1)
 
     def stop(self, submission_id: str) -> None:
         """Ask a job to end: it gets a SIGTERM, and later a SIGKILL."""
