@@ -7,7 +7,7 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -80,60 +80,59 @@ def pack(path: Path, spec: JobSpec, modules: Sequence[str]) -> Package:
 
 def _named(spec: JobSpec, base: Path) -> tuple[list[Path], dict[str, str]]:
     """Files here that the spec names by relative paths; and all other names, by their keys."""
-    data, files = spec.data, list[Path]()
-    left_out: dict[str, str] = {}
-    for key in ("train", "validation", "test"):
-        names = getattr(data, key)
-        for name in [names] if isinstance(names, str) else names if isinstance(names, list) else []:
-            if name.startswith("sample:"):
-                continue
-            if _is_the_clusters(name):
-                known = left_out.get(f"data.{key}")
-                left_out[f"data.{key}"] = ", ".join(filter(None, [known, redact(name)]))
-                continue
-            for place in locate_names(f"data.{key}", name, base):
-                files += [Path(os.path.abspath(file)) for file in place.paths]
-    for column, name in data.tokenizers.items():
-        if _is_the_clusters(name):
-            left_out[f"data.tokenizers.{column}"] = redact(name)
+    files: list[Path] = []
+    left_out: dict[str, list[str]] = {}
+    for key, name in _names(spec):
+        found = [] if _is_the_clusters(name) else _found(key, name, base)
+        if found:
+            files += [Path(os.path.abspath(file)) for file in found]
         else:
-            files.append(Path(os.path.abspath(base / name)))
-    weights = spec.model.init_from.weights if spec.model.init_from else ""
-    if is_recorded(weights) or _is_the_clusters(weights):
-        left_out["model.init_from"] = redact(weights)
-    elif weights and not (base / weights).exists():
-        left_out["model.init_from"] = weights  # a run in the storage
-    elif weights and (base / weights).is_dir():
-        folder = Path(os.path.abspath(base / weights))
-        files += [file for file in sorted(folder.iterdir()) if file.is_file()]
-    elif weights:
-        files.append(Path(os.path.abspath(base / weights)))
+            left_out.setdefault(key, []).append(redact(name))
     if gone := [file for file in files if not file.is_file()]:
         raise UsageError(f"{gone[0]}: no such file")
-    return files, left_out
+    return files, {key: ", ".join(names) for key, names in left_out.items()}
+
+
+def _names(spec: JobSpec) -> Iterator[tuple[str, str]]:
+    """Each name of files in the spec, after its key."""
+    for key in ("train", "validation", "test"):
+        names = getattr(spec.data, key)
+        listed = [names] if isinstance(names, str) else names if isinstance(names, list) else []
+        yield from ((f"data.{key}", name) for name in listed if not name.startswith("sample:"))
+    for column, name in spec.data.tokenizers.items():
+        yield f"data.tokenizers.{column}", name
+    if spec.model.init_from:
+        yield "model.init_from", spec.model.init_from.weights
+
+
+def _found(key: str, name: str, base: Path) -> list[Path]:
+    """The files of a relative name; none for weights of a run that the cluster's storage has."""
+    if key == "model.init_from":
+        place = base / name
+        if place.is_dir():
+            return [file for file in sorted(place.iterdir()) if file.is_file()]
+        return [place] if place.exists() else []
+    if key.startswith("data.tokenizers."):
+        return [base / name]
+    return [Path(file) for place in locate_names(key, name, base) for file in place.paths]
 
 
 def _climbed(spec: JobSpec, base: Path) -> list[Path]:
-    """The highest folders that relative names lead through: `../../a/b` needs two above `base`."""
-    data = spec.data
-    names = [n for key in (data.train, data.validation, data.test) if isinstance(key, str | list)
-             for n in ([key] if isinstance(key, str) else key)]  # fmt: skip
-    names += [*data.tokenizers.values()]
-    names += [spec.model.init_from.weights] if spec.model.init_from else []
-    highest = []
-    for name in names:
-        if name.startswith("sample:") or _is_the_clusters(name):
-            continue
+    """The folders above `base` that relative names lead through: `../../a/b` needs two of them."""
+    above = []
+    for _, name in _names(spec):
         here = base
-        for part in Path(name).parts:
+        for part in () if _is_the_clusters(name) else Path(name).parts:
             here = here.parent if part == ".." else here / part
-            highest.append(here.parent if here == base else here)
-    return [folder for folder in highest if base.is_relative_to(folder)]
+            above.append(here)
+    return [folder for folder in above if base.is_relative_to(folder)]
 
 
 def _is_the_clusters(name: str) -> bool:
     """Whether a name means a place that the cluster is to know: a URI, or an absolute path."""
-    return "://" in name or Path(name).is_absolute() or name.startswith("~")
+    if is_recorded(name) or "://" in name or name.startswith("~"):
+        return True
+    return Path(name).is_absolute()
 
 
 def entrypoint(

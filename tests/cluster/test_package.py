@@ -108,3 +108,26 @@ def test_a_file_that_is_not_there_and_a_password_are_refused(folder: Path) -> No
     package = pack(*job(folder, train="rows.csv"), [])
     with pytest.raises(UsageError, match=r"data.train=s3://\*\*\*@x: a password"):
         entrypoint(package, ["data.train=s3://me:geheim@x"], [], fresh=False)
+
+
+@pytest.mark.parametrize(
+    ("weights", "sent", "left_out"),
+    [
+        ("../trained", ["job/trained/done.json", "job/trained/weights.pt"], None),
+        ("w.safetensors", ["job/w.safetensors"], None),
+        ("models:/flights@champion", [], "models:/flights@champion"),
+        ("trained-7", [], "trained-7"),
+        ("/shared/w.safetensors", [], "/shared/w.safetensors"),
+    ],
+)
+def test_initial_weights_go_along_where_they_are_here(
+    weights: str, sent: list[str], left_out: str | None, folder: Path
+) -> None:
+    for name in ("trained/weights.pt", "trained/done.json", "trained/more/x", "jobs/w.safetensors"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("")
+    path, spec = job(folder, train="sample:diabetes")
+    spec = load(path, {"model.init_from": weights})
+    package = pack(path, spec, [])
+    assert sorted(set(package.files) - {package.job}) == sent
+    assert package.left_out == ({"model.init_from": left_out} if left_out else {})
