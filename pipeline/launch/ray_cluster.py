@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.errors import UsageError
-from pipeline.launch.resources import Node, refuse_too_small
+from pipeline.launch.resources import Node, has_cluster, refuse_too_small
 from pipeline.spec import JobSpec
 
 # Read by Ray while it is imported or started; a user's own setting wins.
@@ -62,7 +62,7 @@ def _connected(spec: JobSpec, ray: Any, alone: bool) -> Iterator[None]:
         return
     workers = spec.workers
     try:
-        if "RAY_ADDRESS" in os.environ:
+        if has_cluster():
             refuse_unreachable(os.environ["RAY_ADDRESS"])
             ray.init(logging_level="ERROR", log_to_driver=False)
             refuse_too_small(workers, nodes())

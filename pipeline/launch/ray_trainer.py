@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.errors import PipelineError, StoppedError
 from pipeline.launch.ray_cluster import DRIVER_ENVIRONMENT, nodes, session
-from pipeline.launch.resources import may_grow, needs, wait_for_room
+from pipeline.launch.resources import has_cluster, may_grow, needs, wait_for_room
 from pipeline.launch.signals import attend
 from pipeline.spec import JobSpec
 from pipeline.spec.sections import Workers
@@ -28,7 +28,7 @@ RESIZE_SECONDS = 15.0  # between looks for more nodes; 60 by default
 
 def in_process(spec: JobSpec) -> bool:
     """One worker, and no cluster to put it on: it runs in the command's own process."""
-    return spec.workers.most == 1 and not _is_cluster()
+    return spec.workers.most == 1 and not has_cluster()
 
 
 def fit(
@@ -59,7 +59,7 @@ def fit(
         restarts = Restarts(run)
 
         def trained() -> None:
-            if _is_cluster() and not may_grow():
+            if has_cluster() and not may_grow():
                 wait_for_room(workers, nodes, tell)
             trainer = ray_torch.TorchTrainer(
                 work,
@@ -104,14 +104,14 @@ def _scaling(workers: Workers, alone: bool) -> Any:
     if alone:
         return ScalingConfig(num_workers=0, use_gpu=workers.gpu)
     own = _taken(workers)
-    accelerator = workers.accelerator if _is_cluster() else None
+    accelerator = workers.accelerator if has_cluster() else None
     return ScalingConfig(
         num_workers=workers.num or (workers.least, workers.most),
         use_gpu=workers.gpu,
         resources_per_worker={k: n for k, n in own.items() if not k.startswith("accelerator")},
         accelerator_type=accelerator,
         placement_strategy=workers.placement.upper(),
-        label_selector=workers.labels if _is_cluster() and workers.labels else None,
+        label_selector=workers.labels if has_cluster() and workers.labels else None,
         elastic_resize_monitor_interval_s=RESIZE_SECONDS,
     )
 
@@ -119,11 +119,7 @@ def _scaling(workers: Workers, alone: bool) -> Any:
 def _taken(workers: Workers) -> dict[str, float]:
     """What a worker takes: on one machine its cores and its GPU alone."""
     wanted = needs(workers)
-    return wanted if _is_cluster() else {k: n for k, n in wanted.items() if k in ("CPU", "GPU")}
-
-
-def _is_cluster() -> bool:
-    return "RAY_ADDRESS" in os.environ
+    return wanted if has_cluster() else {k: n for k, n in wanted.items() if k in ("CPU", "GPU")}
 
 
 def _environment(workers: Workers) -> dict[str, str]:

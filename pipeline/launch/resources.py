@@ -134,6 +134,11 @@ def wait_for_room(
         time.sleep(LOOK_SECONDS)
 
 
+def has_cluster() -> bool:
+    """Whether there is a cluster to put workers on, beside this machine."""
+    return "RAY_ADDRESS" in os.environ
+
+
 def may_grow() -> bool:
     """Whether an autoscaler may add nodes; KubeRay sets this in a head that has one."""
     asked = {key.upper(): value for key, value in os.environ.items()}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import plugins, registry
 from pipeline.errors import PipelineError, RunError, StoppedError, UsageError
+from pipeline.launch.resources import has_cluster
 from pipeline.launch.result import Result
 from pipeline.redact import redact
 from pipeline.spec import JobSpec, load
@@ -97,7 +98,7 @@ def run(
         spec, job, notices = check(path, overrides, imports, live=live)
         modules = plugins.homes(components(spec), plugins.load(list(imports)))
         runs = Runs(spec)
-        if "RAY_ADDRESS" in os.environ:  # what it cannot hold is refused before there is a run
+        if has_cluster():  # what it cannot hold is refused before there is a run
             from pipeline.launch.ray_cluster import session
 
             held.enter_context(session(spec))
@@ -165,7 +166,7 @@ def refuse_too_many(spec: JobSpec) -> None:
     workers = spec.workers
     cores = os.cpu_count() or 1
     wanted = workers.most * workers.cpus_per_worker
-    if "RAY_ADDRESS" not in os.environ and wanted > MAX_PER_CORE * cores:
+    if not has_cluster() and wanted > MAX_PER_CORE * cores:
         raise UsageError(
             f"workers: {workers.most} x {workers.cpus_per_worker:g} CPUs on a machine with "
             f"{cores} cores, at most {MAX_PER_CORE * cores}; use a cluster, or fewer"
