@@ -20,6 +20,8 @@ from pathlib import Path
 from tests.processes import free_port
 
 BIN = Path(sys.executable).parent
+ANY_PORT = "--dashboard-agent-listen-port=0"
+"""With its fixed port, a second head or node on a machine has no agent, and runs no job."""
 
 
 @dataclass
@@ -72,7 +74,7 @@ def running_head(home: Path) -> Iterator[Head]:
     process = subprocess.Popen(
         [str(BIN / "ray"), "start", "--head", "--block", f"--port={port}", "--num-cpus=4",
          "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
-         f"--temp-dir={temporary}", "--object-store-memory=100000000"],
+         f"--temp-dir={temporary}", "--object-store-memory=100000000", ANY_PORT],
         env=environment, stdout=log, stderr=log, start_new_session=True,
     )  # fmt: skip
     found = Head(f"http://127.0.0.1:{dashboard}", token, environment, temporary,

@@ -19,7 +19,7 @@ import pytest
 import pipeline
 from pipeline.rundir import RunDir
 from tests.conftest import happened, rows
-from tests.ray_head import BIN, Head, running_head
+from tests.ray_head import ANY_PORT, BIN, Head, running_head
 
 pytestmark = pytest.mark.ray
 JOB = """
@@ -42,7 +42,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
 def node(head: Head, *before: str) -> Iterator[subprocess.Popen[bytes]]:
     """A second node of two CPUs, started after a shell's commands."""
     start = [str(BIN / "ray"), "start", f"--address={head.gcs}", "--block", "--num-cpus=2",
-             "--object-store-memory=100000000"]  # fmt: skip
+             "--object-store-memory=100000000", ANY_PORT]  # fmt: skip
     words = ["sh", "-c", " && ".join([*before, f"exec {' '.join(start)}"])]
     if before:
         words = ["unshare", "-m", *words]
