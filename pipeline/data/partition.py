@@ -7,6 +7,7 @@ worker computes a subtree. Sums that follow the tree have the same operands on a
 
 from __future__ import annotations
 
+import heapq
 from functools import lru_cache
 
 import numpy as np
@@ -36,13 +37,15 @@ def subtrees(num_microbatches: int, num_workers: int) -> tuple[tuple[int, int], 
 
     The largest subtree is halved until there is one for each worker, or only leaves are left.
     """
-    ranges = [(0, num_microbatches)] if num_microbatches else []
-    while len(ranges) < min(num_workers, num_microbatches):
-        largest = max(range(len(ranges)), key=lambda i: (ranges[i][1] - ranges[i][0], -i))
-        start, end = ranges[largest]
-        half = midpoint(start, end)
-        ranges[largest : largest + 1] = [(start, half), (half, end)]
-    return tuple(ranges)
+    if not num_microbatches:
+        return ()
+    largest_first = [(-num_microbatches, 0)]  # a heap of sizes and starts
+    while len(largest_first) < min(num_workers, num_microbatches):
+        size, start = heapq.heappop(largest_first)
+        half = midpoint(start, start - size)
+        heapq.heappush(largest_first, (start - half, start))
+        heapq.heappush(largest_first, (half - start + size, half))
+    return tuple(sorted((start, start - size) for size, start in largest_first))
 
 
 def worker_range(num_microbatches: int, worker: int, num_workers: int) -> range:

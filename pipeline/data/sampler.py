@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.permutation import ROUNDS, permuted
+
 Rows = NDArray[np.int64]
 
 
@@ -15,6 +17,16 @@ def steps_per_epoch(num_rows: int, batch_size: int) -> int:
 
 WINDOW = 64
 """Batches among which rows are exchanged to bring those of one length together."""
+MANY_ROWS = 2**20
+"""From here on an epoch's order is not kept: a batch's part of it is computed (1e9 rows in a
+permutation are 8 GB and a minute in each worker)."""
+
+
+def drawn(seed: int | None, epoch: int, window: int = 0) -> np.random.Generator:
+    """Draws that belong to an epoch, or to one part of it, whatever was drawn for others."""
+    assert seed is not None, "rows as they stand draw nothing"
+    counter = np.array([0, 0, 0, window], np.uint64)  # the last word is never reached
+    return np.random.Generator(np.random.Philox(key=[seed, epoch], counter=counter))
 
 
 class Sampler:
@@ -33,38 +45,49 @@ class Sampler:
         self.seed = seed
         self.lengths = lengths
         self._epochs: dict[int, Rows] = {}
+        self._windows: dict[tuple[int, int], Rows] = {}
 
     def rows(self, step: int) -> Rows:
         """Rows of the global batch of `step` (from 0): computed, whatever was asked for before."""
         epoch, batch = divmod(step, steps_per_epoch(self.num_rows, self.batch_size))
         start = batch * self.batch_size
-        end = min((batch + 1) * self.batch_size, self.num_rows)
-        return np.arange(start, end) if self.seed is None else self._epoch(epoch)[start:end]
+        end = min(start + self.batch_size, self.num_rows)
+        if self.seed is None:
+            return np.arange(start, end)
+        if self.lengths is None:
+            return self._order(epoch, start, end)
+        window, batch_in_window = divmod(batch, WINDOW)
+        first = batch_in_window * self.batch_size
+        return self._by_length(epoch, window, self.lengths)[first : first + end - start]
 
     def blocks(self, step: int) -> list[int]:
         """Blocks needed from `step` on: none, as rows of this sampler are not in blocks."""
         return []
 
+    def _order(self, epoch: int, start: int, end: int) -> Rows:
+        """A part of the epoch's order."""
+        if self.num_rows < MANY_ROWS:
+            return self._epoch(epoch)[start:end]
+        keys = drawn(self.seed, epoch).integers(2**64, size=ROUNDS, dtype=np.uint64)
+        return permuted(np.arange(start, end), self.num_rows, keys)
+
     def _epoch(self, epoch: int) -> Rows:
-        assert self.seed is not None
         if epoch not in self._epochs:
-            generator = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
-            order = generator.permutation(self.num_rows)
-            if self.lengths is not None:
-                order = self._by_length(order, self.lengths, generator)
-            self._epochs = {epoch: order}
+            self._epochs = {epoch: drawn(self.seed, epoch).permutation(self.num_rows)}
         return self._epochs[epoch]
 
-    def _by_length(self, order: Rows, lengths: Rows, generator: np.random.Generator) -> Rows:
-        whole = len(order) // self.batch_size * self.batch_size
-        sorted_rows = order.copy()
-        for start in range(0, whole, WINDOW * self.batch_size):
-            window = order[start : min(start + WINDOW * self.batch_size, whole)]
-            batches = window[np.argsort(lengths[window], kind="stable")].reshape(
-                -1, self.batch_size
-            )
-            sorted_rows[start : start + len(window)] = generator.permutation(batches).ravel()
-        return sorted_rows
+    def _by_length(self, epoch: int, window: int, lengths: Rows) -> Rows:
+        """The rows of a window of batches, in the order in which they are used."""
+        if (epoch, window) not in self._windows:
+            start = window * WINDOW * self.batch_size
+            end = min(start + WINDOW * self.batch_size, self.num_rows)
+            whole = (end - start) // self.batch_size * self.batch_size
+            rows = self._order(epoch, start, end)
+            by_length = rows[np.argsort(lengths[rows[:whole]], kind="stable")]
+            batches = by_length.reshape(-1, self.batch_size)
+            mixed = drawn(self.seed, epoch, window + 1).permutation(batches).ravel()
+            self._windows = {(epoch, window): np.concatenate([mixed, rows[whole:]])}
+        return self._windows[epoch, window]
 
 
 class WeightedSampler(Sampler):
@@ -87,10 +110,12 @@ class WeightedSampler(Sampler):
         super().__init__(num_rows, batch_size, seed)
         self.weights, self.classes = weights, classes
 
+    def _order(self, epoch: int, start: int, end: int) -> Rows:
+        return self._epoch(epoch)[start:end]
+
     def _epoch(self, epoch: int) -> Rows:
-        assert self.seed is not None
         if epoch not in self._epochs:
-            generator = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
+            generator = drawn(self.seed, epoch)
             order = generator.permutation(len(self.weights))
             if self.classes is not None:  # one class after the other
                 order = order[np.argsort(self.classes[order], kind="stable")]
@@ -148,7 +173,7 @@ class WindowSampler:
         if epoch not in self._epochs:
             order = self._full
             if self.seed is not None:
-                order = self._drawn(epoch, 0).permutation(order)
+                order = drawn(self.seed, epoch).permutation(order)
             sizes = np.diff(self.bounds)[order]
             per_window = np.add.reduceat(sizes, np.arange(0, len(order), self.window))
             if len(self._epochs) > 1:
@@ -173,14 +198,8 @@ class WindowSampler:
             blocks = self._blocks(epoch, window_index)
             rows = np.concatenate([np.arange(*self.bounds[block : block + 2]) for block in blocks])
             if self.seed is not None:
-                rows = self._drawn(epoch, window_index + 1).permutation(rows)
+                rows = drawn(self.seed, epoch, window_index + 1).permutation(rows)
             if len(self._windows) > 2:
                 self._windows.pop(next(iter(self._windows)))
             self._windows[epoch, window_index] = rows
         return self._windows[epoch, window_index]
-
-    def _drawn(self, epoch: int, window_index: int) -> np.random.Generator:
-        """Draws that belong to one part of an epoch, whatever was drawn for others."""
-        assert self.seed is not None
-        counter = np.array([0, 0, 0, window_index], np.uint64)  # the last word is never reached
-        return np.random.Generator(np.random.Philox(key=[self.seed, epoch], counter=counter))

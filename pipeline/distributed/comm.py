@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 ECHOES = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "NCCL")
 """What torch.distributed says in a worker whose neighbour is gone."""
@@ -71,6 +72,33 @@ def from_first(value: Any) -> Any:
     if num_workers() > 1:
         dist.broadcast_object_list(box, 0, device=exchange_device())
     return box[0]
+
+
+def tensors_from_first(value: Any) -> Any:
+    """`from_first` for a structure of dicts and lists that has large tensors, on the CPU.
+
+    Each tensor is a message of its own, so that no worker holds two copies of all of them. Their
+    layout in memory is kept.
+    """
+    if num_workers() == 1:
+        return value
+    form = from_first(tree_map_only(Tensor, lambda tensor: tensor.to("meta"), value))
+    if rank() == 0:
+        tree_map_only(Tensor, _tensor_from_first, value)
+        return value
+    return tree_map_only(
+        Tensor, lambda like: _tensor_from_first(torch.empty_like(like, device="cpu")), form
+    )
+
+
+def _tensor_from_first(tensor: Tensor) -> Tensor:
+    """The first worker's tensor, in place of one that has its type, shape and layout."""
+    tensor = tensor.clone()  # in memory of its own, without gaps
+    content = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
+    sent = content.to(exchange_device())
+    dist.broadcast(sent, 0)
+    content.copy_(sent)
+    return tensor
 
 
 def of_all(value: Any) -> list[Any]:

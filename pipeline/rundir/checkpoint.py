@@ -27,7 +27,7 @@ from pipeline.rundir.layout import RunDir, facts_of
 from pipeline.rundir.records import Identity, Manifest
 from pipeline.spec import Checkpoint
 
-FORMAT = 4
+FORMAT = 5
 MANIFEST = "manifest.json"
 STATE = "state.pt"
 REPLACED = "replaced"

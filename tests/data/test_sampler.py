@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.sampler import Sampler, WeightedSampler, steps_per_epoch
+from pipeline.data.sampler import MANY_ROWS, Sampler, WeightedSampler, steps_per_epoch
 
 NUMBERS = st.integers(1, 200)
 
@@ -49,6 +49,27 @@ def test_buckets_hold_rows_of_similar_length_and_every_row_once(
 
     mixed = [Sampler(rows, batch, seed).rows(s) for s in range(steps)]
     assert padding(used) <= padding(mixed)
+
+
+def test_an_order_of_many_rows_is_computed_where_it_is_needed() -> None:
+    rows, batch = MANY_ROWS + 5, 1000
+    order, steps = Sampler(rows, batch, 7), steps_per_epoch(rows, batch)
+    used = [order.rows(steps + step) for step in range(steps)]
+    assert (np.sort(np.concatenate(used)) == np.arange(rows)).all()
+    assert (Sampler(rows, batch, 7).rows(2 * steps - 1) == used[-1]).all()
+    assert (used[0] != order.rows(0)).any()
+    assert (used[0] != Sampler(rows, batch, 8).rows(steps)).any()
+    far = Sampler(10**15, 4, 0)  # 8 PB of them
+    assert len({*far.rows(10**9), *far.rows(10**9 + 1)}) == 8
+
+
+def test_batches_of_one_length_among_many_rows_use_every_row_once() -> None:
+    rows, batch = MANY_ROWS + 5, 4096
+    lengths = np.random.default_rng(0).integers(1, 100, rows)
+    order, steps = Sampler(rows, batch, 7, lengths), steps_per_epoch(rows, batch)
+    used = [order.rows(step) for step in range(steps)]
+    assert (np.sort(np.concatenate(used)) == np.arange(rows)).all()
+    assert max(np.ptp(lengths[part]) for part in used[:64]) < 5
 
 
 def test_rows_as_they_stand_are_no_array_of_all_rows() -> None:

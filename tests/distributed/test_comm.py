@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._pytree import tree_flatten
 
 from pipeline.distributed import comm
 from tests.processes import on_workers
@@ -44,6 +45,39 @@ def test_one_process_needs_no_group() -> None:
     assert alone["workers"] == (0, 1)
     assert torch.equal(alone["by index"], SUM)
     assert alone["agree"] == [True, True, True]
+
+
+STATE = {
+    "step": 3,
+    "weights": {
+        "a": torch.arange(24.0).reshape(1, 4, 3, 2).to(memory_format=torch.channels_last),
+        "b": torch.tensor([1 + 2j, -0.0j]),
+        "c": torch.tensor(True),
+        "d": torch.arange(6, dtype=torch.bfloat16)[1::2],
+        "e": torch.zeros(0, 3),
+    },
+    "lists": [torch.tensor([1, 2], dtype=torch.int16), None, ("x", torch.eye(2).t())],
+}
+
+
+def restored(rank: int, num: int) -> Any:
+    return comm.tensors_from_first(STATE if rank == 0 else None)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("num", [1, 3])
+def test_the_first_workers_tensors_arrive_with_their_layout(num: int) -> None:
+    for state in on_workers(num, restored):
+        leaves, form = tree_flatten(state)
+        expected, expected_form = tree_flatten(STATE)
+        assert form == expected_form
+        for leaf, one in zip(leaves, expected, strict=True):
+            if isinstance(one, torch.Tensor):
+                assert (leaf.dtype, leaf.shape) == (one.dtype, one.shape)
+                assert leaf.clone().stride() == one.clone().stride()
+                assert torch.equal(leaf, one)
+            else:
+                assert leaf == one
 
 
 ROWS = [torch.arange(6.0).reshape(3, 2), torch.zeros(0, 2), torch.tensor([[-0.0, 7.0]])]
