@@ -53,13 +53,18 @@ class MLP(nn.Module):
         return made
 
 
+def mlp_objective(width: int) -> Objective:
+    """The mean squared error of an MLP."""
+    field = Number("y", "double", "target")
+    term = Term("mse", 1.0, build(registry.losses["mse"], {}), ("prediction",), (field,))
+    return Objective(MLP(width), ["features"], [term], {"prediction": None})
+
+
 def seconds(
     rounds: int, width: int, batch_size: int, ordered: bool, rank: int, num: int
 ) -> list[float]:
     """Seconds of each round of steps, but for a first one."""
-    field = Number("y", "double", "target")
-    term = Term("mse", 1.0, build(registry.losses["mse"], {}), ("prediction",), (field,))
-    objective = Objective(MLP(width), ["features"], [term], {"prediction": None})
+    objective = mlp_objective(width)
     way = OrderedGradients if ordered else OverlappedGradients
     gradients = way(objective, Seeds(0, CPU))
     optimizer = torch.optim.AdamW(objective.parameters())
