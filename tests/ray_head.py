@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -16,6 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from tests.processes import free_port
 
@@ -35,6 +38,14 @@ class Head:
     """Ray's own folder, with its logs."""
     gcs: str
     """Address for drivers and nodes."""
+    pid: int
+
+    def kill(self) -> None:
+        """All of its processes at once, as when its machine is lost."""
+        process = psutil.Process(self.pid)
+        for one in [process, *process.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
 
     def nodes(self) -> list[str]:
         """Addresses of the living nodes."""
@@ -57,9 +68,11 @@ class Head:
 
 
 @contextmanager
-def running_head(home: Path) -> Iterator[Head]:
-    """A head of four CPUs, whose jobs have this home."""
+def running_head(home: Path, before: Head | None = None) -> Iterator[Head]:
+    """A head of four CPUs, whose jobs have this home; with the address and token of one before."""
     token, port, dashboard = secrets.token_hex(16), free_port(), free_port()
+    if before:
+        token, dashboard = before.token, int(before.address.rpartition(":")[2])
     temporary = Path("/tmp") / f"ray-{secrets.token_hex(3)}"  # sockets need a short path
     environment = {
         **{k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")},
@@ -78,7 +91,7 @@ def running_head(home: Path) -> Iterator[Head]:
         env=environment, stdout=log, stderr=log, start_new_session=True,
     )  # fmt: skip
     found = Head(f"http://127.0.0.1:{dashboard}", token, environment, temporary,
-                 f"127.0.0.1:{port}")  # fmt: skip
+                 f"127.0.0.1:{port}", process.pid)  # fmt: skip
     try:
         deadline = time.monotonic() + 120
         while True:
@@ -92,9 +105,39 @@ def running_head(home: Path) -> Iterator[Head]:
             time.sleep(0.5)
         yield found
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
         try:
             process.wait(30)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def running_node(head: Head, *before: str, cpus: int = 2) -> Iterator[subprocess.Popen[bytes]]:
+    """One more node, started after a shell's commands."""
+    start = [str(BIN / "ray"), "start", f"--address={head.gcs}", "--block", f"--num-cpus={cpus}",
+             "--object-store-memory=100000000", ANY_PORT]  # fmt: skip
+    words = ["sh", "-c", " && ".join([*before, f"exec {' '.join(start)}"])]
+    if before:
+        words = ["unshare", "-m", *words]
+    leaves = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "8"}  # after a SIGTERM
+    num = len(head.nodes())
+    process = subprocess.Popen(
+        words, env={**head.environment, **leaves}, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 60
+        while len(head.nodes()) <= num:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        while len(head.nodes()) > num:
+            time.sleep(0.5)

@@ -104,9 +104,13 @@ def _send(plan: Plan) -> None:
 
     with TemporaryDirectory() as name:
         plan.package.write(Path(name), source_tags())
-        is_new = plan.cluster.submit(
-            plan.id, plan.command, Path(name), plan.variables, plan.metadata
-        )
+        try:
+            is_new = plan.cluster.submit(
+                plan.id, plan.command, Path(name), plan.variables, plan.metadata
+            )
+        except KeyboardInterrupt:
+            click.echo("\nit may be submitted all the same: the same command attaches", err=True)
+            raise
     said = "submitted" if is_new else "was submitted by another command at the same time"
     click.echo(f"job   {plan.id} {said}", err=True)
 

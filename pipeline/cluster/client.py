@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pipeline.errors import UsageError
+from pipeline.errors import RunError, UsageError
 from pipeline.launch.resources import Node
 from pipeline.redact import redact
 
@@ -107,9 +107,17 @@ class Cluster:
         return sorted(found, key=lambda one: -one.started)
 
     def submission(self, submission_id: str) -> Submission:
-        """A submitted job, by its id."""
+        """A submitted job, by its id. Raises RunError if the cluster knows it no more."""
         with self._explained():
-            found = _submission(self._client.get_job_info(submission_id))
+            try:
+                found = _submission(self._client.get_job_info(submission_id))
+            except RuntimeError as error:
+                if "does not exist" not in str(error):
+                    raise
+                raise RunError(
+                    f"the cluster does not know {submission_id} any more, as when its head was "
+                    "started anew; the same command resumes the run"
+                ) from None
         if found is None:
             raise UsageError(f"{submission_id} was not submitted by `pipeline submit`")
         return found
@@ -157,7 +165,8 @@ class Cluster:
         """What a job prints after so many characters, piece by piece, until it has ended.
 
         None while nothing comes and the cluster answers. The stream may break, or end on a healthy
-        job: the job's status tells whether it is over. Raises UsageError where that is not told.
+        job: its status tells whether it is over. Raises UsageError where that is not told, and
+        RunError where the cluster knows of no such job.
         """
         while True:
             num_here = 0

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.cluster.client import Cluster, Submission
-from pipeline.errors import PipelineError
+from pipeline.errors import RunError, UsageError
 
 NOISE = re.compile(r"^(Running entrypoint for job |\d{4}-\d\d-\d\d \S+\s+INFO job_manager\.py)")
 """Lines of Ray's own in a job's log."""
@@ -77,7 +77,10 @@ def _result(line: str) -> dict[str, Any] | None:
 
 
 def follow(cluster: Cluster, submission_id: str, lines: Lines) -> Submission:
-    """Show what a job prints until it has ended. Raises KeyboardInterrupt for Ctrl-C."""
+    """Show what a job prints until it has ended.
+
+    Raises KeyboardInterrupt for Ctrl-C, and RunError when the cluster is gone, or has lost the job.
+    """
 
     async def run() -> None:
         lost = 0.0
@@ -88,12 +91,12 @@ def follow(cluster: Cluster, submission_id: str, lines: Lines) -> Submission:
                     if piece:
                         lines.add(piece)
                 return
-            except PipelineError as error:  # it is out of reach: the job may go on all the same
+            except UsageError as error:  # it is out of reach: the job may go on all the same
                 if not lost:
                     lost = time.monotonic()
                     lines.show(f"note  {error}; asking again for {GONE_SECONDS:.0f} s", False)
                 if time.monotonic() - lost > GONE_SECONDS:
-                    raise
+                    raise RunError(f"{error}; the same command attaches or resumes") from None
                 await asyncio.sleep(2)
 
     with _interruptible():

@@ -149,7 +149,7 @@ def _missing(spec: JobSpec, nodes: list[Node]) -> list[str]:
     """What the workers would wait for."""
     workers = spec.workers
     if room(workers, nodes) < workers.least:
-        return [f"the cluster is too small by now: {shortage(workers, nodes)}"]
+        return [f"the cluster is too small for now: {shortage(workers, nodes)}"]
     if room(workers, nodes, is_now=True) < workers.least:
         return [f"it waits for {shortage(workers, nodes, is_now=True)}"]
     return []

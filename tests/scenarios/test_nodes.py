@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import pytest
 import pipeline
 from pipeline.rundir import RunDir
 from tests.conftest import happened, rows
-from tests.ray_head import ANY_PORT, BIN, Head, running_head
+from tests.ray_head import Head, running_head, running_node
 
 pytestmark = pytest.mark.ray
 JOB = """
@@ -36,34 +35,6 @@ workers: {num: 2, placement: strict_spread}
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     with running_head(tmp_path_factory.mktemp("home")) as head:
         yield head
-
-
-@contextmanager
-def node(head: Head, *before: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A second node of two CPUs, started after a shell's commands."""
-    start = [str(BIN / "ray"), "start", f"--address={head.gcs}", "--block", "--num-cpus=2",
-             "--object-store-memory=100000000", ANY_PORT]  # fmt: skip
-    words = ["sh", "-c", " && ".join([*before, f"exec {' '.join(start)}"])]
-    if before:
-        words = ["unshare", "-m", *words]
-    leaves = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "8"}  # after a SIGTERM
-    process = subprocess.Popen(
-        words, env={**head.environment, **leaves}, start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 60
-        while len(head.nodes()) < 2:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.5)
-        yield process
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        while len(head.nodes()) > 1:
-            time.sleep(0.5)
 
 
 def started(head: Head, job: Path, *words: Any) -> subprocess.Popen[str]:
@@ -89,7 +60,7 @@ def test_what_a_node_lacks_is_told_in_one_message(
     for name in ("runs", "data"):
         (tmp_path / name).mkdir()
     shutil.move(tmp_path / "rows.csv", tmp_path / "data" / "rows.csv")
-    with node(head, f"mount -t tmpfs none {tmp_path / hidden}"):
+    with running_node(head, f"mount -t tmpfs none {tmp_path / hidden}"):
         process = started(head, job, "--set", "data.train=data/rows.csv")
         _, err = process.communicate(timeout=240)
     lacks = {"runs": "does not see the run's folder", "data": "data.train: no such file or folder"}
@@ -106,7 +77,7 @@ def test_before_a_node_leaves_the_state_is_saved_and_that_is_told_once(
 ) -> None:
     changes = {"workers": {"num": 1}, "storage": str(tmp_path / "alone")}
     alone = pipeline.run(str(job), changes)
-    with node(head) as second:
+    with running_node(head) as second:
         process = started(
             head, job, "--json", "--set", "workers={min: 1, max: 2, placement: spread}"
         )
