@@ -9,6 +9,7 @@ from ray.train import UserCallback
 
 from pipeline.distributed.comm import is_echo
 from pipeline.errors import PipelineError, RunError
+from pipeline.launch import out_of_memory
 from pipeline.redact import redact
 from pipeline.rundir import RunDir
 from pipeline.rundir.journal import Reader
@@ -101,6 +102,8 @@ def _innermost(error: BaseException) -> BaseException:
 
 def _first_line(error: BaseException) -> str:
     """The line of Ray's long texts that says what happened."""
+    if said := out_of_memory.explain(str(error)):
+        return said
     lines = (str(error).strip() or repr(error)).splitlines()
     telling = [line for line in lines if re.search(r"process has died|\bnode\b", line, re.I)]
     text = re.sub(r"\.? (Worker exit|Node Id|Some common).*", "", (telling or lines)[0])
