@@ -35,12 +35,15 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _place(frame: traceback.FrameSummary) -> str:
-    """File and line, as the user has them."""
-    known = [copy for copy in copied_from if Path(frame.filename).is_relative_to(copy)]
-    if not known:
-        return f"{frame.filename}:{frame.lineno}"
-    inside = Path(frame.filename).relative_to(known[0])
-    return f"{Path(copied_from[known[0]], inside)}:{frame.lineno}"
+    """File and line, as the user has them: from the working folder on, if they are inside."""
+    path = Path(frame.filename)
+    for copy, original in copied_from.items():
+        if path.is_relative_to(copy):
+            path = Path(original, path.relative_to(copy))
+            break
+    if path.is_relative_to(Path.cwd()):
+        path = path.relative_to(Path.cwd())
+    return f"{path}:{frame.lineno}"
 
 
 def describe(error: BaseException) -> str:

@@ -96,7 +96,7 @@ def running_head(home: Path, before: Head | None = None) -> Iterator[Head]:
         deadline = time.monotonic() + 120
         while True:
             try:
-                if found.status(token) == 200:
+                if found.status(token) == 200 and found.nodes():
                     break
             except OSError:
                 pass
@@ -132,12 +132,14 @@ def running_node(head: Head, *before: str, cpus: int = 2) -> Iterator[subprocess
         deadline = time.monotonic() + 60
         while len(head.nodes()) <= num:
             assert process.poll() is None
-            assert time.monotonic() < deadline
+            assert time.monotonic() < deadline, "the node did not come within a minute"
             time.sleep(0.5)
         yield process
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        deadline = time.monotonic() + 60
         while len(head.nodes()) > num:
+            assert time.monotonic() < deadline, "the node is there still after a minute"
             time.sleep(0.5)

@@ -139,7 +139,7 @@ class Progress:
         """A line for what happened to the run; the first start is not worth one."""
         if event["event"] != "start":
             text = event["text"]
-        elif event["attempt"] == 1:
+        elif event["attempt"] == 1 and "after" not in event:
             return
         else:
             text = _describe_resumption(event)

@@ -88,7 +88,7 @@ def refuse_too_small(workers: Workers, nodes: Sequence[Node]) -> None:
 def shortage(workers: Workers, nodes: Sequence[Node], is_now: bool = False) -> str:
     """What is wanted, what there is and on which nodes."""
     fitting = room(workers, nodes, is_now)
-    has = "free now" if is_now else "in the cluster"
+    has = f"there is room for {fitting} now" if is_now else f"the cluster has room for {fitting}"
     held = [(node.name, _amounts(workers, node.free if is_now else node.total)) for node in nodes]
     if len(held) <= MAX_NAMED:
         there = "; ".join(f"{text} on {name}" for name, text in held)
@@ -99,8 +99,7 @@ def shortage(workers: Workers, nodes: Sequence[Node], is_now: bool = False) -> s
     only = f" on nodes with {labels}" if labels else ""
     only += f", {workers.placement}" if workers.placement.startswith("strict") else ""
     return (
-        f"{workers.least} x {_amounts(workers, needs(workers))}{only}; "
-        f"{has} is room for {fitting}: {there or 'no node'}"
+        f"{workers.least} x {_amounts(workers, needs(workers))}{only}; {has}: {there or 'no node'}"
     )
 
 
@@ -113,7 +112,8 @@ def _amounts(workers: Workers, held: Mapping[str, float]) -> str:
             parts.append(f"{'' if amount else 'no '}{workers.accelerator}")
         else:
             shown = amount / GIB if key == "memory" else amount
-            parts.append(f"{shown:.3g} {NAMES.get(key, key)}")
+            name = NAMES.get(key, key)
+            parts.append(f"{round(shown, 1):.10g} {name.removesuffix('s') if shown == 1 else name}")
     return ", ".join(parts)
 
 

@@ -31,27 +31,27 @@ def node(
         (
             {"num": 1, "cpus_per_worker": 3},
             [{"CPU": 2.0}, {"CPU": 2.0}],
-            "1 x 3 CPUs; in the cluster is room for 0: 2 CPUs on n0; 2 CPUs on n1",
+            "1 x 3 CPUs; the cluster has room for 0: 2 CPUs on n0; 2 CPUs on n1",
         ),
         (
             {"num": 3, "cpus_per_worker": 2},
             [{"CPU": 3.0}, {"CPU": 2.0}],
-            "3 x 2 CPUs; in the cluster is room for 2: 3 CPUs on n0; 2 CPUs on n1",
+            "3 x 2 CPUs; the cluster has room for 2: 3 CPUs on n0; 2 CPUs on n1",
         ),
-        ({"num": 3}, [{"CPU": 2.0}], "3 x 1 CPUs; in the cluster is room for 2: 2 CPUs on n0"),
+        ({"num": 3}, [{"CPU": 2.0}], "3 x 1 CPU; the cluster has room for 2: 2 CPUs on n0"),
         (
             {"num": 2, "gpu": True, "accelerator": "A100"},
             [{"CPU": 8.0, "GPU": 1.0, "accelerator_type:A100": 1.0}, {"CPU": 8.0, "GPU": 8.0}],
-            "2 x 1 CPUs, 1 GPUs, A100; in the cluster is room for 1: 8 CPUs, 1 GPUs, A100 on n0; "
+            "2 x 1 CPU, 1 GPU, A100; the cluster has room for 1: 8 CPUs, 1 GPU, A100 on n0; "
             "8 CPUs, 8 GPUs, no A100 on n1",
         ),
         (
             {"num": 1, "gib_per_worker": 4, "resources": {"licence": 1}},
             [{"CPU": 8.0, "memory": 8.0 * GIB}] * 5 + [{"CPU": 8.0, "licence": 3}],
-            "1 x 1 CPUs, 1 licence, 4 GiB; in the cluster is room for 0: 8 CPUs, 0 licence, 8 GiB "
+            "1 x 1 CPU, 1 licence, 4 GiB; the cluster has room for 0: 8 CPUs, 0 licence, 8 GiB "
             "on each of 5 nodes; 8 CPUs, 3 licence, 0 GiB on each of 1 nodes",
         ),
-        ({"num": 1}, [], "1 x 1 CPUs; in the cluster is room for 0: no node"),
+        ({"num": 1}, [], "1 x 1 CPU; the cluster has room for 0: no node"),
     ],
 )
 def test_workers_are_placed_on_single_nodes(
@@ -77,7 +77,7 @@ def test_a_label_chooses_nodes(asked: str, fits: int) -> None:
     nodes = [node("1", one, zone="a"), node("2", one, zone="b"), node("3", one)]
     assert room(workers(num=1, labels={"zone": asked}), nodes) == fits
     text = shortage(workers(num=1, labels={"zone": asked}), nodes)
-    assert f"1 CPUs on nodes with zone: {asked}; in the cluster is room for {fits}" in text
+    assert f"1 CPU on nodes with zone: {asked}; the cluster has room for {fits}" in text
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_strict_placement_holds_fewer(placement: str, fits: int) -> None:
     asked = workers(num=4, placement=placement)
     assert room(asked, nodes) == fits
     if placement == "strict_spread":
-        with pytest.raises(UsageError, match=r"4 x 1 CPUs, strict_spread; .* room for 2"):
+        with pytest.raises(UsageError, match=r"4 x 1 CPU, strict_spread; .* room for 2"):
             refuse_too_small(asked, nodes)
 
 
@@ -106,8 +106,8 @@ def test_what_others_hold_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None
     told: list[str] = []
     wait_for_room(asked, lambda: [node("n", {"CPU": 4.0}, {"CPU": next(free)})], told.append)
     assert told == [
-        "waiting for 2 x 2 CPUs; free now is room for 0: 1 CPUs on n",
-        "waiting for 2 x 2 CPUs; free now is room for 1: 3 CPUs on n",
+        "waiting for 2 x 2 CPUs; there is room for 0 now: 1 CPU on n",
+        "waiting for 2 x 2 CPUs; there is room for 1 now: 3 CPUs on n",
     ]
     assert next(free, None) is None
 
@@ -115,5 +115,5 @@ def test_what_others_hold_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None
 def test_waiting_ends_when_the_job_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resources, "LOOK_SECONDS", 0.01)
     asked = workers(num=2, wait="0.05s")
-    with pytest.raises(RunError, match=r"waited 0.05s for 2 x 1 CPUs; free now is room for 1"):
+    with pytest.raises(RunError, match=r"waited 0.05s for 2 x 1 CPU; there is room for 1 now"):
         wait_for_room(asked, lambda: [node("n", {"CPU": 4.0}, {"CPU": 1.0})], lambda _: None)

@@ -144,18 +144,6 @@ def test_it_is_left_stopped_and_resumed(head: Head, slow: Path) -> None:
     assert sorted(steps) == list(range(1, len(steps) + 1))
 
 
-@pytest.mark.parametrize("command", [["status"], ["logs", "x"], ["stop", "x"], ["submit"]])
-def test_without_a_token_or_with_a_wrong_one_nothing_is_told(
-    command: list[str], head: Head, slow: Path, tmp_path: Path
-) -> None:
-    words = [*command, *([str(slow)] if command == ["submit"] else [])]
-    for token, message in (("", "wants a token"), ("wrong", "refuses the token")):
-        code, out, err = ran(head, *words, RAY_AUTH_TOKEN=token, HOME=str(tmp_path))
-        assert code == 2
-        assert (out, len(err.splitlines())) == ("", 1)
-        assert message in err
-
-
 def test_the_token_stands_in_no_file_list_or_log(head: Head, slow: Path, tmp_path: Path) -> None:
     code, _, err = ran(
         head, "submit", slow, "--yes", "--set", "name=short", "--set", "training.epochs=2",
@@ -173,21 +161,3 @@ def test_the_token_stands_in_no_file_list_or_log(head: Head, slow: Path, tmp_pat
     for process in psutil.process_iter(["cmdline"]):
         assert head.token not in " ".join(process.info["cmdline"] or [])
     assert head.token not in json.dumps(listed(head, "short"))
-
-
-def test_a_failure_has_the_exit_code_and_the_words_of_run(head: Head, slow: Path) -> None:
-    missing = ["--set", "name=gone", "--set", "data.train=/nowhere/rows.parquet"]
-    code, _, err = ran(head, "submit", slow, "--yes", *missing)
-    assert code == 2
-    assert "note     read there, and not sent: data.train /nowhere/rows.parquet" in err
-    assert "error: data.train: no such file or folder: /nowhere/rows.parquet" in err
-    large = ["--set", "name=large", "--set", "workers.cpus_per_worker=9"]
-    code, _, err = ran(head, "submit", slow, "--yes", *large)
-    assert code == 2
-    assert "error: workers: 1 x 9 CPUs; in the cluster is room for 0: 4 CPUs on " in err
-    code, _, err = ran(head, "submit", slow, "--set", "modle=x", "--yes")
-    assert code == 2
-    assert "modle: unknown key; did you mean 'model'?" in err
-    code, _, err = ran(head, "logs", "nothing")
-    assert code == 2
-    assert "nothing of that name was submitted" in err
