@@ -9,9 +9,8 @@ import os
 import re
 from pathlib import Path
 
-PASSING = re.compile(r"(epoch \d|step \d|starting .* \d+ s$| +recording to MLflow)")
+PASSING = re.compile(r"(epoch \d|step \d|(starting|waiting) .* \d+ s$| +recording to MLflow)")
 CHANGING = (
-    (r"(?:/[\w.+-]+)*/pytest-of-[\w./-]*?/[\w.-]+\d+(?=[/\s:,;)']|$)", "FOLDER"),
     (r"\b(\d{1,3}\.){3}\d{1,3}(:\d+)?\b", "ADDRESS"),
     (r"\b[0-9a-f]{32,}\b", "ID"),
     (r"-[0-9a-f]{8}(?=-\d)", "-ID"),
@@ -22,9 +21,11 @@ CHANGING = (
     (r"\bstep \d+", "step N"),
     (r"\bworker \d+ of", "worker N of"),
     (r"\b\d+ steps? (is|are|was|were) recomputed", "N steps recomputed"),
+    (r"\bRay \d[\d.]*", "Ray VERSION"),
     (r"_ray_pkg_\w+", "PACKAGE"),
     (r"session_[\d_-]+", "SESSION"),
-    (r"[\d.]+ (rows/s|KiB|MiB)", r"N \1"),
+    (r"[\d.]+ (KiB|GiB on)", r"N \1"),
+    (r"^(workers .* room for) \d+", r"\1 N"),
 )
 
 

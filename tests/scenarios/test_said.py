@@ -21,7 +21,6 @@ from tests.ray_head import Head, running_head
 pytestmark = pytest.mark.ray
 SAID = Path(__file__).parent / "said"
 JOB = """
-name: said
 data: {train: rows.csv, validation: 0.2, inputs: [a, b], target: y}
 model: {name: mlp, hidden: [16]}
 loss: mse
@@ -72,10 +71,11 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     (tmp_path / "rows.csv").write_text(rows())
     (tmp_path / "broken.py").write_text(BROKEN)
-    (tmp_path / "job.yaml").write_text(JOB)
+    name = request.node.name.removeprefix("test_")
+    (tmp_path / "job.yaml").write_text(f"name: {name}\n{JOB}")
     return tmp_path
 
 
@@ -89,8 +89,11 @@ def said(head: Head, folder: Path, *words: Any, **environment: str) -> str:
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, timeout=300,
     )  # fmt: skip
-    command = " ".join(map(str, words)).replace(head.address, "ADDRESS")
-    return f"$ pipeline {command}\n{done.stdout}exit code {done.returncode}\n"
+    text = f"$ pipeline {' '.join(map(str, words))}\n{done.stdout}exit code {done.returncode}\n"
+    places = {str(folder): "FOLDER", head.environment["HOME"]: "HOME", head.address: "ADDRESS"}
+    for place, name in places.items():
+        text = text.replace(place, name)
+    return text
 
 
 def test_out_of_reach(head: Head, folder: Path) -> None:
@@ -109,7 +112,7 @@ def test_out_of_reach(head: Head, folder: Path) -> None:
 def test_tokens(head: Head, folder: Path) -> None:
     told = [
         said(head, folder, *command, "--address", head.address, RAY_AUTH_TOKEN=token)
-        for command in (["submit", "job.yaml"], ["status"], ["logs", "said"], ["stop", "said"])
+        for command in (["submit", "job.yaml"], ["status"], ["logs", "x"], ["stop", "x"])
         for token in ("", "wrong")
     ]
     told.append(said(head, folder, "run", "job.yaml", RAY_ADDRESS=head.gcs, RAY_AUTH_TOKEN="wrong"))
@@ -169,7 +172,7 @@ def test_a_killed_worker(head: Head, folder: Path) -> None:
     told = said(head, folder, "run", "job.yaml", "--import", "broken.py", "--set", loss,
                 "--set", "training.epochs=300", "--set", "checkpoint.every_steps=10",
                 RAY_ADDRESS=head.gcs)  # fmt: skip
-    told, _, after = told.replace(str(folder), "FOLDER").partition("done  900 steps")
+    told, _, after = told.partition("done  900 steps")
     assert "exit code 0" in after
     approve(SAID / "killed_worker.txt", re.sub(r"note  \w+ -?[\d.]+ is no better.*\n", "", told))
 
@@ -179,6 +182,6 @@ def test_missing(head: Head, folder: Path) -> None:
     told = [
         said(head, folder, *command, "--set", "data.train=/nowhere/rows.parquet"),
         said(head, folder, *command, "--set", "modle=x"),
-        said(head, folder, "logs", "nothing", "--address", head.address),
+        said(head, folder, "logs", "missed", "--address", head.address),
     ]
     approve(SAID / "missing.txt", "\n".join(told))
