@@ -23,7 +23,7 @@ from pipeline.rundir.journal import Reader, curve_sha256
 from pipeline.rundir.records import Done, Point
 from pipeline.train.assignment import Assignment
 from tests.chaos import harness
-from tests.scenarios.test_elastic import BRAKED, made_cluster, until
+from tests.clusters import BRAKED, made_cluster, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(1200)]
 STEPS = 96

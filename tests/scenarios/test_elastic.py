@@ -1,136 +1,83 @@
-"""A run on a real Ray cluster that grows and shrinks under it, and the same bits all the same."""
+"""A submitted job whose cluster grows, shrinks, loses its head and gets another."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
 
 import mlflow
 import pytest
 
 import pipeline
+from pipeline.rundir import RunDir
 from pipeline.rundir.journal import Reader
-from tests.conftest import Write, happened
+from tests.clusters import BRAKED, until
+from tests.conftest import happened, rows
+from tests.ray_head import running_head, running_node
+from tests.scenarios.test_submit import ran, started, steps_of
 
-BRAKED = '''
-"""A model that takes its time while a file is there, so that a test can resize the cluster."""
-
-import time
-from pathlib import Path
-
-from torch import nn
-
-import pipeline
-from pipeline.models.parts import Features, Outputs
-
-
-@pipeline.models.register("braked")
-class Braked(nn.Module):
-    """Two layers with dropout, and a brake."""
-
-    def __init__(self, inputs, outputs, *, brake: str, width: int = 16):
-        super().__init__()
-        self.features, self.brake = Features(inputs), Path(brake)
-        self.hidden = nn.Linear(self.features.width, width)
-        self.dropout = nn.Dropout(0.2)
-        self.outputs = Outputs(width, outputs)
-
-    def forward(self, batch):
-        if self.training and self.brake.exists():
-            time.sleep(0.05)
-        return self.outputs(self.dropout(self.hidden(self.features(batch)).relu()))
-'''
-
-
-@contextmanager
-def made_cluster() -> Iterator[Any]:
-    """A Ray cluster of nodes with two CPUs each, on this machine."""
-    from ray.cluster_utils import Cluster
-
-    memory = 100 * 2**20
-    head = {"num_cpus": 2, "object_store_memory": memory, "include_dashboard": False}
-    with patch.dict(os.environ, {"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}):
-        made = Cluster(initialize_head=True, head_node_args=head)
-        made.add = lambda: made.add_node(num_cpus=2, object_store_memory=memory)
-        try:
-            yield made
-        finally:
-            made.shutdown()
+pytestmark = pytest.mark.ray
+JOB = """
+name: changes
+data: {{train: rows.csv, validation: 0.2, inputs: [a, b], target: y}}
+model: {{name: braked, brake: {brake}}}
+loss: mse
+training: {{epochs: 300, batch_size: 10, microbatch_size: 2}}
+workers: {{min: 1, max: 3, cpus_per_worker: 3}}
+checkpoint: {{every_steps: 5}}
+"""
 
 
 @pytest.fixture
-def cluster() -> Iterator[Any]:
-    with made_cluster() as made:
-        yield made
-
-
-def sizes(folder: Path) -> list[int]:
-    """Numbers of workers that have started on the run, in order."""
-    return [event["workers"] for event in happened(folder, "start")]
-
-
-def until(said: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 180) -> None:
-    deadline = time.monotonic() + seconds
-    while not said():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.2)
-
-
-@pytest.mark.ray
-def test_a_cluster_that_grows_and_shrinks_changes_no_bit(
-    job: Write, tmp_path: Path, cluster: Any
-) -> None:
-    brake = tmp_path / "brake"
+def job(tmp_path: Path) -> Path:
+    """A job that needs three CPUs a worker, and goes on in earnest when its brake is gone."""
+    (tmp_path / "rows.csv").write_text(rows())
     (tmp_path / "braked.py").write_text(BRAKED)
-    path = job({
-        "model": {"name": "braked", "brake": str(brake)}, "optimizer": {"name": "adamw"},
-        "training": {"epochs": 300, "batch_size": 10, "microbatch_size": 2},
-        "workers": {"min": 1, "max": 4}, "checkpoint": {"every_steps": 5},
-    })  # fmt: skip
-    imports = [str(tmp_path / "braked.py")]
-    alone = pipeline.run(path, {"workers": {"num": 1}}, imports)
+    (tmp_path / "job.yaml").write_text(JOB.format(brake=tmp_path / "brake"))
+    return tmp_path / "job.yaml"
 
+
+def test_bits_and_record_are_the_local_runs(job: Path, tmp_path: Path) -> None:
+    brake, imports = tmp_path / "brake", ["--import", tmp_path / "braked.py"]
+    alone = pipeline.run(
+        str(job), {"workers": {"num": 1}, "storage": str(tmp_path / "alone")}, [str(imports[1])]
+    )
     brake.touch()
-    runs = tmp_path / "elastic"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline", "run", str(path), "--import", imports[0],
-         "--set", f"storage={runs}", "--json"],
-        env=os.environ | {"RAY_ADDRESS": cluster.address},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    home = tmp_path / "home"
+    home.mkdir()
 
-    def grown_to(expected: list[int]) -> Callable[[], bool]:
-        def said() -> bool:
-            (folder,) = list(runs.glob("small-*")) or [tmp_path]
-            points = list(Reader(folder / "curve.jsonl").new())
-            is_past = bool(points) and "event" not in points[-1]
-            return is_past and sizes(folder) == expected
+    def sizes() -> list[int]:
+        """Numbers of workers that have started on the run and made a step, in order."""
+        for folder in home.glob("runs/changes-*"):
+            points = list(Reader(RunDir(folder).journal).new())
+            if points and "event" not in points[-1]:
+                return [event["workers"] for event in happened(folder, "start")]
+        return []
 
-        return said
-
-    until(grown_to([2]), process)
-    node = cluster.add()
-    until(grown_to([2, 4]), process)
-    cluster.remove_node(node, allow_graceful=False)
-    until(grown_to([2, 4, 2]), process)
-    brake.unlink()
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err
+    command = ["submit", job, *imports, "--yes", "--json"]
+    with running_head(home) as head:
+        first = started(head, *command)
+        until(lambda: sizes() == [1])
+        with running_node(head, cpus=3), running_node(head, cpus=3):
+            until(lambda: sizes() in ([1, 3], [1, 2, 3]))
+            grown = sizes()
+        until(lambda: sizes()[: len(grown) + 1] == [*grown, 1])
+        head.kill()
+    with running_head(home, before=head) as head:
+        _, err = first.communicate(timeout=120)
+        assert first.returncode == 1, err
+        assert "no cluster answers there; asking again" in err
+        assert "does not know changes-" in err
+        assert err.splitlines()[-1].endswith("the same command resumes the run")
+        brake.unlink()
+        code, out, err = ran(head, *command)
+    assert code == 0, err
     assert "resuming from step" in err
-    result = json.loads(out.splitlines()[-1])
+    result = json.loads(out)
     assert result["curve_sha256"] == alone.curve_sha256
     assert result["weights_sha256"] == alone.weights_sha256
     assert result["metrics"] == alone.metrics
-    client = mlflow.MlflowClient(result["tracking_uri"])
-    metrics = client.get_run(result["run_id"]).data.metrics
+    assert sorted(steps_of(result)) == list(range(1, result["steps"] + 1))
+    metrics = mlflow.MlflowClient(result["tracking_uri"]).get_run(result["run_id"]).data.metrics
     nodes = {key.split("/")[1] for key in metrics if key.startswith("system/node_")}
     assert nodes == {"node_0"}  # this machine, once, however many nodes Ray has on it

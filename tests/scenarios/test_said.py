@@ -122,13 +122,12 @@ def test_tokens(head: Head, folder: Path) -> None:
 def test_too_small(head: Head, folder: Path) -> None:
     changes = [
         ["--set", "workers.cpus_per_worker=9"],
-        ["--set", "workers.num=5"],
         ["--set", "workers.labels={zone: moon}"],
         ["--set", "workers.resources={lathe: 1}"],
-        ["--set", "workers.gib_per_worker=9000"],
-        ["--set", "workers.gpu=true"],
+        ["--set", "workers={num: 5, gib_per_worker: 0.5, gpu: true}"],
     ]
     told = [said(head, folder, "run", "job.yaml", *c, RAY_ADDRESS=head.gcs) for c in changes]
+    assert not (folder / "runs").exists()
     approve(SAID / "too_small.txt", "\n".join(told))
 
 
