@@ -252,7 +252,7 @@ def _client(address: str) -> Any:
             seconds = REACH_SECONDS if endpoint == "/api/version" else REQUEST_SECONDS
             return super()._do_request(method, endpoint, timeout=seconds, **options)
 
-    trusted = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE")
+    trusted = os.environ.get("SSL_CERT_FILE") or os.environ.get("REQUESTS_CA_BUNDLE")
     return Client(address, verify=trusted or True)
 
 
@@ -309,14 +309,15 @@ def _submission(details: Any) -> Submission | None:
 
 
 def _reason(error: Exception) -> str:
-    """Why a request came to nothing, in a few words."""
+    """Why a request came to nothing, in a few words; Ray's own words hide the cause."""
     text = str(error)
-    if "timed out" in text:
-        return "no answer"
-    if "Connection refused" in text or "Failed to connect" in text:
-        return "no cluster answers there"
-    if "Name or service not known" in text or "Failed to resolve" in text:
-        return "no such host"
-    if "CERTIFICATE_VERIFY_FAILED" in text:
+    with_cause = f"{text} {error.__context__}"
+    if "CERTIFICATE_VERIFY_FAILED" in with_cause:
         return "its certificate is not trusted: set SSL_CERT_FILE to the one that signed it"
+    if "Name or service not known" in with_cause or "Failed to resolve" in with_cause:
+        return "no such host"
+    if "timed out" in with_cause:
+        return "no answer"
+    if "Connection refused" in with_cause or "Failed to connect" in text:
+        return "no cluster answers there"
     return redact(text.splitlines()[0] if text else repr(error))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +106,66 @@ def test_the_curve_is_the_local_runs_and_the_same_command_tells_the_result(
     assert f"shows the result of {result['submission_id']}" in err
     assert json.loads(out) == result
     assert len(listed(head, "custom_loss")) == 1
+
+
+def certified(folder: Path) -> tuple[Path, ssl.SSLContext]:
+    """A certificate for this machine that nobody knows, and a server's context with it."""
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1",
+         "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1",
+         "-keyout", key, "-out", certificate],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    return certificate, context
+
+
+@contextmanager
+def behind_tls(head: Head, context: ssl.SSLContext) -> Iterator[str]:
+    """The address of a proxy in front of the dashboard, as a company has one."""
+    host, port = head.address.removeprefix("http://").split(":")
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while piece := await reader.read(2**16):
+                writer.write(piece)
+                await writer.drain()
+        writer.close()
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        inner, outer = await asyncio.open_connection(host, int(port))
+        await asyncio.gather(pump(reader, outer), pump(inner, writer))
+
+    loop = asyncio.new_event_loop()
+    server = loop.run_until_complete(asyncio.start_server(relay, "127.0.0.1", 0, ssl=context))
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+
+
+def test_behind_tls_a_job_is_sent_with_a_token_from_a_file_and_followed(
+    head: Head, slow: Path, tmp_path: Path
+) -> None:
+    certificate, context = certified(tmp_path)
+    token = tmp_path / "token"
+    token.write_text(head.token)
+    changes = ["--set", "name=tls", "--set", "training.epochs=2"]
+    with behind_tls(head, context) as address:
+        command = ["submit", slow, "--yes", "--json", "--address", address, *changes]
+        code, _, err = ran(head, *command)
+        assert (code, len(err.splitlines())) == (2, 1)
+        assert "its certificate is not trusted: set SSL_CERT_FILE" in err
+        trusted = {"SSL_CERT_FILE": str(certificate), "RAY_AUTH_TOKEN_PATH": str(token)}
+        code, out, err = ran(head, *command, RAY_AUTH_TOKEN="", **trusted)
+        assert code == 0, err
+        assert json.loads(out)["state"] == "finished"
+        assert "\ndone  " in err
 
 
 def test_it_is_left_stopped_and_resumed(head: Head, slow: Path) -> None:
