@@ -33,6 +33,17 @@ def redact(text: str, uri: str = "") -> str:
     return text
 
 
+def holds_secret(text: str) -> bool:
+    """Whether a URI in the text has a user, a password, or an option that sounds like a key."""
+    for uri, _ in URI.findall(text):
+        options = [(key, unquote(value)) for _, key, value in OPTION.findall(uri)]
+        if any(SECRET_KEY.search(key) or USER.search(value) for key, value in options):
+            return True
+        if USER.search(uri):
+            return True
+    return bool(SPACED_USER.search(text))
+
+
 def _secrets(uri: str) -> set[str]:
     """Passwords and keys in a URI, as they stand there and decoded."""
     user = USER.search(uri)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.redact import redact
+from pipeline.redact import holds_secret, redact
 
 SECRETS = (
     "http://me:SECRET@host:5000/path", "http://me:a'SECRET@host", 'http://me:a"b/SECRET@host',
@@ -22,6 +22,12 @@ def test_nothing_of_a_secret_is_left(uri: str) -> None:
         assert "***" in found
 
 
+@pytest.mark.parametrize("uri", [uri for uri in SECRETS if "x=b'" not in uri and "?b=" not in uri])
+def test_a_secret_by_its_place_or_its_name_is_seen(uri: str) -> None:
+    assert holds_secret(uri)
+    assert holds_secret(f"train: {uri}  # rows")
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -32,3 +38,5 @@ def test_nothing_of_a_secret_is_left(uri: str) -> None:
 )  # fmt: skip
 def test_what_is_no_secret_stays(text: str) -> None:
     assert redact(text) == text
+    assert not holds_secret(text)
+    assert not holds_secret("s3://bucket/rows.parquet?version=2")

@@ -16,7 +16,7 @@ from pipeline.data.locate import locate_names
 from pipeline.errors import UsageError
 from pipeline.files.atomic import sha256
 from pipeline.launch.trained import is_recorded
-from pipeline.redact import redact
+from pipeline.redact import holds_secret, redact
 from pipeline.spec import JobSpec
 
 MOST_BYTES = 95 * 2**20
@@ -26,6 +26,10 @@ JOB_FOLDER = "job"
 SOURCE = "source.json"
 """Who submitted the job, from which code."""
 MAX_NAMED = 5
+NO_SECRETS = (
+    "a password would be seen by all who may use the cluster; put it into the environment of its "
+    "nodes"
+)
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ def pack(path: Path, spec: JobSpec, modules: Sequence[str]) -> Package:
     highest = [base, *(file.parent for file in named), *_climbed(spec, base)]
     start = Path(os.path.commonpath(highest))
     files = {f"{JOB_FOLDER}/{file.relative_to(start)}": file for file in named}
+    _refuse_secrets(path)
     job = f"{JOB_FOLDER}/{path.resolve().relative_to(start)}"
     files = {job: path.resolve(), **files, **plugins.files_of(modules)}
     package = Package(files, job, left_out)
@@ -76,6 +81,13 @@ def pack(path: Path, spec: JobSpec, modules: Sequence[str]) -> Package:
             "shared disk or in an object store, and name them in the spec by absolute path or URI"
         )
     return package
+
+
+def _refuse_secrets(job: Path) -> None:
+    """Raise UsageError for a job's file with a password: the cluster shows it to its users."""
+    for number, line in enumerate(job.read_text(encoding="utf-8").splitlines(), 1):
+        if holds_secret(line):
+            raise UsageError(f"{job.name}, line {number}: {NO_SECRETS}")
 
 
 def _named(spec: JobSpec, base: Path) -> tuple[list[Path], dict[str, str]]:
@@ -141,11 +153,8 @@ def entrypoint(
     """The command that trains the job, in the package's folder."""
     words = ["python", "-m", "pipeline", "run", package.job, "--json"]
     for text in overrides:
-        if redact(text) != text:
-            raise UsageError(
-                f"--set {redact(text)}: a password would stand in the cluster's list of jobs; put "
-                "it into the environment of its nodes"
-            )
+        if holds_secret(text):
+            raise UsageError(f"--set {redact(text)}: {NO_SECRETS}")
         words += ["--set", text]
     for name in imports:
         words += ["--import", Path(name).name if name.endswith(".py") else name]

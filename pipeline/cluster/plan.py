@@ -17,7 +17,7 @@ from pipeline.errors import DataError, UsageError
 from pipeline.launch.resources import Node, room, shortage
 from pipeline.launch.resume import slug_of
 from pipeline.launch.run import check, components
-from pipeline.redact import redact
+from pipeline.redact import holds_secret
 from pipeline.spec import JobSpec, load
 from pipeline.tracking.names import environment_uri
 
@@ -137,7 +137,7 @@ def _checked(
 
 def _stays(uri: str) -> str:
     """Why an address of MLflow is not one for the cluster; empty for one that is."""
-    if redact(uri) != uri:
+    if holds_secret(uri):
         return "holds a password"
     host = urlsplit(uri).hostname
     if uri and (not host or host in ("localhost", "127.0.0.1", "::1")):

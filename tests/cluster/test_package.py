@@ -65,10 +65,10 @@ def test_files_that_the_spec_names_stand_as_they_do_here(
 
 
 def test_absolute_names_and_uris_are_left_to_the_cluster(folder: Path) -> None:
-    train = [str(folder / "data" / "a.csv"), "s3://key:secret@bucket/b.csv"]
+    train = [str(folder / "data" / "a.csv"), "s3://bucket/b.csv?version=2"]
     package = pack(*job(folder, train=train, validation="rows.csv"), [])
     assert sorted(package.files) == ["job/job.yaml", "job/rows.csv"]
-    assert package.left_out == {"data.train": f"{train[0]}, s3://***@bucket/b.csv"}
+    assert package.left_out == {"data.train": f"{train[0]}, s3://bucket/b.csv?version=***"}
 
 
 def test_custom_modules_go_with_what_they_import_from_their_folder(
@@ -108,6 +108,11 @@ def test_a_file_that_is_not_there_and_a_password_are_refused(folder: Path) -> No
     package = pack(*job(folder, train="rows.csv"), [])
     with pytest.raises(UsageError, match=r"data.train=s3://\*\*\*@x: a password"):
         entrypoint(package, ["data.train=s3://me:geheim@x"], [], fresh=False)
+    assert "version=2" in entrypoint(package, ["data.train=s3://x/y?version=2"], [], fresh=False)
+    path, spec = job(folder, train="rows.csv")
+    path.write_text(f"{path.read_text()}\ncheckpoint: {{copy_to: 's3://me:geheim@x'}}\n")
+    with pytest.raises(UsageError, match=r"^job\.yaml, line \d+: a password would be seen"):
+        pack(path, spec, [])
 
 
 @pytest.mark.parametrize(
