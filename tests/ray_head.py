@@ -67,9 +67,45 @@ class Head:
             return error.code
 
 
+@dataclass
+class Network:
+    """Two addresses of this machine that reach each other, one of them in a namespace."""
+
+    name: str
+    here: str
+    there: str
+
+
 @contextmanager
-def running_head(home: Path, before: Head | None = None) -> Iterator[Head]:
+def own_network() -> Iterator[Network]:
+    """A network namespace, as another machine has it: its 127.0.0.1 is not ours. Needs root."""
+    name, number = f"n{secrets.token_hex(3)}", secrets.randbelow(250)
+    network = Network(name, f"10.77.{number}.1", f"10.77.{number}.2")
+    commands = [
+        f"netns add {name}",
+        f"link add {name}a type veth peer name {name}b",
+        f"link set {name}b netns {name}",
+        f"addr add {network.here}/24 dev {name}a",
+        f"-n {name} addr add {network.there}/24 dev {name}b",
+        f"link set {name}a up",
+        f"-n {name} link set lo up",
+        f"-n {name} link set {name}b up",
+    ]
+    try:
+        for command in commands:
+            subprocess.run(["ip", *command.split()], check=True)
+        yield network
+    finally:
+        subprocess.run(["ip", "link", "del", f"{name}a"], check=False)
+        subprocess.run(["ip", "netns", "del", name], check=False)
+
+
+@contextmanager
+def running_head(
+    home: Path, before: Head | None = None, network: Network | None = None
+) -> Iterator[Head]:
     """A head of four CPUs, whose jobs have this home; with the address and token of one before."""
+    here = network.here if network else "127.0.0.1"
     token, port, dashboard = secrets.token_hex(16), free_port(), free_port()
     if before:
         token, dashboard = before.token, int(before.address.rpartition(":")[2])
@@ -87,11 +123,12 @@ def running_head(home: Path, before: Head | None = None) -> Iterator[Head]:
     process = subprocess.Popen(
         [str(BIN / "ray"), "start", "--head", "--block", f"--port={port}", "--num-cpus=4",
          "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
-         f"--temp-dir={temporary}", "--object-store-memory=100000000", ANY_PORT],
+         f"--temp-dir={temporary}", "--object-store-memory=100000000", ANY_PORT,
+         *([f"--node-ip-address={here}"] if network else [])],
         env=environment, stdout=log, stderr=log, start_new_session=True,
     )  # fmt: skip
     found = Head(f"http://127.0.0.1:{dashboard}", token, environment, temporary,
-                 f"127.0.0.1:{port}", process.pid)  # fmt: skip
+                 f"{here}:{port}", process.pid)  # fmt: skip
     try:
         deadline = time.monotonic() + 120
         while True:
@@ -115,13 +152,18 @@ def running_head(home: Path, before: Head | None = None) -> Iterator[Head]:
 
 
 @contextmanager
-def running_node(head: Head, *before: str, cpus: int = 2) -> Iterator[subprocess.Popen[bytes]]:
+def running_node(
+    head: Head, *before: str, cpus: int = 2, network: Network | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     """One more node, started after a shell's commands."""
     start = [str(BIN / "ray"), "start", f"--address={head.gcs}", "--block", f"--num-cpus={cpus}",
-             "--object-store-memory=100000000", ANY_PORT]  # fmt: skip
+             "--object-store-memory=100000000", ANY_PORT,
+             *([f"--node-ip-address={network.there}"] if network else [])]  # fmt: skip
     words = ["sh", "-c", " && ".join([*before, f"exec {' '.join(start)}"])]
     if before:
         words = ["unshare", "-m", *words]
+    if network:
+        words = ["ip", "netns", "exec", network.name, *words]
     leaves = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "8"}  # after a SIGTERM
     num = len(head.nodes())
     process = subprocess.Popen(

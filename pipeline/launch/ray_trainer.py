@@ -53,6 +53,7 @@ def fit(
         from ray.train import FailureConfig, LoggingConfig, RunConfig
 
         from pipeline.launch.failures import Restarts, cause_of, is_untried, own_error
+        from pipeline.launch.process_group import ReachableTorchConfig
         from pipeline.train.worker import work
 
         workers = spec.workers
@@ -64,7 +65,7 @@ def fit(
             trainer = ray_torch.TorchTrainer(
                 work,
                 train_loop_config={"assignment": assignment},
-                torch_config=ray_torch.TorchConfig(
+                torch_config=ReachableTorchConfig(
                     backend="nccl" if workers.gpu else "gloo",
                     timeout_s=math.ceil(workers.timeout_seconds),
                 ),

@@ -19,10 +19,15 @@ import pipeline
 from pipeline.rundir import RunDir
 from tests.approved import approve
 from tests.conftest import happened, rows
-from tests.ray_head import Head, running_head, running_node
+from tests.ray_head import Head, Network, own_network, running_head, running_node
 from tests.scenarios.test_said import SAID
 
-pytestmark = pytest.mark.ray
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.skipif(
+        os.geteuid() != 0 or not shutil.which("ip"), reason="makes a network, as root with `ip`"
+    ),
+]
 JOB = """
 name: two
 data: {train: rows.csv, validation: 0.2, inputs: [a, b], target: y}
@@ -34,8 +39,14 @@ workers: {num: 2, placement: strict_spread}
 
 
 @pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    with running_head(tmp_path_factory.mktemp("home")) as head:
+def network() -> Iterator[Network]:
+    with own_network() as network:
+        yield network
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory, network: Network) -> Iterator[Head]:
+    with running_head(tmp_path_factory.mktemp("home"), network=network) as head:
         yield head
 
 
@@ -54,15 +65,14 @@ def job(tmp_path: Path) -> Path:
     return tmp_path / "job.yaml"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may hide a folder from a node")
 @pytest.mark.parametrize("hidden", ["runs", "data"])
 def test_what_a_node_lacks_is_told_in_one_message(
-    hidden: str, head: Head, job: Path, tmp_path: Path
+    hidden: str, head: Head, network: Network, job: Path, tmp_path: Path
 ) -> None:
     for name in ("runs", "data"):
         (tmp_path / name).mkdir()
     shutil.move(tmp_path / "rows.csv", tmp_path / "data" / "rows.csv")
-    with running_node(head, f"mount -t tmpfs none {tmp_path / hidden}"):
+    with running_node(head, f"mount -t tmpfs none {tmp_path / hidden}", network=network):
         process = started(head, job, "--set", "data.train=data/rows.csv")
         _, err = process.communicate(timeout=240)
     approve(SAID / f"node_without_{hidden}.txt", err.replace(str(tmp_path), "FOLDER"))
@@ -70,11 +80,11 @@ def test_what_a_node_lacks_is_told_in_one_message(
 
 
 def test_before_a_node_leaves_the_state_is_saved_and_that_is_told_once(
-    head: Head, job: Path, tmp_path: Path
+    head: Head, network: Network, job: Path, tmp_path: Path
 ) -> None:
     changes = {"workers": {"num": 1}, "storage": str(tmp_path / "alone")}
     alone = pipeline.run(str(job), changes)
-    with running_node(head) as second:
+    with running_node(head, network=network) as second:
         process = started(
             head, job, "--json", "--set", "workers={min: 1, max: 2, placement: spread}"
         )
@@ -90,6 +100,7 @@ def test_before_a_node_leaves_the_state_is_saved_and_that_is_told_once(
     result = json.loads(out.splitlines()[-1])
     assert result["weights_sha256"] == alone.weights_sha256
     assert result["curve_sha256"] == alone.curve_sha256
+    assert [event["workers"] for event in happened(folder, "start")] == [2, 2]
     told = happened(RunDir(folder).path, "nodes")
     assert len(told) == 1
     assert " leaves the cluster in " in told[0]["text"]
