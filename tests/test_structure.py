@@ -44,6 +44,7 @@ RAY = {
     "launch.ray_cluster",
     "launch.ray_trainer",
     "launch.failures",
+    "launch.process_group",
     "train.drains",
     "train.nodes",
     "train.worker",
