@@ -12,6 +12,8 @@ HIDDEN = "***"
 URI = re.compile(r"""(\b[a-z][a-z0-9+.-]*://\S*?)(['"),;\]}]*)(?=\s|$)""", re.I)
 """Up to the next space, but for the punctuation of a text around it."""
 USER = re.compile(r"://(?:[^@:/]*:.*|[^@/]+)@")
+PASSWORD = re.compile(r"://[^@:/]*:[^@]*@|^https?://[^@/]+@", re.I)
+"""A user alone is one only before a web address, where it is a token."""
 SPACED_USER = re.compile(r"://[^/@\s:]*:[^/@\n]*@")
 """A password may hold spaces."""
 SECRET_KEY = re.compile("token|key|secret|pass|sig|cred|auth", re.I)
@@ -34,14 +36,14 @@ def redact(text: str, uri: str = "") -> str:
 
 
 def holds_secret(text: str) -> bool:
-    """Whether a URI in the text has a user, a password, or an option that sounds like a key."""
+    """Whether a URI in the text has a password, a token as its user, or an option like a key."""
     for uri, _ in URI.findall(text):
         options = [(key, unquote(value)) for _, key, value in OPTION.findall(uri)]
-        if any(SECRET_KEY.search(key) or USER.search(value) for key, value in options):
+        if any(SECRET_KEY.search(key) or PASSWORD.search(value) for key, value in options):
             return True
-        if USER.search(uri):
+        if PASSWORD.search(uri):
             return True
-    return bool(SPACED_USER.search(text))
+    return False
 
 
 def _secrets(uri: str) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sysconfig
 import traceback
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 
 PACKAGE = str(Path(__file__).parent)
 NOT_OWN = ("site-packages", "dist-packages", PACKAGE, sysconfig.get_paths()["stdlib"])
+SENT = re.compile(r"^.*/working_dir_files/_ray_pkg_[^/]+/")
+"""The folder where Ray unpacks what a job was sent."""
 MAX_FRAMES = 3
 copied_from: dict[str, str] = {}
 """Copies of the user's files and packages in this process, and where the user has them."""
@@ -35,15 +38,13 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _place(frame: traceback.FrameSummary) -> str:
-    """File and line, as the user has them: from the working folder on, if they are inside."""
+    """File and line, as the user has them; of what a Ray job was sent, the path in that."""
     path = Path(frame.filename)
     for copy, original in copied_from.items():
         if path.is_relative_to(copy):
             path = Path(original, path.relative_to(copy))
             break
-    if path.is_relative_to(Path.cwd()):
-        path = path.relative_to(Path.cwd())
-    return f"{path}:{frame.lineno}"
+    return f"{SENT.sub('', str(path))}:{frame.lineno}"
 
 
 def describe(error: BaseException) -> str:

@@ -9,7 +9,9 @@ import os
 import re
 from pathlib import Path
 
-PASSING = re.compile(r"(epoch \d|step \d|(starting|waiting) .* \d+ s$| +recording to MLflow)")
+PASSING = re.compile(
+    r"(\[\d{4}-|epoch \d|step \d|(starting|waiting) .* \d+ s$| +recording to MLflow)"
+)
 CHANGING = (
     (r"\b(\d{1,3}\.){3}\d{1,3}(:\d+)?\b", "ADDRESS"),
     (r"\b[0-9a-f]{32,}\b", "ID"),
@@ -18,9 +20,9 @@ CHANGING = (
     (r"\d+:\d\d(:\d\d)?\b", "TIME"),
     (r"\bin -?\d+ s\b", "in N s"),
     (r"\.\.\. \d+ s$", "... N s"),
-    (r"\bstep \d+", "step N"),
+    (r"\bstep \d+(,\d{3})*", "step N"),
     (r"\bworker \d+ of", "worker N of"),
-    (r"\b\d+ steps? (is|are|was|were) recomputed", "N steps recomputed"),
+    (r"\b\d+(,\d{3})* steps? (is|are|was|were) recomputed", "N steps recomputed"),
     (r"\bRay \d[\d.]*", "Ray VERSION"),
     (r"_ray_pkg_\w+", "PACKAGE"),
     (r"session_[\d_-]+", "SESSION"),
@@ -30,7 +32,7 @@ CHANGING = (
 
 
 def stable(text: str) -> str:
-    """The text with what differs from run to run replaced, and without lines of progress."""
+    """The text with what differs from run to run replaced, and without progress and logs."""
     lines = [line for line in text.splitlines() if not PASSING.match(line)]
     for pattern, word in CHANGING:
         lines = [re.sub(pattern, word, line) for line in lines]

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -49,11 +50,19 @@ class Head:
 
     def nodes(self) -> list[str]:
         """Addresses of the living nodes."""
-        request = urllib.request.Request(f"{self.address}/api/v0/nodes")
+        listed = self._get("/api/v0/nodes")["data"]["result"]["result"]
+        return [one["node_ip"] for one in listed if one["state"] == "ALIVE"]
+
+    def used_cpus(self) -> float:
+        """How many are held by jobs, as the dashboard knows it, some seconds late."""
+        status = self._get("/api/cluster_status")["data"]["clusterStatus"]
+        return float(status["loadMetricsReport"]["usage"]["CPU"][0])
+
+    def _get(self, path: str) -> Any:
+        request = urllib.request.Request(f"{self.address}{path}")
         request.add_header("Authorization", f"Bearer {self.token}")
         with urllib.request.urlopen(request, timeout=10) as answer:
-            listed = json.loads(answer.read())["data"]["result"]["result"]
-        return [one["node_ip"] for one in listed if one["state"] == "ALIVE"]
+            return json.loads(answer.read())
 
     def status(self, token: str | None) -> int:
         """HTTP status of the jobs API with this token."""
@@ -122,6 +131,7 @@ def running_head(
     log = (home / "head.log").open("wb")
     process = subprocess.Popen(
         [str(BIN / "ray"), "start", "--head", "--block", f"--port={port}", "--num-cpus=4",
+         "--num-gpus=0",
          "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
          f"--temp-dir={temporary}", "--object-store-memory=100000000", ANY_PORT,
          *([f"--node-ip-address={here}"] if network else [])],
@@ -157,6 +167,7 @@ def running_node(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """One more node, started after a shell's commands."""
     start = [str(BIN / "ray"), "start", f"--address={head.gcs}", "--block", f"--num-cpus={cpus}",
+             "--num-gpus=0",
              "--object-store-memory=100000000", ANY_PORT,
              *([f"--node-ip-address={network.there}"] if network else [])]  # fmt: skip
     words = ["sh", "-c", " && ".join([*before, f"exec {' '.join(start)}"])]

@@ -40,3 +40,5 @@ def test_what_is_no_secret_stays(text: str) -> None:
     assert redact(text) == text
     assert not holds_secret(text)
     assert not holds_secret("s3://bucket/rows.parquet?version=2")
+    assert not holds_secret("abfss://data@account.dfs.core.windows.net/rows.parquet")
+    assert not holds_secret("uri: http://mlflow:5000  # ask ops@company.com")

@@ -112,11 +112,11 @@ class Cluster:
             try:
                 found = _submission(self._client.get_job_info(submission_id))
             except RuntimeError as error:
-                if "does not exist" not in str(error):
+                if f"{submission_id} does not exist" not in str(error):
                     raise
                 raise RunError(
                     f"the cluster does not know {submission_id} any more, as when its head was "
-                    "started anew; the same command resumes the run"
+                    "started anew; the same `pipeline submit` resumes the run"
                 ) from None
         if found is None:
             raise UsageError(f"{submission_id} was not submitted by `pipeline submit`")
@@ -312,8 +312,10 @@ def _reason(error: Exception) -> str:
     """Why a request came to nothing, in a few words; Ray's own words hide the cause."""
     text = str(error)
     with_cause = f"{text} {error.__context__}"
-    if "CERTIFICATE_VERIFY_FAILED" in with_cause:
-        return "its certificate is not trusted: set SSL_CERT_FILE to the one that signed it"
+    if found := re.search(r"certificate verify failed: ([^(]*)", with_cause):
+        why, unknown = found[1].strip(), ("self-signed", "self signed", "unable to get")
+        fix = ": set SSL_CERT_FILE to the one that signed it" if why.startswith(unknown) else ""
+        return f"its certificate is not trusted ({why}){fix}"
     if "Name or service not known" in with_cause or "Failed to resolve" in with_cause:
         return "no such host"
     if "timed out" in with_cause:

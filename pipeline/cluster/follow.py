@@ -82,7 +82,7 @@ def follow(cluster: Cluster, submission_id: str, lines: Lines) -> Submission:
     Raises KeyboardInterrupt for Ctrl-C, and RunError when the cluster is gone, or has lost the job.
     """
 
-    async def run() -> None:
+    async def run() -> Submission:
         lost = 0.0
         while True:
             try:
@@ -90,19 +90,21 @@ def follow(cluster: Cluster, submission_id: str, lines: Lines) -> Submission:
                     lost = 0.0
                     if piece:
                         lines.add(piece)
-                return
+                return cluster.submission(submission_id)
             except UsageError as error:  # it is out of reach: the job may go on all the same
                 if not lost:
                     lost = time.monotonic()
                     lines.show(f"note  {error}; asking again for {GONE_SECONDS:.0f} s", False)
                 if time.monotonic() - lost > GONE_SECONDS:
-                    raise RunError(f"{error}; the same command attaches or resumes") from None
+                    raise RunError(
+                        f"{error}; the same `pipeline submit` attaches to the job, or resumes it"
+                    ) from None
                 await asyncio.sleep(2)
 
     with _interruptible():
-        asyncio.run(run())
+        ended = asyncio.run(run())
     lines.end()
-    return cluster.submission(submission_id)
+    return ended
 
 
 @contextmanager

@@ -39,13 +39,13 @@ def subtrees(num_microbatches: int, num_workers: int) -> tuple[tuple[int, int], 
     """
     if not num_microbatches:
         return ()
-    largest_first = [(-num_microbatches, 0)]  # a heap of sizes and starts
+    largest_first = [(-num_microbatches, 0, num_microbatches)]  # a heap
     while len(largest_first) < min(num_workers, num_microbatches):
-        size, start = heapq.heappop(largest_first)
-        half = midpoint(start, start - size)
-        heapq.heappush(largest_first, (start - half, start))
-        heapq.heappush(largest_first, (half - start + size, half))
-    return tuple(sorted((start, start - size) for size, start in largest_first))
+        _, start, end = heapq.heappop(largest_first)
+        half = midpoint(start, end)
+        for first, last in ((start, half), (half, end)):
+            heapq.heappush(largest_first, (first - last, first, last))
+    return tuple(sorted((start, end) for _, start, end in largest_first))
 
 
 def worker_range(num_microbatches: int, worker: int, num_workers: int) -> range:

@@ -1,4 +1,4 @@
-"""A random order of any number of rows of which each place is computed by itself, in no memory."""
+"""A random order of any number of rows; any part of it is computed, without an array of all."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 ROUNDS = 8
-"""Of a Feistel network three suffice in theory where its function is random (Luby and Rackoff,
-1988); ours is a hash of two multiplications."""
+"""Of a Feistel network: three suffice where its function is random (Luby and Rackoff, 1988); ours
+is a hash of two multiplications, whose order the tests cannot tell from a drawn one with eight."""
 MULTIPLIERS = np.array([0xBF58476D1CE4E5B9, 0x94D049BB133111EB], np.uint64)  # SplitMix64's
 
 
-def permuted(places: NDArray[np.int64], size: int, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Rows that stand at `places` [B] of a random order of `size` rows, which `keys` [8] determine.
+def permute(places: NDArray[np.int64], size: int, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Rows that stand at `places` [B] of a random order of `size` rows, determined by the `keys`.
 
-    A Feistel network permutes the smallest power of two that holds `size`; a place that it takes
-    beyond `size` is permuted again until it falls below (Black and Rogaway, 2002), twice on average
-    at most.
+    A Feistel network permutes the numbers below the next power of two; a place that it takes beyond
+    `size` is permuted again until it falls below (Black and Rogaway, 2002): less than twice on
+    average.
     """
     bits = max((size - 1).bit_length(), 2)
     rows = places.astype(np.uint64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.permutation import ROUNDS, permuted
+from pipeline.data.permutation import ROUNDS, permute
 
 Rows = NDArray[np.int64]
 
@@ -22,7 +22,7 @@ MANY_ROWS = 2**20
 permutation are 8 GB and a minute in each worker)."""
 
 
-def drawn(seed: int | None, epoch: int, window: int = 0) -> np.random.Generator:
+def generator_of(seed: int | None, epoch: int, window: int = 0) -> np.random.Generator:
     """Draws that belong to an epoch, or to one part of it, whatever was drawn for others."""
     assert seed is not None, "rows as they stand draw nothing"
     counter = np.array([0, 0, 0, window], np.uint64)  # the last word is never reached
@@ -68,12 +68,12 @@ class Sampler:
         """A part of the epoch's order."""
         if self.num_rows < MANY_ROWS:
             return self._epoch(epoch)[start:end]
-        keys = drawn(self.seed, epoch).integers(2**64, size=ROUNDS, dtype=np.uint64)
-        return permuted(np.arange(start, end), self.num_rows, keys)
+        keys = generator_of(self.seed, epoch).integers(2**64, size=ROUNDS, dtype=np.uint64)
+        return permute(np.arange(start, end), self.num_rows, keys)
 
     def _epoch(self, epoch: int) -> Rows:
         if epoch not in self._epochs:
-            self._epochs = {epoch: drawn(self.seed, epoch).permutation(self.num_rows)}
+            self._epochs = {epoch: generator_of(self.seed, epoch).permutation(self.num_rows)}
         return self._epochs[epoch]
 
     def _by_length(self, epoch: int, window: int, lengths: Rows) -> Rows:
@@ -85,7 +85,7 @@ class Sampler:
             rows = self._order(epoch, start, end)
             by_length = rows[np.argsort(lengths[rows[:whole]], kind="stable")]
             batches = by_length.reshape(-1, self.batch_size)
-            mixed = drawn(self.seed, epoch, window + 1).permutation(batches).ravel()
+            mixed = generator_of(self.seed, epoch, window + 1).permutation(batches).ravel()
             self._windows = {(epoch, window): np.concatenate([mixed, rows[whole:]])}
         return self._windows[epoch, window]
 
@@ -115,7 +115,7 @@ class WeightedSampler(Sampler):
 
     def _epoch(self, epoch: int) -> Rows:
         if epoch not in self._epochs:
-            generator = drawn(self.seed, epoch)
+            generator = generator_of(self.seed, epoch)
             order = generator.permutation(len(self.weights))
             if self.classes is not None:  # one class after the other
                 order = order[np.argsort(self.classes[order], kind="stable")]
@@ -173,7 +173,7 @@ class WindowSampler:
         if epoch not in self._epochs:
             order = self._full
             if self.seed is not None:
-                order = drawn(self.seed, epoch).permutation(order)
+                order = generator_of(self.seed, epoch).permutation(order)
             sizes = np.diff(self.bounds)[order]
             per_window = np.add.reduceat(sizes, np.arange(0, len(order), self.window))
             if len(self._epochs) > 1:
@@ -198,7 +198,7 @@ class WindowSampler:
             blocks = self._blocks(epoch, window_index)
             rows = np.concatenate([np.arange(*self.bounds[block : block + 2]) for block in blocks])
             if self.seed is not None:
-                rows = drawn(self.seed, epoch, window_index + 1).permutation(rows)
+                rows = generator_of(self.seed, epoch, window_index + 1).permutation(rows)
             if len(self._windows) > 2:
                 self._windows.pop(next(iter(self._windows)))
             self._windows[epoch, window_index] = rows

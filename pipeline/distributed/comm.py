@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 ECHOES = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "NCCL")
 """What torch.distributed says in a worker whose neighbour is gone."""
@@ -77,23 +77,30 @@ def from_first(value: Any) -> Any:
 def tensors_from_first(value: Any) -> Any:
     """`from_first` for a structure of dicts and lists that has large tensors, on the CPU.
 
-    Each tensor is a message of its own, so that no worker holds two copies of all of them. Their
-    layout in memory is kept.
+    Each dense tensor is a message of its own, so that no worker holds two copies of all of them;
+    its layout in memory is kept.
     """
     if num_workers() == 1:
         return value
-    form = from_first(tree_map_only(Tensor, lambda tensor: tensor.to("meta"), value))
+    form = from_first(tree_map_only(_is_dense, lambda tensor: tensor.to("meta"), value))
     if rank() == 0:
-        tree_map_only(Tensor, _tensor_from_first, value)
+        for tensor in filter(_is_dense, tree_leaves(value)):
+            _broadcast(tensor.clone())  # in memory of its own, without gaps
         return value
     return tree_map_only(
-        Tensor, lambda like: _tensor_from_first(torch.empty_like(like, device="cpu")), form
+        _is_dense, lambda like: _broadcast(torch.empty_like(like, device="cpu")), form
     )
 
 
-def _tensor_from_first(tensor: Tensor) -> Tensor:
-    """The first worker's tensor, in place of one that has its type, shape and layout."""
-    tensor = tensor.clone()  # in memory of its own, without gaps
+def _is_dense(value: Any) -> bool:
+    """Whether it is a tensor whose numbers are its memory; others are pickled."""
+    if not isinstance(value, Tensor) or value.is_nested or value.is_quantized:
+        return False
+    return value.layout == torch.strided
+
+
+def _broadcast(tensor: Tensor) -> Tensor:
+    """The first worker's tensor, in the memory of this one, which has its type and layout."""
     content = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
     sent = content.to(exchange_device())
     dist.broadcast(sent, 0)

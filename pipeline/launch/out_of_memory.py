@@ -7,7 +7,8 @@ import re
 NODE = re.compile(r"\(IP: (\S+), ID: .*? was ([\d.]+)GB used / ([\d.]+)GB limit")
 THRESHOLD = re.compile(r"exceeded threshold of (\d+)B")
 PROCESS = re.compile(
-    r"^(Selected to kill: )?\(.*task name=(\w+).*actual memory used=([\d.]+)GB", re.M
+    r"^(Selected to kill: )?\(.*?job ID=(\w+),.*task name=(\w+).*actual memory used=([\d.]+)GB",
+    re.MULTILINE,
 )
 WORKER = "RayTrainWorker"
 GIB = 2**30
@@ -20,19 +21,24 @@ def explain(text: str) -> str:
         return ""
     address, used, total = node[1], float(node[2]), float(node[3])
     limit = int(threshold[1]) / GIB
-    processes = [(bool(kill), name, float(size)) for kill, name, size in PROCESS.findall(text)]
-    workers = [size for _, name, size in processes if name == WORKER]
-    said = (
+    summary = (
         f"node {address} ran out of memory ({used:.1f} of {total:.1f} GiB used, and Ray kills from "
         f"{limit:.1f} on)"
     )
-    if not workers:
-        return f"{said}, most of it by others than this run's workers"
-    killed = [f"{size:.1f}" for is_killed, name, size in processes if is_killed and name == WORKER]
-    who = f"Ray killed a worker with {' and one with '.join(killed)} GiB. " if killed else ""
-    each, room = max(workers), max(limit - used + sum(workers), 0)
+    workers = [
+        (job, float(size), bool(mark))
+        for mark, job, name, size in PROCESS.findall(text)
+        if name == WORKER
+    ]
+    killed = [(job, size) for job, size, is_killed in workers if is_killed]
+    if not killed or not killed[0][1]:
+        return summary
+    ours = [size for job, size, _ in workers if job == killed[0][0]]
+    sizes = " and one with ".join(f"{size:.1f}" for job, size in killed if job == killed[0][0])
+    room = max(limit - used + sum(ours), 0)
+    fitting = min(int(room / max(ours)), len(ours) - 1)
     return (
-        f"{said}. {who}There is room for {int(room / each)} of {len(workers)} workers with "
-        f"{each:.1f} GiB each: `workers.gib_per_worker` starts fewer on a node, a smaller "
-        "`training.microbatch_size` takes less"
+        f"{summary}. Ray killed a worker with {sizes} GiB. There is room for {fitting} of "
+        f"{len(ours)} workers with {max(ours):.1f} GiB each: `workers.gib_per_worker` starts fewer "
+        "on a node, a smaller `training.microbatch_size` takes less"
     )

@@ -8,7 +8,6 @@ import math
 import os
 import queue
 import socket
-import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -130,10 +129,9 @@ def refuse_unreachable(address: str) -> None:
     if address.startswith("ray://"):
         return
     answer: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+    threading.Thread(target=_ask, args=(f"{host}:{port}", answer), daemon=True).start()
     try:
-        with _without_stderr():  # where Ray's own client prints a refusal
-            threading.Thread(target=_ask, args=(f"{host}:{port}", answer), daemon=True).start()
-            refusal = answer.get(timeout=REACH_SECONDS)
+        refusal = answer.get(timeout=REACH_SECONDS)
     except queue.Empty:
         raise UsageError(
             f"RAY_ADDRESS {address}: what answers there is not a Ray cluster, or too busy"
@@ -147,20 +145,6 @@ def refuse_unreachable(address: str) -> None:
             else str(refusal).partition("\n")[0]
         )
         raise UsageError(f"RAY_ADDRESS {address}: {reason}")
-
-
-@contextlib.contextmanager
-def _without_stderr() -> Iterator[None]:
-    """What this process and its threads print there goes nowhere."""
-    sys.stderr.flush()
-    before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(before, 2)
-        os.close(before)
-        os.close(nowhere)
 
 
 def _ask(address: str, answer: queue.SimpleQueue[BaseException | None]) -> None:

@@ -111,9 +111,11 @@ def _amounts(workers: Workers, held: Mapping[str, float]) -> str:
         if key.startswith("accelerator_type:"):
             parts.append(f"{'' if amount else 'no '}{workers.accelerator}")
         else:
-            shown = amount / GIB if key == "memory" else amount
+            number = amount / GIB if key == "memory" else amount
+            shown = f"{number:.4g}" if number < 1000 else f"{number:.0f}"
             name = NAMES.get(key, key)
-            parts.append(f"{round(shown, 1):.10g} {name.removesuffix('s') if shown == 1 else name}")
+            is_one = shown == "1" and key in NAMES
+            parts.append(f"{shown} {name.removesuffix('s') if is_one else name}")
     return ", ".join(parts)
 
 

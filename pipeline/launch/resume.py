@@ -168,6 +168,8 @@ def changes(run: RunDir, job: Job, modules: list[str]) -> list[str]:
     ]
     if not lines and record.digest != job.spec.digest:
         lines.append("the spec's first half")
+    if not run.is_finished and (old := checkpoint.other_format(run)):
+        lines.append(f"the version of pipeline: it reads no checkpoints of format {old}")
     if record.data.fingerprint != job.fingerprint:
         lines.append("the rows themselves (other fingerprint)")
     if record.imports_sha256 != plugins.sources_sha256(modules):

@@ -9,6 +9,7 @@ data, so any number of workers can resume from a checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import shutil
@@ -150,6 +151,15 @@ def newest(run: RunDir, identity: Identity, max_step: float = math.inf) -> tuple
         except (OSError, ValueError) as error:
             skipped.append(f"{path.name} skipped: {error}")
     return 0, skipped
+
+
+def other_format(run: RunDir) -> int | None:
+    """The format of the run's checkpoints where another version of this package wrote them all."""
+    found = set()
+    for step in run.saved_steps():
+        with contextlib.suppress(OSError, ValueError):
+            found.add(Manifest.from_bytes((run.checkpoint(step) / MANIFEST).read_bytes()).format)
+    return max(found) if found and FORMAT not in found else None
 
 
 def _check(path: Path, identity: Identity) -> int:

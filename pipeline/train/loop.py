@@ -216,7 +216,7 @@ def _resume(job: Job, run: RunDir, state: TrainState, lease: Lease | None, last_
                 journal.event({"step": step, "event": "damage", "text": text})
             journal.close()
     step = comm.from_first(step)
-    if step:  # one reader, whose bytes all workers have: they share no storage's bandwidth
+    if step:  # the first worker reads it for all, so that they do not all load the storage
         saved = checkpoint.load(run, step) if comm.rank() == 0 else None
         state.restore(comm.tensors_from_first(saved), step)
 

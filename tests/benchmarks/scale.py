@@ -38,7 +38,7 @@ from tests.benchmarks.harness import Result
 from tests.benchmarks.same_bits import mlp_objective
 
 ROUNDS, REPEATS = 1, 5
-WORKERS, MANY_ROWS, ROWS_EACH = (1, 64, 512, 4096), 10**9, 16
+WORKERS, BILLION, ROWS_EACH = (1, 64, 512, 4096), 10**9, 16
 """A global batch has `ROWS_EACH` rows, one micro-batch, for each worker."""
 CPU = torch.device("cpu")
 
@@ -56,8 +56,8 @@ def seconds(work: Callable[[], Any], repeats: int = REPEATS) -> float:
 def order(num_workers: int) -> Result:
     """The rows of a step, of a billion: any step, whatever was asked for before."""
     size = ROWS_EACH * num_workers
-    steps = iter(np.random.default_rng(0).integers(0, MANY_ROWS // size, 100).tolist())
-    sampler = Sampler(MANY_ROWS, size, seed=0)
+    steps = iter(np.random.default_rng(0).integers(0, BILLION // size, 100).tolist())
+    sampler = Sampler(BILLION, size, seed=0)
     return {"ms": 1e3 * seconds(lambda: sampler.rows(next(steps)))}
 
 

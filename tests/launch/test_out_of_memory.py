@@ -38,8 +38,14 @@ def test_it_says_who_was_killed_with_how_much_and_what_would_fit() -> None:
     )
 
 
-def test_memory_that_others_use_is_not_the_workers() -> None:
-    assert explain(FIRST + "]\n") == f"{OUT}, most of it by others than this run's workers"
+def test_without_a_worker_that_was_killed_it_says_what_is_known() -> None:
+    assert explain(FIRST + "]\n") == OUT
+    assert explain(FIRST + WORKERS.replace("1.43GB", "0.00GB")) == OUT
+
+
+def test_workers_of_another_job_are_not_counted() -> None:
+    others = WORKERS.replace("ID=01000000, lease ID=0400", "ID=02000000, lease ID=0400")
+    assert "room for 0 of 1 workers with 1.4 GiB" in explain(FIRST + others)
 
 
 def test_another_death_is_none_of_memory() -> None:

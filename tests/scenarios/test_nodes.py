@@ -20,7 +20,7 @@ from pipeline.rundir import RunDir
 from tests.approved import approve
 from tests.conftest import happened, rows
 from tests.ray_head import Head, Network, own_network, running_head, running_node
-from tests.scenarios.test_said import SAID
+from tests.scenarios.test_messages import MESSAGES
 
 pytestmark = [
     pytest.mark.ray,
@@ -75,7 +75,7 @@ def test_what_a_node_lacks_is_told_in_one_message(
     with running_node(head, f"mount -t tmpfs none {tmp_path / hidden}", network=network):
         process = started(head, job, "--set", "data.train=data/rows.csv")
         _, err = process.communicate(timeout=240)
-    approve(SAID / f"node_without_{hidden}.txt", err.replace(str(tmp_path), "FOLDER"))
+    approve(MESSAGES / f"node_without_{hidden}.txt", err.replace(str(tmp_path), "FOLDER"))
     assert process.returncode == (1 if hidden == "runs" else 2)
 
 
@@ -105,4 +105,6 @@ def test_before_a_node_leaves_the_state_is_saved_and_that_is_told_once(
     assert len(told) == 1
     assert " leaves the cluster in " in told[0]["text"]
     assert err.count("leaves the cluster") == 1
-    approve(SAID / "drained_node.txt", err.partition("done  ")[0].replace(str(tmp_path), "FOLDER"))
+    approve(
+        MESSAGES / "drained_node.txt", err.partition("done  ")[0].replace(str(tmp_path), "FOLDER")
+    )
