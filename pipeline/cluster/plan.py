@@ -16,7 +16,7 @@ from pipeline.cluster.package import Package, entrypoint, pack
 from pipeline.errors import DataError, UsageError
 from pipeline.launch.resources import Node, room, shortage
 from pipeline.launch.resume import slug_of
-from pipeline.launch.run import check, components
+from pipeline.launch.run import CHECKED, check, components, seal_of
 from pipeline.redact import holds_secret
 from pipeline.spec import JobSpec, load
 from pipeline.tracking.names import environment_uri
@@ -47,6 +47,8 @@ class Plan:
     """The cluster's."""
     notes: list[str]
     """What is to be said before."""
+    seal: str
+    """Of the job as it was checked here; empty if it was not."""
 
     @property
     def attempt(self) -> int:
@@ -68,6 +70,7 @@ class Plan:
             "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS),
             "PIPELINE_PROGRESS_SECONDS": str(PROGRESS_SECONDS),
             "PIPELINE_SOURCE": "source.json",
+            CHECKED: self.seal,
             **tracking,
         }
 
@@ -105,9 +108,11 @@ def make_plan(
     last = next((one for one in submissions if one.identity == identity), None)
     action = _action(last, fresh)
     command = entrypoint(package, overrides, imports, fresh)
-    nodes, notes = cluster.nodes(), []
+    nodes, seal = cluster.nodes(), ""
+    notes: list[str] = []
     if action in ("start", "resume"):
-        notes += _checked(path, values, imports, package) + _missing(spec, nodes)
+        notes, seal = _checked(path, values, imports, package)
+        notes += _missing(spec, nodes)
     if why := _stays(environment_uri()):
         notes.append(f"MLFLOW_TRACKING_URI {why}: it stays here, the cluster has its own")
     if last and action in ("attach", "tell") and last.command != command:
@@ -115,24 +120,25 @@ def make_plan(
     rivals = [one for one in submissions if one.identity != identity and not one.is_over]
     return Plan(
         cluster, spec, Path(path), package, command,
-        identity, action, last, rivals, nodes, notes,
+        identity, action, last, rivals, nodes, notes, seal,
     )  # fmt: skip
 
 
 def _checked(
     path: str, values: Mapping[str, Any], imports: Sequence[str], package: Package
-) -> list[str]:
-    """What a check of the job says, as far as its rows are here."""
+) -> tuple[list[str], str]:
+    """What a check of the job says, as far as its rows are here; and its seal."""
     notes = []
     if package.left_out:
         names = ", ".join(f"{key} {name}" for key, name in package.left_out.items())
         notes.append(f"read there, and not sent: {names}")
     try:
-        return notes + [str(notice) for notice in check(path, values, imports, is_sent=True)[2]]
+        _, job, found = check(path, values, imports, is_sent=True)
     except (DataError, UsageError) as error:
         if not package.left_out:
             raise
-        return [*notes, f"only the spec is checked here: {error}"]
+        return [*notes, f"only the spec is checked here: {error}"], ""
+    return [*notes, *map(str, found)], seal_of(job)
 
 
 def _stays(uri: str) -> str:

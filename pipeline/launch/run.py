@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import subprocess
 import time
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from pipeline.train.assignment import Assignment
     from pipeline.train.job import Job
 
+CHECKED = "PIPELINE_CHECKED"
+"""Holds the seal of a job that was checked where it was submitted, with the same modules."""
 MAX_PER_CORE = 4
 RAY_STOP_SECONDS = 3.0
 """Between a SIGTERM and a SIGKILL of `ray job stop`, unless the job says otherwise."""
@@ -59,7 +63,16 @@ def check(
     spec, initial = load_initial(spec, base_of(path))
     with threads(1):  # faster for a small batch
         job = prepare(spec, base_of(path), live, initial=initial)
-        return spec, job, check_job(job)
+        is_known = os.environ.get(CHECKED) == seal_of(job)
+        return spec, job, [] if is_known else check_job(job)
+
+
+def seal_of(job: Job) -> str:
+    """What a check's result follows from, beside custom modules: spec, rows and versions."""
+    from pipeline.train.determinism import versions
+
+    parts = [job.spec.digest, job.fingerprint, versions()]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def run(
