@@ -16,7 +16,12 @@ def test_a_job_that_was_checked_is_checked_again_only_when_it_is_another(
     path = job()
     monkeypatch.setenv(CHECKED, seal_of(check(path)[1]))
     checked: list[Any] = []
-    monkeypatch.setattr("pipeline.checks.job.check", lambda job: checked.append(job) or [])
+
+    def check_job(job: Any) -> list[Any]:
+        checked.append(job)
+        return []
+
+    monkeypatch.setattr("pipeline.checks.job.check", check_job)
     assert check(path)[2] == []
     assert checked == []
     check(path, {"workers.num": 2})  # which changes nothing that is trained
