@@ -47,6 +47,21 @@ def test_the_newest_checkpoint_is_taken_and_old_ones_go(tmp_path: Path) -> None:
     assert checkpoint.load(RunDir(tmp_path), 25)["weights"]["w"][0] == 25
 
 
+def test_checkpoints_of_another_version_are_told_from_damaged_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDir(tmp_path)
+    monkeypatch.setattr(checkpoint, "FORMAT", 1)
+    saved(tmp_path)
+    (run.checkpoint(5) / "manifest.json").write_bytes(b"torn")
+    assert checkpoint.other_format(run) is None
+    monkeypatch.undo()
+    assert checkpoint.other_format(run) == 1
+    assert checkpoint.newest(run, IDENTITY)[0] == 0
+    saved(tmp_path, [15])
+    assert checkpoint.other_format(run) is None
+
+
 @pytest.mark.parametrize("file", ["state.pt", "manifest.json"])
 def test_flipped_bits_and_truncation_are_noticed_and_the_one_before_is_taken(
     file: str, tmp_path: Path
