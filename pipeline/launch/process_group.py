@@ -27,10 +27,11 @@ def use_the_nodes_interface() -> None:
 
 
 class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
-    """Ray's own, with the interface chosen before."""
+    """Ray's own, with the interface chosen before where there are several nodes."""
 
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        worker_group.execute(use_the_nodes_interface)
+        if len(set(worker_group.execute(ray.util.get_node_ip_address))) > 1:
+            worker_group.execute(use_the_nodes_interface)
         super().on_start(worker_group, backend_config)
 
 
