@@ -63,7 +63,14 @@ def test_damage_is_noticed_and_the_run_resumes_before_it(
             assert any(newest.name in text for text in problems), f"case {case}"
 
 
-@pytest.mark.parametrize("name", ["record.json", "recorded.json", "ended.json", "done.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "record.json",
+        "ended.json",
+        *(pytest.param(one, marks=pytest.mark.chaos) for one in ("recorded.json", "done.json")),
+    ],
+)
 def test_a_damaged_record_costs_nothing_but_time(name: str, job: Write, command: Command) -> None:
     """What it held is in other files, or in MLflow: none of them needs a second copy."""
     path = job({"checkpoint": {"every_steps": 2}})

@@ -34,7 +34,7 @@ def said_by(lines: list[str], start: str) -> list[str]:
     return [line for line in lines if line.startswith(start)]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.chaos)])
 def test_it_has_the_bits_of_a_long_run_and_is_a_run_below_the_short_one(
     workers: int, tree: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -279,6 +279,7 @@ def test_a_denominator_that_lies_is_named(job: Write, command: Command, faulty: 
 
 
 @pytest.mark.ray
+@pytest.mark.chaos
 def test_a_dropout_that_ignores_the_seed_is_named(
     job: Write, command: Command, faulty: Path
 ) -> None:
