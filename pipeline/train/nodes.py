@@ -36,7 +36,6 @@ class Answer:
     """Why it cannot train there; empty if it can."""
     is_input: bool
     """Whether the problem is in what the user gave."""
-    clock: float
 
 
 def prepare_together(told: Assignment, notices: Notices) -> tuple[Job, dict[str, str]]:
@@ -52,8 +51,9 @@ def prepare_together(told: Assignment, notices: Notices) -> tuple[Job, dict[str,
         problem, is_input = str(error), isinstance(error, InputError)
     except Exception as error:  # a module can fail in any way, where others have what it needs
         problem = f"{type(error).__name__}: {error}"
-    mine = Answer(_node_id(), get_node_ip_address(), problem, is_input, time.time())
+    mine = Answer(_node_id(), get_node_ip_address(), problem, is_input)
     answers = comm.of_all(mine)
+    clocks = comm.of_all(time.time())  # at one moment: some prepare for longer than others
     lines = [
         f"worker {rank} of {len(answers)}, on node {answer.node}: {answer.problem}"
         for rank, answer in enumerate(answers)
@@ -63,7 +63,7 @@ def prepare_together(told: Assignment, notices: Notices) -> tuple[Job, dict[str,
         kind = DataError if any(answer.is_input for answer in answers) else RunError
         raise kind("\n  ".join(lines))
     assert job is not None
-    if text := _clocks(answers):
+    if text := _apart([answer.node for answer in answers], clocks):
         notices.put(Notice(text))
     return job, {answer.node_id: answer.node for answer in answers}
 
@@ -98,15 +98,14 @@ def _prepare(told: Assignment) -> Job:
     return job
 
 
-def _clocks(answers: list[Answer]) -> str:
+def _apart(nodes: list[str], clocks: list[float]) -> str:
     """That clocks of nodes are apart, as times in the record then are."""
-    first = answers[0]
     odd = {
-        answer.node: answer.clock - first.clock
-        for answer in answers
-        if abs(answer.clock - first.clock) > MOST_APART
+        node: clock - clocks[0]
+        for node, clock in zip(nodes, clocks, strict=True)
+        if abs(clock - clocks[0]) > MOST_APART
     }
     if not odd:
         return ""
     parts = ", ".join(f"that of {node} is {apart:+.0f} s off" for node, apart in odd.items())
-    return f"clocks differ from node {first.node}'s: {parts}; times in the record may be wrong"
+    return f"clocks differ from node {nodes[0]}'s: {parts}; times in the record may be wrong"

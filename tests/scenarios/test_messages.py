@@ -148,7 +148,7 @@ def test_a_cluster_whose_cpus_others_hold_and_a_stopped_job(head: Head, folder: 
     texts = [printed(head, folder, f"submit job.yaml --yes --detach --set name=first {large}")]
     until(lambda: "\nepoch " in printed(head, folder, "logs first"))
     texts += [
-        printed(head, folder, "submit job.yaml --yes --set name=second --set workers.wait=12s"),
+        printed(head, folder, "submit job.yaml --yes --set name=second --set workers.wait=3s"),
         printed(head, folder, "stop first"),
         printed(head, folder, "stop first"),
         printed(head, folder, "stop third"),
