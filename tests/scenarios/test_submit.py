@@ -160,7 +160,7 @@ def test_behind_tls_a_job_is_sent_with_a_token_from_a_file_and_followed(
         command = ["submit", slow, "--yes", "--json", "--address", address, *changes]
         code, _, err = ran(head, *command)
         assert (code, len(err.splitlines())) == (2, 1)
-        assert "its certificate is not trusted: set SSL_CERT_FILE" in err
+        assert "its certificate is not trusted (self-signed certificate): set SSL_CERT_FILE" in err
         trusted = {"SSL_CERT_FILE": str(certificate), "RAY_AUTH_TOKEN_PATH": str(token)}
         code, out, err = ran(head, *command, RAY_AUTH_TOKEN="", **trusted)
         assert code == 0, err
