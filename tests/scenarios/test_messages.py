@@ -8,7 +8,6 @@ import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ import pytest
 from tests.approved import approve
 from tests.clusters import until
 from tests.conftest import rows
-from tests.ray_head import Head, running_head
+from tests.ray_head import Head
 
 pytestmark = pytest.mark.ray
 MESSAGES = Path(__file__).parent / "messages"
@@ -68,12 +67,6 @@ def is_first_worker():
     """Not so in a check, which has no workers."""
     return torch.distributed.is_initialized() and torch.distributed.get_rank() == 0
 '''
-
-
-@pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    with running_head(tmp_path_factory.mktemp("home")) as head:
-        yield head
 
 
 @pytest.fixture

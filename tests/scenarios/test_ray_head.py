@@ -7,7 +7,6 @@ import secrets
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
@@ -15,7 +14,7 @@ import pytest
 
 from pipeline.rundir.journal import Reader
 from tests.conftest import JOBS, rows
-from tests.ray_head import BIN, Head, running_head
+from tests.ray_head import BIN, Head
 
 WIDE = """
 name: wide
@@ -25,12 +24,6 @@ loss: mse
 optimizer: {name: adam, lr: 1.0e-5}
 training: {epochs: 100000, batch_size: 8, microbatch_size: 8}
 """
-
-
-@pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    with running_head(tmp_path_factory.mktemp("home")) as head:
-        yield head
 
 
 @pytest.mark.ray

@@ -23,7 +23,7 @@ import pytest
 
 import pipeline
 from tests.conftest import JOBS, rows
-from tests.ray_head import Head, running_head
+from tests.ray_head import Head
 
 pytestmark = pytest.mark.ray
 SLOW = """
@@ -33,12 +33,6 @@ model: {name: mlp, hidden: [64]}
 loss: mse
 training: {epochs: 100000, batch_size: 8, microbatch_size: 4}
 """
-
-
-@pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    with running_head(tmp_path_factory.mktemp("home")) as head:
-        yield head
 
 
 @pytest.fixture
