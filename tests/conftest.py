@@ -6,7 +6,8 @@ import multiprocessing.process
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -121,15 +122,29 @@ def _rows_are_kept_apart(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["PIPELINE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _runs_of_modules_are_recorded_beside_themselves() -> None:
-    """`mlflow.set_tracking_uri` of an earlier test sets the variable for all later ones."""
+@contextmanager
+def environment_of_its_own() -> Iterator[None]:
+    """Undo what is done to the environment; `mlflow.set_tracking_uri` sets a variable too."""
+    before = dict(os.environ)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
+    yield
+    for key in os.environ.keys() - before.keys():
+        del os.environ[key]
+    for key, value in before.items():
+        if os.environ.get(key) != value:
+            os.environ[key] = value
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _modules_leave_the_environment_as_it_was() -> Iterator[None]:
+    with environment_of_its_own():
+        yield
 
 
 @pytest.fixture(autouse=True)
-def _runs_are_recorded_beside_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+def _tests_leave_the_environment_as_it_was() -> Iterator[None]:
+    with environment_of_its_own():
+        yield
 
 
 @pytest.fixture(scope="session")

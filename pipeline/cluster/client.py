@@ -322,4 +322,6 @@ def _reason(error: Exception) -> str:
         return "no answer"
     if "Connection refused" in with_cause or "Failed to connect" in text:
         return "no cluster answers there"
+    if "Connection aborted" in text or "Connection reset" in with_cause:
+        return "the connection broke"
     return redact(text.splitlines()[0] if text else repr(error))
