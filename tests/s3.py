@@ -43,16 +43,16 @@ class Server:
 
 
 @contextmanager
-def running(folder: Path, secret: str = SECRET) -> Iterator[Server]:
+def running(folder: Path, secret: str = SECRET, address: str = "127.0.0.1") -> Iterator[Server]:
     """Start the server with its files in `folder`, and stop it."""
     rights = {"accessKey": KEY, "secretKey": secret}
     config = {"identities": [{"name": "t", "credentials": [rights], "actions": ["Admin"]}]}
     (folder / "s3.json").write_text(json.dumps(config))
     for left in reversed(range(3)):  # another process may take one of its ports before it does
         ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
-        server = _started(folder, ports)
+        server = _started(folder, ports, address)
         try:
-            found = Server(f"127.0.0.1:{ports['s3.port']}", secret)
+            found = Server(f"{address}:{ports['s3.port']}", secret)
             if _is_ready(found, server):
                 yield found
                 return
@@ -63,11 +63,11 @@ def running(folder: Path, secret: str = SECRET) -> Iterator[Server]:
             pytest.fail("SeaweedFS did not start:\n" + (folder / "log").read_text()[-3000:])
 
 
-def _started(folder: Path, ports: dict[str, int]) -> subprocess.Popen[bytes]:
+def _started(folder: Path, ports: dict[str, int], address: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [
             Path(sysconfig.get_path("scripts")) / "weed", "-logtostderr=true", "server", "-s3",
-            "-dir", folder, "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-volume.max=20",
+            "-dir", folder, f"-ip={address}", f"-ip.bind={address}", "-volume.max=20",
             "-master.volumeSizeLimitMB=64", f"-s3.config={folder / 's3.json'}",
             *[f"-{name}={port}" for name, port in ports.items()],
         ],

@@ -37,7 +37,7 @@ def obstacle(before: RunDir, job: Job, changed: list[str]) -> str | None:
         if job.learning_rate_factor(step) != shorter.learning_rate_factor(step):
             return f"its schedule {job.spec.schedule.name} depends on how long training takes"
     if not checkpoint.newest(before, determinism.identity(shorter), done.steps)[0]:
-        return "it has no checkpoint"
+        return "its checkpoints are not here"
     return ""
 
 

@@ -54,6 +54,7 @@ def fit(
 
         from pipeline.launch.failures import Restarts, cause_of, is_untried, own_error
         from pipeline.launch.process_group import ReachableTorchConfig
+        from pipeline.rundir.remote_threads import following
         from pipeline.train.worker import work
 
         workers = spec.workers
@@ -81,9 +82,13 @@ def fit(
             )
             trainer.fit()
 
+        def followed() -> None:
+            with following(spec.storage, run):
+                trained()
+
         while True:
             try:
-                attend(trained, run, waits_for_workers=not alone)
+                attend(followed, run, waits_for_workers=not alone)
                 return
             except StoppedError as stopped:
                 if (error := stopped.__cause__) and (own := own_error(error)):

@@ -16,11 +16,15 @@ from pathlib import Path
 from filelock import FileLock
 
 from pipeline import plugins
+from pipeline.data.cache import make_folder
 from pipeline.errors import UsageError
 from pipeline.files.atomic import sync_folder
+from pipeline.files.store import FAULTS, is_uri, reason
 from pipeline.launch import longer
+from pipeline.redact import redact
 from pipeline.rundir import RunDir, checkpoint
-from pipeline.rundir.backup import FAULTS, Backups, reason
+from pipeline.rundir.backup import Backups
+from pipeline.rundir.remote import Remote, copies
 from pipeline.spec import FIRST_HALF, OUTSIDE_DIGEST, JobSpec
 from pipeline.tracking.names import params
 from pipeline.train import determinism
@@ -33,10 +37,16 @@ class Runs:
     """The runs of one job, in its `storage` and in its backups."""
 
     def __init__(self, spec: JobSpec, name: str = "") -> None:
-        """Raises UsageError for a `checkpoint.copy_to` that is not a place."""
+        """Raises UsageError for a `storage` or `checkpoint.copy_to` that is not a place."""
         self.storage = storage_of(spec)
+        self.uri = spec.storage if is_uri(spec.storage) else None
         self.slug = slug_of(name or spec.name)
-        self.backups = Backups(spec.checkpoint.copy_to) if spec.checkpoint.copy_to else None
+        copy_to = spec.checkpoint.copy_to
+        self.backups = Backups(copy_to) if copy_to else None
+        if self.uri:
+            self.backups = Backups(self.uri, "storage")
+            if copy_to:
+                raise UsageError("checkpoint.copy_to: `storage` is an object store already")
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -78,7 +88,10 @@ class Runs:
         return self.new()
 
     def find_latest(self) -> RunDir | None:
-        """The last run that has a record; one that only the backups have is copied back."""
+        """The last run that has a record; one that only the backups have is copied back.
+
+        Of one in an object store, this machine's copy is brought up to date.
+        """
         numbered = {
             int(match[1]): RunDir(path)
             for path in self.storage.glob(f"{self.slug}-*")
@@ -87,12 +100,24 @@ class Runs:
         }
         number = max(numbered, default=0)
         copied = max(self.backups.numbers(self.slug) if self.backups else [], default=0)
+        if self.uri:
+            return self._fetched(RunDir(self.storage / f"{self.slug}-{copied}")) if copied else None
         if self.backups and copied > number:
             run = RunDir(self.storage / f"{self.slug}-{copied}")
             run.path.mkdir(parents=True, exist_ok=True)
-            if self.backups.of(run.name).get(run.record.name, run.record):
+            if self.backups.of(run.name).store.get(run.record.name, run.record):
                 return run
         return numbered.get(number)
+
+    def _fetched(self, run: RunDir) -> RunDir | None:
+        """A run's copy on this machine, as the object store has it."""
+        assert self.uri is not None
+        run.path.mkdir(parents=True, exist_ok=True)
+        try:
+            Remote(self.uri, run.name).fetch(run)
+        except FAULTS as error:
+            raise UsageError(f"storage: {redact(self.uri)}: {reason(error)}") from None
+        return run if run.record.exists() else None
 
     def new(self) -> RunDir:
         """A new folder with the next free number, which no backup has either."""
@@ -111,7 +136,7 @@ class Runs:
 
     def recover(self, run: RunDir, job: Job) -> list[str]:
         """Take from the run's backup what is newer than its folder; what is to be said of it."""
-        if self.backups is None:
+        if self.backups is None or self.uri:
             return []
         here, _ = checkpoint.newest(run, determinism.identity(job))
         there, skipped = self.backups.of(run.name).pull(run, here)
@@ -120,14 +145,20 @@ class Runs:
         return skipped
 
     def back_up_record(self, run: RunDir) -> None:
-        """Where runs have a backup, that has the record before anything else: it is ours now."""
+        """Where runs have a backup, that has the record before anything else: it is ours now.
+
+        Where they are in an object store, that has all that the workers are told.
+        """
         if self.backups is None:
             return
         try:
-            self.backups.of(run.name).put(run.record)
+            if self.uri:
+                Remote(self.uri, run.name).send(run)
+            else:
+                self.backups.of(run.name).store.put(run.record, run.record.name)
         except FAULTS as error:
-            shown = self.backups.shown
-            raise UsageError(f"checkpoint.copy_to: {shown}: {reason(error)}") from None
+            key, shown = self.backups.key, self.backups.shown
+            raise UsageError(f"{key}: {shown}: {reason(error)}") from None
 
     def _refuse_changed(self, run: RunDir, changed: list[str]) -> None:
         """Raise UsageError when an unfinished run would be resumed as another job.
@@ -179,7 +210,10 @@ def changes(run: RunDir, job: Job, modules: list[str]) -> list[str]:
 
 
 def storage_of(spec: JobSpec) -> Path:
-    """Folder of the runs. A Ray job's own folder is deleted with it, so there it is below home."""
+    """Folder of the runs, or of their copies. A Ray job's own folder is deleted with it, so there
+    it is below home."""
+    if is_uri(spec.storage):
+        return copies(make_folder(spec.cache), spec.storage, "runs")
     start = Path.home() if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else Path.cwd()
     return (start / Path(spec.storage).expanduser()).resolve()
 

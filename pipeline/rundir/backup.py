@@ -13,60 +13,41 @@ both write here, the one whose command put its record here last continues; the o
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.fs as pafs
 
 from pipeline.errors import RunError, UsageError
 from pipeline.files.atomic import replacing
-from pipeline.redact import redact
+from pipeline.files.store import FAULTS, Store, reason
+from pipeline.rundir import pieces
 from pipeline.rundir.checkpoint import MANIFEST, STATE, Checkpoints
 from pipeline.rundir.layout import CHECKPOINT, RunDir, facts_of
-from pipeline.rundir.records import Done, Launcher, Manifest, Record, Segment
-
-PART_BYTES = 2**22
-LONGEST_COPY_SECONDS = 60.0
-"""That the end of a run waits for its backup."""
-FAULTS = (OSError, pa.ArrowException, ValueError, LookupError)
-"""What a store may raise."""
+from pipeline.rundir.pieces import Pieces
+from pipeline.rundir.records import Done, FileFacts, Launcher, Manifest, Record
 
 
 class Backups:
     """The backups of all runs below `uri`."""
 
-    def __init__(self, uri: str) -> None:
-        """Raises UsageError for a place that is none."""
-        self.uri = uri
-        self.shown = redact(uri)
-        try:
-            if "://" in uri:
-                self.filesystem, self.root = pafs.FileSystem.from_uri(uri)
-            else:
-                self.filesystem = pafs.LocalFileSystem()
-                self.root = str(Path(uri).expanduser().resolve())
-        except (OSError, pa.ArrowException, ValueError) as error:
-            raise self._unusable(error) from None
-
-    def _unusable(self, error: Exception) -> UsageError:
-        return UsageError(f"checkpoint.copy_to: {self.shown} cannot be used: {reason(error)}")
+    def __init__(self, uri: str, key: str = "checkpoint.copy_to") -> None:
+        """`key` of the spec names it. Raises UsageError for a place that is none."""
+        self.uri, self.key = uri, key
+        self.store = Store.at(uri, key)
+        self.shown = self.store.shown
 
     def of(self, run: str) -> Backup:
         """The backup of one run."""
-        return Backup(self, run)
+        return Backup(self.store.below(run))
 
     def numbers(self, name: str) -> list[int]:
         """Numbers of the runs of a job that have a backup, in order. Raises UsageError."""
         try:
-            names = list_names(self.filesystem, self.root)
+            names = self.store.names()
         except OSError as error:
-            raise self._unusable(error) from None
+            raise UsageError(f"{self.key}: {self.shown} cannot be used: {reason(error)}") from None
         matches = [re.fullmatch(rf"{re.escape(name)}-(\d+)", entry) for entry in names]
         return sorted(int(match[1]) for match in matches if match)
 
@@ -74,51 +55,37 @@ class Backups:
 class Backup:
     """The backup of one run."""
 
-    def __init__(self, backups: Backups, run: str) -> None:
-        self.shown, self._filesystem = backups.shown, backups.filesystem
-        self.folder = f"{backups.root}/{run}"
-        self._segments: list[Segment] = []
-        """The parts of the journal that are in the backup."""
+    def __init__(self, store: Store, mark: str = "") -> None:
+        """`mark` tells the pieces of its curve from those of others that write here."""
+        self.store = store
+        self.mark = mark
+        self.pieces = Pieces(store, mark=mark)
 
     def launcher(self) -> Launcher | None:
         """Which command wrote the record here last, and so may write the rest. Raises FAULTS."""
         name = "record.json"
-        return Record.from_bytes(self._read(name)).launcher if self._has(name) else None
-
-    def put(self, path: Path) -> None:
-        """Copy one file of the run's folder. Raises OSError."""
-        self._upload(path, path.name)
-
-    def get(self, name: str, path: Path) -> bool:
-        """Copy a file back, if there is one. Raises OSError."""
-        if not self._has(name):
-            return False
-        source = self._filesystem.open_input_stream(f"{self.folder}/{name}")
-        with source, replacing(path) as file:
-            shutil.copyfileobj(source, file, PART_BYTES)
-        return True
+        return Record.from_bytes(self.store.read(name)).launcher if self.store.has(name) else None
 
     def push(self, checkpoint: Path, journal: Path, keep: int) -> None:
         """Copy a checkpoint and the journal up to it; delete all but the last. Raises OSError.
 
         Later ones were skipped, or the run would not have come here again.
         """
-        self._push_journal(journal)
+        self.pieces.push(journal, closes=True)
         manifest = Manifest.from_bytes((checkpoint / MANIFEST).read_bytes())
-        self._upload(checkpoint / STATE, f"{checkpoint.name}/{STATE}")
-        full = manifest.model_copy(update={"journal": tuple(self._segments)})
-        self._put(full.to_bytes(), f"{checkpoint.name}/{MANIFEST}")
+        self.store.put(checkpoint / STATE, f"{checkpoint.name}/{STATE}")
+        full = manifest.model_copy(update={"journal": tuple(self.pieces.all)})
+        self.store.write(full.to_bytes(), f"{checkpoint.name}/{MANIFEST}")
         for old in [name for name in self.checkpoints() if name <= checkpoint.name][:-keep]:
-            with contextlib.suppress(FileNotFoundError):  # cut off while it was written or deleted
-                self._filesystem.delete_file(f"{self.folder}/{old}/{MANIFEST}")  # it counts no more
-            self._filesystem.delete_dir(f"{self.folder}/{old}")
+            self.store.delete(f"{old}/{MANIFEST}")  # it counts no more
+            self.store.delete_folder(old)
 
     def push_result(self, run: RunDir) -> None:
         """Copy what a finished run has left. Raises OSError."""
-        self._push_journal(run.journal)
-        self._upload(run.weights, run.weights.name)
-        full = Done.read(run.done).model_copy(update={"journal": tuple(self._segments)})
-        self._put(full.to_bytes(), run.done.name)
+        self.pieces.push(run.journal, closes=True)
+        self.store.put(run.weights, run.weights.name)
+        full = Done.read(run.done).model_copy(update={"journal": tuple(self.pieces.all)})
+        self.store.write(full.to_bytes(), run.done.name)
 
     def pull(self, run: RunDir, after: int) -> tuple[int, list[str]]:
         """Copy back the newest intact checkpoint of more than `after` steps, and its journal.
@@ -126,9 +93,13 @@ class Backup:
         Returns its steps, 0 if there is none, and which were skipped and why. A finished run's
         result is copied back too.
         """
+        if self.pull_result(run):
+            return 0, []
+        return self.pull_checkpoint(run, after)
+
+    def pull_checkpoint(self, run: RunDir, after: int) -> tuple[int, list[str]]:
+        """The same, whether the run is finished or not."""
         skipped: list[str] = []
-        if self._pull_result(run):
-            return 0, skipped
         for name in reversed(self.checkpoints()):
             step = int(name.removeprefix("step-"))
             if step <= after:
@@ -136,11 +107,8 @@ class Backup:
             path = run.checkpoint(step)
             try:
                 manifest = self._manifest(name)
-                journal = self._journal(manifest.journal)
-                path.mkdir(parents=True, exist_ok=True)
-                self.get(f"{name}/{STATE}", path / STATE)
-                if facts_of(path / STATE) != manifest.files[STATE]:
-                    raise ValueError(f"{STATE} is damaged")
+                journal = pieces.joined(self.store, manifest.journal)
+                self._pull_state(name, path / STATE, manifest.files[STATE])
             except FAULTS as error:  # cut off while it was written, or damaged: the one before it
                 shutil.rmtree(path, ignore_errors=True)
                 skipped.append(f"{name} in the backup skipped: {reason(error)}")
@@ -148,15 +116,24 @@ class Backup:
             with replacing(run.journal) as file:
                 file.write(journal)
             manifest.model_copy(update={"journal": ()}).write(path / MANIFEST)
-            self._segments = list(manifest.journal)
+            self.pieces = Pieces(self.store, manifest.journal, self.mark)
             return manifest.step, skipped
         return 0, skipped
 
-    def _pull_result(self, run: RunDir) -> bool:
+    def _pull_state(self, name: str, path: Path, facts: FileFacts) -> None:
+        """A checkpoint's state, where it is not here already. Raises ValueError for another."""
+        if path.exists() and facts_of(path) == facts:
+            return
+        self.store.get(f"{name}/{STATE}", path)
+        if facts_of(path) != facts:
+            raise ValueError(f"{STATE} is damaged")
+
+    def pull_result(self, run: RunDir) -> bool:
+        """Copy back a finished run's result; whether there is one, and it is intact."""
         try:
-            done = Done.from_bytes(self._read(run.done.name))
-            journal = self._journal(done.journal)
-            self.get(run.weights.name, run.weights)
+            done = Done.from_bytes(self.store.read(run.done.name))
+            journal = pieces.joined(self.store, done.journal)
+            self.store.get(run.weights.name, run.weights)
         except FAULTS:
             return False
         with replacing(run.journal) as file:
@@ -164,65 +141,22 @@ class Backup:
         done.model_copy(update={"journal": ()}).write(run.done)
         return run.is_intact
 
-    def _push_journal(self, journal: Path) -> None:
-        """Copy what was written to the journal since the last time."""
-        first = sum(segment.bytes for segment in self._segments)
-        with journal.open("rb") as file:
-            file.seek(first)
-            content = file.read()
-        content = content[: content.rfind(b"\n") + 1]
-        if content:
-            name = f"curve-{first:012}.jsonl"
-            digest = hashlib.sha256(content).hexdigest()
-            self._put(content, name)
-            self._segments.append(Segment(name=name, bytes=len(content), sha256=digest))
-
-    def _journal(self, segments: Iterable[Segment]) -> bytes:
-        """The journal out of its parts. Raises ValueError if one is not what it was."""
-        parts = []
-        for segment in segments:
-            part = self._read(Path(segment.name).name)[: segment.bytes]
-            if hashlib.sha256(part).hexdigest() != segment.sha256:
-                raise ValueError(f"{segment.name} is damaged")
-            parts.append(part)
-        return b"".join(parts)
-
     def _manifest(self, checkpoint: str) -> Manifest:
         try:
-            return Manifest.from_bytes(self._read(f"{checkpoint}/{MANIFEST}"))
+            return Manifest.from_bytes(self.store.read(f"{checkpoint}/{MANIFEST}"))
         except ValueError as error:
             raise ValueError(f"{MANIFEST}: {error}") from None
 
     def checkpoints(self) -> list[str]:
         """Names of the checkpoints, in order."""
-        names = list_names(self._filesystem, self.folder)
-        return [name for name in names if CHECKPOINT.fullmatch(name)]
-
-    def _has(self, name: str) -> bool:
-        info = self._filesystem.get_file_info(f"{self.folder}/{name}")
-        return bool(info.type == pafs.FileType.File)
-
-    def _read(self, name: str) -> bytes:
-        with self._filesystem.open_input_stream(f"{self.folder}/{name}") as file:
-            content: bytes = file.read()
-        return content
-
-    def _put(self, content: bytes, name: str) -> None:
-        with self._open(name) as file:
-            file.write(content)
-
-    def _upload(self, path: Path, name: str) -> None:
-        with path.open("rb") as source, self._open(name) as file:
-            shutil.copyfileobj(source, file, PART_BYTES)
-
-    def _open(self, name: str) -> Any:
-        if isinstance(self._filesystem, pafs.LocalFileSystem):
-            Path(self.folder, name).parent.mkdir(parents=True, exist_ok=True)
-        return self._filesystem.open_output_stream(f"{self.folder}/{name}")
+        return [name for name in self.store.names() if CHECKPOINT.fullmatch(name)]
 
 
 class BackupThread:
     """Keeps a run's backup up to date beside training; what fails is tried again with the next."""
+
+    patience: float | None = 60.0
+    """Seconds that the end of a run waits for it; without a limit, None."""
 
     def __init__(
         self,
@@ -243,6 +177,12 @@ class BackupThread:
         self._fault, self._told = "", ""
         self._superseded: RunError | None = None
 
+    def open(self) -> None:
+        """Training begins."""
+
+    def close(self) -> None:
+        """Training has ended."""
+
     def update(self, wait: bool = False) -> str:
         """Copy the checkpoint being written, once it is; returns what went wrong, once.
 
@@ -253,14 +193,14 @@ class BackupThread:
         if self._backup is None:
             return ""
         if wait and self._thread is not None:
-            self._thread.join(LONGEST_COPY_SECONDS)
+            self._thread.join(self.patience)
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._push, args=[self._backup], daemon=True)
             self._thread.start()
         if wait:
-            self._thread.join(LONGEST_COPY_SECONDS)
+            self._thread.join(self.patience)
             if self._thread.is_alive():
-                self._fault = f"the run's copy to {self._backup.shown} has not ended yet"
+                self._fault = f"the run's copy to {self._backup.store.shown} has not ended yet"
         if self._superseded:
             raise self._superseded
         is_new = self._fault != self._told
@@ -279,7 +219,7 @@ class BackupThread:
                 self._pushed = checkpoint
             self._fault = ""
         except (*FAULTS, RunError) as error:
-            self._fault = f"the run cannot be copied to {backup.shown}: {reason(error)}"
+            self._fault = f"the run cannot be copied to {backup.store.shown}: {reason(error)}"
 
     def _refuse_other(self, backup: Backup) -> None:
         """Raise RunError, and remember it, if another command has put its record there."""
@@ -287,7 +227,7 @@ class BackupThread:
         if now and now != self._launcher:
             self._superseded = RunError(
                 f"process {now.pid} on {now.host} has resumed this run from its copy in "
-                f"{backup.shown}; this command writes nothing more"
+                f"{backup.store.shown}; this command writes nothing more"
             )
             raise self._superseded
 
@@ -296,7 +236,7 @@ class BackupThread:
         if self._backup is None:
             return
         if self._thread is not None:
-            self._thread.join(LONGEST_COPY_SECONDS)
+            self._thread.join(self.patience)
         with contextlib.suppress(*FAULTS):  # a store that is down says nothing
             self._refuse_other(self._backup)
 
@@ -305,14 +245,3 @@ class BackupThread:
         if self._backup is not None:
             with contextlib.suppress(*FAULTS):
                 self._backup.push_result(self._run)
-
-
-def list_names(filesystem: Any, folder: str) -> list[str]:
-    """Names in a folder, in order; none if there is no folder. Raises OSError."""
-    infos = filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
-    return sorted(info.base_name for info in infos)
-
-
-def reason(error: Exception) -> str:
-    """The first line of a file system's long texts, without secrets."""
-    return redact(re.sub(r"^\[Errno \d+\] ", "", str(error).partition("\n")[0]))

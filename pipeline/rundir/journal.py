@@ -14,7 +14,7 @@ import struct
 import time
 import weakref
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
@@ -161,31 +161,16 @@ class Journal:
         self._file.close()
 
 
-class Reader:
-    """Reads a journal that may still be written: all of it, or the events alone, much faster."""
+class LineFilter:
+    """Tells the lines of a journal that are read for the first time."""
 
-    def __init__(self, path: Path, only_events: bool = False) -> None:
-        self.path = path
-        self._only_events = only_events
-        self._offset = 0
-        self._file: IO[bytes] | None = None
-        self.num_files = 0
-        """How many the journal has been: a repair makes another one."""
+    def __init__(self) -> None:
         self._last: dict[Kind, int] = {}
         self._events: set[bytes] = set()
 
-    def new(self) -> Iterator[Point]:
-        """Points and events that were completed since the last call; each point once."""
-        if not self.path.exists():
-            return
-        file = self._open()
-        file.seek(self._offset)
-        for line in file:
-            if not line.endswith(b"\n"):
-                return
-            self._offset += len(line)
-            if self._only_events and EVENT not in line:
-                continue
+    def new(self, lines: Iterable[bytes]) -> Iterator[tuple[bytes, Point]]:
+        """Those that hold what no line before them has held, with what they hold."""
+        for line in lines:
             try:
                 point = parse_line(line)
             except ValueError:
@@ -198,7 +183,37 @@ class Reader:
             elif step <= self._last.get(kind, -1):
                 continue  # recomputed, or by a worker that had not noticed its successor
             self._last[kind] = step
+            yield line, point
+
+
+class Reader:
+    """Reads a journal that may still be written: all of it, or the events alone, much faster."""
+
+    def __init__(self, path: Path, only_events: bool = False) -> None:
+        self.path = path
+        self._only_events = only_events
+        self._offset = 0
+        self._file: IO[bytes] | None = None
+        self.num_files = 0
+        """How many the journal has been: a repair makes another one."""
+        self._filter = LineFilter()
+
+    def new(self) -> Iterator[Point]:
+        """Points and events that were completed since the last call; each point once."""
+        if not self.path.exists():
+            return
+        file = self._open()
+        file.seek(self._offset)
+        for _, point in self._filter.new(self._completed(file)):
             yield point
+
+    def _completed(self, file: IO[bytes]) -> Iterator[bytes]:
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            self._offset += len(line)
+            if not self._only_events or EVENT in line:
+                yield line
 
     def _open(self) -> IO[bytes]:
         """The file, which a repair may have replaced: what is left is read once more.

@@ -154,6 +154,24 @@ class RunDir:
         """Left by a planned fault that has struck."""
         return self.path / f".fault-{rank}-{step}"
 
+    @property
+    def told(self) -> list[Path]:
+        """Files for the workers, of those that there are."""
+        files = [self.record, self.spec, self.initial, self.parent]
+        files += sorted(path for path in self.imports.rglob("*") if path.is_file())
+        return [path for path in files if path.exists()]
+
+    @property
+    def noted(self) -> list[Path]:
+        """Files of the workers beside curve, checkpoints and result, of those that there are."""
+        files = [self.nonfinite, self.held_out, self.importance, *self.tracebacks]
+        files += [*self.output(0).parent.glob("*.txt"), *self.system.glob("*.jsonl")]
+        return [path for path in files if path.exists()]
+
+    def relative(self, path: Path) -> str:
+        """The name of one of its files, with its folders."""
+        return path.relative_to(self.path).as_posix()
+
     # contents
 
     def checkpoint(self, step: int) -> Path:

@@ -39,11 +39,17 @@ class Identity(Part):
 
 
 class Segment(Part):
-    """A piece of the journal in a backup."""
+    """A piece of the journal in an object store."""
 
     name: str
     bytes: int
     sha256: str
+
+
+class Curve(Sealed):
+    """`curve.json`: of what the journal is put together in an object store."""
+
+    pieces: tuple[Segment, ...]
 
 
 class Manifest(Sealed):

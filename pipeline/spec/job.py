@@ -20,7 +20,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from pipeline import registry
-from pipeline.redact import redact, redact_tree
+from pipeline.redact import redact_tree
 from pipeline.registry import nearest
 from pipeline.spec.components import Model, Optimizer, Schedule, Term
 from pipeline.spec.data import Data
@@ -57,20 +57,9 @@ class JobSpec(Section):
     cache: Cache = Cache()
     tracking: Tracking = Tracking()
     storage: str = "runs"
-    """Folder of the runs, which every worker must see. A relative one starts where the command is
-    run, in a Ray job at the home folder."""
-
-    @field_validator("storage")
-    @classmethod
-    def _is_a_folder(cls, value: str) -> str:
-        if "://" in value:
-            raise PydanticCustomError(
-                "folder",
-                "{found} is not a folder; give one that the workers share, and the object store as "
-                "`checkpoint.copy_to`",
-                {"found": redact(value)},
-            )
-        return value
+    """Folder of the runs, which every worker must see; or the URI of one in an object store, as
+    `s3://bucket/runs`, where nodes share no disk. A relative one starts where the command is run,
+    in a Ray job at the home folder."""
 
     @field_validator("loss", mode="before")
     @classmethod

@@ -193,6 +193,13 @@ class Workers(Section):
             raise PydanticCustomError("workers", text, {"least": self.min, "most": self.max})
         if not self.num and not self.max:
             raise PydanticCustomError("workers", "give `num`, or `min` and `max`")
+        if self.max and self.placement.startswith("strict"):
+            raise PydanticCustomError(
+                "workers",
+                "`placement: {placement}` needs `num`: with `min` and `max`, Ray would wait for a "
+                "node that is gone; `{weaker}` does not",
+                {"placement": self.placement, "weaker": self.placement.removeprefix("strict_")},
+            )
         return self
 
     @property

@@ -17,6 +17,7 @@ from pipeline.files.atomic import delete_temporaries
 from pipeline.redact import redact
 from pipeline.rundir import RunDir
 from pipeline.rundir.records import ColumnFacts, DataFacts, Launcher, Parent, Record
+from pipeline.rundir.remote import Remote
 from pipeline.tracking.names import PARENT, params, tracking_uri
 from pipeline.tracking.source import command, source_tags
 from pipeline.train import determinism
@@ -39,7 +40,7 @@ def write_record(run: RunDir, job: Job, modules: list[str]) -> None:
 
 def _build_record(run: RunDir, job: Job, modules: list[str]) -> Record:
     spec = job.spec
-    before = run.read_recorded()
+    before, remote = run.read_recorded(), Remote.of(spec.storage, run)
     launcher = Launcher(id=uuid.uuid4().hex, pid=os.getpid(), host=socket.gethostname())
     token = _choose_token(run)
     imports_sha256 = plugins.sources_sha256(modules) if modules else ""
@@ -48,7 +49,7 @@ def _build_record(run: RunDir, job: Job, modules: list[str]) -> Record:
         "pipeline.launcher": launcher.id,
         "pipeline.spec_digest": spec.digest,
         "pipeline.data_fingerprint": job.fingerprint,
-        "pipeline.storage": str(run.path),
+        "pipeline.storage": remote.store.shown if remote else str(run.path),
         "pipeline.bits_sha256": determinism.fingerprint_sha256(spec),
         **_parent_tags(run),
         **({"pipeline.imports": imports_sha256} if modules else {}),
@@ -80,7 +81,7 @@ def _build_record(run: RunDir, job: Job, modules: list[str]) -> Record:
         is_lower_better=is_lower_better,
         command=command(),
         launcher=launcher,
-        is_copied=spec.checkpoint.copy_to is not None,
+        is_copied=bool(remote or spec.checkpoint.copy_to),
     )
 
 

@@ -23,6 +23,7 @@ from pipeline.rundir import RunDir, checkpoint
 from pipeline.rundir.journal import Journal
 from pipeline.rundir.lease import Lease
 from pipeline.rundir.records import Numbers
+from pipeline.rundir.remote import Remote
 from pipeline.rundir.repair import repair
 from pipeline.spec.sections import Decision
 from pipeline.telemetry.flops import flops_per_row, peak_flops
@@ -50,25 +51,32 @@ def train(
     is_own_process: bool = False,
     device: torch.device = CPU,
     notices: Notices | None = None,
+    remote: Remote | None = None,
 ) -> None:
     """Train the job from the run's newest checkpoint, or the start; ends with the weights.
 
     With `num_steps` it ends after these, and an evaluation of them. `before_step` is told of each,
     counted from 0. `is_own_process` says that this process does nothing else, and may be killed by
-    its successor. `notices` are told to the user as they come.
+    its successor. `notices` are told to the user as they come. `remote` is where the run is, if
+    its folder is a copy only.
     """
     if run.is_intact:
         return
     last_step = min(num_steps or job.num_steps, job.num_steps)
     settings = job.spec.training
     state = TrainState.create(job, device)
-    lease = Lease.take(run, is_own_process) if comm.rank() == 0 else None
-    _resume(job, run, state, lease, last_step)
+    lease: Lease | None = None
+    skipped: list[str] = []
+    if comm.rank() == 0 and remote:
+        lease, skipped = remote.insist(lambda: remote.take(run, is_own_process))
+    elif comm.rank() == 0:
+        lease = Lease.take(run, is_own_process)
+    _resume(job, run, state, lease, last_step, remote, skipped)
     stopwatch = Stopwatch.on(device)
     throughput = _throughput(job, stopwatch, device)
     recorder = NullRecorder()
     if lease:
-        recorder = RunRecorder(job, run, state.step, last_step, lease, throughput, notices)
+        recorder = RunRecorder(job, run, state.step, last_step, lease, throughput, notices, remote)
     partition = Partition(settings.microbatch_size, comm.rank(), comm.num_workers())
     count = _choose_counter(job, state.objective)
     steps = range(state.step, state.step if state.is_done(last_step) else last_step)
@@ -202,15 +210,28 @@ def _evaluate_rows(
     )
 
 
-def _resume(job: Job, run: RunDir, state: TrainState, lease: Lease | None, last_step: int) -> None:
-    """Bring every worker's state to the newest checkpoint that is intact, if there is one."""
+def _resume(
+    job: Job,
+    run: RunDir,
+    state: TrainState,
+    lease: Lease | None,
+    last_step: int,
+    remote: Remote | None,
+    problems: list[str],
+) -> None:
+    """Bring every worker's state to the newest checkpoint that is intact, if there is one.
+
+    The curve gets the `problems` that there are already.
+    """
     step = 0
     if lease is not None:
         run.done.unlink(missing_ok=True)  # it is not intact, or this would not be asked
         is_evaluated = partial(job.is_evaluated, last_step=last_step)
         num_steps, damage = repair(run.journal, is_evaluated, lease.check)
+        if remote:
+            remote.begin_curve(run.journal)
         step, skipped = checkpoint.newest(run, determinism.identity(job), num_steps)
-        if problems := [text for text in (damage, *skipped) if text]:
+        if problems := [text for text in (*problems, damage, *skipped) if text]:
             journal = Journal(run.journal, lease.check)
             for text in problems:
                 journal.event({"step": step, "event": "damage", "text": text})

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ray
+import ray.train
 from ray.util import get_node_ip_address
 
 from pipeline import plugins
 from pipeline.data import cache
 from pipeline.distributed import comm
 from pipeline.errors import DataError, InputError, PipelineError, RunError
+from pipeline.rundir import RunDir
+from pipeline.rundir.remote import Remote, copies
 from pipeline.train.assignment import Assignment
 from pipeline.train.determinism import versions
 from pipeline.train.drains import Notice, Notices
@@ -38,6 +41,26 @@ class Answer:
     """Whether the problem is in what the user gave."""
 
 
+def receive(told: Assignment, remote: Remote) -> Assignment:
+    """The assignment with this node's copy of the run's folder, which its first worker makes.
+
+    Raises the same error on all workers where one cannot.
+    """
+    cached = cache.make_folder(told.spec.cache)
+    run = RunDir(copies(cached, told.spec.storage, "workers") / told.run.name)
+    told, problem = replace(told, run=run), ""
+    if told.job is not None:  # in the command's own process
+        remote.insist(lambda: remote.receive(run))
+        return told
+    if ray.train.get_context().get_local_rank() == 0:
+        try:
+            remote.insist(lambda: remote.receive(run))
+        except RunError as error:
+            problem = str(error)
+    _refuse_unable(Answer(_node_id(), get_node_ip_address(), problem, is_input=False))
+    return told
+
+
 def prepare_together(told: Assignment, notices: Notices) -> tuple[Job, dict[str, str]]:
     """The job, once every worker can train it; and the workers' nodes: address by Ray's id.
 
@@ -52,8 +75,17 @@ def prepare_together(told: Assignment, notices: Notices) -> tuple[Job, dict[str,
     except Exception as error:  # a module can fail in any way, where others have what it needs
         problem = f"{type(error).__name__}: {error}"
     mine = Answer(_node_id(), get_node_ip_address(), problem, is_input)
-    answers = comm.of_all(mine)
+    answers = _refuse_unable(mine)
     clocks = comm.of_all(time.time())  # at one moment: some prepare for longer than others
+    assert job is not None
+    if text := _apart([answer.node for answer in answers], clocks):
+        notices.put(Notice(text))
+    return job, {answer.node_id: answer.node for answer in answers}
+
+
+def _refuse_unable(mine: Answer) -> list[Answer]:
+    """What all workers say. Raises the error on each of them where one cannot train."""
+    answers = comm.of_all(mine)
     lines = [
         f"worker {rank} of {len(answers)}, on node {answer.node}: {answer.problem}"
         for rank, answer in enumerate(answers)
@@ -62,10 +94,7 @@ def prepare_together(told: Assignment, notices: Notices) -> tuple[Job, dict[str,
     if lines:
         kind = DataError if any(answer.is_input for answer in answers) else RunError
         raise kind("\n  ".join(lines))
-    assert job is not None
-    if text := _apart([answer.node for answer in answers], clocks):
-        notices.put(Notice(text))
-    return job, {answer.node_id: answer.node for answer in answers}
+    return answers
 
 
 def _node_id() -> str:

@@ -26,6 +26,8 @@ from pipeline.rundir.records import (
     Start,
     StepPoint,
 )
+from pipeline.rundir.remote import Remote
+from pipeline.rundir.remote_threads import StorageThread
 from pipeline.telemetry.norms import parameter_norms
 from pipeline.telemetry.throughput import Throughput
 from pipeline.train import determinism, predictions
@@ -95,6 +97,7 @@ class RunRecorder(NullRecorder):
         lease: Lease,
         throughput: Throughput,
         notices: Notices | None = None,
+        remote: Remote | None = None,
     ) -> None:
         self.job = job
         self.notices = notices or Notices()
@@ -110,6 +113,8 @@ class RunRecorder(NullRecorder):
         self.checkpoints = Checkpoints(run, settings, determinism.identity(job), first_step)
         backup = Backups(settings.copy_to).of(run.name) if settings.copy_to else None
         self.backup = BackupThread(run, self.checkpoints, backup, lease.check)
+        if remote:
+            self.backup = StorageThread(run, self.checkpoints, remote, lease)
 
     def __enter__(self) -> Self:
         """This attempt at the run begins: with how many workers, and on what its bits depend."""
@@ -137,6 +142,7 @@ class RunRecorder(NullRecorder):
             start["after"] = self.run.failure.read_text()
             self.run.failure.unlink()
         self.journal.event(start)
+        self.backup.open()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -144,6 +150,7 @@ class RunRecorder(NullRecorder):
         if kind is not None:
             with contextlib.suppress(OSError, RunError):  # the error itself is to be heard of
                 self.journal.flush()
+        self.backup.close()
 
     def requests(self, step: int) -> Requests:
         """Whether to stop is asked of the disk now and then; to save, when a checkpoint is due."""

@@ -16,13 +16,15 @@ from ray.util import get_node_ip_address
 from pipeline import tracebacks
 from pipeline.distributed import comm
 from pipeline.errors import PipelineError, RunError, UsageError
+from pipeline.rundir.remote import Remote
+from pipeline.rundir.remote_threads import noting
 from pipeline.spec import JobSpec
 from pipeline.telemetry.system import SystemMonitor
 from pipeline.train import fault_injection
 from pipeline.train.assignment import Assignment
 from pipeline.train.drains import Notices, watching
 from pipeline.train.loop import train
-from pipeline.train.nodes import prepare_together
+from pipeline.train.nodes import prepare_together, receive
 
 NICENESS = "RAY_worker_niceness"
 
@@ -34,14 +36,19 @@ def work(config: dict[str, Assignment]) -> None:
     """
     told = config["assignment"]
     with contextlib.ExitStack() as held:
+        remote = Remote.of(told.spec.storage, told.run)
+        if remote:
+            told = receive(told, remote)
+            if ray.train.get_context().get_local_rank() == 0:
+                held.enter_context(noting(remote, told.run))
         if told.job is None and told.run.spec.exists():
             held.enter_context(_output_to(told.run.output(comm.rank())))
         if told.job is None:
             _take_priority()
-        _work(told)
+        _work(told, remote)
 
 
-def _work(told: Assignment) -> None:
+def _work(told: Assignment, remote: Remote | None) -> None:
     torch.set_num_threads(told.spec.workers.threads)
     tracebacks.copied_from.update(told.origins)
     notices = Notices()
@@ -67,6 +74,7 @@ def _work(told: Assignment) -> None:
                 is_own_process=told.job is None,
                 device=device,
                 notices=notices,
+                remote=remote,
             )
             monitor.step += 1
     except Exception as error:  # a user's components can fail in any way

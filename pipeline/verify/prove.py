@@ -253,12 +253,12 @@ def _show(num_workers: int) -> str:
 
 def _job_of(job: Job, leg: Leg) -> Job:
     """The job as this leg runs it, on the first of its numbers of workers."""
-    tree = job.spec.model_dump(mode="json")
+    tree = {**job.spec.model_dump(mode="json"), "storage": "runs"}  # each has a folder of its own
     tree["training"]["microbatch_size"] = leg.microbatch_size
     tree["training"]["precision"] = leg.precision or tree["training"]["precision"]
     tree["training"]["stop"] = None  # it is about the first steps, all of them
     tree["workers"] |= {"num": leg.workers[0], "min": None, "max": None}
-    tree["checkpoint"] |= {"every_steps": None, "every_seconds": 3600.0}
+    tree["checkpoint"] |= {"every_steps": None, "every_seconds": 3600.0, "copy_to": None}
     if leg.kills:
         tree["checkpoint"]["every_steps"] = max(leg.kills[0][1] // 3, 1)
     return replace(job, spec=JobSpec.model_validate(tree))

@@ -63,7 +63,7 @@ def test_it_has_the_bits_of_a_long_run_and_is_a_run_below_the_short_one(
         ({"schedule": {"name": "cosine"}}, "its schedule cosine depends on how long training"),
         ({"training.average": {"swa": {}}}, "its average begins at a share of all steps"),
         ({"training.evaluate_every": {"steps": 5}}, "its end is no time to evaluate"),
-        ({"checkpoint": {}, "data.test": None}, "it has no checkpoint"),
+        ({"checkpoint": {}, "data.test": None}, "its checkpoints are not here"),
         ({"training.stop": {"patience": 1, "min_delta": 9.0}}, "it ended early, at step"),
     ],
 )
