@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import struct
 import time
 import weakref
@@ -26,6 +27,8 @@ FLUSH_SECONDS = 0.25
 PROGRESS_EVENT_SECONDS = 1.0
 """Seconds between events that report the progress of a recomputation."""
 EVENT = b'"event": "'
+STEP_POINT = re.compile(rb'\{"time": \d+, "step": (\d+), "epoch": [^,]+, "terms"')
+"""How the line of a step begins."""
 Kind = Literal["train", "validation", "event"]
 
 
@@ -65,7 +68,7 @@ class Journal:
         self.first_difference: int | None = None
         """The first step that gave other numbers when it was recomputed."""
         path.touch()
-        for point in _points(path):
+        for point in _points(path, step):
             if "event" in point:
                 if point["event"] == "start":
                     self.workers_by_attempt.append(point["workers"])
@@ -264,12 +267,25 @@ def format_line(point: Point) -> bytes:
 
 def parse_line(line: bytes) -> Point:
     """The point of a journal's line. Raises ValueError if the line is damaged."""
+    point: Point = json.loads(_content(line))
+    return point
+
+
+def key_of_line(line: bytes) -> tuple[int, Kind]:
+    """`key_of` a journal's line, much faster. Raises ValueError if the line is damaged."""
+    content = _content(line)
+    if match := STEP_POINT.match(content):
+        return int(match[1]), "train"
+    return key_of(json.loads(content))
+
+
+def _content(line: bytes) -> bytes:
+    """A line's JSON object, without its checksum. Raises ValueError if the line is damaged."""
     content, _, check = line.rpartition(b', "crc32": "')
     content += b"}"
     if check != b'%08x"}\n' % zlib.crc32(content):
         raise ValueError("a line of the curve is damaged")
-    point: Point = json.loads(content)
-    return point
+    return content
 
 
 def key_of(point: Point) -> tuple[int, Kind]:
@@ -312,10 +328,18 @@ def curve_sha256(points: Sequence[Point]) -> str:
     return digest.hexdigest()
 
 
-def _points(path: Path) -> Iterator[Point]:
+def _points(path: Path, step: int) -> Iterator[Point]:
+    """All points, but of those of steps up to `step` the last one only: a journal may be long."""
+    last = b""
     with path.open("rb") as file:
         for line in file:
-            yield parse_line(line)
+            match = STEP_POINT.match(line)
+            if match and int(match[1]) <= step:
+                last = line
+            else:
+                yield parse_line(line)
+    if last:
+        yield parse_line(last)
 
 
 def _is_equal(one: Point, other: Point) -> bool:

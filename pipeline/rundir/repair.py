@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.files.atomic import replacing
-from pipeline.rundir.journal import Kind, key_of, parse_line
+from pipeline.rundir.journal import Kind, key_of_line
 
 
 def repair(
@@ -34,7 +34,7 @@ def repair(
     with path.open("rb") as file, replacing(path, check) as copy:
         for line in file:
             try:
-                step, kind = key_of(parse_line(line))
+                step, kind = key_of_line(line)
             except ValueError:
                 rest = line + file.read()
                 break

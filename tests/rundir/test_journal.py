@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.rundir.journal import Journal, Reader
+import pytest
+
+from pipeline.rundir.journal import (
+    STEP_POINT,
+    Journal,
+    Reader,
+    key_of,
+    key_of_line,
+    parse_line,
+)
 from pipeline.rundir.records import EvaluationPoint, StepPoint
 from pipeline.rundir.repair import repair
 from tests.conftest import happened
@@ -77,3 +86,21 @@ def test_a_recomputation_that_stops_halfway_says_how_far_it_came(tmp_path: Path)
     (event,) = happened(tmp_path, "recomputed")
     assert (event["step"], event["num_steps"]) == (2, 1)
     assert Journal(path, step=3).reached == 3
+
+
+def test_steps_are_known_without_parsing_their_lines(tmp_path: Path) -> None:
+    path = tmp_path / "curve.jsonl"
+    journal = Journal(path)
+    evaluation: EvaluationPoint = {"step": 2, "epoch": 0.0, "validation": {"loss": 0.5}}
+    journal.write(point(1, 0.5))
+    journal.write(point(2, float("nan")))
+    journal.write(evaluation)
+    journal.event({"step": 2, "event": "stop"})
+    journal.close()
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert [bool(STEP_POINT.match(line)) for line in lines] == [True, True, False, False]
+    assert list(map(key_of_line, lines)) == [key_of(parse_line(line)) for line in lines]
+    for line in lines:
+        with pytest.raises(ValueError, match="is damaged"):
+            key_of_line(line.replace(b'"step": ', b'"step": 1'))
+    assert Journal(path, step=2).reached == 2
