@@ -18,12 +18,12 @@ from pipeline.rundir.lease import Lease
 from pipeline.rundir.pieces import Follower
 from pipeline.rundir.remote import Remote
 
-LOOK_SECONDS = 1.0
+LOOK_SECONDS = 2.0
 """Between looks for what is new."""
 
 
 class Repeated:
-    """Does some work every second until it is left, and then once more."""
+    """Does some work every two seconds until it is left, and then once more."""
 
     def __init__(self, work: Callable[[], None]) -> None:
         """What the work raises of FAULTS and RunError is kept: it is tried again."""
