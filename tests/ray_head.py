@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,14 +164,22 @@ def running_head(
 
 @contextmanager
 def running_node(
-    head: Head, *before: str, cpus: int = 2, network: Network | None = None
-) -> Iterator[subprocess.Popen[bytes]]:
+    head: Head, *before: str, cpus: int = 2, network: Network | None = None,
+    options: Sequence[str] = ("--num-gpus=0",),
+) -> Iterator[subprocess.Popen[bytes]]:  # fmt: skip
     """One more node, started after a shell's commands."""
-    start = [str(BIN / "ray"), "start", f"--address={head.gcs}", "--block", f"--num-cpus={cpus}",
-             "--num-gpus=0",
-             "--object-store-memory=100000000", ANY_PORT,
-             *([f"--node-ip-address={network.there}"] if network else [])]  # fmt: skip
-    words = ["sh", "-c", " && ".join([*before, f"exec {' '.join(start)}"])]
+    start = [
+        str(BIN / "ray"),
+        "start",
+        f"--address={head.gcs}",
+        "--block",
+        f"--num-cpus={cpus}",
+        *options,
+        "--object-store-memory=100000000",
+        ANY_PORT,
+        *([f"--node-ip-address={network.there}"] if network else []),
+    ]
+    words = ["sh", "-c", " && ".join([*before, f"exec {shlex.join(start)}"])]
     if before:
         words = ["unshare", "-m", *words]
     if network:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +109,44 @@ def test_before_a_node_leaves_the_state_is_saved_and_that_is_told_once(
     approve(
         MESSAGES / "drained_node.txt", err.partition("done  ")[0].replace(str(tmp_path), "FOLDER")
     )
+
+
+PLACED = """
+import ray
+
+import pipeline
+
+print("imported on node", ray.util.get_node_ip_address(), flush=True)
+
+
+@pipeline.losses.register("placed")
+def placed(prediction, target):
+    return (prediction - target) ** 2
+"""
+
+
+def test_workers_stand_on_nodes_with_their_label_and_gpu(
+    head: Head, network: Network, job: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "placed.py").write_text(PLACED)
+    accelerator = json.dumps({"accelerator_type:A100": 1})
+    options = ["--labels=zone=b", "--num-gpus=2", f"--resources={accelerator}"]
+    with running_node(head, network=network, options=options):
+        words = ["--set", "training.epochs=1", "--set", "loss=placed", "--import"]
+        words += [str(tmp_path / "placed.py"), "--fresh", "--set"]
+        process = started(head, job, *words, "workers={num: 2, labels: {zone: b}}")
+        _, err = process.communicate(timeout=240)
+        assert process.returncode == 0, err
+        outputs = sorted((tmp_path / "runs" / "two-1" / "output").glob("*.txt"))
+        assert len(outputs) == 2
+        for output in outputs:
+            assert f"imported on node {network.there}\n" in output.read_text()
+        process = started(head, job, *words, "workers={num: 2, gpu: true, accelerator: A100}")
+        _, err = process.communicate(timeout=240)
+        assert process.returncode == 2, err
+        torch_version = version("torch")
+        assert f"workers.gpu: torch {torch_version} on node {network.there}, built without" in err
+        process = started(head, job, *words, "workers={num: 2, gpu: true, accelerator: H100}")
+        _, err = process.communicate(timeout=240)
+        assert process.returncode == 2, err
+        assert "H100" in err
