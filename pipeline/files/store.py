@@ -21,6 +21,8 @@ from pipeline.redact import redact
 PART_BYTES = 2**22
 FAULTS = (OSError, pa.ArrowException, ValueError, LookupError)
 """What a store may raise, or what is read from one."""
+DAMAGE = (FileNotFoundError, ValueError, LookupError)
+"""Of these, what says that a file is missing or not what it was; the others may pass."""
 
 
 class Seen(NamedTuple):
@@ -114,7 +116,9 @@ class Store:
 
     def _open(self, name: str) -> Any:
         if isinstance(self.filesystem, pafs.LocalFileSystem):
-            Path(self.root, name).parent.mkdir(parents=True, exist_ok=True)
+            path = Path(self.root, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return replacing(path)
         return self.filesystem.open_output_stream(self._path(name))
 
 

@@ -62,6 +62,10 @@ class Progress:
         self._thread.start()
         return self
 
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        self._say(text)
+
     def wait_for(self, text: str) -> None:
         """Show from now on that this is waited for, until there is a step."""
         self._waiting = text

@@ -35,13 +35,14 @@ def fit(
     assignment: Assignment,
     max_failures: int = -1,
     tell: Callable[[str], None] = lambda _: None,
+    note: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Run a job on its workers, to the end; dead ones are replaced, `max_failures` times.
 
     An assignment that holds the job itself, and not only its spec, is run in this process. `tell`
-    is told what is waited for, where others hold the cluster. Raises the first failing worker's
-    own error, which is not tried again, or RunError; and StoppedError after a signal, when the
-    workers have saved their state and ended.
+    is told what is waited for, where others hold the cluster, `note` what else there is to say.
+    Raises the first failing worker's own error, which is not tried again, or RunError; and
+    StoppedError after a signal, when the workers have saved their state and ended.
     """
     spec, run = assignment.spec, assignment.run
     if spec.workers.max and not may_grow():
@@ -83,7 +84,7 @@ def fit(
             trainer.fit()
 
         def followed() -> None:
-            with following(spec.storage, run):
+            with following(spec.storage, run, note):
                 trained()
 
         while True:

@@ -115,6 +115,8 @@ class Runs:
         run.path.mkdir(parents=True, exist_ok=True)
         try:
             Remote(self.uri, run.name).fetch(run)
+        except FileNotFoundError:  # its command was killed before there was a record
+            return None
         except FAULTS as error:
             raise UsageError(f"storage: {redact(self.uri)}: {reason(error)}") from None
         return run if run.record.exists() else None
@@ -139,7 +141,11 @@ class Runs:
         if self.backups is None or self.uri:
             return []
         here, _ = checkpoint.newest(run, determinism.identity(job))
-        there, skipped = self.backups.of(run.name).pull(run, here)
+        try:
+            there, skipped = self.backups.of(run.name).pull(run, here)
+        except FAULTS as error:
+            shown = self.backups.shown
+            raise UsageError(f"{self.backups.key}: {shown}: {reason(error)}") from None
         if there or (run.is_intact and not here):
             return [*skipped, f"{run.name} comes back from its copy in {self.backups.shown}"]
         return skipped

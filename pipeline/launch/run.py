@@ -133,11 +133,11 @@ def run(
                     tell(f"note  {notice}")
                 plugins.carry(modules, folder.imports)
                 write_record(folder, job, modules)
+                task = assignment(job, folder, modules, base_of(path))
                 runs.back_up_record(folder)
         if is_finished:
             held.close()
             return _finish(folder, started, tell)
-        task = assignment(job, folder, modules, base_of(path))
         return _train(job, task, uploader, started, tell)
 
 
@@ -157,7 +157,18 @@ def assignment(job: Job, folder: RunDir, modules: list[str], base: Path) -> Assi
     here = job if in_process(job.spec) else None
     if here is None and ray_job_id() and base.is_relative_to(Path.cwd()):
         base = base.relative_to(Path.cwd())  # nodes have a Ray job's folder in different places
-    return Assignment(job.spec, base, folder, modules, origins, job.fingerprint, versions(), here)
+    record = folder.read_record()
+    return Assignment(
+        spec=job.spec,
+        base=base,
+        run=folder,
+        modules=modules,
+        origins=origins,
+        fingerprint=job.fingerprint,
+        versions=versions(),
+        launcher=record.launcher.id if record else "",
+        job=here,
+    )
 
 
 def components(spec: JobSpec) -> list[Callable[..., Any]]:
@@ -273,7 +284,7 @@ def _train(
             with signals_raise(), progress, threads(spec.workers.threads):
                 if signals:
                     raise StoppedError(signals.pop())
-                fit(task, tell=progress.wait_for)
+                fit(task, tell=progress.wait_for, note=progress.note)
         except (KeyboardInterrupt, Exception) as error:
             failure = error
         if folder.is_finished:
@@ -310,7 +321,8 @@ def _tell_failure(
     if recorded.run_id:
         tell(f"mlflow run {recorded.run_id} ({state}) in {recorded.tracking_uri}")
     if not recorded.complete:
-        tell(f"note  MLflow has not been told everything: {recorded.error}")
+        why = recorded.error or "another command has resumed this run, and records it"
+        tell(f"note  MLflow has not been told everything: {why}")
 
 
 def _state(failure: BaseException | None) -> State:

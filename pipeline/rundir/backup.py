@@ -21,12 +21,12 @@ from pathlib import Path
 
 from pipeline.errors import RunError, UsageError
 from pipeline.files.atomic import replacing
-from pipeline.files.store import FAULTS, Store, reason
+from pipeline.files.store import DAMAGE, FAULTS, Store, reason
 from pipeline.rundir import pieces
 from pipeline.rundir.checkpoint import MANIFEST, STATE, Checkpoints
 from pipeline.rundir.layout import CHECKPOINT, RunDir, facts_of
 from pipeline.rundir.pieces import Pieces
-from pipeline.rundir.records import Done, FileFacts, Launcher, Manifest, Record
+from pipeline.rundir.records import Done, FileFacts, Identity, Launcher, Manifest, Record
 
 
 class Backups:
@@ -97,8 +97,11 @@ class Backup:
             return 0, []
         return self.pull_checkpoint(run, after)
 
-    def pull_checkpoint(self, run: RunDir, after: int) -> tuple[int, list[str]]:
-        """The same, whether the run is finished or not."""
+    def pull_checkpoint(
+        self, run: RunDir, after: int, of: Identity | None = None
+    ) -> tuple[int, list[str]]:
+        """The same, whether the run is finished or not; only what belongs to the spec and rows `of`
+        something, where that is given."""
         skipped: list[str] = []
         for name in reversed(self.checkpoints()):
             step = int(name.removeprefix("step-"))
@@ -107,9 +110,11 @@ class Backup:
             path = run.checkpoint(step)
             try:
                 manifest = self._manifest(name)
+                if of and (manifest.identity.spec, manifest.identity.data) != (of.spec, of.data):
+                    raise ValueError("it belongs to another job")
                 journal = pieces.joined(self.store, manifest.journal)
                 self._pull_state(name, path / STATE, manifest.files[STATE])
-            except FAULTS as error:  # cut off while it was written, or damaged: the one before it
+            except DAMAGE as error:  # cut off while it was written, or damaged: the one before it
                 shutil.rmtree(path, ignore_errors=True)
                 skipped.append(f"{name} in the backup skipped: {reason(error)}")
                 continue
@@ -134,7 +139,7 @@ class Backup:
             done = Done.from_bytes(self.store.read(run.done.name))
             journal = pieces.joined(self.store, done.journal)
             self.store.get(run.weights.name, run.weights)
-        except FAULTS:
+        except DAMAGE:
             return False
         with replacing(run.journal) as file:
             file.write(journal)
@@ -183,6 +188,11 @@ class BackupThread:
     def close(self) -> None:
         """Training has ended."""
 
+    def refuse_superseded(self) -> None:
+        """Raise RunError when it is known that a command on another machine has resumed the run."""
+        if self._superseded:
+            raise self._superseded
+
     def update(self, wait: bool = False) -> str:
         """Copy the checkpoint being written, once it is; returns what went wrong, once.
 
@@ -201,8 +211,7 @@ class BackupThread:
             self._thread.join(self.patience)
             if self._thread.is_alive():
                 self._fault = f"the run's copy to {self._backup.store.shown} has not ended yet"
-        if self._superseded:
-            raise self._superseded
+        self.refuse_superseded()
         is_new = self._fault != self._told
         self._told = self._fault
         return self._fault if is_new else ""

@@ -49,6 +49,10 @@ class Segment(Part):
 class Curve(Sealed):
     """`curve.json`: of what the journal is put together in an object store."""
 
+    spec: str
+    """Digest of the spec that it belongs to."""
+    data: str
+    """Fingerprint of the rows."""
     pieces: tuple[Segment, ...]
 
 

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
+import secrets
 import shutil
 import time
 from collections.abc import Callable
@@ -22,7 +24,7 @@ from typing import Self, TypeVar
 
 from pipeline.errors import RunError
 from pipeline.files.atomic import replacing
-from pipeline.files.store import FAULTS, Seen, Store, is_uri, reason
+from pipeline.files.store import DAMAGE, FAULTS, Seen, Store, is_uri, reason
 from pipeline.redact import redact
 from pipeline.rundir import pieces
 from pipeline.rundir.backup import Backup
@@ -30,7 +32,7 @@ from pipeline.rundir.checkpoint import MANIFEST
 from pipeline.rundir.layout import RunDir, facts_of
 from pipeline.rundir.lease import Lease
 from pipeline.rundir.pieces import Pieces
-from pipeline.rundir.records import Curve, Done, Holder, Segment
+from pipeline.rundir.records import Curve, Done, Holder, Identity, Segment
 
 T = TypeVar("T")
 CURVE = "curve.json"
@@ -54,6 +56,10 @@ class Remote:
         self.backup = Backup(self.store)
         self._put: list[Segment] = []
         """What `curve.json` holds of this attempt."""
+        self.command: RunDir | None = None
+        """The command's copy, which the workers see only where they are on its machine."""
+        self._identity: Identity | None = None
+        """Of the attempt's job."""
 
     @classmethod
     def of(cls, storage: str, run: RunDir) -> Self | None:
@@ -76,26 +82,41 @@ class Remote:
     # the command's side
 
     def send(self, run: RunDir) -> None:
-        """Put there what the workers are told: from then on the run is this command's."""
+        """Put there what the workers are told: from then on the run is this command's.
+
+        It is not finished, or its end is done again: what is left of that goes, on both sides.
+        """
+        for path in (run.done, run.failure):
+            path.unlink(missing_ok=True)
         self.store.put(run.record, run.record.name)
+        left = (run.stop.name, run.failure.name, run.done.name)
         for name in self.store.names():
-            if name in (run.stop.name, run.failure.name) or name.startswith("traceback-"):
+            if name in left or name.startswith("traceback-"):
                 self.store.delete(name)
         for path in run.told:
             self.store.put(path, run.relative(path))
 
     def fetch(self, run: RunDir) -> None:
-        """Bring the command's copy to what is there, but for checkpoints."""
+        """Bring the command's copy to what is there, but for checkpoints.
+
+        A damaged curve or result is left out: the workers begin before it.
+        """
+        if not self.store.has(run.record.name):
+            raise FileNotFoundError(f"there is no {run.record.name}")
         self._get_told(run)
         self.get_noted(run, {})
         self.get_manifests(run)
-        if not self.store.has(run.done.name):
+        try:
+            self._get_result(run)
+        except DAMAGE:
             run.done.unlink(missing_ok=True)
-            content = pieces.joined(self.store, self.curve())
-            if not run.journal.exists() or run.journal.read_bytes() != content:
-                with replacing(run.journal) as file:
-                    file.write(content)
-            return
+            with contextlib.suppress(*DAMAGE):
+                content = pieces.joined(self.store, self.curve())
+                if not run.journal.exists() or run.journal.read_bytes() != content:
+                    with replacing(run.journal) as file:
+                        file.write(content)
+
+    def _get_result(self, run: RunDir) -> None:
         done = Done.from_bytes(self.store.read(run.done.name))
         if not _is(run.journal, done):
             with replacing(run.journal) as file:
@@ -104,9 +125,14 @@ class Remote:
             self.store.get(run.weights.name, run.weights)
         done.model_copy(update={"journal": ()}).write(run.done)
 
-    def curve(self) -> tuple[Segment, ...]:
-        """The pieces of the journal, as far as it has come."""
-        return Curve.from_bytes(self.store.read(CURVE)).pieces if self.store.has(CURVE) else ()
+    def curve(self, of: Identity | None = None) -> tuple[Segment, ...]:
+        """The pieces of the journal, as far as it has come; none of another job than that `of`."""
+        if not self.store.has(CURVE):
+            return ()
+        curve = Curve.from_bytes(self.store.read(CURVE))
+        if of and (curve.spec, curve.data) != (of.spec, of.data):
+            return ()
+        return curve.pieces
 
     def get_noted(self, run: RunDir, seen: dict[str, Seen]) -> None:
         """Copy what the workers note, where it is not as it was `seen`; that is brought to date."""
@@ -128,8 +154,11 @@ class Remote:
 
     # the workers' side
 
-    def receive(self, run: RunDir) -> None:
-        """Make a node's copy of what the workers are told; of what was there, states are kept."""
+    def receive(self, run: RunDir, launcher: str) -> None:
+        """Make a node's copy of what the workers are told; of what was there, states are kept.
+
+        Raises RunError where that is told by another command than theirs.
+        """
         run.path.mkdir(parents=True, exist_ok=True)
         for path in run.path.iterdir():
             if path.is_dir() and path != run.checkpoints:
@@ -137,25 +166,35 @@ class Remote:
             elif not path.is_dir():
                 path.unlink()
         self._get_told(run)
+        now = json.loads(run.record.read_bytes())["launcher"]  # of whatever version
+        if now["id"] != launcher:
+            raise RunError(
+                f"process {now['pid']} on {now['host']} has resumed this run; this command writes "
+                "nothing more"
+            )
 
-    def take(self, run: RunDir, is_own_process: bool) -> tuple[Lease, list[str]]:
-        """Take the lease, and copy the newest intact checkpoint and the curve.
+    def take(
+        self, run: RunDir, identity: Identity, is_own_process: bool
+    ) -> tuple[Lease, list[str]]:
+        """Take the lease, and copy the newest intact checkpoint and the curve, if they belong to
+        this job: a command elsewhere may have begun a run of this name at the same moment.
 
         Also says which checkpoints were skipped, and why.
         """
+        self._identity = identity
         self.store.get(run.lease.name, run.lease)
         lease = Lease.take(run, is_own_process)
         self.store.put(run.lease, run.lease.name)
         self.store.delete(run.done.name)
         if self.store.get(run.failure.name, run.failure):
             self.store.delete(run.failure.name)
-        self.backup.mark = f"-{lease.holder.attempt}"
-        step, skipped = self.backup.pull_checkpoint(run, 0)
+        self.backup.mark = f"-{lease.holder.attempt}-{secrets.token_hex(2)}"
+        step, skipped = self.backup.pull_checkpoint(run, 0, identity)
         for saved in run.saved_steps():
             if saved > step:
                 shutil.rmtree(run.checkpoint(saved))
-        with contextlib.suppress(*FAULTS):  # then it ends with the checkpoint
-            curve = self.curve()
+        with contextlib.suppress(*DAMAGE):  # then it ends with the checkpoint
+            curve = self.curve(identity)
             content = pieces.joined(self.store, curve)
             if not run.journal.exists() or len(content) >= run.journal.stat().st_size:
                 run.journal.write_bytes(content)
@@ -183,9 +222,12 @@ class Remote:
                 seen[path] = now
 
     def successor(self, holder: Holder) -> Holder | None:
-        """The later attempt that has taken the lease there, if there is one."""
-        now = Holder.from_bytes(self.store.read("lease.json"))
-        return now if now.attempt > holder.attempt else None
+        """The attempt that has taken the lease there since, if there is one."""
+        try:
+            now = Holder.from_bytes(self.store.read("lease.json"))
+        except DAMAGE:
+            return None
+        return now if now != holder else None
 
     def _get_told(self, run: RunDir) -> None:
         for name in self.store.files():
@@ -198,7 +240,9 @@ class Remote:
 
     def _put_curve(self) -> None:
         now = list(self.backup.pieces.all)
-        self.store.write(Curve(pieces=tuple(now)).to_bytes(), CURVE)
+        assert self._identity is not None
+        curve = Curve(spec=self._identity.spec, data=self._identity.data, pieces=tuple(now))
+        self.store.write(curve.to_bytes(), CURVE)
         self._put = now
 
 

@@ -25,11 +25,12 @@ LOOK_SECONDS = 2.0
 class Repeated:
     """Does some work every two seconds until it is left, and then once more."""
 
-    def __init__(self, work: Callable[[], None]) -> None:
-        """What the work raises of FAULTS and RunError is kept: it is tried again."""
-        self.fault = ""
-        """Why it failed the last time; empty if it did not."""
-        self._work = work
+    def __init__(
+        self, work: Callable[[], None], say: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """`say` is told why it fails, once, and that it does no more; it is tried again."""
+        self._work, self._say = work, say
+        self._fault = ""
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._repeat, daemon=True)
 
@@ -47,11 +48,14 @@ class Repeated:
             self._try()
 
     def _try(self) -> None:
+        before = self._fault
         try:
             self._work()
-            self.fault = ""
-        except (*FAULTS, RunError) as error:
-            self.fault = reason(error)
+            self._fault = ""
+        except Exception as error:  # whatever it is, the next time may be better
+            self._fault = reason(error) or repr(error)
+        if bool(self._fault) != bool(before):
+            self._say(f"{self._fault}; it is tried again" if self._fault else "it is in use again")
 
 
 class Following:
@@ -85,17 +89,19 @@ def noting(remote: Remote, run: RunDir) -> Iterator[None]:
 
 
 @contextmanager
-def following(storage: str, run: RunDir) -> Iterator[None]:
+def following(storage: str, run: RunDir, say: Callable[[str], None]) -> Iterator[None]:
     """Let the command's copy of a run in an object store follow it, to its end.
 
-    Raises RunError where that cannot be read. A run in a folder needs none of this.
+    `say` is told where the store fails meanwhile. Raises RunError where it cannot be read at the
+    end. A run in a folder needs none of this.
     """
     remote = Remote.of(storage, run)
     if remote is None:
         yield
         return
     try:
-        with Repeated(Following(remote, run).look):
+        shown = remote.store.shown
+        with Repeated(Following(remote, run).look, lambda text: say(f"storage: {shown}: {text}")):
             yield
     except BaseException:
         with suppress(*FAULTS):  # the error itself is to be heard of
@@ -133,14 +139,20 @@ class StorageThread(BackupThread):
 
     def push_result(self) -> None:
         """Put the result there. Raises RunError when that fails for a while."""
-        self._remote.insist(lambda: self._remote.backup.push_result(self._run))
+
+        def push() -> None:
+            self._refuse_other(self._remote.backup)
+            self._remote.backup.push_result(self._run)
+
+        self._remote.insist(push)
 
     def _look(self) -> None:
-        """Put there what the curve has got, and ask whether to stop."""
+        """Ask whether to stop, and put there what the curve has got."""
+        here = self._remote.command
+        if (here and here.stop.exists()) or self._remote.store.has(self._run.stop.name):
+            self._run.stop.touch()
         self._refuse_other(self._remote.backup)
         self._remote.push_curve(self._run.journal)
-        if self._remote.store.has(self._run.stop.name):
-            self._run.stop.touch()
 
     def _refuse_other(self, backup: Backup) -> None:
         self._check()

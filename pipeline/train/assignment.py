@@ -28,6 +28,8 @@ class Assignment:
     """Fingerprint of the rows."""
     versions: dict[str, str]
     """Of Python and packages, as the command has them."""
+    launcher: str = ""
+    """Id of the command, as it stands in the run's record."""
     job: Job | None = None
     """The job itself, where the command trains in its own process."""
     faults: Sequence[Fault] = ()

@@ -68,7 +68,9 @@ def train(
     lease: Lease | None = None
     skipped: list[str] = []
     if comm.rank() == 0 and remote:
-        lease, skipped = remote.insist(lambda: remote.take(run, is_own_process))
+        lease, skipped = remote.insist(
+            lambda: remote.take(run, determinism.identity(job), is_own_process)
+        )
     elif comm.rank() == 0:
         lease = Lease.take(run, is_own_process)
     _resume(job, run, state, lease, last_step, remote, skipped)

@@ -48,13 +48,14 @@ def receive(told: Assignment, remote: Remote) -> Assignment:
     """
     cached = cache.make_folder(told.spec.cache)
     run = RunDir(copies(cached, told.spec.storage, "workers") / told.run.name)
-    told, problem = replace(told, run=run), ""
+    remote.command, problem = told.run, ""
+    told = replace(told, run=run)
     if told.job is not None:  # in the command's own process
-        remote.insist(lambda: remote.receive(run))
+        remote.insist(lambda: remote.receive(run, told.launcher))
         return told
     if ray.train.get_context().get_local_rank() == 0:
         try:
-            remote.insist(lambda: remote.receive(run))
+            remote.insist(lambda: remote.receive(run, told.launcher))
         except RunError as error:
             problem = str(error)
     _refuse_unable(Answer(_node_id(), get_node_ip_address(), problem, is_input=False))

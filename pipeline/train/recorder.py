@@ -157,6 +157,7 @@ class RunRecorder(NullRecorder):
         now = time.monotonic()
         if now - self._looked > ASK_SECONDS:
             self._looked, self._is_stopping = now, self.run.stop.exists()
+            self.backup.refuse_superseded()
         is_due = self.checkpoints.is_due(step)
         while not self.notices.empty():
             notice = self.notices.get()

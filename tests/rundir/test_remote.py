@@ -9,19 +9,34 @@ import pytest
 import torch
 
 from pipeline.errors import RunError
-from pipeline.files.store import FAULTS
+from pipeline.files.store import FAULTS, Store
 from pipeline.rundir import RunDir, remote, remote_threads
 from pipeline.rundir.checkpoint import Checkpoints
 from pipeline.rundir.journal import Reader
 from pipeline.rundir.layout import facts_of
 from pipeline.rundir.lease import Lease
-from pipeline.rundir.records import Done, Identity
+from pipeline.rundir.records import DataFacts, Done, Identity, Launcher, Record
 from pipeline.rundir.remote import Remote, copies
 from pipeline.rundir.remote_threads import StorageThread
 from pipeline.spec import Checkpoint
 from tests.rundir.test_pieces import append, line
 
 IDENTITY = Identity(spec="a", data="b", bits={})
+
+
+def record(launcher: str) -> Record:
+    """What a command says of its run."""
+    texts = ("name", "job", "experiment", "tracking_uri", "spec", "example", "token", "digest")
+    more = ("imports_sha256", "primary_metric", "command")
+    data = DataFacts(
+        name="", fingerprint="", files=[], num_files=0, rows={}, digests={}, dropped=0,
+        columns={}, profile={},
+    )  # fmt: skip
+    return Record(
+        **dict.fromkeys((*texts, *more), ""), register_as=None, params={}, data=data, fields=[],
+        tags={}, versions={}, modules=[], num_workers=1, num_steps=1, is_lower_better=True,
+        launcher=Launcher(id=launcher, pid=1, host="there"), is_copied=True,
+    )  # fmt: skip
 
 
 @dataclass
@@ -52,14 +67,23 @@ def storage(tmp_path: Path) -> str:
     return f"file://{tmp_path / 'store'}"
 
 
-def attempt(storage: str, folder: Path) -> Worker:
+def begin(storage: str, folder: Path, identity: Identity = IDENTITY) -> Worker:
+    """An attempt whose curve nobody has looked at yet."""
     there, run = Remote(storage, "x-1"), RunDir(folder / "x-1")
-    there.receive(run)
-    lease, skipped = there.take(run, is_own_process=False)
+    if not there.store.has("record.json"):
+        there.store.write(record("me").to_bytes(), "record.json")
+    there.receive(run, "me")
+    lease, skipped = there.take(run, identity, is_own_process=False)
+    return Worker(run, there, lease, Checkpoints(run, Checkpoint(), identity), skipped)
+
+
+def attempt(storage: str, folder: Path, identity: Identity = IDENTITY) -> Worker:
+    worker = begin(storage, folder, identity)
+    run, there = worker.run, worker.remote
     run.journal.touch()
     run.checkpoints.mkdir(exist_ok=True)
     there.begin_curve(run.journal)
-    return Worker(run, there, lease, Checkpoints(run, Checkpoint(), IDENTITY), skipped)
+    return worker
 
 
 def steps(run: RunDir) -> list[tuple[int, int]]:
@@ -86,7 +110,8 @@ def test_an_attempt_elsewhere_has_the_newest_state_and_all_of_the_curve(
     third = attempt(storage, tmp_path / "one")
     assert third.run.saved_steps() == [2, 6]
     assert steps(third.run) == [(1, 1), (2, 1), (3, 1), (4, 1), (5, 2), (6, 2)]
-    assert [piece.name[-7] for piece in third.remote.backup.pieces.all] == ["1", "1", "2"]
+    names = [piece.name for piece in third.remote.backup.pieces.all]
+    assert [name.split("-")[2] for name in names] == ["1", "1", "2"]
 
 
 def test_states_that_only_this_node_has_do_not_count(storage: str, tmp_path: Path) -> None:
@@ -102,10 +127,8 @@ def test_a_curve_that_was_cut_is_put_there_anew(storage: str, tmp_path: Path) ->
     first = attempt(storage, tmp_path / "one")
     first.train(1, 2, 3)
     first.remote.push_curve(first.run.journal)
-    second = Remote(storage, "x-1")
-    run = RunDir(tmp_path / "two")
-    second.receive(run)
-    second.take(run, is_own_process=False)
+    begun = begin(storage, tmp_path / "two")
+    second, run = begun.remote, begun.run
     run.journal.write_bytes(run.journal.read_bytes()[: len(line(1))])  # as a repair does
     second.begin_curve(run.journal)
     append(run.journal, line(2, time=2))
@@ -126,7 +149,8 @@ def test_a_damaged_curve_ends_with_the_checkpoint(storage: str, tmp_path: Path) 
 def test_the_commands_copy_has_the_curve_and_the_result(storage: str, tmp_path: Path) -> None:
     command, there = RunDir(tmp_path / "command"), Remote(storage, "x-1")
     command.imports.mkdir(parents=True)
-    for path in (command.record, command.spec, command.imports / "mine.py"):
+    record("me").write(command.record)
+    for path in (command.spec, command.imports / "mine.py"):
         path.write_text(path.name)
     there.send(command)
     worker = attempt(storage, tmp_path / "node")
@@ -150,9 +174,11 @@ def test_the_commands_copy_has_the_curve_and_the_result(storage: str, tmp_path: 
     worker.remote.backup.push_result(worker.run)
     there.fetch(other)
     assert other.is_intact
-    attempt(storage, tmp_path / "again")  # as when its end was damaged
+    there.send(other)  # as when its end is done again
+    assert not other.is_finished
     there.fetch(other)
     assert not other.is_finished
+    assert steps(other) == [(1, 1)]
 
 
 def test_the_one_that_was_cut_off_writes_nothing_more(storage: str, tmp_path: Path) -> None:
@@ -195,10 +221,11 @@ def test_work_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None
         if len(tries) < 3:
             raise FAULTS[0]("down")
 
-    with remote_threads.Repeated(work) as repeated:
+    said: list[str] = []
+    with remote_threads.Repeated(work, said.append):
         while len(tries) < 3:
             pass
-    assert not repeated.fault
+    assert said == ["down; it is tried again", "it is in use again"]
 
 
 def test_copies_of_a_storage_are_found_again_with_other_passwords(tmp_path: Path) -> None:
@@ -206,3 +233,67 @@ def test_copies_of_a_storage_are_found_again_with_other_passwords(tmp_path: Path
     assert one == other
     assert copies(tmp_path, "s3://b/x", "workers").name != one.name
     assert one.parent.name == ".runs"
+
+
+def test_what_another_job_has_put_there_is_left_alone(storage: str, tmp_path: Path) -> None:
+    """Two commands have begun a run of one name at once; the later one's record is there."""
+    first = attempt(storage, tmp_path / "one")
+    first.train(1, 2)
+    first.save(2)
+    second = attempt(storage, tmp_path / "two", Identity(spec="other", data="b", bits={}))
+    assert steps(second.run) == []
+    assert second.run.saved_steps() == []
+    assert second.skipped == ["step-0000000002 in the backup skipped: it belongs to another job"]
+    second.train(1)
+    second.remote.push_curve(second.run.journal)
+    assert steps(attempt(storage, tmp_path / "three", second.checkpoints.identity).run) == [(1, 2)]
+
+
+def test_workers_of_a_command_that_was_superseded_do_not_begin(
+    storage: str, tmp_path: Path
+) -> None:
+    attempt(storage, tmp_path / "one")
+    there = Remote(storage, "x-1")
+    there.store.write(record("other").to_bytes(), "record.json")
+    with pytest.raises(RunError, match="process 1 on there has resumed this run"):
+        there.receive(RunDir(tmp_path / "two"), "me")
+
+
+@pytest.mark.parametrize("name", ["curve.json", "done.json", "lease.json"])
+@pytest.mark.parametrize("content", [b"garbage", None])
+def test_a_damaged_file_makes_no_run_unusable(
+    name: str, content: bytes | None, storage: str, tmp_path: Path
+) -> None:
+    first = attempt(storage, tmp_path / "one")
+    first.train(1)
+    first.save(1)
+    if content is None:
+        first.remote.store.delete(name)
+    else:
+        first.remote.store.write(content, name)
+    copy = RunDir(tmp_path / "copy")
+    Remote(storage, "x-1").fetch(copy)
+    assert not copy.is_finished
+    second = attempt(storage, tmp_path / "two")
+    assert steps(second.run) == [(1, 1)]
+    second.train(2)
+    second.remote.push_curve(second.run.journal)
+    assert steps(attempt(storage, tmp_path / "three").run) == [
+        (1, 1),
+        (2, second.lease.holder.attempt),
+    ]
+
+
+def test_a_store_that_is_down_is_not_taken_for_one_that_is_damaged(
+    storage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = attempt(storage, tmp_path / "one")
+    first.train(1)
+    first.save(1)
+
+    def down(*_: object) -> bytes:
+        raise OSError("no answer")
+
+    monkeypatch.setattr(Store, "read", down)
+    with pytest.raises(OSError, match="no answer"):
+        first.remote.backup.pull_checkpoint(first.run, 0)

@@ -167,6 +167,18 @@ def test_nodes_that_share_no_disk(tmp_path: Path) -> None:
     assert happened(Path(result["storage"]), "start")[-1]["after"], "why the attempt before ended"
 
 
+def test_the_store_has_what_workers_elsewhere_begin_with(
+    job: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    before = pipeline.run(job({"training.epochs": 1}))
+    monkeypatch.setenv("PIPELINE_CACHE", str(tmp_path / "other"))
+    changes = {"storage": f"file://{tmp_path / 'store'}", "model.init_from": before.storage}
+    pipeline.run(job({"training.epochs": 1}), changes)
+    names = {path.name for path in (tmp_path / "store" / "small-1").iterdir()}
+    assert {"record.json", "spec.yaml", "initial.pt"} <= names
+
+
 def test_what_is_refused_before_there_is_a_run(
     job: Write, command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
