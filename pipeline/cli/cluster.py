@@ -131,7 +131,7 @@ def _follow(cluster: Cluster, submission: Submission, as_json: bool) -> None:
         shown = time.monotonic() if is_passing else shown
         click.echo(line, err=True)
 
-    lines = Lines(show, hides_result=as_json or not submission.is_over)
+    lines = Lines(show, hides_result=True)
     try:
         ended = follow(cluster, submission.id, lines)
     except KeyboardInterrupt:
@@ -204,7 +204,7 @@ def logs(name: str, address: str, follows: bool) -> None:
     if follows:
         _follow(cluster, newest, as_json=False)
         return
-    lines = Lines(lambda line, _: click.echo(line))
+    lines = Lines(lambda line, _: click.echo(line), hides_result=True)
     lines.add(cluster.logs(newest.id))
     lines.end()
 

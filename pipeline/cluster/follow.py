@@ -133,8 +133,9 @@ def explain(submission: Submission, lines: Lines) -> str:
         return ""
     if any(NO_PIPELINE.search(line) for line in lines.last):
         return (
-            "the cluster's nodes have no `pipeline` package: install it in their image, in the "
-            f"version that is here ({sys.version_info.major}.{sys.version_info.minor} of Python)"
+            "the cluster's `python` has no `pipeline` package: install it in the nodes' image, or "
+            "put the environment that has it first on the PATH of `ray start`; here it is Python "
+            f"{sys.version_info.major}.{sys.version_info.minor}"
         )
     if submission.exit_code is None:
         return submission.message.strip().partition("\n")[0]

@@ -14,6 +14,7 @@ from pipeline import plugins
 from pipeline.cluster.client import Cluster, Submission
 from pipeline.cluster.package import Package, entrypoint, pack
 from pipeline.errors import DataError, UsageError
+from pipeline.files.store import is_uri
 from pipeline.launch.resources import Node, room, shortage
 from pipeline.launch.resume import slug_of
 from pipeline.launch.run import CHECKED, check, components, seal_of
@@ -114,6 +115,11 @@ def make_plan(
         notes, seal = _checked(path, values, imports, package)
         notes += _missing(spec, nodes)
     if why := _stays(environment_uri()):
+        if is_uri(spec.storage) and not holds_secret(environment_uri()):
+            raise UsageError(
+                f"storage: MLflow's database cannot be in an object store, and MLFLOW_TRACKING_URI "
+                f"{why}: give the address of a server that the cluster reaches"
+            )
         notes.append(f"MLFLOW_TRACKING_URI {why}: it stays here, the cluster has its own")
     if last and action in ("attach", "tell") and last.command != command:
         notes.append(f"that was submitted as `{last.command}`, which holds")

@@ -137,7 +137,7 @@ def run(
                 runs.back_up_record(folder)
         if is_finished:
             held.close()
-            return _finish(folder, started, tell)
+            return _finish(folder, spec.storage, started, tell)
         return _train(job, task, uploader, started, tell)
 
 
@@ -227,16 +227,19 @@ def threads(num_threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _finish(folder: RunDir, started: float, tell: Tell) -> Result:
+def _finish(folder: RunDir, storage: str, started: float, tell: Tell) -> Result:
     """The result of a run that is finished; what MLflow still lacks is uploaded."""
     from pipeline.launch.signals import collect_signals
     from pipeline.rundir.curve_end import EndReader
+    from pipeline.rundir.remote import Remote
     from pipeline.tracking import process
 
-    recorded = folder.read_recorded()
+    recorded, remote = folder.read_recorded(), Remote.of(storage, folder)
     if not recorded.complete or not recorded.model_uri:
         with folder.locked(), collect_signals() as signals:
             recorded = process.wait(process.start(folder, process.ALONE), folder, tell, signals)
+        if remote:
+            remote.keep_recorded(folder)
     return Result.of(folder, recorded, EndReader(folder.journal, started).read_end(), started)
 
 
@@ -249,6 +252,7 @@ def _train(
     from pipeline.launch.signals import collect_signals, signals_raise
     from pipeline.rundir.curve_end import EndReader
     from pipeline.rundir.records import Ended
+    from pipeline.rundir.remote import Remote
     from pipeline.tracking import process
     from pipeline.tracking.source import ray_job_id
 
@@ -295,6 +299,8 @@ def _train(
         reason = redact(str(failure) or repr(failure)) if state == "failed" else ""
         ended = Ended(state=state, reason=reason)
         recorded = process.end(uploading, folder, ended, tell, signals)
+        if remote := Remote.of(spec.storage, folder):
+            remote.keep_recorded(folder)
     if failure is not None:
         _tell_failure(failure, state, folder, recorded, tell)
         raise failure

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from pipeline.errors import UsageError
+from pipeline.files.store import is_uri
 from pipeline.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -56,6 +57,11 @@ def load_trained(source: str, storage: Path) -> tuple[TrainedModel, Home]:
             with downloaded(source, uri) as artifacts:
                 about = yaml.safe_load((artifacts.parent / "MLmodel").read_text())
                 return TrainedModel.of_artifacts(artifacts), Home(uri, about.get("model_id") or "")
+        if is_uri(source):
+            raise UsageError(
+                "is in an object store: give the folder of this machine's copy, which the same "
+                "`pipeline run` makes and names, or the model's address in MLflow (models:/...)"
+            )
         folder = next((path for path in (Path(source), storage / source) if path.is_dir()), None)
         if folder is None:
             raise UsageError(f"is not the folder of a run, nor a run in {storage}")

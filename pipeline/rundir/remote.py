@@ -125,6 +125,11 @@ class Remote:
             self.store.get(run.weights.name, run.weights)
         done.model_copy(update={"journal": ()}).write(run.done)
 
+    def keep_recorded(self, run: RunDir) -> None:
+        """Put there how much MLflow has, for a command on another machine."""
+        with contextlib.suppress(*FAULTS):  # which it finds out without, in more time
+            self.store.put(run.recorded, run.recorded.name)
+
     def curve(self, of: Identity | None = None) -> tuple[Segment, ...]:
         """The pieces of the journal, as far as it has come; none of another job than that `of`."""
         if not self.store.has(CURVE):
@@ -233,7 +238,7 @@ class Remote:
         for name in self.store.files():
             folder, _, rest = name.partition("/")
             path = run.path / name
-            if path in (run.record, run.spec, run.initial, run.parent) or (
+            if path in (run.record, run.recorded, run.spec, run.initial, run.parent) or (
                 folder == run.imports.name and rest
             ):
                 self.store.get(name, path)

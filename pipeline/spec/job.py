@@ -58,8 +58,8 @@ class JobSpec(Section):
     tracking: Tracking = Tracking()
     storage: str = "runs"
     """Folder of the runs, which every worker must see; or the URI of one in an object store, as
-    `s3://bucket/runs`, where nodes share no disk. A relative one starts where the command is run,
-    in a Ray job at the home folder."""
+    `s3://bucket/runs`, where nodes share no disk: MLflow has to be at `MLFLOW_TRACKING_URI` then. A
+    relative one starts where the command is run, in a Ray job at the home folder."""
 
     @field_validator("loss", mode="before")
     @classmethod

@@ -109,7 +109,7 @@ def _prepare(told: Assignment) -> Job:
     if not told.run.spec.exists():
         raise RunError(
             f"does not see the run's folder {told.run.path}; set `storage` to a folder that every "
-            "node mounts"
+            "node mounts, or to an object store (s3://...)"
         )
     here, there = versions(), told.versions
     if odd := [f"{k} {here[k]}, not {there[k]}" for k in COMPUTING if here[k] != there[k]]:

@@ -65,7 +65,7 @@ def test_exit_codes_are_the_commands_own(changes: dict[str, Any], code: int) -> 
 def test_a_cluster_without_the_package_and_a_job_that_never_began_are_explained() -> None:
     lines = Lines(lambda line, is_passing: None)
     lines.add("/usr/bin/python: No module named pipeline\n")
-    assert "have no `pipeline` package" in explain(submission(exit_code=1), lines)
+    assert "has no `pipeline` package" in explain(submission(exit_code=1), lines)
     ended = submission(message="Failed to set up the runtime environment\nand more")
     assert explain(ended, Lines(lambda line, is_passing: None)).startswith("Failed to set up the")
 

@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline.cluster.plan import make_plan
+from pipeline.errors import UsageError
 from pipeline.launch.run import CHECKED, check, seal_of
 from tests.conftest import Write
+
+
+class Nobody:
+    """A cluster without nodes, to which nothing was submitted."""
+
+    def nodes(self) -> list[Any]:
+        return []
+
+    def submissions(self, job: str) -> list[Any]:
+        return []
+
+
+def test_a_record_that_only_this_machine_has_is_refused_where_runs_are_in_a_store(
+    job: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    cluster: Any = Nobody()
+    path = job({"storage": f"file://{tmp_path / 'store'}"})
+    with pytest.raises(UsageError, match="is of this machine alone: give the address of a server"):
+        make_plan(cluster, str(path), [], {}, [], fresh=False)
 
 
 def test_a_job_that_was_checked_is_checked_again_only_when_it_is_another(
