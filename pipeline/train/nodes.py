@@ -100,8 +100,9 @@ def _refuse_unable(mine: Answer) -> list[Answer]:
 
 def _node_id() -> str:
     """Ray's id of this node; empty without Ray."""
-    context = ray.get_runtime_context()
-    return str(context.get_node_id()) if ray.is_initialized() else ""
+    if not ray.is_initialized():  # asked for its context, Ray would start a cluster
+        return ""
+    return str(ray.get_runtime_context().get_node_id())
 
 
 def _prepare(told: Assignment) -> Job:

@@ -66,7 +66,8 @@ def test_all_is_well(told: Assignment) -> None:
     ("odd", "text"),
     [
         ("run", "RunError: worker 1 of 3, on node {ip}: does not see the run's folder {at}/other; "
-                "set `storage` to a folder that every node mounts"),
+                "set `storage` to a folder that every node mounts, or to an object "
+                "store (s3://...)"),
         ("base", "DataError: worker 1 of 3, on node {ip}: data.train: no such file or folder: "
                  "rows.csv (looked in {at}/elsewhere)"),
         ("versions", "RunError: worker 1 of 3, on node {ip}: has torch {torch}, not 1.0 as the "
