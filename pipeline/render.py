@@ -277,14 +277,14 @@ def plan_lines(plan: Plan) -> list[str]:
     ]
 
 
-def submission_lines(found: Sequence[Submission]) -> list[str]:
-    """A table of what was submitted to a cluster, the newest first."""
+def submission_lines(found: Sequence[Submission], said: Mapping[str, str]) -> list[str]:
+    """A table of what was submitted to a cluster, the newest first; `said` by some, by their id."""
     rows = [["submission", "job", "status", "took", "age", "says"]]
     for one in found:
         took = _duration((one.ended or time.time()) - one.started) if one.started else ""
         age = _duration(time.time() - one.started) if one.started else ""
         is_well = one.status in ("RUNNING", "SUCCEEDED")
-        says = "" if is_well else _short(one.message.partition("\n")[0])
+        says = said.get(one.id) or ("" if is_well else one.message.partition("\n")[0])
         rows.append([one.id, one.job, one.status.lower(), took, age, says])
     return _table(rows)
 

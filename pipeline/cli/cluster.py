@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 PLAIN_SECONDS = 10.0
 """Between lines of progress where nobody watches."""
+MOST_LOGS = 5
+"""Logs that `status` reads."""
 WAIT_SECONDS = 180.0
 """For a job that was asked to stop."""
 
@@ -170,20 +173,26 @@ def _tell_next(name: str, address: str, submission_id: str) -> None:
 @_address
 @click.option("--json", "as_json", is_flag=True, help="A JSON object a line for each submission.")
 def status(name: str | None, address: str, as_json: bool) -> None:
-    """Show what was submitted to a Ray cluster: all jobs, or the submissions of one.
+    """Show what was submitted to a Ray cluster, and what the newest say: all jobs, or one.
 
     JOB is a job's name, or the id of a submission.
     """
     from pipeline.cluster.client import Cluster
+    from pipeline.cluster.follow import last_words
 
-    found = Cluster(address).submissions(name)
+    cluster = Cluster(address)
+    found = cluster.submissions(name)
     if name and not found:
         raise UsageError(f"{name}: nothing of that name was submitted there")
     if as_json:
         for one in found:
             click.echo(json.dumps(one.to_json()))
         return
-    for line in render.submission_lines(found):
+    said = {}
+    for one in found[:MOST_LOGS]:
+        with contextlib.suppress(UsageError):  # a log that is gone says nothing
+            said[one.id] = last_words(cluster.logs(one.id))
+    for line in render.submission_lines(found, said):
         click.echo(line)
 
 

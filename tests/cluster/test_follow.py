@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.cluster.client import Submission, _with_scheme
-from pipeline.cluster.follow import Lines, exit_code, explain
+from pipeline.cluster.follow import Lines, exit_code, explain, last_words
 from pipeline.errors import UsageError
 
 LOG = (
@@ -82,3 +82,16 @@ def test_an_address_without_port_or_scheme_is_filled_in() -> None:
     assert _with_scheme("head") == "http://head:8265"
     assert _with_scheme("http://head:80/") == "http://head:80"
     assert _with_scheme("https://head") == "https://head"
+
+
+@pytest.mark.parametrize(
+    ("log", "says"),
+    [
+        (LOG, "epoch 1/2  step 3/6  loss 0.5"),
+        (LOG + "\nerror: no such column\nTraceback\n", "error: no such column"),
+        (LOG + "\ndone  6 steps\nsaved runs/t-1\n", "done  6 steps"),
+        ("Running entrypoint for job t-1\n", ""),
+    ],
+)
+def test_what_a_job_is_at_is_in_its_log(log: str, says: str) -> None:
+    assert last_words(log) == says
