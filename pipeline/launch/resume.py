@@ -26,7 +26,7 @@ from pipeline.rundir import RunDir, checkpoint
 from pipeline.rundir.backup import Backups
 from pipeline.rundir.remote import Remote, copies
 from pipeline.spec import FIRST_HALF, OUTSIDE_DIGEST, JobSpec
-from pipeline.tracking.names import params
+from pipeline.tracking.names import environment_uri, params
 from pipeline.train import determinism
 from pipeline.train.job import Job
 
@@ -44,9 +44,14 @@ class Runs:
         copy_to = spec.checkpoint.copy_to
         self.backups = Backups(copy_to) if copy_to else None
         if self.uri:
-            self.backups = Backups(self.uri, "storage")
             if copy_to:
                 raise UsageError("checkpoint.copy_to: `storage` is an object store already")
+            if not environment_uri():
+                raise UsageError(
+                    "storage: MLflow's database cannot be in an object store: set "
+                    "MLFLOW_TRACKING_URI"
+                )
+            self.backups = Backups(self.uri, "storage")
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -18,7 +18,7 @@ from pipeline.launch.resources import has_cluster
 from pipeline.launch.result import Result
 from pipeline.redact import redact
 from pipeline.spec import JobSpec, load
-from pipeline.tracking.names import environment_uri, tracking_uri
+from pipeline.tracking.names import tracking_uri
 
 if TYPE_CHECKING:
     from pipeline.checks.batch import Notice
@@ -201,10 +201,6 @@ def _refuse_backup(spec: JobSpec, runs: Any) -> None:
     """MLflow's address must be one, an object store reachable, and a backup somewhere else."""
     tracking_uri(runs.storage)
     if runs.uri:
-        if not environment_uri():
-            raise UsageError(
-                "storage: MLflow's database cannot be in an object store: set MLFLOW_TRACKING_URI"
-            )
         runs.backups.numbers(runs.slug)
     uri = spec.checkpoint.copy_to
     if uri is None:

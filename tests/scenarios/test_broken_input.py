@@ -24,7 +24,7 @@ SPECS: dict[str, tuple[Changes, list[str]]] = {
     "no name": ({"name": None}, ["name", "missing"]),
     "no data": ({"data": None}, ["data", "missing"]),
     "no training rows": ({"data.train": None}, ["data.train", "missing"]),
-    "an object store as storage": ({"storage": "s3://k:s@b/x"}, ["storage", "***@b/x", "copy_to"]),
+    "an object store as storage": ({"storage": "s3://k:s@b/x"}, ["storage", "MLFLOW_TRACKING_URI"]),
     "no model": ({"model": None}, ["model", "missing"]),
     "no loss": ({"loss": None}, ["loss", "missing"]),
     "an empty list of losses": ({"loss": []}, ["loss", "at least 1"]),
