@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +61,9 @@ def started(job: Path, cache: str, **environment: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def copy_in(cache: Path) -> Callable[[], Path | None]:
-    """The command's copy of the run, once it is there."""
-    return lambda: next(iter(cache.glob(".runs/*/far-1")), None)
-
-
 def has_step(cache: Path, step: int) -> bool:
     """Whether the command knows of a step, and of a checkpoint before it."""
-    run = copy_in(cache)()
+    run = next(iter(cache.glob(".runs/*/far-1")), None)  # the command's copy, once it is there
     if run is None or not list(run.glob("checkpoints/*/manifest.json")):
         return False
     return any(p["step"] >= step for p in Reader(run / "curve.jsonl").new() if "train" in p)
