@@ -272,6 +272,7 @@ def plan_lines(plan: Plan) -> list[str]:
         f"workers  {number}; there is room for {room(workers, plan.nodes, is_now=True)} now",
         f"sends    {', '.join(files[:MAX_SHOWN])}{more}",
         f"mlflow   experiment {plan.metadata['experiment']}, {where}",
+        f"storage  {plan.storage}",
         *(f"note     {note}" for note in [*plan.notes, *rivals]),
         f"this     {actions[plan.action]}",
     ]

@@ -143,6 +143,19 @@ def test_nothing_heavy_is_imported_to_answer(arguments: list[str]) -> None:
     assert "heavy: []" in done.stdout
 
 
+@pytest.mark.processes
+def test_a_check_leaves_torchs_compiler_alone() -> None:
+    code = (
+        "import sys, pipeline; pipeline.check(sys.argv[1])\n"
+        "print('compiler:', 'torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(ROOT / "jobs" / "diabetes.yaml")],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "compiler: False" in done.stdout
+
+
 def test_the_public_names_are_these() -> None:
     assert pipeline.__all__ == [
         "JobSpec", "Result", "__version__", "check", "load", "losses", "metrics", "models",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
+from torch.optim import Optimizer
 
 from pipeline.checks.batch import Notice, check_batch
 from pipeline.checks.lints import unusual
@@ -125,18 +128,40 @@ def _try_step(job: Job, bound: Objective, trial: Batch) -> None:
         )
     numerators.backward()
     try:
-        optimizer = build_optimizer(job.spec, bound.named_parameters())
+        with _without_compiler():
+            optimizer = build_optimizer(job.spec, bound.named_parameters())
         closure = inspect.signature(optimizer.step).parameters.get("closure")
         if closure is not None and closure.default is inspect.Parameter.empty:
             raise UsageError(
                 f"optimizer {name}: its step asks for a closure that recomputes the loss, as "
                 "LBFGS does; a step here computes it once: take another optimizer"
             )
-        optimizer.step()
+        _step(optimizer)
     except InputError:
         raise
     except Exception as error:  # a user's optimizer can fail in any way
         raise UsageError(f"optimizer {name}: fails in its first step: {describe(error)}") from error
+
+
+@contextlib.contextmanager
+def _without_compiler() -> Iterator[None]:
+    """An optimizer is made without torch's compiler, whose import takes half of a check's time."""
+    method = Optimizer.add_param_group
+    Optimizer.add_param_group = inspect.unwrap(method)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Optimizer.add_param_group = method  # type: ignore[method-assign]
+
+
+def _step(optimizer: Optimizer) -> None:
+    """One step; of torch's own optimizers without what imports the compiler."""
+    step = type(optimizer).step
+    if not step.__module__.startswith("torch.optim"):
+        optimizer.step()
+        return
+    with torch.no_grad():
+        inspect.unwrap(step)(optimizer)
 
 
 def _try_schedule(job: Job) -> None:

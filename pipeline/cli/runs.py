@@ -78,7 +78,7 @@ def ui(folders: tuple[Path, ...], port: int, no_browser: bool) -> None:
             address = page.address(server, experiments[0], ids[0])
         click.echo(address)
         if not no_browser:
-            click.launch(address)
+            _open(address)
 
     if uri.startswith("http"):
         show(redact(uri))
@@ -163,7 +163,14 @@ def report(folder: Path, output: Path | None, is_opened: bool) -> None:
         file.write(text.encode())
     click.echo(path)
     if is_opened:
-        click.launch(str(path))
+        _open(path.resolve().as_uri())
+
+
+def _open(address: str) -> None:
+    """Show it in the browser, if there is one."""
+    import webbrowser
+
+    webbrowser.open(address)
 
 
 def _summary(folder: Path) -> Summary:

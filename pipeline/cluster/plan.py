@@ -18,7 +18,7 @@ from pipeline.files.store import is_uri
 from pipeline.launch.resources import Node, room, shortage
 from pipeline.launch.resume import slug_of
 from pipeline.launch.run import CHECKED, check, components, seal_of
-from pipeline.redact import holds_secret
+from pipeline.redact import holds_secret, redact
 from pipeline.spec import JobSpec, load
 from pipeline.tracking.names import environment_uri
 
@@ -63,6 +63,15 @@ class Plan:
         return f"{slug_of(self.spec.name)}-{self.identity[:8]}-{self.attempt}"
 
     @property
+    def storage(self) -> str:
+        """Where the run will be, in words."""
+        storage = self.spec.storage
+        if is_uri(storage):
+            return redact(storage)
+        is_own = not Path(storage).is_absolute() and not storage.startswith("~")
+        return f"{'~/' if is_own else ''}{storage} on the cluster, which all of its nodes see"
+
+    @property
     def variables(self) -> dict[str, str]:
         """The command's environment on the cluster, in which nothing is secret."""
         uri = environment_uri()
@@ -99,6 +108,7 @@ def make_plan(
 
     `overrides` are the texts of which `values` are the meaning. Raises the errors of `check`.
     """
+    nodes = cluster.nodes()  # a token that is refused is said before anything else
     modules = plugins.load(list(imports))
     spec = load(path, values)
     modules = plugins.homes(components(spec), modules)
@@ -109,8 +119,8 @@ def make_plan(
     last = next((one for one in submissions if one.identity == identity), None)
     action = _action(last, fresh)
     command = entrypoint(package, overrides, imports, fresh)
-    nodes, seal = cluster.nodes(), ""
     notes: list[str] = []
+    seal = ""
     if action in ("start", "resume"):
         notes, seal = _checked(path, values, imports, package)
         notes += _missing(spec, nodes)
@@ -161,7 +171,8 @@ def _missing(spec: JobSpec, nodes: list[Node]) -> list[str]:
     """What the workers would wait for."""
     workers = spec.workers
     if room(workers, nodes) < workers.least:
-        return [f"the cluster is too small for now: {shortage(workers, nodes)}"]
+        short = shortage(workers, nodes)
+        return [f"the cluster is too small, and refuses it unless it grows by itself: {short}"]
     if room(workers, nodes, is_now=True) < workers.least:
         return [f"it waits for {shortage(workers, nodes, is_now=True)}"]
     return []

@@ -16,6 +16,8 @@ from pipeline.rundir.journal import Reader
 
 FRUITLESS = 3
 """Deaths of workers, one after the other without getting further, that end the run."""
+TELLING = r"process has died|is dead because|\bnode\b"
+"""In the line of Ray's long texts that says what happened."""
 
 
 class Restarts(UserCallback):  # type: ignore[misc]
@@ -105,6 +107,6 @@ def _first_line(error: BaseException) -> str:
     if said := out_of_memory.explain(str(error)):
         return said
     lines = (str(error).strip() or repr(error)).splitlines()
-    telling = [line for line in lines if re.search(r"process has died|\bnode\b", line, re.I)]
+    telling = [line for line in lines if re.search(TELLING, line, re.I)]
     text = re.sub(r"\.? (Worker exit|Node Id|Some common).*", "", (telling or lines)[0])
     return redact(re.sub("The actor (is dead|died) because its", "a", text).strip())

@@ -55,7 +55,7 @@ def fit(
 
         from pipeline.launch.failures import Restarts, cause_of, is_untried, own_error
         from pipeline.launch.process_group import ReachableTorchConfig
-        from pipeline.rundir.remote_threads import following
+        from pipeline.rundir.remote_command import following
         from pipeline.train.worker import work
 
         workers = spec.workers

@@ -24,7 +24,8 @@ from pipeline.launch import longer
 from pipeline.redact import redact
 from pipeline.rundir import RunDir, checkpoint
 from pipeline.rundir.backup import Backups
-from pipeline.rundir.remote import Remote, copies
+from pipeline.rundir.remote import copies
+from pipeline.rundir.remote_command import CommandSide
 from pipeline.spec import FIRST_HALF, OUTSIDE_DIGEST, JobSpec
 from pipeline.tracking.names import environment_uri, params
 from pipeline.train import determinism
@@ -119,7 +120,7 @@ class Runs:
         assert self.uri is not None
         run.path.mkdir(parents=True, exist_ok=True)
         try:
-            Remote(self.uri, run.name).fetch(run)
+            CommandSide(self.uri, run).fetch()
         except FileNotFoundError:  # its command was killed before there was a record
             return None
         except FAULTS as error:
@@ -164,7 +165,7 @@ class Runs:
             return
         try:
             if self.uri:
-                Remote(self.uri, run.name).send(run)
+                CommandSide(self.uri, run).send()
             else:
                 self.backups.of(run.name).store.put(run.record, run.record.name)
         except FAULTS as error:

@@ -106,6 +106,7 @@ def run(
         uploader = held.enter_context(process.warming_up())
         from pipeline.launch.resume import Runs
         from pipeline.rundir.records import Done
+        from pipeline.rundir.remote_command import CommandSide
         from pipeline.tracking.record import write_record
 
         spec, job, notices = check(path, overrides, imports, live=live)
@@ -124,6 +125,8 @@ def run(
                 if damage := folder.damage():
                     tell(f"note  {folder.name} was finished, but {damage}: its end is done again")
             is_finished = folder.is_intact
+            if remote := CommandSide.of(spec.storage, folder):
+                tell(f"store {remote.store.shown}; the copy on this machine is {folder.path}")
             if is_finished:
                 num_workers = Done.read(folder.done).workers[-1]
                 workers = f"{num_workers} worker{'s' if num_workers > 1 else ''}"
@@ -227,15 +230,15 @@ def _finish(folder: RunDir, storage: str, started: float, tell: Tell) -> Result:
     """The result of a run that is finished; what MLflow still lacks is uploaded."""
     from pipeline.launch.signals import collect_signals
     from pipeline.rundir.curve_end import EndReader
-    from pipeline.rundir.remote import Remote
+    from pipeline.rundir.remote_command import CommandSide
     from pipeline.tracking import process
 
-    recorded, remote = folder.read_recorded(), Remote.of(storage, folder)
+    recorded, remote = folder.read_recorded(), CommandSide.of(storage, folder)
     if not recorded.complete or not recorded.model_uri:
         with folder.locked(), collect_signals() as signals:
             recorded = process.wait(process.start(folder, process.ALONE), folder, tell, signals)
         if remote:
-            remote.keep_recorded(folder)
+            remote.keep_recorded()
     return Result.of(folder, recorded, EndReader(folder.journal, started).read_end(), started)
 
 
@@ -248,7 +251,7 @@ def _train(
     from pipeline.launch.signals import collect_signals, signals_raise
     from pipeline.rundir.curve_end import EndReader
     from pipeline.rundir.records import Ended
-    from pipeline.rundir.remote import Remote
+    from pipeline.rundir.remote_command import CommandSide
     from pipeline.tracking import process
     from pipeline.tracking.source import ray_job_id
 
@@ -295,8 +298,8 @@ def _train(
         reason = redact(str(failure) or repr(failure)) if state == "failed" else ""
         ended = Ended(state=state, reason=reason)
         recorded = process.end(uploading, folder, ended, tell, signals)
-        if remote := Remote.of(spec.storage, folder):
-            remote.keep_recorded(folder)
+        if remote := CommandSide.of(spec.storage, folder):
+            remote.keep_recorded()
     if failure is not None:
         _tell_failure(failure, state, folder, recorded, tell)
         raise failure

@@ -93,8 +93,9 @@ class Backup:
         Returns its steps, 0 if there is none, and which were skipped and why. A finished run's
         result is copied back too.
         """
-        if self.pull_result(run):
-            return 0, []
+        with contextlib.suppress(*DAMAGE):
+            if self.pull_result(run):
+                return 0, []
         return self.pull_checkpoint(run, after)
 
     def pull_checkpoint(
@@ -134,15 +135,17 @@ class Backup:
             raise ValueError(f"{STATE} is damaged")
 
     def pull_result(self, run: RunDir) -> bool:
-        """Copy back a finished run's result; whether there is one, and it is intact."""
-        try:
-            done = Done.from_bytes(self.store.read(run.done.name))
+        """Copy back a finished run's result, where it is not here; whether it is intact then.
+
+        Raises DAMAGE where there is none.
+        """
+        done = Done.from_bytes(self.store.read(run.done.name))
+        if not _is_there(run.journal, done):
             journal = pieces.joined(self.store, done.journal)
+            with replacing(run.journal) as file:
+                file.write(journal)
+        if not _is_there(run.weights, done):
             self.store.get(run.weights.name, run.weights)
-        except DAMAGE:
-            return False
-        with replacing(run.journal) as file:
-            file.write(journal)
         done.model_copy(update={"journal": ()}).write(run.done)
         return run.is_intact
 
@@ -155,6 +158,11 @@ class Backup:
     def checkpoints(self) -> list[str]:
         """Names of the checkpoints, in order."""
         return [name for name in self.store.names() if CHECKPOINT.fullmatch(name)]
+
+
+def _is_there(path: Path, done: Done) -> bool:
+    """Whether a file of the result is here already."""
+    return path.exists() and facts_of(path) == done.files.get(path.name)
 
 
 class BackupThread:

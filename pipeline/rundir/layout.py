@@ -8,6 +8,7 @@ import re
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -18,6 +19,11 @@ from pipeline.rundir.records import Done, Ended, FileFacts, Record, Recorded
 
 CHECKPOINT = re.compile(r"step-(?P<step>\d{10,})")
 """Name of a checkpoint's folder, here and in a backup."""
+INPUTS = ("record.json", "recorded.json", "spec.yaml", "initial.pt", "parent.json", "imports/*")
+"""Files that the workers get from the command, where they do not see its folder."""
+OUTPUTS = ("nonfinite.json", "held_out.npz", "importance.json", "traceback-*.txt", "output/*.txt",
+           "system/*.jsonl")  # fmt: skip
+"""Files that the workers write beside curve, checkpoints and result."""
 
 
 @dataclass(frozen=True)
@@ -154,19 +160,24 @@ class RunDir:
         """Left by a planned fault that has struck."""
         return self.path / f".fault-{rank}-{step}"
 
-    @property
-    def told(self) -> list[Path]:
-        """Files for the workers, of those that there are."""
-        files = [self.record, self.spec, self.initial, self.parent]
-        files += sorted(path for path in self.imports.rglob("*") if path.is_file())
-        return [path for path in files if path.exists()]
+    def inputs(self) -> list[Path]:
+        """Files that workers get from the command, of those that there are."""
+        return [path for path in self._files() if self.is_input(self.relative(path))]
 
-    @property
-    def noted(self) -> list[Path]:
+    def outputs(self) -> list[Path]:
         """Files of the workers beside curve, checkpoints and result, of those that there are."""
-        files = [self.nonfinite, self.held_out, self.importance, *self.tracebacks]
-        files += [*self.output(0).parent.glob("*.txt"), *self.system.glob("*.jsonl")]
-        return [path for path in files if path.exists()]
+        return [path for path in self._files() if self.is_output(self.relative(path))]
+
+    def is_input(self, name: str) -> bool:
+        """Whether workers get such a file from the command."""
+        return any(fnmatchcase(name, pattern) for pattern in INPUTS)
+
+    def is_output(self, name: str) -> bool:
+        """Whether workers write such a file beside curve, checkpoints and result."""
+        return any(fnmatchcase(name, pattern) for pattern in OUTPUTS)
+
+    def _files(self) -> list[Path]:
+        return [path for path in sorted(self.path.rglob("*")) if path.is_file()]
 
     def relative(self, path: Path) -> str:
         """The name of one of its files, with its folders."""

@@ -17,7 +17,7 @@ from pipeline.files.atomic import delete_temporaries
 from pipeline.redact import redact
 from pipeline.rundir import RunDir
 from pipeline.rundir.records import ColumnFacts, DataFacts, Launcher, Parent, Record
-from pipeline.rundir.remote import Remote
+from pipeline.rundir.remote_command import CommandSide
 from pipeline.tracking.names import PARENT, params, tracking_uri
 from pipeline.tracking.source import command, source_tags
 from pipeline.train import determinism
@@ -40,7 +40,7 @@ def write_record(run: RunDir, job: Job, modules: list[str]) -> None:
 
 def _build_record(run: RunDir, job: Job, modules: list[str]) -> Record:
     spec = job.spec
-    before, remote = run.read_recorded(), Remote.of(spec.storage, run)
+    before, remote = run.read_recorded(), CommandSide.of(spec.storage, run)
     launcher = Launcher(id=uuid.uuid4().hex, pid=os.getpid(), host=socket.gethostname())
     token = _choose_token(run)
     imports_sha256 = plugins.sources_sha256(modules) if modules else ""

@@ -23,7 +23,7 @@ from pipeline.rundir import RunDir, checkpoint
 from pipeline.rundir.journal import Journal
 from pipeline.rundir.lease import Lease
 from pipeline.rundir.records import Numbers
-from pipeline.rundir.remote import Remote
+from pipeline.rundir.remote_worker import WorkerSide
 from pipeline.rundir.repair import repair
 from pipeline.spec.sections import Decision
 from pipeline.telemetry.flops import flops_per_row, peak_flops
@@ -51,7 +51,7 @@ def train(
     is_own_process: bool = False,
     device: torch.device = CPU,
     notices: Notices | None = None,
-    remote: Remote | None = None,
+    remote: WorkerSide | None = None,
 ) -> None:
     """Train the job from the run's newest checkpoint, or the start; ends with the weights.
 
@@ -69,7 +69,7 @@ def train(
     skipped: list[str] = []
     if comm.rank() == 0 and remote:
         lease, skipped = remote.insist(
-            lambda: remote.take(run, determinism.identity(job), is_own_process)
+            lambda: remote.take(determinism.identity(job), is_own_process)
         )
     elif comm.rank() == 0:
         lease = Lease.take(run, is_own_process)
@@ -218,7 +218,7 @@ def _resume(
     state: TrainState,
     lease: Lease | None,
     last_step: int,
-    remote: Remote | None,
+    remote: WorkerSide | None,
     problems: list[str],
 ) -> None:
     """Bring every worker's state to the newest checkpoint that is intact, if there is one.
@@ -231,7 +231,7 @@ def _resume(
         is_evaluated = partial(job.is_evaluated, last_step=last_step)
         num_steps, damage = repair(run.journal, is_evaluated, lease.check)
         if remote:
-            remote.begin_curve(run.journal)
+            remote.begin_curve()
         step, skipped = checkpoint.newest(run, determinism.identity(job), num_steps)
         if problems := [text for text in (*problems, damage, *skipped) if text]:
             journal = Journal(run.journal, lease.check)

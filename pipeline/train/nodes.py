@@ -14,8 +14,10 @@ from pipeline import plugins
 from pipeline.data import cache
 from pipeline.distributed import comm
 from pipeline.errors import DataError, InputError, PipelineError, RunError
+from pipeline.files.store import is_uri
 from pipeline.rundir import RunDir
-from pipeline.rundir.remote import Remote, copies
+from pipeline.rundir.remote import copies
+from pipeline.rundir.remote_worker import WorkerSide
 from pipeline.train.assignment import Assignment
 from pipeline.train.determinism import versions
 from pipeline.train.drains import Notice, Notices
@@ -41,25 +43,27 @@ class Answer:
     """Whether the problem is in what the user gave."""
 
 
-def receive(told: Assignment, remote: Remote) -> Assignment:
-    """The assignment with this node's copy of the run's folder, which its first worker makes.
+def receive(told: Assignment) -> tuple[Assignment, WorkerSide | None]:
+    """The assignment with this node's copy of a run in an object store, and the run there.
 
-    Raises the same error on all workers where one cannot.
+    The node's first worker makes the copy; raises the same error on all workers where one cannot.
+    A run in a folder is left as it is.
     """
-    cached = cache.make_folder(told.spec.cache)
-    run = RunDir(copies(cached, told.spec.storage, "workers") / told.run.name)
-    remote.command, problem = told.run, ""
-    told = replace(told, run=run)
+    storage = told.spec.storage
+    if not is_uri(storage):
+        return told, None
+    run = RunDir(copies(cache.make_folder(told.spec.cache), storage, "workers") / told.run.name)
+    remote, problem = WorkerSide(storage, run, command=told.run), ""
     if told.job is not None:  # in the command's own process
-        remote.insist(lambda: remote.receive(run, told.launcher))
-        return told
+        remote.insist(lambda: remote.receive(told.launcher))
+        return replace(told, run=run), remote
     if ray.train.get_context().get_local_rank() == 0:
         try:
-            remote.insist(lambda: remote.receive(run, told.launcher))
+            remote.insist(lambda: remote.receive(told.launcher))
         except RunError as error:
             problem = str(error)
     _refuse_unable(Answer(_node_id(), get_node_ip_address(), problem, is_input=False))
-    return told
+    return replace(told, run=run), remote
 
 
 def prepare_together(told: Assignment, notices: Notices) -> tuple[Job, dict[str, str]]:

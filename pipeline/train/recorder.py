@@ -26,8 +26,7 @@ from pipeline.rundir.records import (
     Start,
     StepPoint,
 )
-from pipeline.rundir.remote import Remote
-from pipeline.rundir.remote_threads import StorageThread
+from pipeline.rundir.remote_worker import StorageThread, WorkerSide
 from pipeline.telemetry.norms import parameter_norms
 from pipeline.telemetry.throughput import Throughput
 from pipeline.train import determinism, predictions
@@ -97,7 +96,7 @@ class RunRecorder(NullRecorder):
         lease: Lease,
         throughput: Throughput,
         notices: Notices | None = None,
-        remote: Remote | None = None,
+        remote: WorkerSide | None = None,
     ) -> None:
         self.job = job
         self.notices = notices or Notices()
@@ -114,7 +113,7 @@ class RunRecorder(NullRecorder):
         backup = Backups(settings.copy_to).of(run.name) if settings.copy_to else None
         self.backup = BackupThread(run, self.checkpoints, backup, lease.check)
         if remote:
-            self.backup = StorageThread(run, self.checkpoints, remote, lease)
+            self.backup = StorageThread(remote, self.checkpoints, lease)
 
     def __enter__(self) -> Self:
         """This attempt at the run begins: with how many workers, and on what its bits depend."""

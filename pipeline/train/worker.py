@@ -16,8 +16,7 @@ from ray.util import get_node_ip_address
 from pipeline import tracebacks
 from pipeline.distributed import comm
 from pipeline.errors import PipelineError, RunError, UsageError
-from pipeline.rundir.remote import Remote
-from pipeline.rundir.remote_threads import noting
+from pipeline.rundir.remote_worker import WorkerSide, putting_outputs
 from pipeline.spec import JobSpec
 from pipeline.telemetry.system import SystemMonitor
 from pipeline.train import fault_injection
@@ -36,11 +35,9 @@ def work(config: dict[str, Assignment]) -> None:
     """
     told = config["assignment"]
     with contextlib.ExitStack() as held:
-        remote = Remote.of(told.spec.storage, told.run)
-        if remote:
-            told = receive(told, remote)
-            if ray.train.get_context().get_local_rank() == 0:
-                held.enter_context(noting(remote, told.run))
+        told, remote = receive(told)
+        if remote and ray.train.get_context().get_local_rank() == 0:
+            held.enter_context(putting_outputs(remote))
         if told.job is None and told.run.spec.exists():
             held.enter_context(_output_to(told.run.output(comm.rank())))
         if told.job is None:
@@ -48,7 +45,7 @@ def work(config: dict[str, Assignment]) -> None:
         _work(told, remote)
 
 
-def _work(told: Assignment, remote: Remote | None) -> None:
+def _work(told: Assignment, remote: WorkerSide | None) -> None:
     torch.set_num_threads(told.spec.workers.threads)
     tracebacks.copied_from.update(told.origins)
     notices = Notices()

@@ -10,14 +10,15 @@ import torch
 
 from pipeline.errors import RunError
 from pipeline.files.store import FAULTS, Store
-from pipeline.rundir import RunDir, remote, remote_threads
+from pipeline.rundir import RunDir, remote
 from pipeline.rundir.checkpoint import Checkpoints
 from pipeline.rundir.journal import Reader
 from pipeline.rundir.layout import facts_of
 from pipeline.rundir.lease import Lease
 from pipeline.rundir.records import DataFacts, Done, Identity, Launcher, Record
-from pipeline.rundir.remote import Remote, copies
-from pipeline.rundir.remote_threads import StorageThread
+from pipeline.rundir.remote import copies
+from pipeline.rundir.remote_command import CommandSide
+from pipeline.rundir.remote_worker import StorageThread, WorkerSide
 from pipeline.spec import Checkpoint
 from tests.rundir.test_pieces import append, line
 
@@ -44,7 +45,7 @@ class Worker:
     """An attempt at the run, on a node of its own."""
 
     run: RunDir
-    remote: Remote
+    remote: WorkerSide
     lease: Lease
     checkpoints: Checkpoints
     skipped: list[str]
@@ -59,7 +60,7 @@ class Worker:
         self.checkpoints.save(step, {"weights": weights}, lambda: None)
         self.checkpoints.wait()
         self.remote.backup.push(self.run.checkpoint(step), self.run.journal, 3)
-        self.remote.push_curve(self.run.journal)
+        self.remote.push_curve()
 
 
 @pytest.fixture
@@ -69,11 +70,12 @@ def storage(tmp_path: Path) -> str:
 
 def begin(storage: str, folder: Path, identity: Identity = IDENTITY) -> Worker:
     """An attempt whose curve nobody has looked at yet."""
-    there, run = Remote(storage, "x-1"), RunDir(folder / "x-1")
+    run = RunDir(folder / "x-1")
+    there = WorkerSide(storage, run, command=RunDir(folder / "elsewhere" / "x-1"))
     if not there.store.has("record.json"):
         there.store.write(record("me").to_bytes(), "record.json")
-    there.receive(run, "me")
-    lease, skipped = there.take(run, identity, is_own_process=False)
+    there.receive("me")
+    lease, skipped = there.take(identity, is_own_process=False)
     return Worker(run, there, lease, Checkpoints(run, Checkpoint(), identity), skipped)
 
 
@@ -82,7 +84,7 @@ def attempt(storage: str, folder: Path, identity: Identity = IDENTITY) -> Worker
     run, there = worker.run, worker.remote
     run.journal.touch()
     run.checkpoints.mkdir(exist_ok=True)
-    there.begin_curve(run.journal)
+    there.begin_curve()
     return worker
 
 
@@ -98,7 +100,7 @@ def test_an_attempt_elsewhere_has_the_newest_state_and_all_of_the_curve(
     first.train(1, 2)
     first.save(2)
     first.train(3, 4)
-    first.remote.push_curve(first.run.journal)
+    first.remote.push_curve()
     first.train(5)  # which the store never gets
     second = attempt(storage, tmp_path / "two")
     assert second.skipped == []
@@ -126,13 +128,13 @@ def test_states_that_only_this_node_has_do_not_count(storage: str, tmp_path: Pat
 def test_a_curve_that_was_cut_is_put_there_anew(storage: str, tmp_path: Path) -> None:
     first = attempt(storage, tmp_path / "one")
     first.train(1, 2, 3)
-    first.remote.push_curve(first.run.journal)
+    first.remote.push_curve()
     begun = begin(storage, tmp_path / "two")
     second, run = begun.remote, begun.run
     run.journal.write_bytes(run.journal.read_bytes()[: len(line(1))])  # as a repair does
-    second.begin_curve(run.journal)
+    second.begin_curve()
     append(run.journal, line(2, time=2))
-    second.push_curve(run.journal)
+    second.push_curve()
     assert steps(attempt(storage, tmp_path / "three").run) == [(1, 1), (2, 2)]
 
 
@@ -141,25 +143,26 @@ def test_a_damaged_curve_ends_with_the_checkpoint(storage: str, tmp_path: Path) 
     first.train(1)
     first.save(1)
     first.train(2)
-    first.remote.push_curve(first.run.journal)
+    first.remote.push_curve()
     first.remote.store.write(b"?", first.remote.backup.pieces.all[-1].name)
     assert steps(attempt(storage, tmp_path / "two").run) == [(1, 1)]
 
 
 def test_the_commands_copy_has_the_curve_and_the_result(storage: str, tmp_path: Path) -> None:
-    command, there = RunDir(tmp_path / "command"), Remote(storage, "x-1")
+    command = RunDir(tmp_path / "command" / "x-1")
     command.imports.mkdir(parents=True)
     record("me").write(command.record)
     for path in (command.spec, command.imports / "mine.py"):
         path.write_text(path.name)
-    there.send(command)
+    CommandSide(storage, command).send()
     worker = attempt(storage, tmp_path / "node")
     assert (worker.run.imports / "mine.py").read_text() == "mine.py"
     worker.train(1)
     worker.save(1)
-    other = RunDir(tmp_path / "other")
-    other.path.mkdir()
-    there.fetch(other)
+    there = CommandSide(storage, RunDir(tmp_path / "other" / "x-1"))
+    other = there.run
+    other.path.mkdir(parents=True)
+    there.fetch()
     assert other.spec.read_text() == "spec.yaml"
     assert steps(other) == [(1, 1)]
     assert other.saved_steps() == [1]
@@ -172,30 +175,30 @@ def test_the_commands_copy_has_the_curve_and_the_result(storage: str, tmp_path: 
     )  # fmt: skip
     done.write(worker.run.done)
     worker.remote.backup.push_result(worker.run)
-    there.fetch(other)
+    there.fetch()
     assert other.is_intact
-    there.send(other)  # as when its end is done again
+    there.send()  # as when its end is done again
     assert not other.is_finished
-    there.fetch(other)
+    there.fetch()
     assert not other.is_finished
     assert steps(other) == [(1, 1)]
 
 
 def test_the_one_that_was_cut_off_writes_nothing_more(storage: str, tmp_path: Path) -> None:
     first = attempt(storage, tmp_path / "one")
-    thread = StorageThread(first.run, first.checkpoints, first.remote, first.lease)
+    thread = StorageThread(first.remote, first.checkpoints, first.lease)
     attempt(storage, tmp_path / "two")
     first.train(1)
     thread.open()
     thread.close()
     with pytest.raises(RunError, match=r"attempt 2 at this run, by process .* has taken over"):
         thread.update()
-    assert Remote(storage, "x-1").curve() == ()
+    assert first.remote.curve() == ()
 
 
 def test_the_workers_hear_that_they_are_to_stop(storage: str, tmp_path: Path) -> None:
     worker = attempt(storage, tmp_path / "one")
-    thread = StorageThread(worker.run, worker.checkpoints, worker.remote, worker.lease)
+    thread = StorageThread(worker.remote, worker.checkpoints, worker.lease)
     worker.remote.store.write(b"", "stop")
     thread.open()
     thread.close()
@@ -206,14 +209,14 @@ def test_a_result_that_cannot_be_put_there_ends_the_run(
     storage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = attempt(storage, tmp_path / "one")
-    thread = StorageThread(worker.run, worker.checkpoints, worker.remote, worker.lease)
+    thread = StorageThread(worker.remote, worker.checkpoints, worker.lease)
     monkeypatch.setattr(remote, "PATIENCE_SECONDS", 0.0)
     with pytest.raises(RunError, match=f"storage: {storage}/x-1 cannot be used: "):
         thread.push_result()
 
 
 def test_work_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_threads, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(remote, "LOOK_SECONDS", 0.01)
     tries: list[int] = []
 
     def work() -> None:
@@ -222,7 +225,7 @@ def test_work_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None
             raise FAULTS[0]("down")
 
     said: list[str] = []
-    with remote_threads.Repeated(work, said.append):
+    with remote.Repeated(work, said.append):
         while len(tries) < 3:
             pass
     assert said == ["down; it is tried again", "it is in use again"]
@@ -245,18 +248,17 @@ def test_what_another_job_has_put_there_is_left_alone(storage: str, tmp_path: Pa
     assert second.run.saved_steps() == []
     assert second.skipped == ["step-0000000002 in the backup skipped: it belongs to another job"]
     second.train(1)
-    second.remote.push_curve(second.run.journal)
+    second.remote.push_curve()
     assert steps(attempt(storage, tmp_path / "three", second.checkpoints.identity).run) == [(1, 2)]
 
 
 def test_workers_of_a_command_that_was_superseded_do_not_begin(
     storage: str, tmp_path: Path
 ) -> None:
-    attempt(storage, tmp_path / "one")
-    there = Remote(storage, "x-1")
+    there = attempt(storage, tmp_path / "one").remote
     there.store.write(record("other").to_bytes(), "record.json")
     with pytest.raises(RunError, match="process 1 on there has resumed this run"):
-        there.receive(RunDir(tmp_path / "two"), "me")
+        there.receive("me")
 
 
 @pytest.mark.parametrize("name", ["curve.json", "done.json", "lease.json"])
@@ -271,13 +273,13 @@ def test_a_damaged_file_makes_no_run_unusable(
         first.remote.store.delete(name)
     else:
         first.remote.store.write(content, name)
-    copy = RunDir(tmp_path / "copy")
-    Remote(storage, "x-1").fetch(copy)
+    copy = RunDir(tmp_path / "copy" / "x-1")
+    CommandSide(storage, copy).fetch()
     assert not copy.is_finished
     second = attempt(storage, tmp_path / "two")
     assert steps(second.run) == [(1, 1)]
     second.train(2)
-    second.remote.push_curve(second.run.journal)
+    second.remote.push_curve()
     assert steps(attempt(storage, tmp_path / "three").run) == [
         (1, 1),
         (2, second.lease.holder.attempt),

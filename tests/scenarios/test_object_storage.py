@@ -103,6 +103,7 @@ def test_a_stopped_run_goes_on_on_another_machine(server: s3.Server, tmp_path: P
     _, err = first.communicate(timeout=120)
     assert first.returncode == 128 + signal.SIGTERM, err
     assert "stopped by SIGTERM after step " in err
+    assert "store s3://***@rows/stopped/far-1?" in err
     second = started(job, "second")
     until(lambda: has_step(tmp_path / "second", 50), second)
     second.kill()

@@ -1,0 +1,129 @@
+"""The command's side of a run in an object store: what workers need goes there, news comes back."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Self
+
+from pipeline.files.atomic import replacing
+from pipeline.files.store import DAMAGE, FAULTS, Seen, is_uri
+from pipeline.rundir import pieces
+from pipeline.rundir.checkpoint import MANIFEST
+from pipeline.rundir.layout import RunDir
+from pipeline.rundir.pieces import Follower
+from pipeline.rundir.remote import Remote, Repeated
+
+
+class CommandSide(Remote):
+    """A run in an object store, and the command's copy of it: without the checkpoints' states."""
+
+    @classmethod
+    def of(cls, storage: str, run: RunDir) -> Self | None:
+        """The run there; None where the storage is a folder."""
+        return cls(storage, run) if is_uri(storage) else None
+
+    def send(self) -> None:
+        """Put there what the workers get: from then on the run is this command's.
+
+        It is not finished, or its end is done again: what is left of that goes, on both sides.
+        """
+        run = self.run
+        for path in (run.done, run.failure):
+            path.unlink(missing_ok=True)
+        self.store.put(run.record, run.record.name)
+        left = (run.stop.name, run.failure.name, run.done.name)
+        for name in self.store.names():
+            if name in left or name.startswith("traceback-"):
+                self.store.delete(name)
+        for path in run.inputs():
+            self.store.put(path, run.relative(path))
+
+    def fetch(self) -> None:
+        """Bring the copy to what is there.
+
+        A damaged curve or result is left out: the workers begin before it.
+        """
+        run = self.run
+        if not self.store.has(run.record.name):
+            raise FileNotFoundError(f"there is no {run.record.name}")
+        self.get_inputs()
+        self.get_outputs({})
+        self.get_manifests()
+        with suppress(*DAMAGE):
+            if self.backup.pull_result(run):
+                return
+        run.done.unlink(missing_ok=True)
+        with suppress(*DAMAGE):
+            content = pieces.joined(self.store, self.curve())
+            if not run.journal.exists() or run.journal.read_bytes() != content:
+                with replacing(run.journal) as file:
+                    file.write(content)
+
+    def keep_recorded(self) -> None:
+        """Put there how much MLflow has, for a command on another machine."""
+        with suppress(*FAULTS):  # which it finds out without, in more time
+            self.store.put(self.run.recorded, self.run.recorded.name)
+
+    def get_outputs(self, seen: dict[str, Seen]) -> None:
+        """Copy what the workers write, but files that are as `seen`, which is brought to date."""
+        for name, now in self.store.files().items():
+            if self.run.is_output(name) and seen.get(name) != now:
+                self.store.get(name, self.run.path / name)
+                seen[name] = now
+
+    def get_manifests(self) -> None:
+        """Copy which checkpoints there are."""
+        there = self.backup.checkpoints()
+        for path in self.run.checkpoints.glob("step-*"):
+            if path.name not in there:
+                shutil.rmtree(path, ignore_errors=True)
+        for name in there:
+            path = self.run.checkpoints / name / MANIFEST
+            if not path.exists():
+                self.store.get(f"{name}/{MANIFEST}", path)
+
+
+class _Follower:
+    """The copy follows what the workers do, and the workers hear of the command."""
+
+    def __init__(self, remote: CommandSide) -> None:
+        self._remote = remote
+        self._curve = Follower(remote.store, remote.run.journal)
+        self._seen: dict[str, Seen] = {}
+        self._sent: dict[str, int] = {}
+
+    def look(self) -> None:
+        """Copy what is new, either way. Raises FAULTS."""
+        remote = self._remote
+        for path in (remote.run.stop, remote.run.failure):
+            time_of = path.stat().st_mtime_ns if path.exists() else None
+            if time_of is not None and self._sent.get(path.name) != time_of:
+                remote.store.put(path, path.name)
+                self._sent[path.name] = time_of
+        self._curve.update(remote.curve())
+        remote.get_manifests()
+        remote.get_outputs(self._seen)
+
+
+@contextmanager
+def following(storage: str, run: RunDir, say: Callable[[str], None]) -> Iterator[None]:
+    """Let the command's copy of a run in an object store follow it, to its end.
+
+    `say` is told where the store fails meanwhile. Raises RunError where it cannot be read at the
+    end. A run in a folder needs none of this.
+    """
+    remote = CommandSide.of(storage, run)
+    if remote is None:
+        yield
+        return
+    shown = remote.store.shown
+    try:
+        with Repeated(_Follower(remote).look, lambda text: say(f"storage: {shown}: {text}")):
+            yield
+    except BaseException:
+        with suppress(*FAULTS):  # the error itself is to be heard of
+            remote.fetch()
+        raise
+    remote.insist(remote.fetch)
