@@ -16,12 +16,17 @@ LENGTH = ("training.epochs", "training.max_steps")
 """Keys that may differ: how long training takes."""
 
 
+def differs_in_length(changed: list[str]) -> bool:
+    """Whether jobs differ in nothing else, by the lines of what differs between them."""
+    return all(line.partition(":")[0] in LENGTH for line in changed)
+
+
 def obstacle(before: RunDir, job: Job, changed: list[str]) -> str | None:
     """Why the job cannot go on from a finished run; empty if it can; None if it is another job.
 
     `changed` are the lines of what differs between them.
     """
-    if not before.is_intact or not all(line.partition(":")[0] in LENGTH for line in changed):
+    if not before.is_intact or not differs_in_length(changed):
         return None
     done = Done.read(before.done)
     shorter = replace(job, spec=load(before.spec))

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from filelock import FileLock
 
@@ -21,7 +22,6 @@ from pipeline.errors import UsageError
 from pipeline.files.atomic import sync_folder
 from pipeline.files.store import FAULTS, is_uri, reason
 from pipeline.launch import longer
-from pipeline.redact import redact
 from pipeline.rundir import RunDir, checkpoint
 from pipeline.rundir.backup import Backups
 from pipeline.rundir.remote import copies
@@ -31,6 +31,7 @@ from pipeline.tracking.names import environment_uri, params
 from pipeline.train import determinism
 from pipeline.train.job import Job
 
+T = TypeVar("T")
 MAX_CHANGES = 12  # shown in one message
 
 
@@ -83,6 +84,8 @@ class Runs:
             if not last.is_finished:
                 self._refuse_changed(last, changed)
                 tell(f"note  {last.name} is left, as what it trains has changed: {changed[0]}")
+            if self.uri and last.is_finished and longer.differs_in_length(changed):
+                self._with_store(CommandSide(self.uri, last).get_state)
             why = longer.obstacle(last, job, changed)
             if why:
                 tell(f"note  {last.name} is shorter; this does not go on from it: {why}")
@@ -118,14 +121,12 @@ class Runs:
     def _fetched(self, run: RunDir) -> RunDir | None:
         """A run's copy on this machine, as the object store has it."""
         assert self.uri is not None
+        remote = CommandSide(self.uri, run)
+        if not self._with_store(lambda: remote.store.has(run.record.name)):
+            return None  # its command was killed before there was a record
         run.path.mkdir(parents=True, exist_ok=True)
-        try:
-            CommandSide(self.uri, run).fetch()
-        except FileNotFoundError:  # its command was killed before there was a record
-            return None
-        except FAULTS as error:
-            raise UsageError(f"storage: {redact(self.uri)}: {reason(error)}") from None
-        return run if run.record.exists() else None
+        self._with_store(remote.fetch)
+        return run
 
     def new(self) -> RunDir:
         """A new folder with the next free number, which no backup has either."""
@@ -147,11 +148,8 @@ class Runs:
         if self.backups is None or self.uri:
             return []
         here, _ = checkpoint.newest(run, determinism.identity(job))
-        try:
-            there, skipped = self.backups.of(run.name).pull(run, here)
-        except FAULTS as error:
-            shown = self.backups.shown
-            raise UsageError(f"{self.backups.key}: {shown}: {reason(error)}") from None
+        backup = self.backups.of(run.name)
+        there, skipped = self._with_store(lambda: backup.pull(run, here))
         if there or (run.is_intact and not here):
             return [*skipped, f"{run.name} comes back from its copy in {self.backups.shown}"]
         return skipped
@@ -161,13 +159,17 @@ class Runs:
 
         Where they are in an object store, that has all that the workers are told.
         """
-        if self.backups is None:
-            return
+        if self.uri:
+            self._with_store(CommandSide(self.uri, run).send)
+        elif self.backups:
+            store = self.backups.of(run.name).store
+            self._with_store(lambda: store.put(run.record, run.record.name))
+
+    def _with_store(self, work: Callable[[], T]) -> T:
+        """Do it with what is elsewhere. Raises UsageError where that cannot be used."""
+        assert self.backups is not None
         try:
-            if self.uri:
-                CommandSide(self.uri, run).send()
-            else:
-                self.backups.of(run.name).store.put(run.record, run.record.name)
+            return work()
         except FAULTS as error:
             key, shown = self.backups.key, self.backups.shown
             raise UsageError(f"{key}: {shown}: {reason(error)}") from None

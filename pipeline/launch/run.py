@@ -100,9 +100,11 @@ def run(
             if say:
                 say(line)
 
+    from pipeline.launch.signals import signals_raise
     from pipeline.tracking import process
 
     with contextlib.ExitStack() as held:
+        held.enter_context(signals_raise())
         uploader = held.enter_context(process.warming_up())
         from pipeline.launch.resume import Runs
         from pipeline.rundir.records import Done

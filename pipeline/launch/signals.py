@@ -36,6 +36,8 @@ TRAINING = "training"
 
 _raised: list[int] = []
 """Signals since `signals_raise` began, whose error a library may have caught on its way here."""
+_depth = 0
+"""How many `signals_raise` are entered, one in the other."""
 
 
 def attend(fit: Callable[[], Any], run: RunDir, waits_for_workers: bool) -> None:
@@ -106,8 +108,15 @@ def collect_signals(also: Callable[[], None] = lambda: None) -> Iterator[list[in
 
 @contextmanager
 def signals_raise() -> Iterator[None]:
-    """Signals end what is done inside at once, as StoppedError; `attend` has its own way."""
-    _raised.clear()
+    """Signals end what is done inside at once, as StoppedError; `attend` has its own way.
+
+    Some libraries drop an error that comes while they are imported, or called back: inside of
+    another one, this raises it again.
+    """
+    global _depth
+    if _raised:
+        raise StoppedError(_raised[0])
+    _depth += 1
 
     def end(signum: int) -> None:
         _raised.append(signum)
@@ -126,7 +135,9 @@ def signals_raise() -> Iterator[None]:
         raise
     finally:
         sys.unraisablehook = hook
-        _raised.clear()
+        _depth -= 1
+        if not _depth:
+            _raised.clear()
 
 
 def _quietly(otherwise: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -10,7 +10,7 @@ from typing import Self
 from pipeline.files.atomic import replacing
 from pipeline.files.store import DAMAGE, FAULTS, Seen, is_uri
 from pipeline.rundir import pieces
-from pipeline.rundir.checkpoint import MANIFEST
+from pipeline.rundir.checkpoint import MANIFEST, STATE
 from pipeline.rundir.layout import RunDir
 from pipeline.rundir.pieces import Follower
 from pipeline.rundir.remote import Remote, Repeated
@@ -39,6 +39,10 @@ class CommandSide(Remote):
                 self.store.delete(name)
         for path in run.inputs():
             self.store.put(path, run.relative(path))
+        for step in run.saved_steps():  # of the shorter run that this one goes on from
+            if (state := run.checkpoint(step) / STATE).exists():
+                self.backup.push(run.checkpoint(step), run.journal, keep=1)
+                state.unlink()
 
     def fetch(self) -> None:
         """Bring the copy to what is there.
@@ -83,6 +87,11 @@ class CommandSide(Remote):
             path = self.run.checkpoints / name / MANIFEST
             if not path.exists():
                 self.store.get(f"{name}/{MANIFEST}", path)
+
+    def get_state(self) -> None:
+        """Copy the newest checkpoint's state too, for a run that goes on from this one."""
+        for name in self.backup.checkpoints()[-1:]:
+            self.store.get(f"{name}/{STATE}", self.run.checkpoints / name / STATE)
 
 
 class _Follower:

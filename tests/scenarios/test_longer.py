@@ -57,6 +57,21 @@ def test_it_has_the_bits_of_a_long_run_and_is_a_run_below_the_short_one(
     assert client.get_run(short.run_id).info.status == "FINISHED"
 
 
+def test_in_an_object_store_too(
+    tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    fresh = pipeline.run(tree, {"training.epochs": 6})
+    elsewhere = {"storage": f"file://{tmp_path / 'store'}"}
+    pipeline.run(tree, elsewhere)
+    monkeypatch.setenv("PIPELINE_CACHE", str(tmp_path / "another machine"))
+    said: list[str] = []
+    result = pipeline.run(tree, {**elsewhere, "training.epochs": 6}, say=said.append)
+    assert said_by(said, "note  longer-2 goes on from step"), said
+    assert result.curve_sha256 == fresh.curve_sha256
+    assert result.weights_sha256 == fresh.weights_sha256
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
