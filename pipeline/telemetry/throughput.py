@@ -31,6 +31,8 @@ class Throughput:
         self._num_rows += num_rows
         if not (self._cadence.is_due() or is_last):
             return None
+        if not self._num_rows:  # a last evaluation, when all of training is told already
+            return None
         seconds = self._stopwatch.take()
         total = sum(seconds.values())
         if not total:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -87,7 +88,11 @@ def test_signals_while_ray_starts_end_the_command(
     )  # fmt: skip
     time.sleep(seconds)
     os.killpg(process.pid, told)
-    _, err = process.communicate(timeout=240)
+    try:
+        _, err = process.communicate(timeout=120)
+    finally:  # it would train for hours
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     if process.returncode != -told:  # else it had not even read the spec
         assert process.returncode == 128 + told, err
         assert "stopped" in err

@@ -33,6 +33,15 @@ def test_rows_flops_and_shares_are_of_the_time_since_the_last() -> None:
     assert shares["share/forward_backward"] == pytest.approx(0.75, abs=0.1)
 
 
+def test_a_last_evaluation_has_no_speed_of_training() -> None:
+    stopwatch = Stopwatch()
+    measured = Throughput(stopwatch, flops_per_row=2e9, peak_flops=4e12)
+    stopwatch.lap("forward_backward")
+    assert "rows_per_second" in (measured.step(100, is_last=True) or {})
+    stopwatch.lap("evaluation")
+    assert measured.step(0, is_last=True) is None
+
+
 def test_what_is_not_known_is_left_out() -> None:
     stopwatch = Stopwatch()
     stopwatch.lap("optimizer")

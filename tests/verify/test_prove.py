@@ -6,13 +6,13 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pytest
 
+from tests.clusters import until
 from tests.conftest import JOBS, Command, Write
 
 FAULTY = '''
@@ -177,14 +177,11 @@ class Narrow(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("told", "workers", "seconds"),
-    [
-        (signal.SIGINT, "1", 8.0),
-        pytest.param(signal.SIGTERM, "1,2", 8.0, marks=pytest.mark.chaos),
-    ],
+    ("told", "workers"),
+    [(signal.SIGINT, "1"), pytest.param(signal.SIGTERM, "1,2", marks=pytest.mark.chaos)],
 )
 def test_a_signal_ends_it_without_a_verdict(
-    job: Write, told: signal.Signals, workers: str, seconds: float
+    job: Write, told: signal.Signals, workers: str, tmp_path: Path
 ) -> None:
     path = job({"training.epochs": 100_000})
     process = subprocess.Popen(
@@ -192,7 +189,7 @@ def test_a_signal_ends_it_without_a_verdict(
          "--steps", "200000"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
-    time.sleep(seconds)
+    until(lambda: bool(list(tmp_path.glob("runs/prove-*/*/curve.jsonl"))), process)
     process.send_signal(told)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + told, err
