@@ -117,6 +117,13 @@ def _the_fast_lane_starts_no_process(
 
 
 @pytest.fixture(autouse=True, scope="session")
+def _uploaders_are_forked() -> None:
+    from tests.warm import fork_uploaders
+
+    fork_uploaders()
+
+
+@pytest.fixture(autouse=True, scope="session")
 def _rows_are_kept_apart(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Conversions of these tests' rows, away from the user's own."""
     os.environ["PIPELINE_CACHE"] = str(tmp_path_factory.mktemp("cache"))

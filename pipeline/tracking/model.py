@@ -59,17 +59,39 @@ def log_model(run: RunDir, model_id: str, record: Record) -> tuple[str, list[str
             path.write_text(text, encoding="utf-8")
             artifacts[kind] = str(path)
         predicted = ServedModel(TrainedModel.of_run(run)).predict(None, frame)
-        info = mlflow.pyfunc.log_model(
-            name="model",
-            model_id=model_id,
-            python_model=str(Path(__file__).with_name("serving.py")),
-            artifacts=artifacts,
-            code_paths=[str(Path(pipeline.__file__).parent), *custom],
-            signature=_signature(frame, predicted, [from_json(field) for field in record.fields]),
-            input_example=frame.astype(object).where(frame.notna(), None),  # JSON knows no NaN
-            pip_requirements=[f"{package}=={_released_version(package)}" for package in packages],
-        )
+        fields = [from_json(field) for field in record.fields]
+        with _unchecked_requirements():
+            info = mlflow.pyfunc.log_model(
+                name="model",
+                model_id=model_id,
+                python_model=str(Path(__file__).with_name("serving.py")),
+                artifacts=artifacts,
+                code_paths=[str(Path(pipeline.__file__).parent), *custom],
+                signature=_signature(frame, predicted, fields),
+                input_example=frame.astype(object).where(frame.notna(), None),  # JSON knows no NaN
+                pip_requirements=[f"{name}=={_released_version(name)}" for name in packages],
+            )
     return str(info.model_uri), list(predicted.columns)
+
+
+@contextlib.contextmanager
+def _unchecked_requirements() -> Iterator[None]:
+    """MLflow does not look whether what is installed here meets them, which it does exactly.
+
+    It would read what every installed package says of itself, for over a second.
+    """
+    from mlflow.utils import requirements_utils
+
+    name = "_check_requirement_satisfied"
+    before = getattr(requirements_utils, name, None)
+    if before is None:  # in another version of MLflow
+        yield
+        return
+    setattr(requirements_utils, name, lambda requirement: None)
+    try:
+        yield
+    finally:
+        setattr(requirements_utils, name, before)
 
 
 def _released_version(package: str) -> str:

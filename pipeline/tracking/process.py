@@ -6,6 +6,7 @@ Training never waits for it: `uploader` runs beside it and reads the run's folde
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 import time
@@ -83,10 +84,26 @@ def end(
         process.kill()
         process.wait()
         return Recorded(error=f"{run.path}: {error.strerror}")
+    _raise_priority(process.pid)
     recorded = wait(process, run, tell, signals)
     if process.returncode not in (0, 3) and not signals:  # it died, which another need not
         recorded = wait(start(run), run, tell, signals)
     return recorded
+
+
+def _raise_priority(pid: int) -> None:
+    """Nobody trains any more: the uploader and what it has started come first, where this may be.
+
+    As they are waited for; beside any other load they would hardly run at all.
+    """
+    ids = [pid]
+    with contextlib.suppress(OSError):
+        ids += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    for process in ids:
+        for task in Path(f"/proc/{process}/task").glob("*"):
+            with contextlib.suppress(OSError):  # it has ended, or only root may do this
+                os.sched_setscheduler(int(task.name), os.SCHED_OTHER, os.sched_param(0))
+                os.setpriority(os.PRIO_PROCESS, int(task.name), 0)
 
 
 def wait(
