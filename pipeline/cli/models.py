@@ -27,9 +27,9 @@ def evaluate(
 ) -> None:
     """Evaluate a trained model on files.
 
-    MODEL is the folder of a finished run, its name in `runs`, or a model in MLflow, as
-    models:/flights@champion. FILES are Parquet, Arrow or CSV files, folders, globs or URIs, with
-    the columns that the job was trained on.
+    MODEL is the folder of a finished run, its name in `runs`, its URI in an object store, or a
+    model in MLflow, as models:/flights@champion. FILES are Parquet, Arrow or CSV files, folders,
+    globs or URIs, with the columns that the job was trained on.
 
     Losses and metrics of all rows, as a run has them of its test rows. MLflow gets them as metrics
     of the model, with the digest of these rows, in a run below the one that trained it, with the
@@ -80,8 +80,9 @@ def predict(
 ) -> None:
     """Predict files with a trained model.
 
-    MODEL is the folder of a finished run, its name in `runs`, or a model in MLflow, as
-    models:/flights@champion. FILES are Parquet, Arrow or CSV files, folders, globs or URIs.
+    MODEL is the folder of a finished run, its name in `runs`, its URI in an object store, or a
+    model in MLflow, as models:/flights@champion. FILES are Parquet, Arrow or CSV files, folders,
+    globs or URIs.
 
     \b
     pipeline predict runs/flights-1 new/*.parquet --out predicted
@@ -114,9 +115,9 @@ def predict(
 def export(model: str, files: tuple[str, ...], out: str, as_json: bool) -> None:
     """Write a trained model as programs that need torch, or ONNX, alone.
 
-    MODEL is the folder of a finished run, its name in `runs`, or a model in MLflow, as
-    models:/flights@champion. FILES are rows to check the programs on; unless given, a few of the
-    run's training rows.
+    MODEL is the folder of a finished run, its name in `runs`, its URI in an object store, or a
+    model in MLflow, as models:/flights@champion. FILES are rows to check the programs on; unless
+    given, a few of the run's training rows.
 
     \b
     model.pt2           a program of torch.export: torch.export.load(...).module()

@@ -31,17 +31,23 @@ def sync(folder: str) -> None:
     click.echo(f"mlflow run {recorded.run_id} in {recorded.tracking_uri} has the whole record")
 
 
-class RunFolder(click.Path):
-    """A run's folder, or the name of one in the storage `runs`, as `pipeline runs` lists them."""
+class RunFolder(click.ParamType):  # type: ignore[type-arg]
+    """A run's folder, the name of one in the storage `runs`, as `pipeline runs` lists them, or its
+    URI in an object store."""
 
-    def __init__(self) -> None:
-        super().__init__(file_okay=False, path_type=Path)
+    name = "folder"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """The folder's path."""
-        named = Path("runs") / value
-        is_name = not Path(value).exists() and named.is_dir()
-        return named if is_name else Path(str(super().convert(value, param, ctx)))
+        from pipeline.launch.trained import folder_of
+
+        try:
+            folder = folder_of(str(value), Path("runs"))
+        except UsageError as error:
+            raise UsageError(f"{redact(str(value))} {error}") from None
+        if folder is None:
+            self.fail(f"Directory '{value}' does not exist.", param, ctx)
+        return folder
 
 
 FOLDERS = click.argument("folders", nargs=-1, metavar="[FOLDER]...", type=RunFolder())

@@ -10,6 +10,7 @@ import yaml
 
 from pipeline.errors import UsageError
 from pipeline.files.store import is_uri
+from pipeline.redact import redact
 from pipeline.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -21,6 +22,20 @@ SCHEMES = ("models:/", "runs:/")
 def is_recorded(source: str) -> bool:
     """Whether it is a model's address in MLflow."""
     return source.startswith(SCHEMES)
+
+
+def folder_of(source: str, storage: Path) -> Path | None:
+    """The folder of a run by its path, its name in `storage`, or its URI in an object store.
+
+    That is copied to this machine first. Raises UsageError, whose text follows the source.
+    """
+    if is_uri(source):
+        from pipeline.data.cache import make_folder
+        from pipeline.rundir.remote_command import fetched
+        from pipeline.spec import Cache
+
+        return fetched(source, make_folder(Cache())).path
+    return next((path for path in (Path(source), storage / source) if path.is_dir()), None)
 
 
 def run_of(folder: Path) -> RunDir:
@@ -57,16 +72,11 @@ def load_trained(source: str, storage: Path) -> tuple[TrainedModel, Home]:
             with downloaded(source, uri) as artifacts:
                 about = yaml.safe_load((artifacts.parent / "MLmodel").read_text())
                 return TrainedModel.of_artifacts(artifacts), Home(uri, about.get("model_id") or "")
-        if is_uri(source):
-            raise UsageError(
-                "is in an object store: give the folder of this machine's copy, which the same "
-                "`pipeline run` makes and names, or the model's address in MLflow (models:/...)"
-            )
-        folder = next((path for path in (Path(source), storage / source) if path.is_dir()), None)
+        folder = folder_of(source, storage)
         if folder is None:
             raise UsageError(f"is not the folder of a run, nor a run in {storage}")
         run = run_of(folder)
         recorded = run.read_recorded()
         return TrainedModel.of_run(run), Home(recorded.tracking_uri, recorded.model_id)
     except UsageError as error:
-        raise UsageError(f"{source} {error}") from error.__cause__
+        raise UsageError(f"{redact(source)} {error}") from error.__cause__

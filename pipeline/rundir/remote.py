@@ -36,7 +36,8 @@ LOOK_SECONDS = 2.0
 
 
 def copies(cache: Path, storage: str, whose: str) -> Path:
-    """The folder of this machine's copies: the command's ("runs") or the workers' ("workers")."""
+    """The folder of this machine's copies: the command's ("runs"), the workers' ("workers"), or
+    those that were only looked at ("read")."""
     return cache / f".{whose}" / hashlib.sha256(redact(storage).encode()).hexdigest()[:12]
 
 

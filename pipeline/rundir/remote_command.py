@@ -5,15 +5,17 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Self
 
+from pipeline.errors import UsageError
 from pipeline.files.atomic import replacing
-from pipeline.files.store import DAMAGE, FAULTS, Seen, is_uri
+from pipeline.files.store import DAMAGE, FAULTS, Seen, is_uri, reason
 from pipeline.rundir import pieces
 from pipeline.rundir.checkpoint import MANIFEST, STATE
 from pipeline.rundir.layout import RunDir
 from pipeline.rundir.pieces import Follower
-from pipeline.rundir.remote import Remote, Repeated
+from pipeline.rundir.remote import Remote, Repeated, copies
 
 
 class CommandSide(Remote):
@@ -114,6 +116,26 @@ class _Follower:
         self._curve.update(remote.curve())
         remote.get_manifests()
         remote.get_outputs(self._seen)
+
+
+def fetched(uri: str, cache: Path) -> RunDir:
+    """A copy of a run in an object store, to be looked at, apart from those of commands that train.
+
+    Raises UsageError, whose text follows the URI, where there is none or the store is down.
+    """
+    address, mark, options = uri.partition("?")
+    storage, _, name = address.rstrip("/").rpartition("/")
+    storage += mark + options
+    run = RunDir(copies(cache, storage, "read") / name)
+    remote = CommandSide(storage, run)
+    try:
+        if not remote.store.has(run.record.name):
+            raise UsageError("is not the folder of a run (no record.json)")
+        run.path.mkdir(parents=True, exist_ok=True)
+        remote.fetch()
+    except FAULTS as error:
+        raise UsageError(f"cannot be read: {reason(error)}") from None
+    return run
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import pyarrow.parquet as pq
 import pytest
 
 import pipeline
@@ -173,6 +174,32 @@ def test_the_store_has_what_workers_elsewhere_begin_with(
     pipeline.run(job({"training.epochs": 1}), changes)
     names = {path.name for path in (tmp_path / "store" / "small-1").iterdir()}
     assert {"record.json", "spec.yaml", "initial.pt"} <= names
+
+
+def test_a_run_is_looked_at_by_its_uri(
+    job: Write, command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    store = f"file://{tmp_path / 'store'}"
+    result = pipeline.run(job({"training.epochs": 1, "storage": store}))
+    monkeypatch.setenv("PIPELINE_CACHE", str(tmp_path / "another machine"))
+    uri = f"{store}/small-1"
+    rows = tmp_path / "data.csv"
+    code, _, err = command("predict", uri, rows, "--out", tmp_path / "predicted")
+    assert code == 0, err
+    assert pq.read_table(tmp_path / "predicted" / "data.parquet").num_rows == 24
+    code, out, _ = command("compare", uri, result.storage)
+    assert code == 0
+    assert "small-1" in out
+    code, _, err = command("report", f"{store}/small-7")
+    assert code == 2
+    assert f"{store}/small-7 is not the folder of a run (no record.json)" in err
+    code, _, err = command(
+        "report", "s3://k:hidden@rows/x-1?scheme=http&endpoint_override=127.0.0.1:9"
+    )
+    assert code == 2
+    assert "cannot be read: " in err
+    assert "hidden" not in err
 
 
 def test_what_is_refused_before_there_is_a_run(
