@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 
+import pipeline
 from pipeline import cli, registry
 from pipeline.rundir import RunDir
 from pipeline.rundir.journal import Reader, events
@@ -162,6 +163,15 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("database") / "mlflow.db"
     make_database(path)
     return path
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """A Ray cluster of this process for all runs of a module, which start one each otherwise."""
+    from pipeline.launch.ray_cluster import session
+
+    with session(pipeline.load(MINIMAL | {"workers": {"num": 4}})):
+        yield
 
 
 @pytest.fixture

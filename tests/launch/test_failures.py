@@ -16,6 +16,8 @@ from pipeline.launch import ray_trainer
 from pipeline.train.assignment import Assignment
 from tests.conftest import JOBS, Write, happened
 
+pytestmark = pytest.mark.usefixtures("cluster")
+
 
 @pytest.fixture
 def kills(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:

@@ -15,6 +15,7 @@ from pipeline.train.weights import load_weights
 from tests.conftest import JOBS
 
 LINEAR = JOBS / "linear.yaml"
+pytestmark = pytest.mark.usefixtures("cluster")
 
 
 @cache
