@@ -22,7 +22,7 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 def main() -> None:
-    """Run the command; while workers train, signals are theirs (`pipeline.launch.stop`)."""
+    """Run the command; those that train or predict have their own signals (`launch/signals.py`)."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
     atexit.register(gc.freeze)  # the kernel frees faster what Python would collect for a second

@@ -81,7 +81,9 @@ def _upload(
     os.environ.update(environment)
     os.chdir(folder)
     os.setsid()
-    os.getppid = lambda: parent
+    server = os.getppid()  # which ends with the process that asked for this one
+    real = os.getppid
+    os.getppid = lambda: parent if real() == server else real()
     os.dup2(reader.fileno(), 0)
     sys.stdin = os.fdopen(0, closefd=False)
     with open(log, "wb") as file:

@@ -157,7 +157,7 @@ def _without_compiler() -> Iterator[None]:
 def _step(optimizer: Optimizer) -> None:
     """One step; of torch's own optimizers without what imports the compiler."""
     step = type(optimizer).step
-    if not step.__module__.startswith("torch.optim"):
+    if "step" in vars(optimizer) or not step.__module__.startswith("torch.optim"):
         optimizer.step()
         return
     with torch.no_grad():

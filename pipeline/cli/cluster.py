@@ -191,7 +191,7 @@ def status(name: str | None, address: str, as_json: bool) -> None:
     said = {}
     for one in found[:MOST_LOGS]:
         with contextlib.suppress(UsageError):  # a log that is gone says nothing
-            said[one.id] = last_words(cluster.logs(one.id))
+            said[one.id] = last_words(cluster.logs(one.id), one.is_over)
     for line in render.submission_lines(found, said):
         click.echo(line)
 

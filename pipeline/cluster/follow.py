@@ -20,10 +20,8 @@ NOISE = re.compile(r"^(Running entrypoint for job |\d{4}-\d\d-\d\d \S+\s+INFO jo
 """Lines of Ray's own in a job's log."""
 PASSING = re.compile(r"^(epoch \d+/|step \d+ of |starting |waiting for |rows  )")
 """Lines of progress, of which each replaces the last where somebody watches."""
-TELLING = re.compile(
-    r"^(error: |stopped by |done  |epoch \d+/|step \d+ of |starting |waiting for )"
-)
-"""Lines that say what became of a job, or what it is at."""
+LAST = re.compile(r"^(error: |stopped by |done  )")
+"""Lines that say what became of a job."""
 GONE_SECONDS = 300.0
 """How long a cluster may be out of reach while a job is followed."""
 NO_PIPELINE = re.compile(r"No module named '?pipeline'?$")
@@ -121,9 +119,11 @@ def _interruptible() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def last_words(log: str) -> str:
-    """What a job's log says last of what it is at, or became of it; empty if it says nothing."""
-    return next((line for line in reversed(log.splitlines()) if TELLING.match(line)), "")
+def last_words(log: str, is_over: bool) -> str:
+    """What a job's log says last of what became of it, or it is at; empty if it says nothing."""
+    telling = (LAST,) if is_over else (LAST, PASSING)
+    lines = reversed(log.splitlines())
+    return next((line for line in lines if any(kind.match(line) for kind in telling)), "")
 
 
 def exit_code(submission: Submission) -> int:

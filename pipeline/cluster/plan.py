@@ -125,7 +125,8 @@ def make_plan(
         notes, seal = _checked(path, values, imports, package)
         notes += _missing(spec, nodes)
     if why := _stays(environment_uri()):
-        if is_uri(spec.storage) and not holds_secret(environment_uri()):
+        is_sent = action in ("start", "resume")
+        if is_sent and is_uri(spec.storage) and not holds_secret(environment_uri()):
             raise UsageError(
                 f"storage: MLflow's database cannot be in an object store, and MLFLOW_TRACKING_URI "
                 f"{why}: give the address of a server that the cluster reaches"

@@ -90,6 +90,7 @@ def run_folds(
     """
     if not isinstance(num_folds, int) or num_folds < 2:
         raise UsageError(f"--folds: expected 2 or more, found {num_folds!r}")
+    from pipeline.launch.signals import signals_raise
     from pipeline.train.job import prepare
 
     started = time.time() if started is None else started
@@ -115,15 +116,18 @@ def run_folds(
             prepare(load(path, changes), base_of(path), live)
         except DataError as error:
             raise DataError(f"fold {fold} of {num_folds}: {error}") from None
-    for fold, changes in changes_by_fold.items():
-        say(f"fold  {fold} of {num_folds}")
-        try:
-            result = run(path, changes, imports, fresh=fresh, say=say, live=live, started=started)
-        except UnrecordedError as error:
-            result = error.result
-            problems.append(f"fold {fold}: {error}")
-        results.append(result)
-        started = None  # the time of a fold is its own
+    with signals_raise():
+        for fold, changes in changes_by_fold.items():
+            say(f"fold  {fold} of {num_folds}")
+            try:
+                result = run(
+                    path, changes, imports, fresh=fresh, say=say, live=live, started=started
+                )
+            except UnrecordedError as error:
+                result = error.result
+                problems.append(f"fold {fold}: {error}")
+            results.append(result)
+            started = None  # the time of a fold is its own
     folds = Folds(spec.name, results, results[0].tracking_uri)
     if problems:
         return replace(folds, unrecorded="; ".join(problems))

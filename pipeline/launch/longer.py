@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 
 from pipeline.files.atomic import replacing, sync_folder
@@ -16,17 +17,15 @@ LENGTH = ("training.epochs", "training.max_steps")
 """Keys that may differ: how long training takes."""
 
 
-def differs_in_length(changed: list[str]) -> bool:
-    """Whether jobs differ in nothing else, by the lines of what differs between them."""
-    return all(line.partition(":")[0] in LENGTH for line in changed)
-
-
-def obstacle(before: RunDir, job: Job, changed: list[str]) -> str | None:
+def obstacle(
+    before: RunDir, job: Job, changed: list[str], get_state: Callable[[], None]
+) -> str | None:
     """Why the job cannot go on from a finished run; empty if it can; None if it is another job.
 
-    `changed` are the lines of what differs between them.
+    `changed` are the lines of what differs between them; `get_state` brings the newest checkpoint's
+    state here, where it is elsewhere.
     """
-    if not before.is_intact or not differs_in_length(changed):
+    if not before.is_intact or not all(line.partition(":")[0] in LENGTH for line in changed):
         return None
     done = Done.read(before.done)
     shorter = replace(job, spec=load(before.spec))
@@ -41,6 +40,7 @@ def obstacle(before: RunDir, job: Job, changed: list[str]) -> str | None:
     for step in range(done.steps):
         if job.learning_rate_factor(step) != shorter.learning_rate_factor(step):
             return f"its schedule {job.spec.schedule.name} depends on how long training takes"
+    get_state()
     if not checkpoint.newest(before, determinism.identity(shorter), done.steps)[0]:
         return "its checkpoints are not here"
     return ""

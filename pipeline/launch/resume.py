@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -84,14 +85,16 @@ class Runs:
             if not last.is_finished:
                 self._refuse_changed(last, changed)
                 tell(f"note  {last.name} is left, as what it trains has changed: {changed[0]}")
-            if self.uri and last.is_finished and longer.differs_in_length(changed):
-                self._with_store(CommandSide(self.uri, last).get_state)
-            why = longer.obstacle(last, job, changed)
+            remote = CommandSide.of(job.spec.storage, last)
+            get_state = partial(self._with_store, remote.get_state) if remote else lambda: None
+            why = longer.obstacle(last, job, changed, get_state)
             if why:
                 tell(f"note  {last.name} is shorter; this does not go on from it: {why}")
             if why == "":
                 run = self.new()
                 step = longer.go_on(run, last, job)
+                if remote:
+                    remote.drop_states()
                 tell(f"note  {run.name} goes on from step {step} of {last.name}: the same curve")
                 return run
         return self.new()
@@ -108,25 +111,27 @@ class Runs:
             and RunDir(path).record.exists()
         }
         number = max(numbered, default=0)
-        copied = max(self.backups.numbers(self.slug) if self.backups else [], default=0)
+        copied = self.backups.numbers(self.slug) if self.backups else []
+        runs = [RunDir(self.storage / f"{self.slug}-{one}") for one in reversed(copied)]
         if self.uri:
-            return self._fetched(RunDir(self.storage / f"{self.slug}-{copied}")) if copied else None
-        if self.backups and copied > number:
-            run = RunDir(self.storage / f"{self.slug}-{copied}")
+            return next((run for run in runs if self._is_fetched(run)), None)
+        if self.backups and runs and copied[-1] > number:
+            run, store = runs[0], self.backups.of(runs[0].name).store
             run.path.mkdir(parents=True, exist_ok=True)
-            if self.backups.of(run.name).store.get(run.record.name, run.record):
+            if self._with_store(lambda: store.get(run.record.name, run.record)):
                 return run
         return numbered.get(number)
 
-    def _fetched(self, run: RunDir) -> RunDir | None:
-        """A run's copy on this machine, as the object store has it."""
-        assert self.uri is not None
-        remote = CommandSide(self.uri, run)
-        if not self._with_store(lambda: remote.store.has(run.record.name)):
-            return None  # its command was killed before there was a record
+    def _is_fetched(self, run: RunDir) -> bool:
+        """Bring a run's copy on this machine to what the object store has; whether it has a run:
+        a command may have been killed before there was a record."""
+        remote = CommandSide.of(self.uri or "", run)
+        if remote is None or not self._with_store(lambda: remote.store.has(run.record.name)):
+            return False
         run.path.mkdir(parents=True, exist_ok=True)
         self._with_store(remote.fetch)
-        return run
+        self._with_store(remote.get_recorded)
+        return True
 
     def new(self) -> RunDir:
         """A new folder with the next free number, which no backup has either."""
@@ -181,7 +186,8 @@ class Runs:
         """
         ended = run.read_ended()
         has_state = bool(run.saved_steps())
-        has_state = has_state or bool(self.backups and self.backups.of(run.name).checkpoints())
+        if self.backups and not has_state:
+            has_state = bool(self._with_store(self.backups.of(run.name).checkpoints))
         if not has_state or (ended and ended.state == "failed"):
             return
         more = [f"and {len(changed) - MAX_CHANGES} more"] if len(changed) > MAX_CHANGES else []

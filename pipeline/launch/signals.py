@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -63,8 +63,7 @@ def attend(fit: Callable[[], Any], run: RunDir, waits_for_workers: bool) -> None
     before = happened.look()
     is_told, until = False, math.inf
     with collect_signals(ask) as signals:
-        if _raised:
-            raise StoppedError(_raised[0])
+        refuse_dropped()
         thread.start()
         while thread.is_alive() and len(signals) < 2 and time.monotonic() < until:
             thread.join(LOOK_SECONDS)
@@ -83,7 +82,7 @@ def attend(fit: Callable[[], Any], run: RunDir, waits_for_workers: bool) -> None
             thread.join(LAST_SECONDS)
     if signals and not run.is_finished:
         raise StoppedError(signals[0], happened.saved_at()) from (failure[0] if failure else None)
-    _raised.extend(signals)  # of which whoever called this may have more to do
+    heard(signals)
     if failure:
         raise failure[0]
 
@@ -111,12 +110,15 @@ def signals_raise() -> Iterator[None]:
     """Signals end what is done inside at once, as StoppedError; `attend` has its own way.
 
     Some libraries drop an error that comes while they are imported, or called back: inside of
-    another one, this raises it again.
+    another one, this raises it again. In other threads than the main one there are no signals.
     """
     global _depth
-    if _raised:
-        raise StoppedError(_raised[0])
-    _depth += 1
+    if not _is_main_thread():
+        yield
+        return
+    if not _depth:
+        _raised.clear()
+    refuse_dropped()
 
     def end(signum: int) -> None:
         _raised.append(signum)
@@ -124,20 +126,36 @@ def signals_raise() -> Iterator[None]:
 
     hook = sys.unraisablehook
     sys.unraisablehook = _quietly(sys.unraisablehook)
+    depth = _depth
     try:
+        _depth = depth + 1
         with _handle_signals(end):
             yield
     except StoppedError:
         raise
     except BaseException as error:
         if _raised:
-            raise StoppedError(_raised[0]) from error
+            raise StoppedError(_raised[0], "") from error
         raise
     finally:
         sys.unraisablehook = hook
-        _depth -= 1
-        if not _depth:
-            _raised.clear()
+        _depth = depth
+
+
+def refuse_dropped() -> None:
+    """Raise StoppedError for a signal since `signals_raise` began, whose own error was dropped."""
+    if _raised and _is_main_thread():
+        raise StoppedError(_raised[0], "")
+
+
+def heard(signals: Sequence[int]) -> None:
+    """These were collected: whoever called this may have more to do, and is not to begin it."""
+    if _is_main_thread():
+        _raised.extend(signals)
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def _quietly(otherwise: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -148,7 +166,7 @@ def _quietly(otherwise: Callable[[Any], Any]) -> Callable[[Any], Any]:
 @contextmanager
 def _handle_signals(handler: Callable[[int], None]) -> Iterator[None]:
     """Signals go to `handler`, where they can be handled at all; `nohup` stays what it is."""
-    if threading.current_thread() is not threading.main_thread():
+    if not _is_main_thread():
         yield
         return
 

@@ -19,7 +19,7 @@ from pipeline.rundir.records import Done, Ended, FileFacts, Record, Recorded
 
 CHECKPOINT = re.compile(r"step-(?P<step>\d{10,})")
 """Name of a checkpoint's folder, here and in a backup."""
-INPUTS = ("record.json", "recorded.json", "spec.yaml", "initial.pt", "parent.json", "imports/*")
+INPUTS = ("record.json", "spec.yaml", "initial.pt", "parent.json", "imports/*")
 """Files that the workers get from the command, where they do not see its folder."""
 OUTPUTS = ("nonfinite.json", "held_out.npz", "importance.json", "traceback-*.txt", "output/*.txt",
            "system/*.jsonl")  # fmt: skip
@@ -69,12 +69,12 @@ class RunDir:
         """How training ended."""
         return self.path / "ended.json"
 
-    # written by the first worker
-
     @property
     def parent(self) -> Path:
         """The finished run that this one goes on from, if there is one."""
         return self.path / "parent.json"
+
+    # written by the first worker
 
     @property
     def lease(self) -> Path:

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from pipeline.errors import RunError
-from pipeline.files.store import FAULTS, Store, reason
+from pipeline.files.store import FAULTS, Seen, Store, reason
 from pipeline.redact import redact
 from pipeline.rundir.backup import Backup
 from pipeline.rundir.layout import RunDir
-from pipeline.rundir.records import Curve, Identity, Segment
+from pipeline.rundir.records import Curve, Segment
 
 T = TypeVar("T")
 CURVE = "curve.json"
@@ -66,20 +66,28 @@ class Remote:
                     ) from None
             time.sleep(1)
 
-    def curve(self, of: Identity | None = None) -> tuple[Segment, ...]:
-        """The pieces of the journal, as far as it has come; none of another job than that `of`."""
+    def curve(self, spec: str, data: str) -> tuple[Segment, ...]:
+        """The pieces of the journal, as far as it has come; none of another job than theirs.
+
+        `spec` is a digest, `data` a fingerprint.
+        """
         if not self.store.has(CURVE):
             return ()
         curve = Curve.from_bytes(self.store.read(CURVE))
-        if of and (curve.spec, curve.data) != (of.spec, of.data):
-            return ()
-        return curve.pieces
+        return curve.pieces if (curve.spec, curve.data) == (spec, data) else ()
 
     def get_inputs(self) -> None:
         """Copy what the command gives to the workers."""
         for name in self.store.files():
             if self.run.is_input(name):
                 self.store.get(name, self.run.path / name)
+
+    def get_outputs(self, seen: dict[str, Seen]) -> None:
+        """Copy what the workers write, but files that are as `seen`, which is brought to date."""
+        for name, now in self.store.files().items():
+            if self.run.is_output(name) and seen.get(name) != now:
+                self.store.get(name, self.run.path / name)
+                seen[name] = now
 
 
 class Repeated:

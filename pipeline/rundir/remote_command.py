@@ -15,6 +15,7 @@ from pipeline.rundir import pieces
 from pipeline.rundir.checkpoint import MANIFEST, STATE
 from pipeline.rundir.layout import RunDir
 from pipeline.rundir.pieces import Follower
+from pipeline.rundir.records import Segment
 from pipeline.rundir.remote import Remote, Repeated, copies
 
 
@@ -34,6 +35,10 @@ class CommandSide(Remote):
         run = self.run
         for path in (run.done, run.failure):
             path.unlink(missing_ok=True)
+        for step in run.saved_steps():  # of the shorter run that this one goes on from
+            if (state := run.checkpoint(step) / STATE).exists():
+                self.backup.push(run.checkpoint(step), run.journal, keep=1)
+                state.unlink()
         self.store.put(run.record, run.record.name)
         left = (run.stop.name, run.failure.name, run.done.name)
         for name in self.store.names():
@@ -41,10 +46,6 @@ class CommandSide(Remote):
                 self.store.delete(name)
         for path in run.inputs():
             self.store.put(path, run.relative(path))
-        for step in run.saved_steps():  # of the shorter run that this one goes on from
-            if (state := run.checkpoint(step) / STATE).exists():
-                self.backup.push(run.checkpoint(step), run.journal, keep=1)
-                state.unlink()
 
     def fetch(self) -> None:
         """Bring the copy to what is there.
@@ -62,22 +63,27 @@ class CommandSide(Remote):
                 return
         run.done.unlink(missing_ok=True)
         with suppress(*DAMAGE):
-            content = pieces.joined(self.store, self.curve())
+            content = pieces.joined(self.store, self.own_curve())
             if not run.journal.exists() or run.journal.read_bytes() != content:
                 with replacing(run.journal) as file:
                     file.write(content)
 
-    def keep_recorded(self) -> None:
-        """Put there how much MLflow has, for a command on another machine."""
-        with suppress(*FAULTS):  # which it finds out without, in more time
-            self.store.put(self.run.recorded, self.run.recorded.name)
+    def own_curve(self) -> tuple[Segment, ...]:
+        """The pieces of the journal; none of another job, which has taken the name since."""
+        record = self.run.read_record()
+        assert record is not None
+        return self.curve(record.digest, record.data.fingerprint)
 
-    def get_outputs(self, seen: dict[str, Seen]) -> None:
-        """Copy what the workers write, but files that are as `seen`, which is brought to date."""
-        for name, now in self.store.files().items():
-            if self.run.is_output(name) and seen.get(name) != now:
-                self.store.get(name, self.run.path / name)
-                seen[name] = now
+    def keep_recorded(self) -> None:
+        """Put there how much MLflow has, for a command on another machine, if none is there now."""
+        with suppress(*FAULTS):  # which it finds out without, in more time
+            record = self.run.read_record()
+            if record and self.backup.launcher() == record.launcher:
+                self.store.put(self.run.recorded, self.run.recorded.name)
+
+    def get_recorded(self) -> None:
+        """Copy how much MLflow has."""
+        self.store.get(self.run.recorded.name, self.run.recorded)
 
     def get_manifests(self) -> None:
         """Copy which checkpoints there are."""
@@ -94,6 +100,11 @@ class CommandSide(Remote):
         """Copy the newest checkpoint's state too, for a run that goes on from this one."""
         for name in self.backup.checkpoints()[-1:]:
             self.store.get(f"{name}/{STATE}", self.run.checkpoints / name / STATE)
+
+    def drop_states(self) -> None:
+        """Delete the states that were copied."""
+        for path in self.run.checkpoints.glob(f"*/{STATE}"):
+            path.unlink()
 
 
 class _Follower:
@@ -113,7 +124,7 @@ class _Follower:
             if time_of is not None and self._sent.get(path.name) != time_of:
                 remote.store.put(path, path.name)
                 self._sent[path.name] = time_of
-        self._curve.update(remote.curve())
+        self._curve.update(remote.own_curve())
         remote.get_manifests()
         remote.get_outputs(self._seen)
 
@@ -133,6 +144,7 @@ def fetched(uri: str, cache: Path) -> RunDir:
             raise UsageError("is not the folder of a run (no record.json)")
         run.path.mkdir(parents=True, exist_ok=True)
         remote.fetch()
+        remote.get_recorded()
     except FAULTS as error:
         raise UsageError(f"cannot be read: {reason(error)}") from None
     return run

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import RunError
 from pipeline.files.store import DAMAGE, Seen
@@ -27,18 +28,20 @@ class WorkerSide(Remote):
     def __init__(self, storage: str, run: RunDir, command: RunDir) -> None:
         """`command` is the command's copy, which only the workers on its machine see."""
         super().__init__(storage, run)
-        self.command = command
+        self._command, self._launcher = command, ""
         self._identity: Identity | None = None
         """Of the attempt's job."""
         self._put: list[Segment] = []
         """What `curve.json` holds of this attempt."""
+        self._outputs: dict[Path, Seen] = {}
+        """Those that are in the store, as they were put there."""
 
     def receive(self, launcher: str) -> None:
-        """Make the copy, of what the command gives; of what was there, states are kept.
+        """Make the copy, of what the command gives and earlier attempts wrote; states are kept.
 
         Raises RunError where another command than the workers' own gives it.
         """
-        run = self.run
+        run, self._launcher = self.run, launcher
         run.path.mkdir(parents=True, exist_ok=True)
         for path in run.path.iterdir():
             if path.is_dir() and path != run.checkpoints:
@@ -46,7 +49,9 @@ class WorkerSide(Remote):
             elif not path.is_dir():
                 path.unlink()
         self.get_inputs()
-        now = json.loads(run.record.read_bytes())["launcher"]  # of whatever version
+        self.get_outputs({})
+        self._outputs = {path: _seen(path) for path in run.outputs()}
+        now = _launcher(run)
         if now["id"] != launcher:
             raise RunError(
                 f"process {now['pid']} on {now['host']} has resumed this run; this command writes "
@@ -68,12 +73,13 @@ class WorkerSide(Remote):
         if self.store.get(run.failure.name, run.failure):
             self.store.delete(run.failure.name)
         self.backup.mark = f"-{lease.holder.attempt}-{secrets.token_hex(2)}"
+        self.backup.pieces = Pieces(self.store, mark=self.backup.mark)
         step, skipped = self.backup.pull_checkpoint(run, 0, identity)
         for saved in run.saved_steps():
             if saved > step:
                 shutil.rmtree(run.checkpoint(saved))
         with suppress(*DAMAGE):  # then it ends with the checkpoint
-            curve = self.curve(identity)
+            curve = self.curve(identity.spec, identity.data)
             content = pieces.joined(self.store, curve)
             if not run.journal.exists() or len(content) >= run.journal.stat().st_size:
                 run.journal.write_bytes(content)
@@ -95,14 +101,20 @@ class WorkerSide(Remote):
             self.store.write(Curve(spec=spec, data=data, pieces=tuple(now)).to_bytes(), CURVE)
             self._put = now
 
-    def put_outputs(self, seen: dict[Path, Seen]) -> None:
-        """Put what the workers of this node write, where it is not as it was `seen`."""
+    def put_outputs(self) -> None:
+        """Put what the workers of this node have written since the last time."""
         for path in self.run.outputs():
-            state = path.stat()
-            now = Seen(state.st_size, state.st_mtime_ns)
-            if seen.get(path) != now:
+            now = _seen(path)
+            if self._outputs.get(path) != now:
                 self.store.put(path, self.run.relative(path))
-                seen[path] = now
+                self._outputs[path] = now
+
+    def is_to_stop(self) -> bool:
+        """Whether the command asks for it: in the store, or on its own machine."""
+        with suppress(FileNotFoundError):  # else another command was stopped there, some time ago
+            if self._command.stop.exists() and _launcher(self._command)["id"] == self._launcher:
+                return True
+        return self.store.has(self.run.stop.name)
 
     def successor(self, holder: Holder) -> Holder | None:
         """The attempt that has taken the lease there since, if there is one."""
@@ -113,11 +125,21 @@ class WorkerSide(Remote):
         return now if now != holder else None
 
 
+def _launcher(run: RunDir) -> dict[str, Any]:
+    """Which command the run is told to be of, by a record of whatever version."""
+    launcher: dict[str, Any] = json.loads(run.record.read_bytes())["launcher"]
+    return launcher
+
+
+def _seen(path: Path) -> Seen:
+    state = path.stat()
+    return Seen(state.st_size, state.st_mtime_ns)
+
+
 @contextmanager
 def putting_outputs(remote: WorkerSide) -> Iterator[None]:
     """Put what this node's workers write; after that their copy is not needed."""
-    seen: dict[Path, Seen] = {}
-    with Repeated(lambda: remote.put_outputs(seen)):
+    with Repeated(remote.put_outputs):
         yield
     shutil.rmtree(remote.run.path, ignore_errors=True)
 
@@ -154,15 +176,15 @@ class StorageThread(BackupThread):
 
         def push() -> None:
             self._refuse_other(self._remote.backup)
+            self._remote.put_outputs()
             self._remote.backup.push_result(self._run)
 
         self._remote.insist(push)
 
     def _look(self) -> None:
         """Ask whether to stop, and put there what the curve has got."""
-        stop = self._run.stop
-        if self._remote.command.stop.exists() or self._remote.store.has(stop.name):
-            stop.touch()
+        if self._remote.is_to_stop():
+            self._run.stop.touch()
         self._refuse_other(self._remote.backup)
         self._remote.push_curve()
 

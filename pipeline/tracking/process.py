@@ -84,7 +84,6 @@ def end(
         process.kill()
         process.wait()
         return Recorded(error=f"{run.path}: {error.strerror}")
-    _raise_priority(process.pid)
     recorded = wait(process, run, tell, signals)
     if process.returncode not in (0, 3) and not signals:  # it died, which another need not
         recorded = wait(start(run), run, tell, signals)
@@ -96,14 +95,13 @@ def _raise_priority(pid: int) -> None:
 
     As they are waited for; beside any other load they would hardly run at all.
     """
-    ids = [pid]
-    with contextlib.suppress(OSError):
-        ids += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
-    for process in ids:
-        for task in Path(f"/proc/{process}/task").glob("*"):
-            with contextlib.suppress(OSError):  # it has ended, or only root may do this
-                os.sched_setscheduler(int(task.name), os.SCHED_OTHER, os.sched_param(0))
-                os.setpriority(os.PRIO_PROCESS, int(task.name), 0)
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        with contextlib.suppress(OSError):  # it has ended, or only root may do this
+            os.sched_setscheduler(int(task.name), os.SCHED_OTHER, os.sched_param(0))
+            os.setpriority(os.PRIO_PROCESS, int(task.name), 0)
+        with contextlib.suppress(OSError):
+            for child in (task / "children").read_text().split():
+                _raise_priority(int(child))
 
 
 def wait(
@@ -113,6 +111,7 @@ def wait(
     signals: Sequence[int] = (),
 ) -> Recorded:
     """What MLflow has, once the process has ended; a first signal ends it."""
+    _raise_priority(process.pid)
     patience = time.monotonic() + PATIENCE_SECONDS
     while process.poll() is None and not signals:
         if time.monotonic() > patience:

@@ -53,7 +53,8 @@ def main(path: str = "", word: str = "") -> int:
     """
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, signal.SIG_IGN)
-    _lower_priority()
+    if not path or (word != ALONE and not RunDir(Path(path)).ended.exists()):
+        _lower_priority()
     drawing = Drawing()
     if path:
         return record(RunDir(Path(path)), drawing, word == ALONE)

@@ -108,8 +108,9 @@ def _train_steps(
     stopwatch.restart()
     for batch in batches:
         lap("waiting_for_rows")
+        requests = recorder.requests(batch.step + 1)
         with _explain_errors(job, state, batch, recorder):
-            losses = state.train(batch, settings, recorder.requests(batch.step + 1), lap)
+            losses = state.train(batch, settings, requests, lap)
         recorder.log_step(state, batch, losses)
         lap("recording")
         if job.is_evaluated(state.step, last_step):

@@ -16,6 +16,7 @@ from ray.util import get_node_ip_address
 from pipeline import tracebacks
 from pipeline.distributed import comm
 from pipeline.errors import PipelineError, RunError, UsageError
+from pipeline.files.store import FAULTS
 from pipeline.rundir.remote_worker import WorkerSide, putting_outputs
 from pipeline.spec import JobSpec
 from pipeline.telemetry.system import SystemMonitor
@@ -79,6 +80,9 @@ def _work(told: Assignment, remote: WorkerSide | None) -> None:
             raise
         path = told.run.traceback(comm.rank())
         tracebacks.write(error, path)
+        if remote:  # Ray kills the first worker of the node, which would, when another has failed
+            with contextlib.suppress(*FAULTS):
+                remote.put_outputs()
         node = f" on node {get_node_ip_address()}" if told.job is None else ""
         where = f"on worker {comm.rank()} of {comm.num_workers()}{node}"
         error.add_note(f"{where}; the whole traceback: {path}")

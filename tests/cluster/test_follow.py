@@ -85,13 +85,14 @@ def test_an_address_without_port_or_scheme_is_filled_in() -> None:
 
 
 @pytest.mark.parametrize(
-    ("log", "says"),
+    ("log", "is_over", "says"),
     [
-        (LOG, "epoch 1/2  step 3/6  loss 0.5"),
-        (LOG + "\nerror: no such column\nTraceback\n", "error: no such column"),
-        (LOG + "\ndone  6 steps\nsaved runs/t-1\n", "done  6 steps"),
-        ("Running entrypoint for job t-1\n", ""),
+        (LOG, False, "epoch 1/2  step 3/6  loss 0.5"),
+        (LOG, True, ""),
+        (LOG + "\nerror: no such column\nTraceback\n", True, "error: no such column"),
+        (LOG + "\ndone  6 steps\nsaved runs/t-1\n", False, "done  6 steps"),
+        ("Running entrypoint for job t-1\n", False, ""),
     ],
 )
-def test_what_a_job_is_at_is_in_its_log(log: str, says: str) -> None:
-    assert last_words(log) == says
+def test_what_a_job_is_at_is_in_its_log(log: str, is_over: bool, says: str) -> None:
+    assert last_words(log, is_over) == says

@@ -25,18 +25,19 @@ from tests.rundir.test_pieces import append, line
 IDENTITY = Identity(spec="a", data="b", bits={})
 
 
-def record(launcher: str) -> Record:
+def record(launcher: str, identity: Identity = IDENTITY) -> Record:
     """What a command says of its run."""
-    texts = ("name", "job", "experiment", "tracking_uri", "spec", "example", "token", "digest")
+    texts = ("name", "job", "experiment", "tracking_uri", "spec", "example", "token")
     more = ("imports_sha256", "primary_metric", "command")
     data = DataFacts(
-        name="", fingerprint="", files=[], num_files=0, rows={}, digests={}, dropped=0,
+        name="", fingerprint=identity.data, files=[], num_files=0, rows={}, digests={}, dropped=0,
         columns={}, profile={},
     )  # fmt: skip
     return Record(
         **dict.fromkeys((*texts, *more), ""), register_as=None, params={}, data=data, fields=[],
         tags={}, versions={}, modules=[], num_workers=1, num_steps=1, is_lower_better=True,
         launcher=Launcher(id=launcher, pid=1, host="there"), is_copied=True,
+        digest=identity.spec,
     )  # fmt: skip
 
 
@@ -193,7 +194,7 @@ def test_the_one_that_was_cut_off_writes_nothing_more(storage: str, tmp_path: Pa
     thread.close()
     with pytest.raises(RunError, match=r"attempt 2 at this run, by process .* has taken over"):
         thread.update()
-    assert first.remote.curve() == ()
+    assert first.remote.curve("a", "b") == ()
 
 
 def test_the_workers_hear_that_they_are_to_stop(storage: str, tmp_path: Path) -> None:
@@ -299,3 +300,78 @@ def test_a_store_that_is_down_is_not_taken_for_one_that_is_damaged(
     monkeypatch.setattr(Store, "read", down)
     with pytest.raises(OSError, match="no answer"):
         first.remote.backup.pull_checkpoint(first.run, 0)
+
+
+def test_a_copy_of_another_command_stops_nobody(storage: str, tmp_path: Path) -> None:
+    """The workers may stand on a machine where the run was stopped some time ago."""
+    worker = attempt(storage, tmp_path / "one")
+    command = RunDir(tmp_path / "one" / "elsewhere" / "x-1")
+    command.path.mkdir(parents=True)
+    command.stop.touch()
+    assert not worker.remote.is_to_stop(), "there is no record"
+    record("other").write(command.record)
+    assert not worker.remote.is_to_stop()
+    record("me").write(command.record)
+    assert worker.remote.is_to_stop(), "whether the store is there or not"
+
+
+def test_what_earlier_attempts_wrote_is_added_to(storage: str, tmp_path: Path) -> None:
+    first = attempt(storage, tmp_path / "one")
+    first.run.system.mkdir()
+    readings = first.run.system / "0.jsonl"
+    readings.write_text("1\n")
+    first.remote.put_outputs()
+    second = attempt(storage, tmp_path / "two")
+    with (second.run.system / "0.jsonl").open("a") as file:
+        file.write("2\n")
+    second.remote.put_outputs()
+    assert second.remote.store.read("system/0.jsonl") == b"1\n2\n"
+
+
+def test_the_commands_copy_takes_no_curve_of_another_job(storage: str, tmp_path: Path) -> None:
+    first = attempt(storage, tmp_path / "one")
+    first.train(1)
+    first.remote.push_curve()
+    there = CommandSide(storage, RunDir(tmp_path / "copy" / "x-1"))
+    there.fetch()
+    assert steps(there.run) == [(1, 1)]
+    other = record("later", Identity(spec="other", data="b", bits={}))
+    there.store.write(other.to_bytes(), "record.json")
+    there.fetch()
+    assert steps(there.run) == []
+
+
+def test_a_superseded_command_says_nothing_of_mlflow(storage: str, tmp_path: Path) -> None:
+    there = CommandSide(storage, RunDir(tmp_path / "copy" / "x-1"))
+    there.run.path.mkdir(parents=True)
+    record("me").write(there.run.record)
+    there.run.recorded.write_text("mine")
+    there.store.put(there.run.record, "record.json")
+    there.keep_recorded()
+    assert there.store.read("recorded.json") == b"mine"
+    there.store.write(record("other").to_bytes(), "record.json")
+    there.run.recorded.write_text("later")
+    there.keep_recorded()
+    assert there.store.read("recorded.json") == b"mine"
+
+
+def test_the_state_that_a_run_goes_on_from_is_there_before_its_record(
+    storage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = attempt(storage, tmp_path / "one")
+    before.train(1)
+    before.save(1)
+    there = CommandSide(f"file://{tmp_path / 'other'}", RunDir(before.run.path))
+    record("me").write(there.run.record)
+
+    def down(*_: object) -> None:
+        raise OSError("no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "put", down)
+        with pytest.raises(OSError, match="no answer"):
+            there.send()
+    assert not there.store.has("record.json")
+    there.send()
+    assert there.store.has("step-0000000001/state.pt")
+    assert there.store.has("record.json")
