@@ -141,10 +141,11 @@ def _lint_fractions(job: Job) -> Iterator[Notice]:
     data, counts = job.spec.data, job.facts.rows
     drawn = [split for split in HELD_OUT if isinstance(data.held_out(split), float | Split)]
     total = counts["train"] + sum(counts[split] for split in drawn)
+    rest = total - counts["test"] if "test" in drawn else total  # folds are cut from this
     for split in drawn:
         held_out = data.held_out(split)
         is_fold = isinstance(held_out, Split) and held_out.folds is not None
-        share = counts[split] / (total - counts["test"] if is_fold else total)  # cut from the rest
+        share = counts[split] / (rest if is_fold else total)
         asked = held_out.share if isinstance(held_out, Split) and not held_out.time else held_out
         if not isinstance(asked, float):
             continue

@@ -90,7 +90,7 @@ def run_folds(
     """
     if not isinstance(num_folds, int) or num_folds < 2:
         raise UsageError(f"--folds: expected 2 or more, found {num_folds!r}")
-    from pipeline.launch.signals import signals_raise
+    from pipeline.launch.signals import refuse_stopped, signals_raise
     from pipeline.train.job import prepare
 
     started = time.time() if started is None else started
@@ -118,6 +118,7 @@ def run_folds(
             raise DataError(f"fold {fold} of {num_folds}: {error}") from None
     with signals_raise():
         for fold, changes in changes_by_fold.items():
+            refuse_stopped()
             say(f"fold  {fold} of {num_folds}")
             try:
                 result = run(

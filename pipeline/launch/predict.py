@@ -57,7 +57,7 @@ def predict(
     DataError before anything is written, unless a row is at fault.
     """
     from pipeline.inference.files import pending, plan
-    from pipeline.launch.signals import refuse_dropped, signals_raise
+    from pipeline.launch.signals import refuse_stopped, signals_raise
 
     folder = Path(out).resolve()
     if "://" in str(out):
@@ -96,7 +96,7 @@ def predict(
                 for rows in each_on_workers(spec, begin, work, left):
                     report(rows)
                     num_done += 1
-            refuse_dropped()
+            refuse_stopped()
     except StoppedError as error:
         where = f"; {num_done} of {len(left)} files are done, the same command does the others"
         raise StoppedError(error.number, where) from error

@@ -100,7 +100,7 @@ def run(
             if say:
                 say(line)
 
-    from pipeline.launch.signals import refuse_dropped, signals_raise
+    from pipeline.launch.signals import refuse_stopped, signals_raise
     from pipeline.tracking import process
 
     with contextlib.ExitStack() as held:
@@ -141,7 +141,7 @@ def run(
                 task = assignment(job, folder, modules, base_of(path))
                 runs.back_up_record(folder)
         if is_finished:
-            refuse_dropped()
+            refuse_stopped()
             held.close()
             return _finish(folder, spec.storage, started, tell)
         return _train(job, task, uploader, started, tell)
@@ -251,7 +251,7 @@ def _train(
     """Train the job in its folder, from the start or from where it was."""
     from pipeline.launch.progress import Progress
     from pipeline.launch.ray_trainer import fit, in_process
-    from pipeline.launch.signals import collect_signals, heard, signals_raise
+    from pipeline.launch.signals import begin_nothing_more, collect_signals, signals_raise
     from pipeline.rundir.curve_end import EndReader
     from pipeline.rundir.records import Ended
     from pipeline.rundir.remote_command import CommandSide
@@ -301,7 +301,7 @@ def _train(
         reason = redact(str(failure) or repr(failure)) if state == "failed" else ""
         ended = Ended(state=state, reason=reason)
         recorded = process.end(uploading, folder, ended, tell, signals)
-        heard(signals)
+        begin_nothing_more(signals)
         if remote := CommandSide.of(spec.storage, folder):
             remote.keep_recorded()
     if failure is not None:

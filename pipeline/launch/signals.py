@@ -36,6 +36,8 @@ TRAINING = "training"
 
 _raised: list[int] = []
 """Signals since `signals_raise` began, whose error a library may have caught on its way here."""
+_heard: list[int] = []
+"""Those that cut a recording off: what has ended is told as it is, but nothing more is begun."""
 _depth = 0
 """How many `signals_raise` are entered, one in the other."""
 
@@ -63,7 +65,7 @@ def attend(fit: Callable[[], Any], run: RunDir, waits_for_workers: bool) -> None
     before = happened.look()
     is_told, until = False, math.inf
     with collect_signals(ask) as signals:
-        refuse_dropped()
+        refuse_stopped()
         thread.start()
         while thread.is_alive() and len(signals) < 2 and time.monotonic() < until:
             thread.join(LOOK_SECONDS)
@@ -82,7 +84,8 @@ def attend(fit: Callable[[], Any], run: RunDir, waits_for_workers: bool) -> None
             thread.join(LAST_SECONDS)
     if signals and not run.is_finished:
         raise StoppedError(signals[0], happened.saved_at()) from (failure[0] if failure else None)
-    heard(signals)
+    if _is_main_thread():
+        _raised.extend(signals)  # of which whoever called this may have more to do
     if failure:
         raise failure[0]
 
@@ -118,7 +121,8 @@ def signals_raise() -> Iterator[None]:
         return
     if not _depth:
         _raised.clear()
-    refuse_dropped()
+        _heard.clear()
+    refuse_stopped()
 
     def end(signum: int) -> None:
         _raised.append(signum)
@@ -142,16 +146,16 @@ def signals_raise() -> Iterator[None]:
         _depth = depth
 
 
-def refuse_dropped() -> None:
+def refuse_stopped() -> None:
     """Raise StoppedError for a signal since `signals_raise` began, whose own error was dropped."""
-    if _raised and _is_main_thread():
-        raise StoppedError(_raised[0], "")
+    if (signals := [*_raised, *_heard]) and _is_main_thread():
+        raise StoppedError(signals[0], "")
 
 
-def heard(signals: Sequence[int]) -> None:
-    """These were collected: whoever called this may have more to do, and is not to begin it."""
+def begin_nothing_more(signals: Sequence[int]) -> None:
+    """These have come: whoever called this may have more to do."""
     if _is_main_thread():
-        _raised.extend(signals)
+        _heard.extend(signals)
 
 
 def _is_main_thread() -> bool:

@@ -6,12 +6,14 @@ import contextlib
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import pipeline
 from pipeline.errors import StoppedError
 from pipeline.launch.signals import signals_raise
+from pipeline.tracking import process
 from tests.conftest import Write
 
 DROPS = """
@@ -48,3 +50,19 @@ def test_one_that_was_heard_is_forgotten_at_the_end() -> None:
             interrupted()
     with signals_raise(), signals_raise():
         pass
+
+
+def test_one_that_cuts_a_folds_recording_off_begins_no_other_fold(
+    job: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    end = process.end
+
+    def interrupted(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return end(*arguments)
+
+    monkeypatch.setattr(process, "end", interrupted)
+    with pytest.raises(StoppedError):
+        pipeline.run_folds(job(), num_folds=2, say=said.append)
+    assert [line for line in said if line.startswith("fold ")] == ["fold  1 of 2"]
