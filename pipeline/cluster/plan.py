@@ -69,7 +69,7 @@ class Plan:
         if is_uri(storage):
             return redact(storage)
         is_own = not Path(storage).is_absolute() and not storage.startswith("~")
-        return f"{'~/' if is_own else ''}{storage} on the cluster, which all of its nodes see"
+        return f"{'~/' if is_own else ''}{storage} on the cluster; all of its nodes have to see it"
 
     @property
     def variables(self) -> dict[str, str]:

@@ -39,7 +39,7 @@ def test_a_terminal_shows_as_much_as_fits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: int
 ) -> None:
     size = os.terminal_size((columns, 24))
-    monkeypatch.setattr(shutil, "get_terminal_size", lambda: size)
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda *_, **__: size)
     path = tmp_path / "curve.jsonl"
     written = Journal(path)
     written.write(point(13_000))
