@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -128,8 +126,8 @@ def _try_step(job: Job, bound: Objective, trial: Batch) -> None:
         )
     numerators.backward()
     try:
-        with _without_compiler():
-            optimizer = build_optimizer(job.spec, bound.named_parameters())
+        _leave_compiler_out()
+        optimizer = build_optimizer(job.spec, bound.named_parameters())
         closure = inspect.signature(optimizer.step).parameters.get("closure")
         if closure is not None and closure.default is inspect.Parameter.empty:
             raise UsageError(
@@ -143,25 +141,25 @@ def _try_step(job: Job, bound: Objective, trial: Batch) -> None:
         raise UsageError(f"optimizer {name}: fails in its first step: {describe(error)}") from error
 
 
-@contextlib.contextmanager
-def _without_compiler() -> Iterator[None]:
-    """An optimizer is made without torch's compiler, whose import takes half of a check's time."""
-    method = Optimizer.add_param_group
-    Optimizer.add_param_group = inspect.unwrap(method)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        Optimizer.add_param_group = method  # type: ignore[method-assign]
+def _leave_compiler_out() -> None:
+    """Optimizers are made without torch's compiler, whose import takes half of a check's time.
+
+    Where it is not imported yet, torch imports it to keep out of this method, and remembers here
+    what it calls instead.
+    """
+    method = inspect.unwrap(Optimizer.add_param_group)
+    if not hasattr(method, "__dynamo_disable"):
+        setattr(method, "__dynamo_disable", method)
 
 
 def _step(optimizer: Optimizer) -> None:
     """One step; of torch's own optimizers without what imports the compiler."""
-    step = type(optimizer).step
-    if "step" in vars(optimizer) or not step.__module__.startswith("torch.optim"):
+    kind = type(optimizer)
+    if "step" in vars(optimizer) or not kind.__module__.startswith("torch.optim"):
         optimizer.step()
         return
     with torch.no_grad():
-        inspect.unwrap(step)(optimizer)
+        inspect.unwrap(kind.step)(optimizer)
 
 
 def _try_schedule(job: Job) -> None:

@@ -79,14 +79,16 @@ class Runs:
         """
         last = None if fresh else self.find_latest()
         if last is not None:
-            changed = changes(last, job, modules)
+            remote = CommandSide.of(job.spec.storage, last)
+            get_state = partial(self._with_store, remote.get_state) if remote else lambda: None
+            changed = changes(last, job, modules, get_state)
+            if remote:
+                remote.drop_states()
             if not changed:
                 return last
             if not last.is_finished:
                 self._refuse_changed(last, changed)
                 tell(f"note  {last.name} is left, as what it trains has changed: {changed[0]}")
-            remote = CommandSide.of(job.spec.storage, last)
-            get_state = partial(self._with_store, remote.get_state) if remote else lambda: None
             why = longer.obstacle(last, job, changed, get_state)
             if why:
                 tell(f"note  {last.name} is shorter; this does not go on from it: {why}")
@@ -199,13 +201,19 @@ class Runs:
         )
 
 
-def changes(run: RunDir, job: Job, modules: list[str]) -> list[str]:
-    """What is trained now and was not when the run began: one line each."""
+def changes(
+    run: RunDir, job: Job, modules: list[str], get_state: Callable[[], None] = lambda: None
+) -> list[str]:
+    """What is trained now and was not when the run began: one line each.
+
+    `get_state` brings the newest checkpoint's state here, where it is elsewhere.
+    """
     try:
         record = run.read_record()
     except ValueError:
         record = None
     if record is None:  # a checkpoint tells as well that this is the same job
+        get_state()
         step, _ = checkpoint.newest(run, determinism.identity(job))
         return [] if step else [f"{run.record.name} is damaged: what it trained is not known"]
     before = record.params

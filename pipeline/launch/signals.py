@@ -42,6 +42,14 @@ _depth = 0
 """How many `signals_raise` are entered, one in the other."""
 
 
+class InterruptedCommand(KeyboardInterrupt):
+    """Ends what is being done, as it is not caught with every Exception.
+
+    It is none of Python's own: after one of those in a module that is imported, `python -m` ends
+    as if killed by SIGINT, whatever its exit code is.
+    """
+
+
 def attend(fit: Callable[[], Any], run: RunDir, waits_for_workers: bool) -> None:
     """Run `fit` in a thread, so that signals come here and not to Ray, which would abort it.
 
@@ -126,7 +134,7 @@ def signals_raise() -> Iterator[None]:
 
     def end(signum: int) -> None:
         _raised.append(signum)
-        raise KeyboardInterrupt  # which is not caught with every Exception
+        raise InterruptedCommand
 
     hook = sys.unraisablehook
     sys.unraisablehook = _quietly(sys.unraisablehook)
@@ -164,7 +172,7 @@ def _is_main_thread() -> bool:
 
 def _quietly(otherwise: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Nothing is said of a KeyboardInterrupt that came where Python drops it, as while forking."""
-    return lambda seen: None if seen.exc_type is KeyboardInterrupt else otherwise(seen)
+    return lambda seen: None if issubclass(seen.exc_type, KeyboardInterrupt) else otherwise(seen)
 
 
 @contextmanager

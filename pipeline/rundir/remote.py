@@ -73,7 +73,10 @@ class Remote:
         """
         if not self.store.has(CURVE):
             return ()
-        curve = Curve.from_bytes(self.store.read(CURVE))
+        try:
+            curve = Curve.from_bytes(self.store.read(CURVE))
+        except ValueError as error:
+            raise ValueError(f"{CURVE}: {error}") from None
         return curve.pieces if (curve.spec, curve.data) == (spec, data) else ()
 
     def get_inputs(self) -> None:

@@ -15,7 +15,7 @@ from pipeline.rundir import pieces
 from pipeline.rundir.checkpoint import MANIFEST, STATE
 from pipeline.rundir.layout import RunDir
 from pipeline.rundir.pieces import Follower
-from pipeline.rundir.records import Segment
+from pipeline.rundir.records import Record, Recorded, Segment
 from pipeline.rundir.remote import Remote, Repeated, copies
 
 
@@ -55,6 +55,7 @@ class CommandSide(Remote):
         run = self.run
         if not self.store.has(run.record.name):
             raise FileNotFoundError(f"there is no {run.record.name}")
+        self._delete_other()
         self.get_inputs()
         self.get_outputs({})
         self.get_manifests()
@@ -82,8 +83,22 @@ class CommandSide(Remote):
                 self.store.put(self.run.recorded, self.run.recorded.name)
 
     def get_recorded(self) -> None:
-        """Copy how much MLflow has."""
-        self.store.get(self.run.recorded.name, self.run.recorded)
+        """Copy how much MLflow has, unless that was made complete on this machine since."""
+        here, name = self.run.read_recorded(), self.run.recorded.name
+        with suppress(*DAMAGE):
+            there = Recorded.from_bytes(self.store.read(name))
+            if not (here.complete and here.launcher == there.launcher):
+                self.store.get(name, self.run.recorded)
+
+    def _delete_other(self) -> None:
+        """Delete the copy where it is of another run that had this name, before that was deleted
+        in the store, or begun at the same moment: nothing of it counts for this one."""
+        with suppress(*DAMAGE):  # a damaged record tells nothing
+            there = Record.from_bytes(self.store.read(self.run.record.name))
+            here = self.run.read_record()
+            if here and here.token != there.token:
+                shutil.rmtree(self.run.path)
+                self.run.path.mkdir()
 
     def get_manifests(self) -> None:
         """Copy which checkpoints there are."""
@@ -136,6 +151,8 @@ def fetched(uri: str, cache: Path) -> RunDir:
     """
     address, mark, options = uri.partition("?")
     storage, _, name = address.rstrip("/").rpartition("/")
+    if storage.endswith("/"):
+        raise UsageError("is not the URI of a run, as s3://bucket/runs/NAME-1 is")
     storage += mark + options
     run = RunDir(copies(cache, storage, "read") / name)
     remote = CommandSide(storage, run)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,17 @@ def test_one_that_is_dropped_before_training_begins(name: str, job: Write, tmp_p
         pipeline.run(job(), imports=[str(module)])
     assert caught.value.exit_code == 128 + signal.Signals[name]
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_the_exit_code_is_that_of_the_signal(job: Write, tmp_path: Path) -> None:
+    """Python has one of its own for a KeyboardInterrupt that goes through an import."""
+    (tmp_path / "comes.py").write_text("exec('import os; os.kill(os.getpid(), 15)')")
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", "run", job(), "--import", tmp_path / "comes.py"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert "stopped by SIGTERM" in done.stderr
 
 
 def test_one_that_was_heard_is_forgotten_at_the_end() -> None:

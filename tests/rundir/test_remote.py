@@ -375,3 +375,16 @@ def test_the_state_that_a_run_goes_on_from_is_there_before_its_record(
     there.send()
     assert there.store.has("step-0000000001/state.pt")
     assert there.store.has("record.json")
+
+
+def test_a_copy_of_another_run_that_had_the_name_is_deleted(storage: str, tmp_path: Path) -> None:
+    """Else MLflow would be told of one run what is of the other."""
+    there = CommandSide(storage, RunDir(tmp_path / "copy" / "x-1"))
+    there.run.path.mkdir(parents=True)
+    record("me").model_copy(update={"token": "before"}).write(there.run.record)
+    for path in (there.run.recorded, there.run.parent, there.run.initial):
+        path.write_text("of another run")
+    there.store.write(record("me").to_bytes(), "record.json")
+    there.fetch()
+    there.get_recorded()
+    assert {path.name for path in there.run.path.iterdir()} == {"record.json", "curve.jsonl"}

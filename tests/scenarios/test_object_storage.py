@@ -176,6 +176,22 @@ def test_the_store_has_what_workers_elsewhere_begin_with(
     assert {"record.json", "spec.yaml", "initial.pt"} <= names
 
 
+def test_a_damaged_record_does_not_keep_a_run_from_going_on(
+    job: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    path = job({"storage": f"file://{tmp_path / 'store'}", "checkpoint.every_steps": 2})
+    before = pipeline.run(path)
+    there = tmp_path / "store" / "small-1"
+    (there / "done.json").unlink()
+    (there / "record.json").write_bytes((there / "record.json").read_bytes()[:99])
+    monkeypatch.setenv("PIPELINE_CACHE", str(tmp_path / "another machine"))
+    after = pipeline.run(path)
+    assert Path(after.storage).name == "small-1"
+    assert after.curve_sha256 == before.curve_sha256
+    assert after.weights_sha256 == before.weights_sha256
+
+
 def test_a_run_is_looked_at_by_its_uri(
     job: Write, command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
