@@ -45,9 +45,7 @@ class RunFolder(click.ParamType):  # type: ignore[type-arg]
             folder = folder_of(str(value), Path("runs"))
         except UsageError as error:
             raise UsageError(f"{redact(str(value))} {error}") from None
-        if folder is None:
-            self.fail(f"Directory '{value}' does not exist.", param, ctx)
-        return folder
+        return folder or Path(value)  # which the command refuses
 
 
 FOLDERS = click.argument("folders", nargs=-1, metavar="[FOLDER]...", type=RunFolder())

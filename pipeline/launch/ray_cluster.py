@@ -69,6 +69,7 @@ def _connected(spec: JobSpec, ray: Any, alone: bool) -> Iterator[None]:
         else:
             for key, value in OWN_CLUSTER_ENVIRONMENT.items():
                 os.environ.setdefault(key, value)
+            _read_environment_again()
             ray.init(
                 address="local",  # not one that happens to run on this machine
                 num_cpus=math.ceil(workers.most * workers.cpus_per_worker),  # more than cores run
@@ -83,6 +84,15 @@ def _connected(spec: JobSpec, ray: Any, alone: bool) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _read_environment_again() -> None:
+    """Ray keeps what the environment said of tokens when this process first asked, as for another
+    cluster; of a new one's processes, which read it now, this one would refuse every call."""
+    with contextlib.suppress(ImportError, AttributeError):
+        from ray._raylet import Config  # type: ignore[attr-defined]
+
+        Config.initialize("")
 
 
 def nodes() -> list[Node]:

@@ -1,4 +1,4 @@
-"""A cluster out of reach is refused soon."""
+"""A cluster out of reach is refused soon; one of the process's own is its own."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import pipeline
 from pipeline.errors import UsageError
 from pipeline.launch import ray_cluster
 from tests.conftest import Write
@@ -42,3 +43,16 @@ def test_an_address_without_a_cluster_is_refused_soon(kind: str, job: Write) -> 
         code, err, _ = ran(job(), RAY_ADDRESS=shown)
     assert code == 2, err
     assert f"{address}: " in err
+
+
+@pytest.mark.ray
+def test_a_process_that_had_a_cluster_with_a_token_can_start_one_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, job: Write
+) -> None:
+    """As `ray.init()` makes one since Ray 2.60, whose mode a process keeps in mind."""
+    from ray._private.authentication.authentication_token_setup import _enable_token_auth
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    _enable_token_auth()
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    assert pipeline.run(job({"workers.num": 2, "training.epochs": 1})).workers == [2]
