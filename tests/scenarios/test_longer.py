@@ -76,9 +76,21 @@ def test_in_an_object_store_too(
     ("changes", "message"),
     [
         ({"schedule": {"name": "cosine"}}, "its schedule cosine depends on how long training"),
-        ({"training.average": {"swa": {}}}, "its average begins at a share of all steps"),
-        ({"training.evaluate_every": {"steps": 5}}, "its end is no time to evaluate"),
-        ({"checkpoint": {}, "data.test": None}, "its checkpoints are not here"),
+        pytest.param(
+            {"training.average": {"swa": {}}},
+            "its average begins at a share of all steps",
+            marks=pytest.mark.chaos,
+        ),
+        pytest.param(
+            {"training.evaluate_every": {"steps": 5}},
+            "its end is no time to evaluate",
+            marks=pytest.mark.chaos,
+        ),
+        pytest.param(
+            {"checkpoint": {}, "data.test": None},
+            "its checkpoints are not here",
+            marks=pytest.mark.chaos,
+        ),
         ({"training.stop": {"patience": 1, "min_delta": 9.0}}, "it ended early, at step"),
     ],
 )
