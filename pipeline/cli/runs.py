@@ -31,7 +31,7 @@ def sync(folder: str) -> None:
     click.echo(f"mlflow run {recorded.run_id} in {recorded.tracking_uri} has the whole record")
 
 
-class RunFolder(click.ParamType):  # type: ignore[type-arg]
+class RunFolder(click.ParamType):  # type: ignore[type-arg]  # takes none in click 8.1
     """A run's folder, the name of one in the storage `runs`, as `pipeline runs` lists them, or its
     URI in an object store."""
 

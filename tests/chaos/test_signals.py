@@ -89,7 +89,7 @@ def test_signals_while_ray_starts_end_the_command(
     time.sleep(seconds)
     os.killpg(process.pid, told)
     try:
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=240)
     finally:  # it would train for hours
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
