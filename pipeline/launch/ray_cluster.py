@@ -62,14 +62,15 @@ def _connected(spec: JobSpec, ray: Any, alone: bool) -> Iterator[None]:
         return
     workers = spec.workers
     try:
+        if not has_cluster():
+            for key, value in OWN_CLUSTER_ENVIRONMENT.items():
+                os.environ.setdefault(key, value)
+        _read_authentication_again()
         if has_cluster():
             refuse_unreachable(os.environ["RAY_ADDRESS"])
             ray.init(logging_level="ERROR", log_to_driver=False)
             refuse_too_small(workers, nodes())
         else:
-            for key, value in OWN_CLUSTER_ENVIRONMENT.items():
-                os.environ.setdefault(key, value)
-            _read_environment_again()
             ray.init(
                 address="local",  # not one that happens to run on this machine
                 num_cpus=math.ceil(workers.most * workers.cpus_per_worker),  # more than cores run
@@ -86,13 +87,14 @@ def _connected(spec: JobSpec, ray: Any, alone: bool) -> Iterator[None]:
         ray.shutdown()
 
 
-def _read_environment_again() -> None:
-    """Ray keeps what the environment said of tokens when this process first asked, as for another
-    cluster; of a new one's processes, which read it now, this one would refuse every call."""
+def _read_authentication_again() -> None:
+    """Ray keeps the mode and the token that this process had first, as for another cluster: of the
+    processes of this one, which have those of the environment now, it would refuse every call."""
     with contextlib.suppress(ImportError, AttributeError):
-        from ray._raylet import Config  # type: ignore[attr-defined]
+        from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
         Config.initialize("")
+        AuthenticationTokenLoader.instance().reset_cache()  # in this order, as in Ray's own tests
 
 
 def nodes() -> list[Node]:

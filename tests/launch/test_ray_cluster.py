@@ -49,10 +49,14 @@ def test_an_address_without_a_cluster_is_refused_soon(kind: str, job: Write) -> 
 def test_a_process_that_had_a_cluster_with_a_token_can_start_one_of_its_own(
     monkeypatch: pytest.MonkeyPatch, job: Write
 ) -> None:
-    """As `ray.init()` makes one since Ray 2.60, whose mode a process keeps in mind."""
+    """As `ray.init()` makes one since Ray 2.60; a process keeps its mode and its token in mind."""
     from ray._private.authentication.authentication_token_setup import _enable_token_auth
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "one of another cluster, long enough")
     _enable_token_auth()
+    assert AuthenticationTokenLoader.instance().get_token_for_http_header()
     monkeypatch.delenv("RAY_AUTH_MODE")
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
     assert pipeline.run(job({"workers.num": 2, "training.epochs": 1})).workers == [2]
