@@ -35,6 +35,7 @@ LAYERS = [
     ["checks", "testing"],
     ["launch"],
     ["verify", "cluster"],
+    ["kubernetes"],
     ["render", "cli", "", "__main__"],
 ]
 """Folders, and modules beside them: lower lines may import from upper ones, never the reverse."""

@@ -1,0 +1,83 @@
+"""From a job's file to the manifests of its run, as text that a cluster takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline import plugins
+from pipeline.cluster.package import pack
+from pipeline.errors import PipelineError
+from pipeline.kubernetes import rules
+from pipeline.kubernetes.manifests import manifests
+from pipeline.kubernetes.platform import Platform
+from pipeline.kubernetes.run import Limits, Run
+from pipeline.launch.run import components
+from pipeline.spec import JobSpec, load
+from pipeline.spec.sections import seconds_of
+
+MARGIN_SECONDS = 3600
+"""Beyond `training.time_limit`, for the start, restarts and the record."""
+
+
+def prepare(
+    path: str,
+    overrides: Sequence[str],
+    values: Mapping[str, Any],
+    imports: Sequence[str],
+    platform: Platform,
+    *,
+    timeout: str | None = None,
+    retries: int = Limits.retries,
+    fresh: bool = False,
+    source: Mapping[str, str] | None = None,
+) -> Run:
+    """A job as it would run on a platform.
+
+    `overrides` are the texts of which `values` are the meaning. Raises SpecError and UsageError.
+    """
+    modules = plugins.load(list(imports))
+    spec = load(path, values)
+    modules = plugins.homes(components(spec), modules)
+    package = pack(Path(path), spec, modules)
+    limits = _limits(spec, timeout, retries)
+    return Run(spec, package, tuple(overrides), tuple(imports), platform, limits, fresh, source)
+
+
+def _limits(spec: JobSpec, timeout: str | None, retries: int) -> Limits:
+    """Deadlines from the spec, where the command names none."""
+    active, waiting = float(Limits.active_seconds), float(Limits.waiting_seconds)
+    if spec.workers.wait:
+        waiting = seconds_of(spec.workers.wait)
+    if timeout:
+        active = seconds_of(timeout)
+    elif spec.training.time_limit:
+        active = seconds_of(spec.training.time_limit) + waiting + MARGIN_SECONDS
+    waiting = min(waiting, active / 2)
+    return Limits(max(2, round(active)), max(1, round(waiting)), retries)
+
+
+def rendered(run: Run) -> str:
+    """The manifests as YAML. Raises PipelineError for a fault of ours: they would not run."""
+    documents = manifests(run)
+    if wrong := rules.faults(documents):
+        raise PipelineError("\n  ".join(["these manifests would not run:", *wrong]))
+    return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=100, allow_unicode=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Text of several lines as such, and no anchors, which other tools lose."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    style = "|" if "\n" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _text)

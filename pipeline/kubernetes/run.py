@@ -1,0 +1,77 @@
+"""A run as it is to be: what is trained, and on which platform."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pipeline.cluster.package import Package, entrypoint
+from pipeline.files.store import is_uri
+from pipeline.kubernetes.platform import Platform
+from pipeline.spec import JobSpec
+
+MOST_NAME = 47
+"""Characters of a RayJob's name: the operator appends to it."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long and how often a run is tried."""
+
+    active_seconds: int = 24 * 3600
+    """Of one attempt, from its creation to its end."""
+    waiting_seconds: int = 900
+    """Of these, until it trains: for nodes, images, volumes."""
+    retries: int = 2
+    """New Ray clusters after one that failed; each resumes."""
+    ttl_seconds: int = 30
+    """Until the Ray cluster is deleted after the end."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is to be trained, and where."""
+
+    spec: JobSpec
+    package: Package
+    overrides: tuple[str, ...]
+    imports: tuple[str, ...]
+    platform: Platform
+    limits: Limits = Limits()
+    fresh: bool = False
+    source: Mapping[str, str] | None = None
+    """Who asks for it, from which code."""
+
+    @property
+    def identity(self) -> str:
+        """What tells the job's spec, data and code from others, whatever it runs on."""
+        parts = [self.spec.digest, self.storage, self.package.sha256]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    @property
+    def name(self) -> str:
+        """Of the RayJob and the ConfigMap: the job's, and a mark of what it trains."""
+        slug = re.sub(r"[^a-z0-9]+", "-", self.spec.name.lower()).strip("-") or "job"
+        if not slug[0].isalpha():
+            slug = f"job-{slug}"
+        return f"{slug[: MOST_NAME - 9].rstrip('-')}-{self.identity[:8]}"
+
+    @property
+    def storage(self) -> str:
+        """Where the run's folder is."""
+        own = self.spec.storage
+        return own if is_uri(own) else self.platform.storage
+
+    @property
+    def image(self) -> str:
+        """Of head and workers, which must have the same torch."""
+        return self.platform.gpu_image if self.spec.workers.gpu else self.platform.image
+
+    @property
+    def command(self) -> str:
+        """What the head runs, quoted: shells of the submitter and of the head read it."""
+        values = [*self.overrides, f"storage={self.storage}"]
+        return entrypoint(self.package, values, self.imports, self.fresh)
