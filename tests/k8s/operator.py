@@ -71,14 +71,28 @@ def _ray_container(pod: Document, group: Document, is_head: bool) -> Document:
     resources = container.get("resources", {})
     words = start_command(group.get("rayStartParams", {}), resources, is_head)
     container["command"] = ["/bin/bash", "-c", "--"]
-    container["args"] = ["ulimit -n ${RAY_START_ULIMIT_OPEN_FILES:-65536}; " + " ".join(words)]
+    container["args"] = ["ulimit -n ${RAY_START_ULIMIT_OPEN_FILES:-65536}; " + shlex.join(words)]
     ports = container.setdefault("ports", [])
     if not any(port.get("name") == "metrics" for port in ports):
         ports.append({"name": "metrics", "containerPort": 8080})
-    for key in ("RAY_AUTH_TOKEN",):
-        reference = {"name": "cluster", "key": "auth_token", "optional": True}
-        container["env"].append({"name": key, "valueFrom": {"secretKeyRef": reference}})
-    container["env"].append({"name": "RAY_AUTH_MODE", "value": "token"})
+    reference = {"secretKeyRef": {"name": "cluster", "key": "auth_token", "optional": True}}
+    container["env"].append({"name": "RAY_AUTH_TOKEN", "valueFrom": reference})
+    at = "127.0.0.1" if is_head else HEAD_FQDN
+    added = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_CLUSTER_NAME": pod["metadata"]["labels"]["ray.io/cluster"],
+        "RAY_CLUSTER_NAMESPACE": pod["metadata"]["namespace"],
+        "RAY_CLOUD_INSTANCE_ID": pod["metadata"]["name"],
+        "RAY_NODE_TYPE_NAME": pod["metadata"]["labels"]["ray.io/group"],
+        "KUBERAY_GEN_RAY_START_CMD": shlex.join(words),
+        "RAY_PORT": "6379",
+        "RAY_ADDRESS": f"{at}:6379",
+        "RAY_USAGE_STATS_KUBERAY_IN_USE": "1",
+        "RAY_DASHBOARD_ENABLE_K8S_DISK_USAGE": "1",
+    }
+    if not is_head:
+        added |= {"FQ_RAY_IP": HEAD_FQDN, "RAY_IP": HEAD_FQDN.partition(".")[0]}
+    container["env"] += [{"name": name, "value": value} for name, value in added.items()]
     probe = {"httpGet": {"path": "/api/healthz", "port": 52365}, "timeoutSeconds": 5}
     container.setdefault("livenessProbe", dict(probe))
     container.setdefault("readinessProbe", dict(probe))

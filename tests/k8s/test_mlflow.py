@@ -81,6 +81,8 @@ def running(found: list[Document], database: str, folder: Path) -> Iterator[int]
         "--artifacts-destination=/artifacts": f"--artifacts-destination={folder}/artifacts",
     }
     own = {name: value for name, value in environment(server).items() if value}
+    hosts = "MLFLOW_SERVER_ALLOWED_HOSTS"
+    own[hosts] = own[hosts].replace(":5000", f":{port}")
     own["MLFLOW_BACKEND_STORE_URI"] = database
     own |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": str(folder)}
     if "MLFLOW_AUTH_CONFIG_PATH" in own:
@@ -139,9 +141,10 @@ def test_it_answers_to_its_names_and_refuses_others(
     folder = tmp_path / "pod"
     folder.mkdir()
     with running(built["local"], database, folder) as port:
-        for host in ("mlflow:5000", "mlflow.pipeline.svc:5000", "localhost:8080", "127.0.0.1:9"):
+        own = (f"mlflow:{port}", f"mlflow.pipeline.svc:{port}", "localhost:8080", "127.0.0.1:9")
+        for host in own:
             assert asked(port, SEARCH, host) == 200, host
-        for host in ("evil.com:5000", "mlflow", "mlflow.evil.com:5000"):
+        for host in (f"evil.com:{port}", "mlflow", f"mlflow.evil.com:{port}"):
             assert asked(port, SEARCH, host) == 403, host
 
 
@@ -152,6 +155,6 @@ def test_with_passwords_it_answers_to_those_who_know_one(
     folder = tmp_path / "pod"
     folder.mkdir()
     with running(built["production"], database, folder) as port:
-        assert asked(port, SEARCH, "mlflow:5000") == 401
-        assert asked(port, SEARCH, "mlflow:5000", "wrong") == 401
+        assert asked(port, SEARCH, f"mlflow:{port}") == 401
+        assert asked(port, SEARCH, f"mlflow:{port}", "wrong") == 401
         assert asked(port, SEARCH, "mlflow.example.com", PASSWORD) == 200
