@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.kubernetes.workers import worker_pods
 from pipeline.launch.resources import room
+from pipeline.redact import redact
 from pipeline.tracking import page
 
 if TYPE_CHECKING:
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from pipeline.cluster.plan import Plan
     from pipeline.data.cache import Entry
     from pipeline.data.columns import Field
+    from pipeline.kubernetes.client import RunState
+    from pipeline.kubernetes.doctor import Finding
+    from pipeline.kubernetes.submit import Plan as RunPlan
     from pipeline.launch.evaluate import Evaluated
     from pipeline.launch.folds import Folds
     from pipeline.launch.result import Result
@@ -288,6 +293,56 @@ def submission_lines(found: Sequence[Submission], said: Mapping[str, str]) -> li
         says = said.get(one.id) or ("" if is_well else one.message.partition("\n")[0])
         rows.append([one.id, one.job, one.status.lower(), took, age, says])
     return _table(rows)
+
+
+def run_plan_lines(plan: RunPlan) -> list[str]:
+    """What submitting a run to Kubernetes would do, before it is done."""
+    run, last = plan.run, plan.last
+    spec, limits = run.spec, run.limits
+    group = worker_pods(spec.workers, run.platform)
+    pods = str(group.most) if not group.is_elastic else f"{group.least} to {group.most}"
+    each = f"{group.gpus} GPUs, " if group.gpus else ""
+    actions = {"start": f"starts {run.name}"}
+    if last is not None:
+        state = last.state.lower()
+        actions["resume"] = f"resumes {run.name}, which is {state}"
+        actions["attach"] = f"attaches to {run.name}, which is {state}"
+        actions["tell"] = f"shows the result of {run.name}"
+    rivals = [f"{one.name}, of the same job, is {one.state.lower()}" for one in plan.rivals]
+    return [
+        f"job      {spec.name}: {spec.model.name}, {' + '.join(term.name for term in spec.loss)}",
+        f"cluster  {plan.cluster.address}, namespace {plan.cluster.namespace}",
+        f"workers  {pods} pods of {group.workers_per_pod}, each {each}{group.cpus} CPUs, "
+        f"{group.memory}; {run.image}",
+        f"mlflow   {run.platform.mlflow_uri}",
+        f"storage  {redact(run.storage)}",
+        f"limits   {_duration(limits.active_seconds)} an attempt, {limits.retries} retries",
+        *(f"note     {note}" for note in rivals),
+        f"this     {actions[plan.action]}",
+    ]
+
+
+def run_lines(found: Sequence[RunState]) -> list[str]:
+    """A table of the runs in a namespace, the newest first."""
+    rows = [["run", "job", "state", "failed", "took", "age", "says"]]
+    for one in found:
+        took = _duration((one.ended or time.time()) - one.started) if one.started else ""
+        age = _duration(time.time() - one.started) if one.started else ""
+        says = "" if one.succeeded else " ".join([one.reason, one.message.partition("\n")[0]])
+        state = "leaving" if one.is_leaving else one.state.lower()
+        rows.append([one.name, one.job, state, str(one.failures), took, age, says.strip()])
+    return _table(rows)
+
+
+def finding_lines(found: Sequence[Finding]) -> list[str]:
+    """What a cluster has and lacks: a line each, and one more for how to mend it."""
+    lines = []
+    for one in found:
+        word = "ok" if one.is_well else "missing" if one.is_needed else "note"
+        lines.append(f"{word:9}{one.what}")
+        if one.fix and not one.is_well:
+            lines.append(f"{'':9}{one.fix}")
+    return lines
 
 
 def comparison_lines(comparison: Comparison) -> list[str]:

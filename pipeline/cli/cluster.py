@@ -83,7 +83,7 @@ def submit(
     for line in render.plan_lines(plan):
         click.echo(line, err=True)
     if plan.action in ("start", "resume"):
-        _confirm(yes)
+        confirm(yes)
         _send(plan)
     if detach:
         _tell_next(plan.spec.name, cluster.address, plan.id)
@@ -93,7 +93,8 @@ def submit(
     _follow(cluster, cluster.submission(plan.id), as_json)
 
 
-def _confirm(yes: bool) -> None:
+def confirm(yes: bool) -> None:
+    """Ask whether to submit; ends the command with 0 for a no. Raises UsageError without a tty."""
     if yes:
         return
     if not sys.stdin.isatty():
@@ -122,19 +123,7 @@ def _follow(cluster: Cluster, submission: Submission, as_json: bool) -> None:
     """Show a job to its end, and end with its exit code; Ctrl-C leaves it."""
     from pipeline.cluster.follow import Lines, exit_code, explain, follow
 
-    is_live, shown = sys.stderr.isatty(), -math.inf
-
-    def show(line: str, is_passing: bool) -> None:
-        nonlocal shown
-        if is_passing and (submission.is_over or time.monotonic() - shown < PLAIN_SECONDS):
-            return
-        if is_live:
-            click.echo(f"\x1b[2K{line}{chr(13) if is_passing else chr(10)}", nl=False, err=True)
-            return
-        shown = time.monotonic() if is_passing else shown
-        click.echo(line, err=True)
-
-    lines = Lines(show, hides_result=True)
+    lines = Lines(line_printer(submission.is_over), hides_result=True)
     try:
         ended = follow(cluster, submission.id, lines)
     except KeyboardInterrupt:
@@ -145,6 +134,26 @@ def _follow(cluster: Cluster, submission: Submission, as_json: bool) -> None:
         return
     _finish(ended, lines, as_json, explain(ended, lines))
     sys.exit(exit_code(ended))
+
+
+def line_printer(is_over: bool) -> Callable[[str, bool], None]:
+    """Prints a job's lines; those of progress replace each other, or come now and then.
+
+    Of a job that is over, there is none of them.
+    """
+    is_live, shown = sys.stderr.isatty(), -math.inf
+
+    def show(line: str, is_passing: bool) -> None:
+        nonlocal shown
+        if is_passing and (is_over or time.monotonic() - shown < PLAIN_SECONDS):
+            return
+        if is_live:
+            click.echo(f"\x1b[2K{line}{chr(13) if is_passing else chr(10)}", nl=False, err=True)
+            return
+        shown = time.monotonic() if is_passing else shown
+        click.echo(line, err=True)
+
+    return show
 
 
 def _finish(ended: Submission, lines: Lines, as_json: bool, why: str) -> None:

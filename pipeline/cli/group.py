@@ -25,7 +25,7 @@ def cli() -> None:
     pipeline run jobs/diabetes.yaml --set workers.num=2
     pipeline run jobs/diabetes.yaml --folds 5
     pipeline submit jobs/diabetes.yaml    the same on a Ray cluster; also status, logs, stop
-    pipeline k8s render jobs/diabetes.yaml --platform k8s/overlays/local
+    pipeline k8s submit jobs/diabetes.yaml    the same on Kubernetes
     pipeline prove jobs/diabetes.yaml     the same curve, however it is run?
     pipeline runs                         the runs there are, and how good
     pipeline compare runs/a-1 runs/a-2    what differs, and from which step

@@ -103,14 +103,14 @@ def follow(cluster: Cluster, submission_id: str, lines: Lines) -> Submission:
                     ) from None
                 await asyncio.sleep(2)
 
-    with _interruptible():
+    with interruptible():
         ended = asyncio.run(run())
     lines.end()
     return ended
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """Ctrl-C raises KeyboardInterrupt, where this command has an answer of its own."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

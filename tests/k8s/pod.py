@@ -88,7 +88,7 @@ class Running:
 
     def execute(self, command: list[str]) -> subprocess.CompletedProcess[bytes]:
         """A command in it, as `exec` of a hook runs it."""
-        words = ["nsenter", f"--target={self._first()}", "--all", "--wdns=/job"]
+        words = ["nsenter", f"--target={self._first()}", "--all", "--root", "--wd"]
         user = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups"]
         return subprocess.run([*words, *user, *command], env=self.environment, check=True)
 

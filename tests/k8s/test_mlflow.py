@@ -65,8 +65,14 @@ def relayed(socket: Path) -> Iterator[int]:
     try:
         yield port
     finally:
-        loop.call_soon_threadsafe(loop.stop)
+        loop.call_soon_threadsafe(_end, loop)
         thread.join(timeout=10)
+
+
+def _end(loop: asyncio.AbstractEventLoop) -> None:
+    for task in asyncio.all_tasks(loop):
+        task.cancel()
+    loop.call_soon(loop.stop)
 
 
 @contextlib.contextmanager

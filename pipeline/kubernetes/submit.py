@@ -1,0 +1,167 @@
+"""What submitting a run would do, and how one is followed to its end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.cluster.follow import Lines, interruptible
+from pipeline.errors import RunError, UsageError
+from pipeline.kubernetes.client import Kubernetes, RunState
+from pipeline.kubernetes.manifests import manifests
+from pipeline.kubernetes.run import Run
+
+Action = Literal["start", "resume", "attach", "tell"]
+GONE_SECONDS = 300.0
+"""How long a cluster may be out of reach while a run is followed."""
+DELETE_SECONDS = 60.0
+"""Beyond the pods' grace, for a RayJob to be gone."""
+POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run, and what there is of it in the cluster."""
+
+    cluster: Kubernetes
+    run: Run
+    last: RunState | None
+    action: Action
+    rivals: list[RunState]
+    """Others of the job's name that run."""
+
+
+def make_plan(cluster: Kubernetes, run: Run) -> Plan:
+    """Look at the cluster; nothing is changed. Raises UsageError."""
+    last = cluster.run(run.name)
+    if last is not None and last.is_leaving:
+        last = None  # it is gone when it is submitted
+    rivals = [one for one in cluster.runs(run.spec.name) if not one.is_over]
+    rivals = [one for one in rivals if one.name != run.name]
+    return Plan(cluster, run, last, _action(last, run.fresh), rivals)
+
+
+def _action(last: RunState | None, fresh: bool) -> Action:
+    if last is None:
+        return "start"
+    if not last.is_over:
+        if fresh:
+            raise UsageError(f"{last.name} runs: `pipeline k8s stop {last.name}` before --fresh")
+        return "attach"
+    if fresh:
+        return "start"
+    return "tell" if last.succeeded else "resume"
+
+
+def send(plan: Plan, seconds: float) -> None:
+    """Apply a run's documents, in place of a RayJob that has ended. Raises UsageError."""
+    documents = manifests(plan.run)
+    plan.cluster.check(documents)  # what is refused is refused before anything is deleted
+    if plan.cluster.run(plan.run.name) is not None:
+        end(plan.cluster, plan.run.name, seconds)
+    plan.cluster.apply(documents)
+
+
+def end(cluster: Kubernetes, name: str, seconds: float) -> None:
+    """Delete a RayJob and wait until its pods have ended. Raises UsageError where they do not."""
+    cluster.delete(name)
+    deadline = time.monotonic() + seconds
+    while cluster.run(name) is not None:
+        if time.monotonic() > deadline:
+            raise UsageError(f"{name} is not gone within {seconds:.0f} s; ask again")
+        time.sleep(POLL_SECONDS)
+
+
+def follow(cluster: Kubernetes, name: str, lines: Lines, tell: Callable[[str], None]) -> RunState:
+    """Show what a run prints, in each of its attempts, until it has ended.
+
+    `tell` is told what is waited for. Raises KeyboardInterrupt for Ctrl-C, and RunError when the
+    cluster is out of reach for long, or the RayJob is gone.
+    """
+    with interruptible():
+        ended = _followed(_Follower(cluster, name, lines, tell))
+    lines.end()
+    return ended
+
+
+def _followed(follower: _Follower) -> RunState:
+    lost = 0.0
+    while True:
+        try:
+            state = follower.look()
+            lost = 0.0
+        except UsageError as error:  # it is out of reach: the run may go on all the same
+            if not lost:
+                lost = time.monotonic()
+                follower.tell(f"note  {error}; asking again for {GONE_SECONDS:.0f} s")
+            if time.monotonic() - lost > GONE_SECONDS:
+                raise RunError(f"{error}; the same command attaches to the run") from None
+            time.sleep(2)
+            continue
+        if state.is_over:
+            return state
+        time.sleep(POLL_SECONDS)
+
+
+@dataclass
+class _Follower:
+    """What has been shown of a run so far."""
+
+    cluster: Kubernetes
+    name: str
+    lines: Lines
+    tell: Callable[[str], None]
+    pod: str | None = None
+    num_chars: int = 0
+    """Of the pod's log."""
+    told: str = ""
+
+    def look(self) -> RunState:
+        """Show what is new; the state is that of before, so that an end's last words come."""
+        state = self.cluster.run(self.name)
+        if state is None or state.is_leaving:
+            raise RunError(f"{self.name} was deleted; the same command resumes the run")
+        pod = self.cluster.submitter(self.name)
+        if pod != self.pod:
+            self.pod, self.num_chars = pod, 0
+        if pod is not None:
+            self._show(pod, follows=not state.is_over)
+        else:
+            self._wait(state)
+        return state
+
+    def _show(self, pod: str, follows: bool) -> None:
+        num_here = 0
+        for text in self.cluster.log(pod, follows):
+            new = text[max(0, self.num_chars - num_here) :]
+            num_here += len(text)
+            self.num_chars = max(self.num_chars, num_here)
+            if new:
+                self.lines.add(new)
+
+    def _wait(self, state: RunState) -> None:
+        said = f"{state.state.lower()}: {state.message}" if state.message else state.state.lower()
+        if why := self.cluster.waits_for(self.name):
+            said = f"waiting for {why}"
+        if said != self.told:
+            self.told = said
+            self.tell(f"run   {self.name} {said}")
+
+
+def explain(state: RunState) -> str:
+    """Why a run has ended without its own word; empty if it has said it or ended well."""
+    if state.succeeded:
+        return ""
+    reasons = {
+        "DeadlineExceeded": "its deadline; its state is saved, and the same command resumes it",
+        "PreRunningDeadlineExceeded": "its pods did not come to run in time: see `pipeline k8s "
+        "doctor`, and `kubectl describe pods`",
+        "ValidationFailed": f"the operator refuses it: {state.message}",
+        "JobStatusCheckTimeoutExceeded": "its head was out of reach for long, as when its node is "
+        "lost; the same command resumes it",
+        "SubmissionFailed": f"the command could not be submitted: {state.message}",
+    }
+    key = "ValidationFailed" if state.state == "ValidationFailed" else state.reason
+    return reasons.get(key, "")
