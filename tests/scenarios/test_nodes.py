@@ -125,6 +125,7 @@ def placed(prediction, target):
 """
 
 
+@pytest.mark.chaos  # two minutes
 def test_workers_stand_on_nodes_with_their_label_and_gpu(
     head: Head, network: Network, job: Path, tmp_path: Path
 ) -> None:
