@@ -112,7 +112,10 @@ def own_network() -> Iterator[Network]:
 
 @contextmanager
 def running_head(
-    home: Path, before: Head | None = None, network: Network | None = None
+    home: Path,
+    before: Head | None = None,
+    network: Network | None = None,
+    options: Sequence[str] = (),
 ) -> Iterator[Head]:
     """A head of four CPUs, whose jobs have this home; with the address and token of one before."""
     here = network.here if network else "127.0.0.1"
@@ -135,7 +138,7 @@ def running_head(
          "--num-gpus=0",
          "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
          f"--temp-dir={temporary}", "--object-store-memory=100000000", ANY_PORT,
-         *([f"--node-ip-address={here}"] if network else [])],
+         *([f"--node-ip-address={here}"] if network else []), *options],
         env=environment, stdout=log, stderr=log, start_new_session=True,
     )  # fmt: skip
     found = Head(f"http://127.0.0.1:{dashboard}", token, environment, temporary,

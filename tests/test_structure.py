@@ -42,6 +42,7 @@ LAYERS = [
 DEPTH = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}
 RAY = {
     "cluster.client",
+    "launch.gauges",
     "launch.ray_cluster",
     "launch.ray_trainer",
     "launch.failures",

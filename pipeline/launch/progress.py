@@ -9,10 +9,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from pipeline.rundir.journal import Reader
 from pipeline.rundir.records import Message, Numbers, Recomputed, Recomputing, Start
+
+if TYPE_CHECKING:
+    from pipeline.launch.gauges import Gauges
 
 LIVE_SECONDS = 0.2
 PLAIN_SECONDS = float(os.environ.get("PIPELINE_PROGRESS_SECONDS", "10"))
@@ -36,9 +39,11 @@ class Progress:
         num_rows: int,
         trouble: Callable[[], str],
         waiting: str = "",
+        gauges: Gauges | None = None,
     ) -> None:
         """`trouble` says what keeps MLflow from being told, `waiting` what the first step takes."""
         self.reader = reader
+        self._gauges = gauges
         self.num_steps = num_steps
         self.steps_per_epoch = steps_per_epoch
         self._trouble = trouble
@@ -79,6 +84,8 @@ class Progress:
         had_begun = False
         while not self._stop.wait(LIVE_SECONDS):
             self._read()
+            if self._gauges:
+                self._gauges.publish()
             now = time.monotonic()
             if now - looked >= RECORD_SECONDS:
                 looked = now
@@ -97,6 +104,8 @@ class Progress:
 
     def _read(self) -> None:
         for point in self.reader.new():
+            if self._gauges:
+                self._gauges.observe(point)
             if "event" in point:
                 if point["event"] == "recomputing" or point["event"] == "recomputed":
                     self._show_recomputation(point)

@@ -22,6 +22,7 @@ from pipeline.tracking.names import tracking_uri
 
 if TYPE_CHECKING:
     from pipeline.checks.batch import Notice
+    from pipeline.launch.gauges import Gauges
     from pipeline.rundir import RunDir
     from pipeline.rundir.records import Recorded, State
     from pipeline.train.assignment import Assignment
@@ -280,6 +281,7 @@ def _train(
         job.rows_per_epoch,
         lambda: process.trouble(folder),
         waiting,
+        _gauges(job, folder) if has_cluster() else None,
     )
     failure: BaseException | None = None
     with (
@@ -313,6 +315,13 @@ def _train(
     if spec.training.best_by and result.best is None:
         tell(f"note  no evaluation had a {spec.training.best_by}: the model has the last weights")
     return result
+
+
+def _gauges(job: Job, folder: RunDir) -> Gauges:
+    from pipeline.launch.gauges import Gauges
+
+    rows_per_step = job.rows_per_epoch / job.steps_per_epoch
+    return Gauges(folder, job.spec.name, job.num_steps, rows_per_step)
 
 
 def _tell_failure(

@@ -20,7 +20,7 @@ Crds = Mapping[tuple[str, str], Document]  # (apiVersion, kind) -> openAPIV3Sche
 # Kinds of other projects, whose schemas are not here.
 WITHOUT_SCHEMA = {
     *("ResourceFlavor", "ClusterQueue", "LocalQueue", "WorkloadPriorityClass"),  # Kueue
-    "PodMonitor",  # the Prometheus operator
+    *("PodMonitor", "PrometheusRule"),  # the Prometheus operator
 }
 
 

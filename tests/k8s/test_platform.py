@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import tomllib
 from pathlib import Path
@@ -14,6 +16,7 @@ from pipeline.kubernetes.manifests import RAY_VERSION
 from pipeline.kubernetes.platform import read
 from pipeline.kubernetes.pods import USER
 from pipeline.kubernetes.rules import Document, containers
+from pipeline.launch.gauges import NAMES
 
 from . import references
 from .checks import platform_checks
@@ -116,6 +119,16 @@ def test_a_lock_has_what_the_project_asks_for_each_with_a_hash(path: Path) -> No
         assert any(name.startswith("nvidia-cu") for name in locked) is (path.stem == "gpu")
     for each in wanted:
         assert each.specifier.contains(locked[each.name], prereleases=True), each
+
+
+def test_alerts_and_dashboard_ask_for_gauges_that_runs_have() -> None:
+    folder = K8S / "components/monitoring"
+    asked = set()
+    for name in ("alerts.yaml", "runs.json"):
+        asked |= set(re.findall(r"ray_(pipeline_\w+)", (folder / name).read_text()))
+    assert asked == set(NAMES)
+    panels = json.loads((folder / "runs.json").read_text())["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
 
 
 def test_the_readme_makes_every_secret_that_pods_need() -> None:
