@@ -21,6 +21,7 @@ SLOW = (
     "startup",
     "submit",
     "throughput",
+    "tracking",
 )
 
 

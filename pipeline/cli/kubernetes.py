@@ -45,7 +45,7 @@ def _run_options(command: Command) -> Command:
             type=click.IntRange(0),
             default=2,
             show_default=True,
-            help="New Ray clusters after one that failed; each resumes.",
+            help="New Ray clusters after one that failed; each resumes. None with --fresh.",
         ),
         click.option(
             "--fresh", is_flag=True, help="Start a new run, whatever there is of this job."

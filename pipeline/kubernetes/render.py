@@ -43,7 +43,7 @@ def prepare(
     spec = load(path, values)
     modules = plugins.homes(components(spec), modules)
     package = pack(Path(path), spec, modules)
-    limits = _limits(spec, timeout, retries)
+    limits = _limits(spec, timeout, 0 if fresh else retries)  # a retry would start anew, too
     return Run(spec, package, tuple(overrides), tuple(imports), platform, limits, fresh, source)
 
 

@@ -22,11 +22,10 @@ from pipeline.kubernetes.rules import Document
 from pipeline.spec import parse_override
 from tests.killed import outcome
 
-from . import operator, pod, test_mlflow
+from . import mlflow_pod, operator, pod
 from .conftest import ROOT
 from .documents import environment, of_kind, one
 
-database = test_mlflow.database
 pytestmark = [
     pytest.mark.chaos,
     pytest.mark.timeout(900),
@@ -39,12 +38,15 @@ SETTINGS = ["workers.num=2", "training.epochs=4", "training.microbatch_size=8"]
 
 @pytest.fixture
 def run(
-    built: dict[str, list[Document]], tmp_path: Path, database: str
+    built: dict[str, list[Document]], tmp_path: Path
 ) -> Iterator[tuple[list[Document], pod.Machines]]:
     """Manifests of a run, and where its pods are; MLflow is the platform's, on its database."""
     folder = tmp_path / "mlflow"
     folder.mkdir()
-    with test_mlflow.running(built["local"], database, folder) as port:
+    with (
+        mlflow_pod.database(tmp_path) as database,
+        mlflow_pod.running(built["local"], database, folder) as port,
+    ):
         settings = one(built["local"], "ConfigMap", "platform")["data"]
         settings = settings | {"mlflow_uri": f"http://mlflow:{port}", "grace_seconds": "90"}
         platform = parse(settings, "pipeline", "platform")

@@ -119,6 +119,8 @@ def test_deadlines_follow_from_the_spec() -> None:
     assert (spec["activeDeadlineSeconds"], spec["preRunningDeadlineSeconds"]) == (86400, 900)
     spec = job_of(run_of("digits", "training.time_limit=2h", "workers.wait=10m"))["spec"]
     assert (spec["activeDeadlineSeconds"], spec["preRunningDeadlineSeconds"]) == (11400, 600)
+    spec = job_of(run_of("digits", fresh=True))["spec"]
+    assert spec["backoffLimit"] == 0  # with --fresh in its command it would start anew
     spec = job_of(run_of("digits", timeout="30m", retries=0))["spec"]
     assert (spec["activeDeadlineSeconds"], spec["backoffLimit"]) == (1800, 0)
 
