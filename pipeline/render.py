@@ -301,6 +301,7 @@ def run_plan_lines(plan: RunPlan) -> list[str]:
     spec, limits = run.spec, run.limits
     group = worker_pods(spec.workers, run.platform)
     pods = str(group.most) if not group.is_elastic else f"{group.least} to {group.most}"
+    more = f" to {spec.workers.most}" if group.is_elastic else ""
     each = f"{group.gpus} GPUs, " if group.gpus else ""
     actions = {"start": f"starts {run.name}"}
     if last is not None:
@@ -312,12 +313,12 @@ def run_plan_lines(plan: RunPlan) -> list[str]:
     return [
         f"job      {spec.name}: {spec.model.name}, {' + '.join(term.name for term in spec.loss)}",
         f"cluster  {plan.cluster.address}, namespace {plan.cluster.namespace}",
-        f"workers  {pods} pods of {group.workers_per_pod}, each {each}{group.cpus} CPUs, "
+        f"workers  {spec.workers.least}{more}, in {pods} pods, each of {each}{group.cpus} CPUs and "
         f"{group.memory}; {run.image}",
         f"mlflow   {run.platform.mlflow_uri}",
         f"storage  {redact(run.storage)}",
         f"limits   {_duration(limits.active_seconds)} an attempt, {limits.retries} retries",
-        *(f"note     {note}" for note in rivals),
+        *(f"note     {note}" for note in [*plan.notes, *rivals]),
         f"this     {actions[plan.action]}",
     ]
 
@@ -334,15 +335,11 @@ def run_lines(found: Sequence[RunState]) -> list[str]:
     return _table(rows)
 
 
-def finding_lines(found: Sequence[Finding]) -> list[str]:
-    """What a cluster has and lacks: a line each, and one more for how to mend it."""
-    lines = []
-    for one in found:
-        word = "ok" if one.is_well else "missing" if one.is_needed else "note"
-        lines.append(f"{word:9}{one.what}")
-        if one.fix and not one.is_well:
-            lines.append(f"{'':9}{one.fix}")
-    return lines
+def finding_lines(one: Finding) -> list[str]:
+    """What a cluster has or lacks, and how to mend it."""
+    word = "ok" if one.is_well else "missing" if one.is_needed else "note"
+    lines = [f"{word:9}{one.what}"]
+    return lines if one.is_well or not one.fix else [*lines, f"{'':9}{one.fix}"]
 
 
 def comparison_lines(comparison: Comparison) -> list[str]:

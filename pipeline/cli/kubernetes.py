@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from pipeline.kubernetes.run import Run
 
 Command = Callable[..., None]
-RENDER_SECONDS = 60.0
-"""Beyond the pods' grace, for a run that is stopped."""
+NAMESPACE = "pipeline"
+"""Of the platform and its runs."""
 
 
 @cli.group()
@@ -53,17 +53,6 @@ def _run_options(command: Command) -> Command:
     ):
         command = add(command)
     return job_options(command)
-
-
-def _namespace(command: Command) -> Command:
-    return click.option(
-        "--namespace",
-        "-n",
-        envvar="PIPELINE_NAMESPACE",
-        default="pipeline",
-        show_default=True,
-        help="Of the platform and its runs; or PIPELINE_NAMESPACE.",
-    )(command)
 
 
 def _name(command: Command) -> Command:
@@ -130,7 +119,6 @@ def _prepared(
 
 @k8s.command()
 @_run_options
-@_namespace
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @click.option("--detach", is_flag=True, help="Do not follow it.")
 def submit(
@@ -141,7 +129,6 @@ def submit(
     timeout: str | None,
     retries: int,
     fresh: bool,
-    namespace: str,
     yes: bool,
     detach: bool,
 ) -> None:
@@ -154,25 +141,31 @@ def submit(
     has failed, and shows what became of one that is finished. Ctrl-C leaves it running. Exit codes
     are those of `run`.
     """
+    from pipeline.cluster.plan import check_here
     from pipeline.kubernetes.client import Kubernetes
     from pipeline.kubernetes.render import rendered
     from pipeline.kubernetes.submit import make_plan, send
 
-    cluster = Kubernetes(namespace)
+    cluster = Kubernetes(NAMESPACE)
     platform = cluster.platform()
     run = _prepared(job, overrides, imports, platform, timeout, retries, fresh)
     rendered(run)  # refuses what would not run
-    plan = make_plan(cluster, run)
+    plan = make_plan(
+        cluster, run, lambda: check_here(job, parsed(overrides), imports, run.package)[0]
+    )
     for line in render.run_plan_lines(plan):
         click.echo(line, err=True)
     if plan.action in ("start", "resume"):
         confirm(yes)
-        send(plan, platform.grace_seconds + RENDER_SECONDS)
-        click.echo(f"run   {run.name} submitted", err=True)
+        is_ours = send(plan, platform.grace_seconds)
+        said = "submitted" if is_ours else "was submitted by another command at the same time"
+        click.echo(f"run   {run.name} {said}", err=True)
     if detach:
-        _tell_next(run.name, namespace)
+        _tell_next(run.name)
         if as_json:
-            click.echo(json.dumps({"state": "submitted", "name": run.name}))
+            words = {"attach": "running", "tell": "finished"}
+            state = words.get(plan.action, "submitted")
+            click.echo(json.dumps({"state": state, "name": run.name}))
         return
     _follow(cluster, run.name, as_json)
 
@@ -189,7 +182,7 @@ def _follow(cluster: Kubernetes, name: str, as_json: bool) -> None:
         ended = follow(cluster, name, lines, lambda text: show(text, False))
     except KeyboardInterrupt:
         click.echo("\ndetached: the run goes on", err=True)
-        _tell_next(name, cluster.namespace)
+        _tell_next(name)
         if as_json:
             click.echo(json.dumps({"state": "detached", "name": name}))
         return
@@ -205,30 +198,28 @@ def _finish(ended: RunState, result: dict[str, object] | None, why: str, as_json
     sys.exit(ended.exit_code)
 
 
-def _tell_next(name: str, namespace: str) -> None:
-    at = "" if namespace == "pipeline" else f" -n {namespace}"
+def _tell_next(name: str) -> None:
     for command, what in (
-        (f"pipeline k8s logs {name} --follow{at}", "follow it"),
-        (f"pipeline k8s status {name}{at}", "what it is at"),
-        (f"pipeline k8s stop {name}{at}", "save its state and end it"),
+        (f"pipeline k8s logs {name} --follow", "follow it"),
+        (f"pipeline k8s status {name}", "what it is at"),
+        (f"pipeline k8s stop {name}", "save its state and end it"),
     ):
         click.echo(f"      {command:60}  {what}", err=True)
 
 
 @k8s.command()
 @click.argument("name", metavar="[JOB]", required=False)
-@_namespace
 @click.option("--json", "as_json", is_flag=True, help="A JSON object a line for each run.")
-def status(name: str | None, namespace: str, as_json: bool) -> None:
+def status(name: str | None, as_json: bool) -> None:
     """Show the runs in a namespace: all, or those of one job.
 
     JOB is a job's name, or that of a RayJob.
     """
     from pipeline.kubernetes.client import Kubernetes
 
-    found = Kubernetes(namespace).runs(name)
+    found = Kubernetes(NAMESPACE).runs(name)
     if name and not found:
-        raise UsageError(f"{name}: no run of that name is in {namespace}")
+        raise UsageError(f"{name}: no run of that name is there")
     lines = [json.dumps(one.to_json()) for one in found] if as_json else render.run_lines(found)
     for line in lines:
         click.echo(line)
@@ -236,14 +227,13 @@ def status(name: str | None, namespace: str, as_json: bool) -> None:
 
 @k8s.command()
 @_name
-@_namespace
 @click.option("--follow", "-f", "follows", is_flag=True, help="Go on until the run has ended.")
-def logs(name: str, namespace: str, follows: bool) -> None:
+def logs(name: str, follows: bool) -> None:
     """Print what a run has printed in its newest attempt; with --follow, to its end."""
     from pipeline.cluster.follow import Lines
     from pipeline.kubernetes.client import Kubernetes
 
-    cluster = Kubernetes(namespace)
+    cluster = Kubernetes(NAMESPACE)
     newest = _newest(cluster, name)
     if follows:
         _follow(cluster, newest.name, as_json=False)
@@ -252,37 +242,34 @@ def logs(name: str, namespace: str, follows: bool) -> None:
     if pod is None:
         raise UsageError(f"{newest.name} has printed nothing yet: it is {newest.state.lower()}")
     lines = Lines(lambda line, _: click.echo(line), hides_result=True)
-    for piece in cluster.log(pod):
-        lines.add(piece)
+    for _, line in cluster.log(pod):
+        lines.add(f"{line}\n")
     lines.end()
 
 
 @k8s.command()
 @_name
-@_namespace
-def stop(name: str, namespace: str) -> None:
+def stop(name: str) -> None:
     """Let a run save its state and end: its pods and its RayJob are deleted.
 
-    Waits until they are gone. The same `submit` resumes it.
+    Waits until they are gone. The same `submit` resumes it. Of a run that has ended, its RayJob and
+    its log are deleted; the run's folder and its record stay.
     """
     from pipeline.kubernetes.client import Kubernetes
     from pipeline.kubernetes.submit import end
 
-    cluster = Kubernetes(namespace)
+    cluster = Kubernetes(NAMESPACE)
     newest = _newest(cluster, name)
-    if newest.is_over:
-        click.echo(f"run   {newest.name} has ended already: {newest.state.lower()}")
-        return
     began = time.monotonic()
-    end(cluster, newest.name, cluster.platform().grace_seconds + RENDER_SECONDS)
+    end(cluster, newest, cluster.platform().grace_seconds)
     took = time.monotonic() - began
-    click.echo(f"run   {newest.name} ended in {took:.0f} s")
-    click.echo("      the same `submit` resumes it", err=True)
+    click.echo(f"run   {newest.name} is gone after {took:.0f} s")
+    if not newest.is_over:
+        click.echo("      the same `submit` resumes it", err=True)
 
 
 @k8s.command()
-@_namespace
-def doctor(namespace: str) -> None:
+def doctor() -> None:
     """Say what a cluster lacks to run jobs, and how to mend it.
 
     Ends with 1 where something is missing.
@@ -290,17 +277,18 @@ def doctor(namespace: str) -> None:
     from pipeline.kubernetes.client import Kubernetes
     from pipeline.kubernetes.doctor import findings
 
-    found = list(findings(Kubernetes(namespace)))
-    for line in render.finding_lines(found):
-        click.echo(line)
-    if any(one.is_needed and not one.is_well for one in found):
-        sys.exit(1)
+    is_lacking = False
+    for one in findings(Kubernetes(NAMESPACE)):
+        is_lacking |= one.is_needed and not one.is_well
+        for line in render.finding_lines(one):
+            click.echo(line)
+    sys.exit(int(is_lacking))
 
 
 def _newest(cluster: Kubernetes, name: str) -> RunState:
     found = cluster.runs(name)
     if not found:
-        raise UsageError(f"{name}: no run of that name is in {cluster.namespace}")
+        raise UsageError(f"{name}: no run of that name is there")
     running = [one for one in found if not one.is_over]
     if len(running) > 1:
         names = ", ".join(one.name for one in running)

@@ -122,7 +122,7 @@ def make_plan(
     notes: list[str] = []
     seal = ""
     if action in ("start", "resume"):
-        notes, seal = _checked(path, values, imports, package)
+        notes, seal = check_here(path, values, imports, package)
         notes += _missing(spec, nodes)
     if why := _stays(environment_uri()):
         is_sent = action in ("start", "resume")
@@ -141,7 +141,7 @@ def make_plan(
     )  # fmt: skip
 
 
-def _checked(
+def check_here(
     path: str, values: Mapping[str, Any], imports: Sequence[str], package: Package
 ) -> tuple[list[str], str]:
     """What a check of the job says, as far as its rows are here; and its seal."""

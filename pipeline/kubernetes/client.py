@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import json
 import os
 import re
+import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -19,7 +19,7 @@ from pipeline.redact import redact
 Document = dict[str, Any]
 
 MANAGER = "pipeline"
-"""Owns the fields of what is applied; another's are left alone."""
+"""Owns the fields of what is applied, whoever applied the same manifests before."""
 NEEDED = "the Kubernetes client is missing: pip install 'pipeline[k8s]'"
 CONNECT_SECONDS, READ_SECONDS = 10.0, 30.0
 SILENT_SECONDS = 10.0
@@ -54,6 +54,8 @@ class RunState:
     started: float
     """Seconds since 1970; 0 before."""
     ended: float | None
+    cluster: str
+    """Name of its Ray cluster; empty before there is one."""
     uid: str
     is_leaving: bool
     """Whether it is being deleted."""
@@ -73,6 +75,8 @@ class RunState:
         """That of `run`: what the command ended with, or what the cluster's end means."""
         if self.succeeded:
             return 0
+        if self.status == "STOPPED":
+            return 128 + signal.SIGTERM
         if self.state == "ValidationFailed":
             return 2
         found = EXIT_CODE.search(self.message)
@@ -144,10 +148,10 @@ class Kubernetes:
         for document in documents:
             self._apply(document, is_dry=True)
 
-    def delete(self, name: str) -> None:
-        """Delete a RayJob and all that belongs to it, pods with their grace."""
+    def delete(self, name: str, uid: str) -> None:
+        """Delete that very RayJob and all that belongs to it, pods with their grace."""
         path = f"{PATHS['RayJob'].format(self.namespace)}/{name}"
-        body = {"propagationPolicy": "Foreground"}
+        body = {"propagationPolicy": "Foreground", "preconditions": {"uid": uid}}
         with contextlib.suppress(_NotFoundError):
             self._call("DELETE", path, body=body)
 
@@ -158,32 +162,41 @@ class Kubernetes:
         newest = sorted(started, key=lambda one: str(one["metadata"]["creationTimestamp"]))
         return str(newest[-1]["metadata"]["name"]) if newest else None
 
-    def waits_for(self, name: str) -> str:
+    def waits_for(self, state: RunState) -> str:
         """Why pods of a RayJob do not run yet, in the cluster's words; empty if it does not say."""
-        for pod in self._pods(f"ray.io/originated-from-cr-name={name}"):
-            for one in pod["status"].get("conditions") or []:
-                if one.get("reason") == "Unschedulable":
-                    return f"{pod['metadata']['name']}: {one.get('message', '')}"
-            for one in pod["status"].get("containerStatuses") or []:
-                waiting = one.get("state", {}).get("waiting") or {}
-                if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
-                    said = waiting.get("message", "")
-                    return f"{pod['metadata']['name']}: {waiting['reason']} {said}".strip()
-        return ""
+        if not state.cluster:
+            return ""
+        for pod in self._pods(f"ray.io/cluster={state.cluster}"):
+            if why := _pending(pod.get("status") or {}):
+                return f"{pod['metadata']['name']}: {why}"
+        path = f"/apis/ray.io/v1/namespaces/{self.namespace}/rayclusters/{state.cluster}"
+        conditions = ((self._get(path) or {}).get("status") or {}).get("conditions") or []
+        failed = [one for one in conditions if one.get("type") == "ReplicaFailure"]
+        return str(failed[0].get("message", "")) if failed else ""  # a quota, Pod Security
 
-    def log(self, pod: str, follows: bool = False) -> Iterator[str]:
-        """What a pod prints, piece by piece; with `follows` until it ends, or nothing comes."""
+    def log(self, pod: str, follows: bool = False, after: str = "") -> Iterator[tuple[str, str]]:
+        """Lines that a pod has printed after a time, each with its own.
+
+        With `follows` until it ends, or nothing comes: whoever follows asks again.
+        """
         import urllib3
 
         path = f"/api/v1/namespaces/{self.namespace}/pods/{pod}/log"
-        query = [("follow", "true")] if follows else []
+        query = [("timestamps", "true")]
+        query += [("follow", "true")] if follows else []
+        if after:  # of which the server looks at the seconds
+            query.append(("sinceTime", f"{after.partition('.')[0].rstrip('Z')}Z"))
         answer = self._ask("GET", path, query, seconds=SILENT_SECONDS if follows else READ_SECONDS)
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        rest = b""
         try:
             for piece in answer.stream(2**16):
-                yield decoder.decode(piece)
+                *lines, rest = (rest + piece).split(b"\n")
+                for line in lines:
+                    moment, _, text = line.decode(errors="replace").partition(" ")
+                    if moment > after:
+                        yield moment, text
         except (urllib3.exceptions.HTTPError, OSError):
-            return  # it broke, or is silent: whoever follows asks again
+            return
         finally:
             answer.close()
 
@@ -211,7 +224,7 @@ class Kubernetes:
 
     def _apply(self, document: Document, is_dry: bool = False) -> Document:
         name = document["metadata"]["name"]
-        query = [("fieldManager", MANAGER), ("fieldValidation", "Strict")]
+        query = [("fieldManager", MANAGER), ("force", "true"), ("fieldValidation", "Strict")]
         if is_dry:
             query.append(("dryRun", "All"))
         path = f"{PATHS[document['kind']].format(self.namespace)}/{name}"
@@ -232,8 +245,13 @@ class Kubernetes:
         body: Document | None = None,
         kind: str = "application/json",
     ) -> Document:
+        import urllib3
+
         answer = self._ask(method, path, query, body, kind)
-        found: Document = json.loads(answer.data)
+        try:
+            found: Document = json.loads(answer.data)
+        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            raise UsageError(f"{self.address}: its answer broke off: {_line(error)}") from None
         return found
 
     def _ask(
@@ -293,9 +311,26 @@ def _state(document: Mapping[str, Any]) -> RunState:
         command=document.get("spec", {}).get("entrypoint", ""),
         started=_time(status.get("startTime") or metadata.get("creationTimestamp")) or 0.0,
         ended=_time(status.get("endTime")),
+        cluster=status.get("rayClusterName") or "",
         uid=metadata.get("uid", ""),
         is_leaving="deletionTimestamp" in metadata,
     )
+
+
+def _pending(status: Mapping[str, Any]) -> str:
+    """Why a pod does not run yet."""
+    for one in status.get("conditions") or []:
+        if one.get("reason") == "Unschedulable":
+            return str(one.get("message", ""))
+    started = [
+        *(status.get("initContainerStatuses") or []),
+        *(status.get("containerStatuses") or []),
+    ]
+    for one in started:
+        waiting = one.get("state", {}).get("waiting") or {}
+        if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
+            return f"{waiting['reason']} {waiting.get('message', '')}".strip()
+    return ""
 
 
 def _time(text: str | None) -> float | None:

@@ -40,15 +40,14 @@ def findings(cluster: Kubernetes) -> Iterator[Finding]:
     yield _version(cluster)
     yield from _operator(cluster)
     yield from _rights(cluster)
-    namespace = cluster.get(f"/api/v1/namespaces/{cluster.namespace}")
-    yield Finding(
+    namespace, found = _looked(
+        cluster,
+        f"/api/v1/namespaces/{cluster.namespace}",
         f"namespace {cluster.namespace}",
-        namespace is not None,
         "kubectl apply -f k8s/base/namespace.yaml",
     )
-    if namespace is None:
-        return
-    labels = namespace["metadata"].get("labels") or {}
+    yield found
+    labels = ((namespace or {}).get("metadata") or {}).get("labels") or {}
     yield Finding(
         "Pod Security `restricted` in it",
         labels.get("pod-security.kubernetes.io/enforce") == "restricted",
@@ -81,29 +80,21 @@ def _operator(cluster: Kubernetes) -> Iterator[Finding]:
     path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/rayjobs.ray.io"
     install = "helm install kuberay-operator kuberay/kuberay-operator --version 1.7.0 --namespace "
     install += f"{OPERATOR_NAMESPACE} --create-namespace"
-    try:
-        crd = cluster.get(path)
-    except UsageError as error:  # it may not be ours to look at
-        yield Finding("KubeRay's RayJob", False, str(error), is_needed=False)
-        return
-    yield Finding("KubeRay's RayJob", crd is not None, install)
-    if crd is None:
-        return
-    text = str(crd)
-    missing = [field for field in FIELDS if field not in text]
-    yield Finding(
-        f"its fields {', '.join(FIELDS)}",
-        not missing,
-        f"{', '.join(missing)}: the definitions are of an older KubeRay; helm does not upgrade "
-        "them: kubectl replace those of 1.7.0",
-    )
-    deployments = f"/apis/apps/v1/namespaces/{OPERATOR_NAMESPACE}/deployments"
-    try:
-        found = (cluster.get(deployments) or {}).get("items", [])
-    except UsageError:
-        return
-    ready = [one for one in found if (one.get("status") or {}).get("readyReplicas")]
-    yield Finding(f"an operator that runs in {OPERATOR_NAMESPACE}", bool(ready), install)
+    crd, found = _looked(cluster, path, "KubeRay's RayJob", install)
+    yield found
+    if crd is not None:
+        missing = [field for field in FIELDS if field not in str(crd)]
+        yield Finding(
+            f"its fields {', '.join(FIELDS)}",
+            not missing,
+            f"{', '.join(missing)}: the definitions are of an older KubeRay; helm does not upgrade "
+            "them: kubectl replace those of 1.7.0",
+        )
+    path = f"/apis/apps/v1/namespaces/{OPERATOR_NAMESPACE}/deployments"
+    listed, found = _looked(cluster, path, f"an operator in {OPERATOR_NAMESPACE}", install)
+    items = (listed or {"items": []})["items"]
+    runs = any((one.get("status") or {}).get("readyReplicas") for one in items)
+    yield Finding(found.what, runs, found.fix, is_needed=found.is_needed)
 
 
 def _rights(cluster: Kubernetes) -> Iterator[Finding]:
@@ -118,7 +109,8 @@ def _rights(cluster: Kubernetes) -> Iterator[Finding]:
 
 
 def _volumes(cluster: Kubernetes, platform: Platform) -> Iterator[Finding]:
-    nodes = len((_seen(cluster, "/api/v1/nodes") or {"items": [{}, {}]})["items"])
+    listed, _ = _looked(cluster, "/api/v1/nodes", "", "")
+    num_nodes = len(listed["items"]) if listed else 2  # several, unless we know better
     for claim, mode in ((platform.runs_claim, "ReadWriteMany"), (platform.data_claim, "")):
         if not claim:
             continue
@@ -139,7 +131,7 @@ def _volumes(cluster: Kubernetes, platform: Platform) -> Iterator[Finding]:
         )
         yield Finding(
             f"{claim} is seen by all nodes",
-            not mode or mode in modes or nodes == 1,
+            not mode or mode in modes or num_nodes == 1,
             f"its modes are {', '.join(modes)}: head and workers on several nodes need "
             f"ReadWriteMany, with file locks across nodes",
         )
@@ -147,30 +139,26 @@ def _volumes(cluster: Kubernetes, platform: Platform) -> Iterator[Finding]:
 
 def _secrets(cluster: Kubernetes, platform: Platform) -> Iterator[Finding]:
     names = ["mlflow-database", platform.mlflow_secret, platform.storage_secret]
+    names += ["mlflow-auth"] if platform.mlflow_secret else []
     for name in filter(None, [*names, platform.image_pull_secret]):
         path = f"/api/v1/namespaces/{cluster.namespace}/secrets/{name}"
-        try:
-            found = cluster.get(path)
-        except UsageError:
-            yield Finding(f"the Secret {name}", False, "you may not look at it", is_needed=False)
-            continue
-        yield Finding(f"the Secret {name}", found is not None, "k8s/README.md names its keys")
+        yield _looked(cluster, path, f"the Secret {name}", "k8s/README.md names its keys")[1]
 
 
 def _tracking(cluster: Kubernetes) -> Iterator[Finding]:
     path = f"/apis/apps/v1/namespaces/{cluster.namespace}/deployments/mlflow"
-    found = _seen(cluster, path)
-    ready = found is not None and bool((found.get("status") or {}).get("readyReplicas"))
     fix = f"kubectl -n {cluster.namespace} logs deployment/mlflow --all-containers"
-    yield Finding("MLflow answers", ready, fix, is_needed=False)
+    found, finding = _looked(cluster, path, "MLflow runs", fix)
+    runs = bool(((found or {}).get("status") or {}).get("readyReplicas"))
+    yield Finding(finding.what, runs, finding.fix, is_needed=False)
 
 
 def _gpus(cluster: Kubernetes, platform: Platform) -> Iterator[Finding]:
     if not platform.gpu_image:
         return
-    listed = _seen(cluster, "/api/v1/nodes")
+    listed, found = _looked(cluster, "/api/v1/nodes", "nodes with GPUs", "")
     if listed is None:
-        yield Finding("nodes with GPUs", False, "you may not list nodes", is_needed=False)
+        yield found
         return
     having = [
         node
@@ -194,20 +182,17 @@ def _gpus(cluster: Kubernetes, platform: Platform) -> Iterator[Finding]:
 
 
 def _queue(cluster: Kubernetes, platform: Platform) -> Iterator[Finding]:
-    if not platform.queue:
-        return
-    path = f"/apis/kueue.x-k8s.io/v1beta1/namespaces/{cluster.namespace}/localqueues"
-    found = _seen(cluster, f"{path}/{platform.queue}")
-    yield Finding(
-        f"Kueue's queue {platform.queue}",
-        found is not None,
-        "install Kueue with the integration ray.io/rayjob, and apply the component kueue",
-    )
+    if platform.queue:
+        path = f"/apis/kueue.x-k8s.io/v1beta1/namespaces/{cluster.namespace}/localqueues"
+        fix = "install Kueue with the integration ray.io/rayjob, and apply the component kueue"
+        path += f"/{platform.queue}"
+        yield _looked(cluster, path, f"Kueue's queue {platform.queue}", fix)[1]
 
 
-def _seen(cluster: Kubernetes, path: str) -> Any:
-    """An object, or None also where we may not look at it."""
+def _looked(cluster: Kubernetes, path: str, what: str, fix: str) -> tuple[Any, Finding]:
+    """An object, and that it is there; one that we may not look at is a note, and None."""
     try:
-        return cluster.get(path)
-    except UsageError:
-        return None
+        found = cluster.get(path)
+    except UsageError as error:
+        return None, Finding(what, False, f"it is not seen: {error}", is_needed=False)
+    return found, Finding(what, found is not None, fix)

@@ -8,16 +8,18 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import UsageError
 
 NAME = "platform"
 """Of the ConfigMap."""
 QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(m|[kMGT]|[KMGT]i)?")
+EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
+"""Of taints."""
 FACTORS = {"m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 FACTORS |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
@@ -51,8 +53,8 @@ def _taints(text: Any) -> Any:
         return text
     tolerations = []
     for part in filter(None, (each.strip() for each in text.split(","))):
-        label, sign, effect = part.partition(":")
-        if not sign:
+        label, _, effect = part.partition(":")
+        if effect not in EFFECTS:
             raise ValueError(f"{part!r}: expected a taint, KEY=VALUE:EFFECT or KEY:EFFECT")
         key, has_value, value = label.partition("=")
         how = {"operator": "Equal", "value": value} if has_value else {"operator": "Exists"}
@@ -73,11 +75,11 @@ class Platform(BaseModel):
 
     namespace: str = "pipeline"
     """Of the ConfigMap, and so of the runs."""
-    image: str
+    image: Annotated[str, Field(min_length=1)]
     """Of runs without GPUs, best by digest."""
     gpu_image: str = ""
     """Of runs with GPUs; empty where there are none."""
-    image_pull_policy: str = "IfNotPresent"
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     image_pull_secret: str = ""
     mlflow_uri: str = "http://mlflow:5000"
     mlflow_secret: str = ""
@@ -118,6 +120,12 @@ class Platform(BaseModel):
     """Kueue's WorkloadPriorityClass."""
     grace_seconds: Annotated[int, Field(ge=60)] = 120
     """Between the signal to end and the end: a checkpoint must be written in it."""
+
+    @model_validator(mode="after")
+    def _check_storage(self) -> Self:
+        if "://" not in self.storage and not (self.storage == "/runs" and self.runs_claim):
+            raise ValueError("storage is an object store's URI, or /runs with a `runs_claim`")
+        return self
 
 
 def read(path: str) -> Platform:

@@ -24,8 +24,8 @@ DATA_MOUNT = "/data"
 RAY_SECONDS = 30
 """Of the grace, left to Ray after the command has saved its state."""
 LOST_NODE_SECONDS = 30
-"""A pod on a node that is lost is replaced after so long; 300 s by default, in which the operator
-would give the whole attempt up."""
+"""A pod on a node that is lost is deleted after so long; 300 s by default, in which the operator
+gives the whole attempt up."""
 
 
 def head_pod(run: Run, group: WorkerPods) -> Document:
@@ -57,9 +57,17 @@ def worker_pod(run: Run, group: WorkerPods) -> Document:
         resources["limits"] |= gpus
     spec = _ray_pod_spec(run, _ray_container(run, resources))
     spec["tolerations"] += group.tolerations
-    if affinity := workers.node_affinity(group):
+    affinity = workers.node_affinity(group)
+    if group.is_apart:
+        own = {"app.kubernetes.io/name": run.name, COMPONENT: "ray"}
+        term = {"labelSelector": {"matchLabels": own}, "topologyKey": "kubernetes.io/hostname"}
+        affinity["podAntiAffinity"] = {"requiredDuringSchedulingIgnoredDuringExecution": [term]}
+    if affinity:
         spec["affinity"] = affinity
-    return {"metadata": _pod_metadata("ray", stays=not group.is_elastic), "spec": spec}
+    metadata = _pod_metadata("ray", stays=not group.is_elastic)
+    if group.is_apart:
+        metadata["labels"]["app.kubernetes.io/name"] = run.name
+    return {"metadata": metadata, "spec": spec}
 
 
 def submitter_pod(run: Run) -> Document:

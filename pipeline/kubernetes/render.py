@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import yaml
 
 from pipeline import plugins
 from pipeline.cluster.package import pack
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, UsageError
 from pipeline.kubernetes import rules
 from pipeline.kubernetes.manifests import manifests
 from pipeline.kubernetes.platform import Platform
@@ -21,6 +22,9 @@ from pipeline.spec.sections import seconds_of
 
 MARGIN_SECONDS = 3600
 """Beyond `training.time_limit`, for the start, restarts and the record."""
+LEAST_SECONDS = 300
+BREAKS = re.compile("[\x85\u2028\u2029]")
+"""Characters that YAML takes for ends of lines."""
 
 
 def prepare(
@@ -43,6 +47,8 @@ def prepare(
     spec = load(path, values)
     modules = plugins.homes(components(spec), modules)
     package = pack(Path(path), spec, modules)
+    if fresh and platform.queue:
+        raise UsageError("--fresh: a run that its queue suspends would start anew each time")
     limits = _limits(spec, timeout, 0 if fresh else retries)  # a retry would start anew, too
     return Run(spec, package, tuple(overrides), tuple(imports), platform, limits, fresh, source)
 
@@ -56,8 +62,10 @@ def _limits(spec: JobSpec, timeout: str | None, retries: int) -> Limits:
         active = seconds_of(timeout)
     elif spec.training.time_limit:
         active = seconds_of(spec.training.time_limit) + waiting + MARGIN_SECONDS
-    waiting = min(waiting, active / 2)
-    return Limits(max(2, round(active)), max(1, round(waiting)), retries)
+    if active < LEAST_SECONDS:
+        raise UsageError(f"--timeout: nodes, images and Ray alone take {LEAST_SECONDS} s or more")
+    waiting = max(LEAST_SECONDS / 2, min(waiting, active / 2))
+    return Limits(round(active), round(waiting), retries)
 
 
 def rendered(run: Run) -> str:
@@ -77,6 +85,8 @@ class _Dumper(yaml.SafeDumper):
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
     style = "|" if "\n" in text else None
+    if BREAKS.search(text):
+        style = '"'
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 
 from pipeline.cluster.package import Package, entrypoint
 from pipeline.files.store import is_uri
-from pipeline.kubernetes.platform import Platform
+from pipeline.kubernetes.platform import Platform, amount
 from pipeline.spec import JobSpec
 
 MOST_NAME = 47
 """Characters of a RayJob's name: the operator appends to it."""
+CACHE_SHARE = 0.8
+"""Of a pod's disk for prepared rows, that may be used: beyond its size the pod is evicted."""
 
 
 @dataclass(frozen=True)
@@ -74,4 +76,5 @@ class Run:
     def command(self) -> str:
         """What the head runs, quoted: shells of the submitter and of the head read it."""
         values = [*self.overrides, f"storage={self.storage}"]
+        values.append(f"cache.most_gib={amount(self.platform.cache_size) * CACHE_SHARE / 2**30:g}")
         return entrypoint(self.package, values, self.imports, self.fresh)

@@ -31,16 +31,25 @@ class Plan:
     action: Action
     rivals: list[RunState]
     """Others of the job's name that run."""
+    notes: list[str]
+    """What is to be said before."""
 
 
-def make_plan(cluster: Kubernetes, run: Run) -> Plan:
-    """Look at the cluster; nothing is changed. Raises UsageError."""
+def make_plan(cluster: Kubernetes, run: Run, check: Callable[[], list[str]]) -> Plan:
+    """Look at the cluster; nothing is changed. Raises UsageError.
+
+    `check` gives notes on the job, and raises what is wrong in it; it is called for one to be sent.
+    """
     last = cluster.run(run.name)
     if last is not None and last.is_leaving:
         last = None  # it is gone when it is submitted
     rivals = [one for one in cluster.runs(run.spec.name) if not one.is_over]
     rivals = [one for one in rivals if one.name != run.name]
-    return Plan(cluster, run, last, _action(last, run.fresh), rivals)
+    action = _action(last, run.fresh)
+    notes = check() if action in ("start", "resume") else []
+    if last is not None and action in ("attach", "tell") and last.command != run.command:
+        notes.append(f"that was submitted as `{last.command}`, which holds")
+    return Plan(cluster, run, last, action, rivals, notes)
 
 
 def _action(last: RunState | None, fresh: bool) -> Action:
@@ -55,20 +64,34 @@ def _action(last: RunState | None, fresh: bool) -> Action:
     return "tell" if last.succeeded else "resume"
 
 
-def send(plan: Plan, seconds: float) -> None:
-    """Apply a run's documents, in place of a RayJob that has ended. Raises UsageError."""
+def send(plan: Plan, seconds: float) -> bool:
+    """Apply a run's documents, in place of the RayJob that the plan has seen to be over.
+
+    False where another command has submitted the run since. Raises UsageError.
+    """
     documents = manifests(plan.run)
     plan.cluster.check(documents)  # what is refused is refused before anything is deleted
-    if plan.cluster.run(plan.run.name) is not None:
-        end(plan.cluster, plan.run.name, seconds)
+    now = plan.cluster.run(plan.run.name)
+    if now is not None and not now.is_leaving:
+        if plan.last is None or now.uid != plan.last.uid or not now.is_over:
+            return False
+        plan.cluster.delete(now.name, now.uid)
+    await_gone(plan.cluster, plan.run.name, now.uid if now else "", seconds)
     plan.cluster.apply(documents)
+    return True
 
 
-def end(cluster: Kubernetes, name: str, seconds: float) -> None:
+def end(cluster: Kubernetes, state: RunState, seconds: float) -> None:
     """Delete a RayJob and wait until its pods have ended. Raises UsageError where they do not."""
-    cluster.delete(name)
+    cluster.delete(state.name, state.uid)
+    await_gone(cluster, state.name, state.uid, seconds)
+
+
+def await_gone(cluster: Kubernetes, name: str, uid: str, seconds: float) -> None:
+    """Wait for a RayJob that is being deleted, beyond its pods' grace."""
+    seconds += DELETE_SECONDS
     deadline = time.monotonic() + seconds
-    while cluster.run(name) is not None:
+    while (now := cluster.run(name)) is not None and now.uid == uid:
         if time.monotonic() > deadline:
             raise UsageError(f"{name} is not gone within {seconds:.0f} s; ask again")
         time.sleep(POLL_SECONDS)
@@ -114,8 +137,8 @@ class _Follower:
     lines: Lines
     tell: Callable[[str], None]
     pod: str | None = None
-    num_chars: int = 0
-    """Of the pod's log."""
+    seen: str = ""
+    """Time of the last line that was shown of the pod's log."""
     told: str = ""
 
     def look(self) -> RunState:
@@ -125,37 +148,43 @@ class _Follower:
             raise RunError(f"{self.name} was deleted; the same command resumes the run")
         pod = self.cluster.submitter(self.name)
         if pod != self.pod:
-            self.pod, self.num_chars = pod, 0
-        if pod is not None:
-            self._show(pod, follows=not state.is_over)
-        else:
+            self.pod, self.seen = pod, ""
+        if pod is None:
             self._wait(state)
+            return state
+        try:
+            self._show(pod, follows=not state.is_over)
+        except UsageError as error:  # its state is what counts
+            self._say(f"note  its log cannot be read: {error}")
         return state
 
     def _show(self, pod: str, follows: bool) -> None:
-        num_here = 0
-        for text in self.cluster.log(pod, follows):
-            new = text[max(0, self.num_chars - num_here) :]
-            num_here += len(text)
-            self.num_chars = max(self.num_chars, num_here)
-            if new:
-                self.lines.add(new)
+        for moment, line in self.cluster.log(pod, follows, self.seen):
+            self.seen = moment
+            self.lines.add(f"{line}\n")
 
     def _wait(self, state: RunState) -> None:
         said = f"{state.state.lower()}: {state.message}" if state.message else state.state.lower()
-        if why := self.cluster.waits_for(self.name):
+        if why := self.cluster.waits_for(state):
             said = f"waiting for {why}"
-        if said != self.told:
-            self.told = said
-            self.tell(f"run   {self.name} {said}")
+        self._say(f"run   {self.name} {said}")
+
+    def _say(self, text: str) -> None:
+        """Once, until there is something else to say."""
+        if text != self.told:
+            self.told = text
+            self.tell(text)
 
 
 def explain(state: RunState) -> str:
     """Why a run has ended without its own word; empty if it has said it or ended well."""
     if state.succeeded:
         return ""
+    if state.status == "STOPPED":
+        return "it was stopped; the same command resumes it"
     reasons = {
-        "DeadlineExceeded": "its deadline; its state is saved, and the same command resumes it",
+        "DeadlineExceeded": "its deadline: its state is being saved, and the same command resumes "
+        "it",
         "PreRunningDeadlineExceeded": "its pods did not come to run in time: see `pipeline k8s "
         "doctor`, and `kubectl describe pods`",
         "ValidationFailed": f"the operator refuses it: {state.message}",

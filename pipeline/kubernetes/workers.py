@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,8 @@ from pipeline.spec.sections import Workers
 
 MARKET = "ray.io/market-type"
 """Ray's label of a node that may go at any time (`spot`) or not (`on-demand`)."""
+TAKEN = ("app.kubernetes.io", "batch.kubernetes.io", "ray.io", "kueue.x-k8s.io")
+"""Of labels, which would change what a pod belongs to."""
 RAY_GIB = 1.0
 """Of a pod's memory for Ray itself and its object store."""
 
@@ -29,14 +30,14 @@ class WorkerPods:
     cpu_request: str
     memory: str
     gpus: int
-    resources: dict[str, float]
-    """Custom ones of a pod, by Ray's name."""
     labels: dict[str, str]
     """Of the pod's Ray node."""
     node_labels: dict[str, str]
     """That nodes must have."""
     avoided_labels: dict[str, str]
     """That nodes must not have."""
+    is_apart: bool
+    """Whether each pod stands on a node of its own."""
     tolerations: list[dict[str, str]]
 
     @property
@@ -66,6 +67,11 @@ def worker_pods(workers: Workers, platform: Platform) -> WorkerPods:
                 "workers.min, workers.max: a queue admits runs of a fixed size; --set workers.num=N"
                 " --set workers.min=null --set workers.max=null"
             )
+    if workers.resources:
+        raise UsageError(
+            "workers.resources: on Kubernetes each pod would be told that it has them, so nothing "
+            "would be limited: a queue or a quota does that"
+        )
     per_pod = _workers_per_pod(workers, platform)
     spot = _wants_spot(workers, platform)
     node_labels = dict(platform.spot_label) if spot else {}
@@ -82,10 +88,10 @@ def worker_pods(workers: Workers, platform: Platform) -> WorkerPods:
         cpu_request=f"{math.ceil(cpus * platform.cpu_request * 1000)}m",
         memory=_memory(workers, platform, per_pod),
         gpus=per_pod if workers.gpu else 0,
-        resources={name: count * per_pod for name, count in workers.resources.items()},
         labels=_ray_labels(workers, spot),
         node_labels=node_labels,
         avoided_labels=dict(platform.spot_label) if spot is False else {},
+        is_apart=workers.placement == "strict_spread",
         tolerations=tolerations,
     )
 
@@ -95,8 +101,6 @@ def start_params(pods: WorkerPods) -> dict[str, str]:
     params = {"num-cpus": str(pods.cpus)}
     if pods.gpus:
         params["num-gpus"] = str(pods.gpus)
-    if pods.resources:  # a shell reads it, after Go has put it between quotes of its own
-        params["resources"] = "'" + json.dumps(pods.resources, separators=(",", ":")) + "'"
     return params
 
 
@@ -139,6 +143,11 @@ def _memory(workers: Workers, platform: Platform, per_pod: int) -> str:
     if workers.gib_per_worker is None and per_pod == 1:
         return platform.worker_memory
     own = workers.gib_per_worker
+    if own is None and amount(platform.worker_memory) <= RAY_GIB * 2**30:
+        raise UsageError(
+            f"`worker_memory` of the platform is {platform.worker_memory}, of which Ray takes "
+            f"{RAY_GIB:g} GiB; workers.gib_per_worker says what each needs"
+        )
     each = amount(platform.worker_memory) / 2**30 - RAY_GIB if own is None else own
     return f"{math.ceil((each * per_pod + RAY_GIB) * 1024)}Mi"
 
@@ -173,6 +182,8 @@ def _ray_labels(workers: Workers, spot: bool | None) -> dict[str, str]:
     """What the pods' Ray nodes are called, so that Ray puts the workers there."""
     labels = {key: value for key, value in workers.labels.items() if key != MARKET}
     for key, value in labels.items():
+        if key.partition("/")[0] in TAKEN:
+            raise UsageError(f"workers.labels.{key}: Kubernetes has a meaning of its own for it")
         if value.startswith(("!", "in(", "notin(")):
             raise UsageError(
                 f"workers.labels.{key}: {value!r}: on Kubernetes the nodes are made for the run "

@@ -188,8 +188,15 @@ def components(spec: JobSpec) -> list[Callable[..., Any]]:
 
 
 def base_of(path: str | Path | Mapping[str, Any]) -> Path:
-    """Where relative data paths of the spec start."""
-    return Path.cwd() if isinstance(path, Mapping) else Path(path).resolve().parent
+    """Where relative data paths of the spec start.
+
+    A link to a job leads to its folder; a link to that folder is left as it is called, as nodes may
+    have it in different places (a ConfigMap's volume has links of its own).
+    """
+    if isinstance(path, Mapping):
+        return Path.cwd()
+    job = Path(os.path.abspath(path))
+    return (job.resolve() if job.is_symlink() else job).parent
 
 
 def refuse_too_many(spec: JobSpec) -> None:

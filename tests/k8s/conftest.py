@@ -38,7 +38,7 @@ RUNS: dict[str, tuple[str, str, list[str]]] = {
     "fractions of CPUs": ("local", "diabetes", ["workers.num=2", "workers.cpus_per_worker=1.5"]),
     "two CPUs each": ("local", "diabetes", ["workers.num=2", "workers.cpus_per_worker=2"]),
     "memory of their own": ("local", "diabetes", ["workers.num=2", "workers.gib_per_worker=6"]),
-    "custom resources": ("local", "diabetes", ["workers.num=2", "workers.resources={licence: 1}"]),
+    "each on a node": ("local", "diabetes", ["workers.num=2", "workers.placement=strict_spread"]),
     "a label": ("local", "diabetes", ["workers.num=2", "workers.labels={team: blue}"]),
     "all in one pod": ("local", "diabetes", ["workers.num=3", "workers.placement=strict_pack"]),
     "GPUs": ("gpu", "digits", ["workers.num=16", "workers.gpu=true"]),

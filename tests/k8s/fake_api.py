@@ -36,7 +36,7 @@ class FakeApi:
     crds: schemas.Crds
     objects: dict[str, Document] = field(default_factory=dict)
     logs: dict[str, list[str]] = field(default_factory=dict)
-    """Pieces by pod: a stream sends one, and breaks after it, until its pod has ended."""
+    """Lines by pod, two in a minute of its clock: a stream ends though its pod goes on."""
     forbidden: set[tuple[str, str]] = field(default_factory=set)
     """Methods and resources."""
     requests: list[tuple[str, str]] = field(default_factory=list)
@@ -119,7 +119,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         found = self.fake.objects.get(path)
         if path.endswith("/log"):
-            self._stream(path.split("/")[-2], "follow" in query)
+            self._stream(path.split("/")[-2], "follow" in query, query.get("sinceTime", [""])[0])
         elif found is not None:
             self._answer(200, found)
         elif path.rpartition("/")[2] in ("rayjobs", "pods", "nodes", "deployments"):
@@ -143,8 +143,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(400, wrong)
             return
         before = self.fake.objects.get(path)
-        if before and before.get("metadata", {}).get("managed", manager) != manager:
-            other = before["metadata"]["managed"]
+        other = (before or {}).get("metadata", {}).get("managed", manager)
+        if other != manager and query.get("force") != ["true"]:
             self._refuse(409, f'Apply failed with 1 conflict: conflict with "{other}": .spec')
             return
         made = {**(before or {}), **wanted}
@@ -160,9 +160,12 @@ class _Handler(BaseHTTPRequestHandler):
         path, _ = self._asked()
         if path is None:
             return
-        self._body()
+        wanted = json.loads(self._body()).get("preconditions", {}).get("uid")
         with self.fake.lock:
             found = self.fake.objects.get(path)
+            if found and wanted and found["metadata"]["uid"] != wanted:
+                self._refuse(409, "Precondition failed: UID in precondition")
+                return
             if found is None:
                 self._refuse(404, f'{_resource(path)} "{path.rpartition("/")[2]}" not found')
                 return
@@ -228,8 +231,8 @@ class _Handler(BaseHTTPRequestHandler):
             [document], "1.29")  # fmt: skip
         return f"strict decoding error: {faults[0]}" if faults else ""
 
-    def _stream(self, pod: str, follows: bool) -> None:
-        """All that was printed; a stream that follows breaks off after each further piece."""
+    def _stream(self, pod: str, follows: bool, since: str) -> None:
+        """Lines with their times, from a second on; a stream that follows ends after another."""
         self.send_response(200)
         self.send_header("Content-Type", "text/plain")
         self.end_headers()
@@ -237,8 +240,10 @@ class _Handler(BaseHTTPRequestHandler):
         sent = 0
         deadline = time.monotonic() + (1 if follows else 0)
         while True:
-            for piece in pieces[sent:]:
-                self.wfile.write(piece.encode())
+            for number, piece in enumerate(pieces[sent:], sent):
+                moment = f"2026-01-01T00:{number // 2:02}:00.{number % 2 * 5 + 1}00000000Z"
+                if moment[:19] >= since[:19]:
+                    self.wfile.write(f"{moment} {piece}".encode())
             sent = max(sent, len(pieces))
             self.wfile.flush()
             if time.monotonic() >= deadline:

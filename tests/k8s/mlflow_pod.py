@@ -118,9 +118,14 @@ def running(found: list[Document], database: str, folder: Path) -> Iterator[int]
         process.wait()
 
 
-def asked(port: int, path: str, host: str, password: str = "") -> int:
-    """The status that the server answers with, 0 where it does not."""
+def asked(port: int, path: str, host: str, password: str = "", origin: str = "") -> int:
+    """The status that the server answers with, 0 where it does not.
+
+    `origin` is where the page was loaded from that asks.
+    """
     headers = {"Host": host, "Content-Type": "application/json"}
+    if origin:
+        headers["Origin"] = origin
     if password:
         text = base64.b64encode(f"admin:{password}".encode()).decode()
         headers["Authorization"] = f"Basic {text}"

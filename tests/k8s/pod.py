@@ -210,8 +210,12 @@ def _source(volume: Document, at: Machines, folder: Path) -> Path | None:
     os.chown(source, USER, USER)
     if "configMap" in volume:
         held = one(at.objects, "ConfigMap", volume["configMap"]["name"])
+        (source / "..data").symlink_to(f"..{folder.name}")  # as the kubelet does, another in each
         for item in volume["configMap"]["items"]:
-            path = source / item["path"]
+            path = source / f"..{folder.name}" / item["path"]
+            top = item["path"].partition("/")[0]
+            if not (source / top).is_symlink():
+                (source / top).symlink_to(f"..data/{top}")
             path.parent.mkdir(parents=True, exist_ok=True)
             if item["key"] in held["data"]:
                 path.write_text(held["data"][item["key"]])

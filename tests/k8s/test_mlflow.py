@@ -45,3 +45,5 @@ def test_with_passwords_it_answers_to_those_who_know_one(
         assert asked(port, SEARCH, f"mlflow:{port}") == 401
         assert asked(port, SEARCH, f"mlflow:{port}", "wrong") == 401
         assert asked(port, SEARCH, "mlflow.example.com", PASSWORD) == 200
+        for origin, status in (("https://mlflow.example.com", 200), ("https://evil.com", 403)):
+            assert asked(port, SEARCH, "mlflow.example.com", PASSWORD, origin) == status, origin

@@ -90,6 +90,25 @@ def test_files_travel_as_they_stand_here(tmp_path: Path) -> None:
     assert set(held["binaryData"]) == {"1-rows.bin.csv"}
 
 
+@pytest.mark.parametrize("rows", ["x,y\n1,a\x85b\n", "x,y\n1,\u2028\n", "x\r\ny\r\n", "a: b\n\n\n"])
+def test_no_character_is_lost_on_the_way(rows: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_bytes(rows.encode())
+    job = tmp_path / "job.yaml"
+    tree = {"name": "t", "model": "linear", "loss": "mse"}
+    job.write_text(json.dumps(tree | {"data": {"target": "y", "train": "rows.csv"}}))
+    run = run_of(job)
+    assert documents(rendered(run)) == manifests(run)
+    (held,) = of_kind(documents(rendered(run)), "ConfigMap")
+    assert held["data"]["1-rows.csv"] == rows
+
+
+def test_fresh_is_refused_where_a_queue_may_suspend_it() -> None:
+    with pytest.raises(UsageError, match="would start anew each time"):
+        run_of("digits", fresh=True, on=platform(queue="q"))
+    with pytest.raises(UsageError, match="300 s or more"):
+        run_of("digits", timeout="10s")
+
+
 def test_more_files_than_a_config_map_holds_are_refused_with_the_ways_out(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("x,y\n" + "1,2\n" * 300_000)
     tree = {"name": "t", "model": "linear", "loss": "mse"}
@@ -159,6 +178,13 @@ def test_workers_share_a_pod_as_far_as_a_node_has_gpus(
         (["workers.labels={ray.io/market-type: spot}"], {}, "the platform has no spot nodes"),
         (["workers.labels={ray.io/market-type: cheap}"], {}, "expected one of spot"),
         (["workers.labels={zone: '!a'}"], {}, "give one value"),
+        (["workers.labels={app.kubernetes.io/component: mlflow}"], {}, "a meaning of its own"),
+        (["workers.resources={licence: 1}"], {}, "nothing would be limited"),
+        (
+            ["workers.gpu=true", "workers.num=8"],
+            {"gpu_image": "g:1", "worker_memory": "512Mi"},
+            "of which Ray takes 1 GiB",
+        ),
         (
             ["workers.gpu=true", "workers.num=9", "workers.placement=strict_pack"],
             {"gpu_image": "g:1"},
@@ -182,6 +208,11 @@ def test_what_the_platform_does_not_have_is_said(
         ({"image": "a:1", "grace_seconds": "10"}, "greater than or equal to 60"),
         ({"image": "a:1", "gpu_taints": "nvidia.com/gpu"}, "expected a taint"),
         ({"image": "a:1", "gpu_types": "A100"}, "expected KEY=VALUE"),
+        ({"image": ""}, "at least 1 character"),
+        ({"image": "a:1", "image_pull_policy": "Nevr"}, "'Always', 'IfNotPresent' or 'Never'"),
+        ({"image": "a:1", "spot_taints": "a=b:NoSchedul"}, "expected a taint"),
+        ({"image": "a:1", "runs_claim": ""}, "/runs with a `runs_claim`"),
+        ({"image": "a:1", "storage": "/tmp"}, "/runs with a `runs_claim`"),
     ],
 )
 def test_wrong_settings_are_said_by_name(data: dict[str, str], words: str) -> None:

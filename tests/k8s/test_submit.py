@@ -15,7 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.kubernetes.client import Kubernetes
+from pipeline.kubernetes.render import prepare
 from pipeline.kubernetes.rules import Document
+from pipeline.kubernetes.submit import make_plan, send
 
 from . import schemas
 from .conftest import ROOT
@@ -73,6 +76,16 @@ def the_run(api: FakeApi, process: subprocess.Popen[str] | None = None) -> str:
         time.sleep(0.05)
 
 
+def looked(api: FakeApi, process: subprocess.Popen[str], place: str) -> None:
+    """Wait until a command has asked for this twice more, so that the first answer is shown."""
+    before = len(api.requests)
+    deadline = time.monotonic() + SECONDS
+    while sum(path.endswith(place) for _, path in api.requests[before:]) < 2:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, place
+        time.sleep(0.05)
+
+
 def succeed(api: FakeApi, name: str) -> None:
     api.set(name, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
 
@@ -86,17 +99,17 @@ def test_a_run_is_applied_followed_and_told(
 ) -> None:
     process = command("submit", JOB, "--yes", "--json", "--set", "workers.num=2")
     name = the_run(api, process)
-    pod = api.submitter(name, 1, "starting\n", "note  the first line\nnote  and half of a")
+    pod = api.submitter(name, 1, "starting\n", "note  the first line\n", "note  the second\n")
     api.set(name, jobDeploymentStatus="Running", jobStatus="RUNNING")
-    time.sleep(2)  # the stream ends meanwhile, and the run goes on
-    api.logs[pod] += [" line\n", DONE]
+    looked(api, process, f"{pod}/log")  # the stream ends meanwhile, and the run goes on
+    api.logs[pod] += ["note  the third\n", DONE]
     succeed(api, name)
     code, out, err = ended(process)
     assert code == 0, err
     assert json.loads(out) == {"state": "finished", "run": "diabetes-1", "name": name}
-    assert err.count("the first line") == 1
-    assert "and half of a line" in err
-    assert "2 pods of 1, each 1 CPUs, 3Gi; pipeline:0.1.0" in err
+    for words in ("the first line", "the second", "the third"):
+        assert err.count(words) == 1, err
+    assert "workers  2, in 2 pods, each of 1 CPUs and 1536Mi; pipeline:0.1.0" in err
     held = api.objects[f"/api/v1/namespaces/pipeline/configmaps/{name}"]
     (owner,) = held["metadata"]["ownerReferences"]
     assert owner["uid"] == api.run(name)["metadata"]["uid"]
@@ -109,9 +122,9 @@ def test_the_same_command_attaches_tells_and_resumes(
     name = the_run(api)
     first = api.run(name)["metadata"]["uid"]
     process = command("submit", JOB)  # nothing to be asked
-    api.submitter(name, 1, "note  it trains\n")
+    pod = api.submitter(name, 1, "note  it trains\n")
     api.set(name, jobDeploymentStatus="Running", jobStatus="RUNNING")
-    time.sleep(2)
+    looked(api, process, f"{pod}/log")
     fail(api, name, "AppFailed", "Job entrypoint command failed with exit code 1, last logs: x")
     code, _, err = ended(process)
     assert code == 1
@@ -131,7 +144,8 @@ def test_the_same_command_attaches_tells_and_resumes(
 @pytest.mark.parametrize(
     ("status", "code", "words"),
     [
-        (("Failed", "FAILED", "DeadlineExceeded", ""), 1, "its deadline; its state is saved"),
+        (("Failed", "FAILED", "DeadlineExceeded", ""), 1, "its deadline: its state is being"),
+        (("Complete", "STOPPED", "", ""), 143, "it was stopped"),
         (("Failed", "", "PreRunningDeadlineExceeded", ""), 1, "did not come to run in time"),
         (("ValidationFailed", "", "ValidationFailed", "no such mode"), 2, "refuses it: no such"),
         (("Failed", "FAILED", "AppFailed", "failed with exit code 2, last"), 2, ""),
@@ -161,20 +175,26 @@ def test_what_is_waited_for_is_said(
     process = command("submit", JOB, "--yes")
     name = the_run(api, process)
     said = {"reason": "Unschedulable", "message": "0/3 nodes: insufficient nvidia.com/gpu"}
-    labels = {"ray.io/originated-from-cr-name": name}
+    labels = {"ray.io/cluster": f"{name}-x"}
+    api.set(name, jobDeploymentStatus="Initializing", rayClusterName=f"{name}-x")
     api.put(
         "/api/v1/namespaces/pipeline/pods/w",
         {"metadata": {"labels": labels}, "status": {"phase": "Pending", "conditions": [said]}},
     )
-    time.sleep(3)
+    looked(api, process, f"/{name}")
     api.set(name, jobDeploymentStatus="Suspended")  # as Kueue does
     del api.objects["/api/v1/namespaces/pipeline/pods/w"]
-    time.sleep(3)
+    condition = {"type": "ReplicaFailure", "message": "exceeded quota: runs"}
+    api.put(
+        f"/apis/ray.io/v1/namespaces/pipeline/rayclusters/{name}-x",
+        {"status": {"conditions": [condition]}},
+    )
+    looked(api, process, f"/{name}")
     succeed(api, name)
     code, _, err = ended(process)
     assert code == 0
     assert "waiting for w: 0/3 nodes: insufficient nvidia.com/gpu" in err
-    assert f"{name} suspended" in err
+    assert "waiting for exceeded quota: runs" in err
 
 
 def test_a_retry_is_followed_in_its_own_log(
@@ -182,12 +202,12 @@ def test_a_retry_is_followed_in_its_own_log(
 ) -> None:
     process = command("submit", JOB, "--yes")
     name = the_run(api, process)
-    api.submitter(name, 1, "note  the first attempt\n")
-    time.sleep(2)
+    pod = api.submitter(name, 1, "note  the first attempt\n")
+    looked(api, process, f"{pod}/log")
     api.set(name, jobDeploymentStatus="Retrying", failed=1)
     del api.objects[f"/api/v1/namespaces/pipeline/pods/{name}-1"]
-    api.submitter(name, 2, "note  the second attempt\n")
-    time.sleep(2)
+    pod = api.submitter(name, 2, "note  the second attempt\n")
+    looked(api, process, f"{pod}/log")
     succeed(api, name)
     _, _, err = ended(process)
     assert err.index("the first attempt") < err.index("the second attempt")
@@ -198,8 +218,8 @@ def test_ctrl_c_leaves_it_running(
 ) -> None:
     process = command("submit", JOB, "--yes", "--json")
     name = the_run(api, process)
-    api.submitter(name, 1, "note  it trains\n")
-    time.sleep(3)
+    pod = api.submitter(name, 1, "note  it trains\n")
+    looked(api, process, f"{pod}/log")
     process.send_signal(signal.SIGINT)
     code, out, err = ended(process)
     assert (code, json.loads(out)["state"]) == (0, "detached"), err
@@ -212,10 +232,10 @@ def test_a_cluster_that_is_away_for_a_while_is_asked_again(
 ) -> None:
     process = command("submit", JOB, "--yes")
     name = the_run(api, process)
-    api.submitter(name, 1, "note  it trains\n")
-    time.sleep(2)
+    pod = api.submitter(name, 1, "note  it trains\n")
+    looked(api, process, f"{pod}/log")
     api.is_down = True
-    time.sleep(4)
+    looked(api, process, f"/{name}")
     api.is_down = False
     succeed(api, name)
     code, _, err = ended(process)
@@ -229,7 +249,7 @@ def test_one_that_is_deleted_meanwhile_is_said(
 ) -> None:
     process = command("submit", JOB, "--yes")
     name = the_run(api, process)
-    time.sleep(2)
+    looked(api, process, f"/{name}")
     del api.objects[f"/apis/ray.io/v1/namespaces/pipeline/rayjobs/{name}"]
     code, _, err = ended(process)
     assert code == 1
@@ -272,7 +292,7 @@ def test_a_wrong_token_and_no_cluster_are_said(
     assert (code, "set KUBECONFIG" in err, out) == (2, True, ""), err
 
 
-def test_another_that_changes_it_at_the_same_time_is_said(
+def test_what_kubectl_has_applied_is_taken_over(
     api: FakeApi, command: Callable[..., subprocess.Popen[str]]
 ) -> None:
     detached(command)
@@ -280,9 +300,10 @@ def test_another_that_changes_it_at_the_same_time_is_said(
     held = api.objects[f"/api/v1/namespaces/pipeline/configmaps/{name}"]
     held["metadata"]["managed"] = "kubectl"
     fail(api, name, "AppFailed")
-    code, _, err = ended(command("submit", JOB, "--yes", "--detach"))
-    assert (code, "another has changed it" in err) == (2, True), err
-    assert api.run(name)["status"]["jobStatus"] == "FAILED"  # it was not deleted
+    detached(command)
+    assert api.objects[f"/api/v1/namespaces/pipeline/configmaps/{name}"]["metadata"]["managed"] == (
+        "pipeline"
+    )
 
 
 def test_stop_waits_until_it_is_gone_and_its_files_with_it(
@@ -292,7 +313,7 @@ def test_stop_waits_until_it_is_gone_and_its_files_with_it(
     api.delete_seconds = 2.0
     code, out, err = ended(command("stop", "diabetes"))
     assert code == 0, err
-    assert "ended in" in out
+    assert "is gone after" in out
     assert not [path for path in api.objects if "diabetes" in path]
 
 
@@ -361,4 +382,36 @@ def test_two_that_submit_at_once_end_with_one_run(
     for thread in threads:
         thread.join(SECONDS)
     assert [process.returncode for process in both] == [0, 0]
-    assert len([path for path in api.objects if "/rayjobs/" in path]) == 1
+    assert "DELETE" not in {method for method, _ in api.requests}
+
+
+def test_a_run_that_another_has_resumed_meanwhile_is_left_alone(
+    api: FakeApi, crds: schemas.Crds, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The plan saw it failed; before the answer to its question, somebody else has resumed it."""
+    monkeypatch.setenv("KUBECONFIG", str(api.kubeconfig(tmp_path)))
+    cluster = Kubernetes("pipeline")
+    run = prepare(JOB, [], {}, [], cluster.platform())
+    assert send(make_plan(cluster, run, list), 1)
+    fail(api, run.name, "AppFailed")
+    mine, theirs = (make_plan(cluster, run, list) for _ in range(2))
+    assert send(theirs, 1)
+    resumed = api.run(run.name)["metadata"]["uid"]
+    assert not send(mine, 1)
+    assert api.run(run.name)["metadata"]["uid"] == resumed
+
+
+def test_a_setting_that_does_not_hold_of_what_runs_is_said(
+    api: FakeApi, command: Callable[..., subprocess.Popen[str]]
+) -> None:
+    detached(command)
+    code, _, err = ended(command("submit", JOB, "--detach", "--set", "workers.num=2"))
+    assert (code, "which holds" in err) == (0, True), err
+
+
+def test_a_mistake_in_the_data_is_found_before_anything_is_sent(
+    api: FakeApi, command: Callable[..., subprocess.Popen[str]]
+) -> None:
+    code, _, err = ended(command("submit", JOB, "--yes", "--set", "data.target=nonsense"))
+    assert (code, "nonsense" in err) == (2, True), err
+    assert not [path for path in api.objects if "/rayjobs/" in path]
