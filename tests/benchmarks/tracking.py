@@ -7,6 +7,9 @@ this machine. A client logs batches of 1000 metrics, as a run's uploader does: f
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import tempfile
 import time
 import urllib.request
@@ -20,7 +23,7 @@ import psutil
 from pipeline.kubernetes.platform import find_kubectl
 from tests.benchmarks.harness import Result
 from tests.k8s import mlflow_pod
-from tests.k8s.conftest import K8S
+from tests.k8s.conftest import K8S, ROOT
 from tests.k8s.documents import render
 
 ROUNDS = 1
@@ -95,7 +98,19 @@ def results(rounds: int, quick: bool) -> Iterator[Result]:
             for clients in CLIENTS:
                 yield measured(port, clients, max(1, num_requests // clients * 2))
             num_metrics = sum(max(1, num_requests // n * 2) * n for n in CLIENTS) * PER_REQUEST
+            yield whole_run(port, Path(name))
             yield {"database_bytes_per_metric": (size(Path(name) / "data") - before) / num_metrics}
+
+
+def whole_run(port: int, folder: Path) -> Result:
+    """What a small run asks of the server from its start to its model, training left out."""
+    cpu = cpu_seconds(f"{port}")
+    words = ["run", str(ROOT / "jobs/diabetes.yaml"), "--set", f"storage={folder}/runs"]
+    subprocess.run(
+        [sys.executable, "-m", "pipeline", *words], check=True, capture_output=True,
+        env=os.environ | {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"},
+    )  # fmt: skip
+    return {"server_cpu_seconds_of_a_run": cpu_seconds(f"{port}") - cpu}
 
 
 def size(folder: Path) -> int:

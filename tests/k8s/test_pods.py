@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,11 +20,10 @@ from pipeline.kubernetes.manifests import manifests
 from pipeline.kubernetes.platform import parse
 from pipeline.kubernetes.render import prepare
 from pipeline.kubernetes.rules import Document
-from pipeline.spec import parse_override
+from tests.conftest import rows
 from tests.killed import outcome
 
 from . import mlflow_pod, operator, pod
-from .conftest import ROOT
 from .documents import environment, of_kind, one
 
 pytestmark = [
@@ -32,38 +32,80 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="only root makes network namespaces"),
 ]
 SECONDS = 240
-SETTINGS = ["workers.num=2", "training.epochs=4", "training.microbatch_size=8"]
-"""Of the run that is disturbed, and of the one that is not."""
+JOB = """
+name: placed
+data: {train: ../tables/rows.csv, validation: 0.2, inputs: [a, b], target: y}
+model: {name: mlp, hidden: [32]}
+loss: mse
+training: {epochs: 400, batch_size: 8, microbatch_size: 4}
+workers: {num: 2}
+"""
+
+
+@dataclass
+class Trial:
+    """A job whose rows travel with it, its manifests, and where its pods are."""
+
+    job: Path
+    documents: list[Document]
+    machines: pod.Machines
+
+    @property
+    def folder(self) -> Path:
+        """Of the run."""
+        return self.machines.volume("runs") / "placed-1"
+
+    @property
+    def pods(self) -> list[Document]:
+        (job,) = of_kind(self.documents, "RayJob")
+        return operator.expand(job)
+
+    def last_step(self) -> int:
+        path = self.folder / "curve.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
+
+    def await_step(self, step: int, process: subprocess.Popen[str]) -> None:
+        deadline = time.monotonic() + SECONDS
+        while self.last_step() < step:
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    def undisturbed(self) -> tuple[str, object, str]:
+        """What the same job comes to with one command on this machine."""
+        folder = self.job.parents[1] / "here"
+        words = ["run", str(self.job), "--set", f"storage={folder}"]
+        subprocess.run([sys.executable, "-m", "pipeline", *words], check=True, capture_output=True)
+        return outcome(folder / "placed-1")
 
 
 @pytest.fixture
-def run(
-    built: dict[str, list[Document]], tmp_path: Path
-) -> Iterator[tuple[list[Document], pod.Machines]]:
-    """Manifests of a run, and where its pods are; MLflow is the platform's, on its database."""
-    folder = tmp_path / "mlflow"
-    folder.mkdir()
+def trial(built: dict[str, list[Document]], tmp_path: Path) -> Iterator[Trial]:
+    """MLflow is the platform's, on its database."""
+    for name in ("jobs", "tables", "mlflow"):
+        (tmp_path / name).mkdir()
+    job = tmp_path / "jobs" / "placed.yaml"
+    job.write_text(JOB)
+    (tmp_path / "tables" / "rows.csv").write_text(rows())
     with (
         mlflow_pod.database(tmp_path) as database,
-        mlflow_pod.running(built["local"], database, folder) as port,
+        mlflow_pod.running(built["local"], database, tmp_path / "mlflow") as port,
     ):
         settings = one(built["local"], "ConfigMap", "platform")["data"]
         settings = settings | {"mlflow_uri": f"http://mlflow:{port}", "grace_seconds": "90"}
         platform = parse(settings, "pipeline", "platform")
-        values = dict(parse_override(text) for text in SETTINGS)
-        job = str(ROOT / "jobs/digits.yaml")
-        documents = manifests(prepare(job, SETTINGS, values, [], platform))
+        documents = manifests(prepare(str(job), [], {}, [], platform))
         with pod.machines(tmp_path, documents) as machines:
             machines.names["mlflow"] = machines.gateway
-            yield documents, machines
+            yield Trial(job, documents, machines)
 
 
 @contextlib.contextmanager
-def nodes(run: tuple[list[Document], pod.Machines]) -> Iterator[list[pod.Running]]:
+def nodes(trial: Trial) -> Iterator[list[pod.Running]]:
     """A Ray cluster: the head, and two workers."""
-    documents, machines = run
-    (job,) = of_kind(documents, "RayJob")
-    head, worker, _ = operator.expand(job)
+    machines = trial.machines
+    head, worker, _ = trial.pods
     with contextlib.ExitStack() as stack:
         names = {operator.HEAD_FQDN: "", "cluster-head-svc": ""}
         made = [stack.enter_context(pod.running(head, machines, extra=names))]
@@ -88,15 +130,13 @@ def _await_head(head: pod.Running, machines: pod.Machines) -> None:
 
 
 @contextlib.contextmanager
-def submitted(
-    run: tuple[list[Document], pod.Machines], job_id: str
-) -> Iterator[subprocess.Popen[str]]:
+def submitted(trial: Trial, job_id: str) -> Iterator[subprocess.Popen[str]]:
     """The submitter's script, from this machine."""
-    documents, machines = run
-    (job,) = of_kind(documents, "RayJob")
+    machines = trial.machines
+    (job,) = of_kind(trial.documents, "RayJob")
     script = operator.submit_script(job["spec"], job_id)
     script = script.replace("http://head:", f"http://{machines.names['head']}:")
-    own = environment(operator.expand(job)[-1]["spec"]["containers"][0])
+    own = environment(trial.pods[-1]["spec"]["containers"][0])
     own |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": machines.token, "HOME": "/nonexistent"}
     own["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     process = subprocess.Popen(
@@ -110,58 +150,27 @@ def submitted(
         process.wait()
 
 
-def undisturbed(folder: Path) -> tuple[str, object, str]:
-    """What the same job comes to with one command on this machine."""
-    words = [word for text in SETTINGS for word in ("--set", text)]
-    subprocess.run(
-        [sys.executable, "-m", "pipeline", "run", ROOT / "jobs/digits.yaml", *words,
-         "--set", f"storage={folder}"], check=True, cwd=folder.parent, capture_output=True,
-    )  # fmt: skip
-    return outcome(folder / "digits-1")
-
-
-def last_step(machines: pod.Machines) -> int:
-    path = machines.volume("runs") / "digits-1" / "curve.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
-
-
-def await_step(machines: pod.Machines, step: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while last_step(machines) < step:
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def test_a_run_trains_in_its_pods_to_the_bits_of_a_laptop(
-    run: tuple[list[Document], pod.Machines], tmp_path: Path
-) -> None:
-    _, machines = run
-    with nodes(run), submitted(run, "whole") as process:
+def test_a_run_trains_in_its_pods_to_the_bits_of_a_laptop(trial: Trial) -> None:
+    with nodes(trial), submitted(trial, "whole") as process:
         out, _ = process.communicate(timeout=SECONDS)
-        assert "succeeded" in out or '"state": "finished"' in out, out
-    assert outcome(machines.volume("runs") / "digits-1") == undisturbed(tmp_path / "here")
+        assert '"state": "finished"' in out, out
+    assert outcome(trial.folder) == trial.undisturbed()
 
 
-def test_the_head_goes_and_a_new_cluster_resumes_without_a_step_lost(
-    run: tuple[list[Document], pod.Machines], tmp_path: Path
-) -> None:
+def test_the_head_goes_and_a_new_cluster_resumes_without_a_step_lost(trial: Trial) -> None:
     """Deleted, as by an eviction: the hook first, then the signal, to it and to the workers."""
-    documents, machines = run
-    (job,) = of_kind(documents, "RayJob")
-    head = operator.expand(job)[0]["spec"]["containers"][0]
-    with nodes(run) as made, submitted(run, "first") as process:
-        await_step(machines, 40, process)
+    head = trial.pods[0]["spec"]["containers"][0]
+    with nodes(trial) as made, submitted(trial, "first") as process:
+        trial.await_step(40, process)
         for worker in made[1:]:
             worker.terminate()  # as all pods of the cluster get it
         made[0].execute(head["lifecycle"]["preStop"]["exec"]["command"])
-        done = last_step(machines)
+        done = trial.last_step()
         made[0].terminate()
-        for one_of_them in made:
-            one_of_them.wait(90)
-    saved = (machines.volume("runs") / "digits-1" / "checkpoints").iterdir()
+        for each in made:
+            each.wait(90)
+    saved = (trial.folder / "checkpoints").iterdir()
     assert max(path.name for path in saved) == f"step-{done:010}"  # nothing is computed again
-    with nodes(run), submitted(run, "second") as process:
+    with nodes(trial), submitted(trial, "second") as process:
         out, _ = process.communicate(timeout=SECONDS)
-    assert outcome(machines.volume("runs") / "digits-1") == undisturbed(tmp_path / "here"), out
+    assert outcome(trial.folder) == trial.undisturbed(), out
