@@ -38,7 +38,7 @@ def head(tmp_path: Path, metrics_port: int) -> Iterator[Head]:
 def test_a_runs_gauges_are_beside_rays_own(
     head: Head, metrics_port: int, job: Write, tmp_path: Path
 ) -> None:
-    path = job({"training.epochs": 100_000, "workers.num": 2, "checkpoint.every": {"steps": 20}})
+    path = job({"training.epochs": 100_000, "workers.num": 2, "checkpoint.every_steps": 20})
     words = [sys.executable, "-m", "pipeline", "run", str(path), "--set", f"storage={tmp_path}/r"]
     process = subprocess.Popen(
         words, env=head.environment | {"RAY_ADDRESS": head.gcs}, text=True,
