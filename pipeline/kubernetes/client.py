@@ -110,14 +110,14 @@ class Kubernetes:
     def platform(self) -> Platform:
         """The cluster's settings."""
         whose = f"ConfigMap {NAME} in {self.namespace}"
-        found = self._get(f"{PATHS['ConfigMap'].format(self.namespace)}/{NAME}")
+        found = self.get(f"{PATHS['ConfigMap'].format(self.namespace)}/{NAME}")
         if found is None:
             raise UsageError(f"{whose}: it is not there; apply an overlay first (k8s/README.md)")
         return parse(found.get("data") or {}, self.namespace, whose)
 
     def run(self, name: str) -> RunState | None:
         """A RayJob of ours, if it is there."""
-        found = self._get(f"{PATHS['RayJob'].format(self.namespace)}/{name}")
+        found = self.get(f"{PATHS['RayJob'].format(self.namespace)}/{name}")
         return None if found is None else _state(found)
 
     def runs(self, job: str | None = None) -> list[RunState]:
@@ -170,7 +170,7 @@ class Kubernetes:
             if why := _pending(pod.get("status") or {}):
                 return f"{pod['metadata']['name']}: {why}"
         path = f"/apis/ray.io/v1/namespaces/{self.namespace}/rayclusters/{state.cluster}"
-        conditions = ((self._get(path) or {}).get("status") or {}).get("conditions") or []
+        conditions = ((self.get(path) or {}).get("status") or {}).get("conditions") or []
         failed = [one for one in conditions if one.get("type") == "ReplicaFailure"]
         return str(failed[0].get("message", "")) if failed else ""  # a quota, Pod Security
 
@@ -202,7 +202,10 @@ class Kubernetes:
 
     def get(self, path: str) -> Document | None:
         """An object by its path in the API; None where there is none."""
-        return self._get(path)
+        try:
+            return self._call("GET", path)
+        except _NotFoundError:
+            return None
 
     def may(self, verb: str, group: str, resource: str, subresource: str = "") -> bool:
         """Whether we may do that to resources of the namespace."""
@@ -230,12 +233,6 @@ class Kubernetes:
         path = f"{PATHS[document['kind']].format(self.namespace)}/{name}"
         kind = "application/apply-patch+yaml"
         return self._call("PATCH", path, query, document, kind)
-
-    def _get(self, path: str) -> Document | None:
-        try:
-            return self._call("GET", path)
-        except _NotFoundError:
-            return None
 
     def _call(
         self,
