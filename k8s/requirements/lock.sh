@@ -9,6 +9,6 @@ compile() {
         --python-platform x86_64-manylinux_2_28 --custom-compile-command k8s/requirements/lock.sh \
         --output-file "k8s/requirements/$1.txt" "k8s/requirements/$1.in" "${@:2}"
 }
-compile cpu pyproject.toml "$TORCH_CPU"
-compile gpu pyproject.toml
+compile cpu pyproject.toml --extra k8s "$TORCH_CPU"
+compile gpu pyproject.toml --extra k8s
 compile mlflow

@@ -21,6 +21,9 @@ from pipeline.spec import JobSpec, load, parse_override
 
 from . import operator
 from .documents import environment, name_of, of_kind, one, pods
+from .references import ADMIN_FILES
+
+SCHEDULE = re.compile(r"@(hourly|daily|weekly|monthly)|[\d*/,-]+( [\w*/,-]+){4}")
 
 
 def mlflow_faults(found: list[Document]) -> list[str]:
@@ -253,6 +256,51 @@ def _surroundings(job: Document, run: list[Document], platform: list[Document]) 
     ours = [c["image"] for _, pod in pods(run) for c in containers(pod)]
     known = {settings["data"].get("image"), settings["data"].get("gpu_image")}
     yield from (f"image {image} is not of the platform" for image in sorted({*ours} - known))
+
+
+def schedule_faults(found: list[Document]) -> list[str]:
+    """Of what the clock starts: its times, its command, its job's file, what it may."""
+    return [fault for each in of_kind(found, "CronJob") for fault in _schedule(each, found)]
+
+
+def _schedule(document: Document, found: list[Document]) -> Iterator[str]:
+    from pipeline.cli import cli
+
+    where, spec = name_of(document), document["spec"]
+    if not SCHEDULE.fullmatch(spec["schedule"]):
+        yield f"{where}: {spec['schedule']!r} is no schedule"
+    if spec.get("concurrencyPolicy") != "Forbid":
+        yield f"{where}: a late one would be submitted beside the next"
+    ((_, pod),) = pods([document])
+    (container,) = pod["spec"]["containers"]
+    words = shlex.split(container["args"][0])
+    try:
+        if words[:2] != ["exec", "pipeline"]:
+            raise click.UsageError(f"runs {' '.join(words[:2])}")
+        options = _parsed(cli, words[2:])
+    except click.ClickException as error:
+        yield f"{where}: {error.format_message()}"
+        return
+    if not (options.get("yes") and options.get("detach")):
+        yield f"{where}: nobody is there to be asked, or to follow it"
+    if "$JOB-$(date" not in str(options["overrides"]):
+        yield f"{where}: the second one would have the first one's name"
+    volumes = {each["name"]: each.get("configMap", {}) for each in pod["spec"]["volumes"]}
+    folder, _, name = str(options["job"]).rpartition("/")
+    held = [volumes[one["name"]] for one in container["volumeMounts"] if one["mountPath"] == folder]
+    if not any(name in ADMIN_FILES.get(one.get("name"), ()) for one in held):
+        yield f"{where}: {options['job']} is in no volume"
+    account = pod["spec"].get("serviceAccountName")
+    bound = {
+        one["roleRef"]["name"]
+        for one in of_kind(found, "RoleBinding")
+        for subject in one["subjects"]
+        if subject["name"] == account
+    }
+    roles = {one["metadata"]["name"] for one in of_kind(found, "Role")}
+    own = one(found, "ServiceAccount", account) if account else {}
+    if "trainer" not in bound & roles or own.get("automountServiceAccountToken") is False:
+        yield f"{where}: it may not do what those may who train"
 
 
 def hook_faults(run: list[Document]) -> list[str]:

@@ -34,6 +34,7 @@ def platform_checks(found: list[Document]) -> dict[str, Callable[[], list[str]]]
         "containers": lambda: container_faults(found),
         "storage": lambda: storage_faults(found),
         "mlflow": lambda: agreement.mlflow_faults(found),
+        "schedule": lambda: agreement.schedule_faults(found),
         "network": lambda: network.faults(found, []),
     }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import shutil
 from pathlib import Path
 from typing import NoReturn
@@ -28,8 +29,6 @@ ROOT = Path(__file__).parents[2]
 K8S = ROOT / "k8s"
 OVERLAYS = sorted(path.name for path in (K8S / "overlays").iterdir())
 COMPONENTS = sorted(path.name for path in (K8S / "components").iterdir())
-EXCLUSIVE = {"postgres", "database"}
-"""One of them is MLflow's database."""
 
 # A run's name, the overlay that it runs on, its job, and settings.
 RUNS: dict[str, tuple[str, str, list[str]]] = {
@@ -93,9 +92,9 @@ def crds() -> schemas.Crds:
 
 @pytest.fixture(scope="session")
 def built(kubectl: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Document]]:
-    """Each overlay, and one with `elastic`, rendered."""
+    """Each overlay, and one with components that none of them has, rendered."""
     made = {name: render(kubectl, K8S / "overlays" / name) for name in OVERLAYS}
-    folder = compose(tmp_path_factory.mktemp("elastic"), ["postgres", "elastic", "gpu"])
+    folder = compose(tmp_path_factory.mktemp("elastic"), ["postgres", "elastic", "gpu", "cron"])
     return made | {"elastic": render(kubectl, folder)}
 
 
@@ -105,7 +104,11 @@ def compose(folder: Path, components: list[str]) -> Path:
     overlay = folder / "k8s" / "overlays" / "composed"
     overlay.mkdir()
     settings = yaml.safe_load((K8S / "overlays/production/platform.yaml").read_text())
-    settings["data"] |= {"manifest_api_server_cidr": "10.30.0.1/32"}
+    settings["data"] |= {
+        "manifest_api_server_cidr": "10.30.0.1/32",
+        "manifest_schedule": "0 2 * * *",
+        "manifest_scheduled_job": "digits",
+    }
     if "s3" not in components:
         del settings["data"]["storage"]
     (overlay / "platform.yaml").write_text(yaml.safe_dump(settings))
@@ -123,11 +126,21 @@ def compose(folder: Path, components: list[str]) -> Path:
 
 
 def combinations() -> list[list[str]]:
-    """Each component by itself, each pair that goes together, and all but one of the exclusive."""
-    usable = [name for name in COMPONENTS if name != "settings"]
-    pairs = [list(pair) for pair in itertools.combinations(usable, 2) if set(pair) != EXCLUSIVE]
-    most = [[name for name in usable if name != out] for out in sorted(EXCLUSIVE)]
-    return [[name] for name in usable] + pairs + most
+    """Sets of components, one database in each, in which any three occur in all ways: in and out.
+
+    The smallest of some random sets that have most of what is still to come, until nothing is.
+    """
+    names = [name for name in COMPONENTS if name not in {"settings", "postgres"}]
+    trios = list(itertools.combinations(range(len(names)), 3))
+    ways = set(itertools.product(trios, itertools.product((False, True), repeat=3)))
+    chance, chosen = random.Random(0), []
+    while ways:
+        rows = [[chance.random() < 0.5 for _ in names] for _ in range(100)]
+        has = [{(trio, tuple(row[i] for i in trio)) for trio in trios} & ways for row in rows]
+        best = max(range(len(rows)), key=lambda i: len(has[i]))
+        ways -= has[best]
+        chosen.append([name for name, is_in in zip(names, rows[best], strict=True) if is_in])
+    return [names if "database" in names else ["postgres", *names] for names in chosen]
 
 
 @pytest.fixture(scope="session")

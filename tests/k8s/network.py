@@ -6,6 +6,8 @@ import ipaddress
 
 from pipeline.kubernetes.rules import Document
 
+from .documents import pods
+
 
 def may_connect(
     found: list[Document],
@@ -100,6 +102,14 @@ MATRIX = [
     ("mlflow", "169.254.169.254", 80, False),
     ("mlflow", "203.0.113.9", 5432, False),
 ]
+OF_SCHEDULER = [
+    ("scheduler", "10.30.0.1", 443, True),
+    ("scheduler", "dns", 53, True),
+    ("scheduler", "198.51.100.7", 443, False),
+    ("scheduler", "ray", 8265, False),
+    ("scheduler", "mlflow", 5000, False),
+    ("ray", "scheduler", 80, False),
+]
 ELSEWHERE = {
     "operator": "kuberay-operator",
     "dns": "kube-system",
@@ -129,6 +139,7 @@ def faults(platform: list[Document], run_pods: list[Document]) -> list[str]:
     rows += [("monitoring", "mlflow", 5000, False), ("ingress", "ray", 8265, False)]
     rows += [("head", "10.30.0.1", 443, "autoscaler" in names)]
     rows += [("worker", "10.30.0.1", 443, False)]
+    rows += OF_SCHEDULER if "scheduler" in ends else []
     if "postgres" in ends:
         rows += [("mlflow", "postgres", 5432, True)]
         rows += [
@@ -163,6 +174,9 @@ def _ends(platform: list[Document], run_pods: list[Document]) -> dict[str, list[
         if document.get("kind") == "Deployment":
             labels = document["spec"]["template"]["metadata"].get("labels", {})
             ends[document["metadata"]["name"]] = [{"namespace": "here", "labels": labels}]
+        if document.get("kind") == "CronJob":
+            (labels,) = (pod["metadata"].get("labels", {}) for _, pod in pods([document]))
+            ends["scheduler"] = [{"namespace": "here", "labels": labels}]
     if run_pods:
         for pod in run_pods:
             labels = pod["metadata"]["labels"]

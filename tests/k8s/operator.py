@@ -8,6 +8,14 @@ import shlex
 from pipeline.kubernetes.rules import Document
 
 HEAD_FQDN = "cluster-head-svc.pipeline.svc.cluster.local"
+TOKEN = [
+    {"name": "RAY_AUTH_MODE", "value": "token"},
+    {
+        "name": "RAY_AUTH_TOKEN",
+        "valueFrom": {"secretKeyRef": {"name": "cluster", "key": "auth_token"}},
+    },
+]
+"""Variables of each container that speaks to Ray."""
 FLAGS = ("log-color", "include-dashboard", "include-log-monitor")
 
 
@@ -75,11 +83,9 @@ def _ray_container(pod: Document, group: Document, is_head: bool) -> Document:
     ports = container.setdefault("ports", [])
     if not any(port.get("name") == "metrics" for port in ports):
         ports.append({"name": "metrics", "containerPort": 8080})
-    reference = {"secretKeyRef": {"name": "cluster", "key": "auth_token", "optional": True}}
-    container["env"].append({"name": "RAY_AUTH_TOKEN", "valueFrom": reference})
+    container["env"] += TOKEN
     at = "127.0.0.1" if is_head else HEAD_FQDN
     added = {
-        "RAY_AUTH_MODE": "token",
         "RAY_CLUSTER_NAME": pod["metadata"]["labels"]["ray.io/cluster"],
         "RAY_CLUSTER_NAMESPACE": pod["metadata"]["namespace"],
         "RAY_CLOUD_INSTANCE_ID": pod["metadata"]["name"],
@@ -141,7 +147,7 @@ def _worker(job: Document, group: Document) -> Document:
         "imagePullPolicy": before.get("imagePullPolicy", "IfNotPresent"),
         "command": ["/bin/bash", "-c", "--"],
         "args": [f"until ray health-check --address {HEAD_FQDN}:6379; do sleep 5; done"],
-        "env": before.get("env", []),
+        "env": [*before.get("env", []), *TOKEN],
         "volumeMounts": before.get("volumeMounts", []),
         "resources": {"limits": small, "requests": dict(small)},
     }
@@ -174,6 +180,7 @@ def _submitter(job: Document, spec: Document) -> Document:
     if not container.get("command"):
         container["command"] = ["/bin/bash", "-ce"]
         container["args"] = [submit_script(spec)]
+    container["env"] = [*container.get("env", []), *TOKEN]
     return pod
 
 

@@ -1,6 +1,6 @@
-"""A pod's container as a process here: namespaces of its own, its volumes, user and environment.
+"""A pod's containers, run here by podman: its image, volumes, user, limits and environment.
 
-The kernel does what it does for a container; what is missing is the kubelet, the image and cgroups.
+What the kubelet does with a pod is done by a container runtime; what is missing is the kubelet.
 """
 
 from __future__ import annotations
@@ -8,195 +8,176 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
+import re
+import resource
 import secrets
-import shlex
-import signal
 import subprocess
-import sys
-import time
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.kubernetes.platform import amount
 from pipeline.kubernetes.pods import USER
 from pipeline.kubernetes.rules import Document
 
-from .documents import environment, one
+from .documents import one
+from .image import podman
 
-ROOT = Path(__file__).parents[2]
+MIB = 2**20
 
 
 @dataclass
 class Machines:
-    """A network of this machine's, with an address for each pod; where volumes and names are."""
+    """A network of pods on this machine, with a server of names; where volumes are."""
 
     folder: Path
-    token: str
-    names: dict[str, str] = field(default_factory=dict)
-    """Addresses by host names."""
-    objects: list[Document] = field(default_factory=list)
-    bridge: str = field(default_factory=lambda: f"b{secrets.token_hex(3)}")
-    subnet: str = field(default_factory=lambda: f"10.78.{secrets.randbelow(250)}")
-    num: int = 1
-
-    @property
-    def gateway(self) -> str:
-        """Address of this machine in it."""
-        return f"{self.subnet}.1"
+    objects: list[Document]
+    images: dict[str, str]
+    """What stands for the images that the manifests name."""
+    secrets: dict[str, str]
+    """Values of the Secrets' keys."""
+    network: str
+    gateway: str
+    """Address of this machine in it."""
+    peaks: dict[str, int] = field(default_factory=dict)
+    """Bytes of memory that each pod's main container took at most, as far as it was seen."""
+    accounts: dict[str, Path] = field(default_factory=dict)
+    """Where the kernel keeps account of each pod's memory."""
 
     def volume(self, name: str) -> Path:
         """The folder of a volume that pods share."""
-        folder = self.folder / "volumes" / name
-        folder.mkdir(parents=True, exist_ok=True)
-        os.chown(folder, USER, USER)
-        return folder
+        return _owned(self.folder / "volumes" / name)
 
 
 @contextlib.contextmanager
-def machines(folder: Path, objects: list[Document]) -> Iterator[Machines]:
-    """A network for pods, taken down afterwards. Needs root."""
-    made = Machines(folder, secrets.token_hex(16), objects=objects)
-    _ip(f"link add {made.bridge} type bridge", f"addr add {made.gateway}/24 dev {made.bridge}",
-        f"link set {made.bridge} up")  # fmt: skip
-    try:
-        yield made
+def machines(
+    folder: Path, objects: list[Document], images: dict[str, str], known: dict[str, str]
+) -> Iterator[Machines]:
+    """A network for pods, taken down afterwards."""
+    name, subnet = f"pods-{secrets.token_hex(3)}", f"10.78.{secrets.randbelow(250)}"
+    podman("network", "create", f"--subnet={subnet}.0/24", name)
+    try:  # the network and its names are there as long as one container is
+        keeper = podman("run", "--detach", f"--network={name}", *ulimits(), images["keeper"],
+                        "sleep", "infinity")  # fmt: skip
+        made = Machines(folder, objects, images, known, name, f"{subnet}.1")
+        try:
+            with _watched(made):
+                yield made
+        finally:
+            podman("rm", "--force", "--time=0", keeper)
     finally:
-        subprocess.run(["ip", "link", "del", made.bridge], check=False)
+        podman("network", "rm", "--force", name)
 
 
 @dataclass
 class Running:
-    """A container that runs."""
+    """A pod's main container, which has started."""
 
-    process: subprocess.Popen[bytes]
-    log: Path
-    namespace: str
-    script: Path
-    environment: dict[str, str]
+    name: str
+    address: str
 
     def terminate(self) -> None:
         """SIGTERM to its first process, as the kubelet sends it."""
-        os.kill(self._first(), signal.SIGTERM)
+        podman("kill", "--signal=TERM", self.name)
+
+    def is_running(self) -> bool:
+        return podman("inspect", "--format={{.State.Running}}", self.name) == "true"
+
+    def log(self) -> str:
+        """What it has printed."""
+        words = ["podman", "logs", self.name]
+        done = subprocess.run(words, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        return done.stdout
 
     def wait(self, seconds: float) -> int:
         """Its exit code; killed where it takes longer than its grace."""
         try:
-            return self.process.wait(seconds)
+            return int(podman("wait", self.name, timeout=seconds))
         except subprocess.TimeoutExpired:
-            os.kill(self._first(), signal.SIGKILL)
-            return self.process.wait()
+            podman("kill", self.name)
+            return int(podman("wait", self.name))
 
-    def execute(self, command: list[str]) -> subprocess.CompletedProcess[bytes]:
+    def execute(self, command: list[str]) -> None:
         """A command in it, as `exec` of a hook runs it."""
-        words = ["nsenter", f"--target={self._first()}", "--all", "--root", "--wd"]
-        user = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups"]
-        return subprocess.run([*words, *user, *command], env=self.environment, check=True)
-
-    def _first(self) -> int:
-        """The process that is the container's first, in our numbers."""
-        pid = self.process.pid
-        for _ in range(50):
-            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-            inner = Path(f"/proc/{pid}/status").read_text()
-            levels = next(line for line in inner.splitlines() if line.startswith("NSpid"))
-            if len(levels.split()) > 2:
-                return pid
-            if children:
-                pid = int(children[0])
-            else:
-                time.sleep(0.1)
-        raise AssertionError(f"no process in it: {self.log.read_text()}")
+        podman("exec", self.name, *command)
 
 
 @contextlib.contextmanager
-def running(
-    pod: Document, at: Machines, name: str = "", extra: Mapping[str, str] | None = None
-) -> Iterator[Running]:
-    """A pod's first container. `extra` are more host names that lead to it."""
+def running(pod: Document, at: Machines, name: str = "", *names: str) -> Iterator[Running]:
+    """A pod: its init containers to their ends, one after the other, then the main one.
+
+    `names` are more host names that lead to it.
+    """
     name = name or pod["metadata"]["name"]
-    at.num += 1
-    address = f"{at.subnet}.{at.num}"
-    at.names |= dict.fromkeys([name, *(extra or {})], address)
-    space = f"p{secrets.token_hex(3)}"
-    folder = at.folder / space
+    folder = at.folder / f"{name}-{secrets.token_hex(3)}"
     folder.mkdir()
     (container, *_) = pod["spec"]["containers"]
-    own = environment(container) | {"HOME": "/tmp", "PATH": _path()}
-    own["GRPC_DNS_RESOLVER"] = "native"  # there is no name server, but /etc/hosts
-    for each in container["env"]:
-        if "secretKeyRef" in each.get("valueFrom", {}):
-            own[each["name"]] = at.token
-    script = folder / "start.sh"
-    script.write_text(_script(pod, container, at, folder))
-    _ip(f"netns add {space}", f"link add {space}a type veth peer name {space}b",
-        f"link set {space}a master {at.bridge} up", f"link set {space}b netns {space}",
-        f"-n {space} addr add {address}/24 dev {space}b", f"-n {space} link set lo up",
-        f"-n {space} link set {space}b up",
-        f"-n {space} route add default via {at.gateway}")  # fmt: skip
-    log = folder / "log"
-    words = ["ip", "netns", "exec", space, "unshare", "--mount", "--pid", "--fork", "--kill-child",
-             "bash", "-e", str(script), *container["command"], *container["args"]]  # fmt: skip
-    with log.open("wb") as out:
-        process = subprocess.Popen(words, env=own, stdout=out, stderr=out, start_new_session=True)
+    for each in pod["spec"].get("initContainers", []):
+        podman("run", "--rm", *_options(pod, each, at, folder), *_command(each, at))
+    aliases = [f"--network-alias={each}" for each in (name, *names)]
+    options = [*_options(pod, container, at, folder), *aliases, f"--hostname={name}"]
+    made = podman("run", "--detach", *options, *_command(container, at))
     try:
-        yield Running(process, log, space, script, own)
+        place = "--format={{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
+        address = podman("inspect", place, made)
+        with contextlib.suppress(OSError):  # it has ended already
+            at.accounts[name] = _account(made)
+        yield Running(made, address)
     finally:
-        if process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        subprocess.run(["ip", "netns", "del", space], check=False)
+        at.accounts.pop(name, None)
+        podman("rm", "--force", "--time=0", made)
 
 
-def _path() -> str:
-    return f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
-
-
-def _script(pod: Document, container: Document, at: Machines, folder: Path) -> str:
-    """Makes the container's file system, and becomes its command."""
-    volumes = {each["name"]: each for each in pod["spec"].get("volumes", [])}
-    mounts = {
-        each["mountPath"]: (_source(volumes[each["name"]], at, folder), each.get("readOnly"))
-        for each in container["volumeMounts"]
-    }
-    hosts = folder / "hosts"
-    hosts.write_text("".join(f"{ip} {host}\n" for host, ip in
-                             [("localhost", "127.0.0.1"), *at.names.items()]))  # fmt: skip
-    lines = [
-        "mount --make-rprivate /",
-        f"new={folder}/root; mkdir $new; mount -t tmpfs tmpfs $new",
-        "for one in /*; do case $one in /proc|/dev|/tmp|/root|/home) continue;; esac",
-        "  if [ -L $one ]; then cp -P $one $new$one; elif [ -d $one ]; then mkdir $new$one",
-        "  mount --rbind $one $new$one; mount -o remount,bind,ro $new$one; fi; done",
-        "mkdir $new/proc $new/dev; mount -t proc proc $new/proc; mount --rbind /dev $new/dev",
-        f"mount --bind {hosts} $new/etc/hosts",
-    ]
-    for place, (source, is_read_only) in sorted(mounts.items()):
-        target = f"$new{place}"
-        if source is None:
-            lines += [f"mkdir -p {target}", f"mount -t tmpfs -o size=1g,mode=1777 tmpfs {target}"]
-        else:
-            lines += [f"mkdir -p {target}", f"mount --bind {source} {target}"]
-        if is_read_only:
-            lines.append(f"mount -o remount,bind,ro {target}")
-    for needed in _needed():
-        lines += [f"mkdir -p $new{needed}", f"mount --rbind {needed} $new{needed}"]
-    if container["securityContext"]["readOnlyRootFilesystem"]:
-        lines.append("mount -o remount,ro $new")
-    context = pod["spec"]["securityContext"]
-    user = [
-        "setpriv", f"--reuid={context['runAsUser']}", f"--regid={context['runAsGroup']}",
-        "--clear-groups", "--no-new-privs", "--bounding-set=-all",
+def _options(pod: Document, container: Document, at: Machines, folder: Path) -> list[str]:
+    """How a container is run: what the kubelet tells the container runtime."""
+    own, whole = container["securityContext"], pod["spec"]["securityContext"]
+    limits = container["resources"]["limits"]
+    words = [
+        f"--network={at.network}", *ulimits(), f"--memory={int(amount(limits['memory']))}",
+        f"--user={whole['runAsUser']}:{whole['runAsGroup']}",
+        *(f"--cap-drop={each}" for each in own["capabilities"]["drop"]),
     ]  # fmt: skip
-    within = shlex.quote(f'cd {container.get("workingDir", "/")} && exec "$@"')
-    lines.append(f'exec /usr/sbin/chroot $new {shlex.join(user)} bash -c {within} bash "$@"')
-    return "\n".join(lines) + "\n"
+    if "cpu" in limits:
+        words.append(f"--cpus={amount(limits['cpu'])}")
+    if not own["allowPrivilegeEscalation"]:
+        words.append("--security-opt=no-new-privileges")
+    if own["readOnlyRootFilesystem"]:
+        words += ["--read-only", "--read-only-tmpfs=false"]
+    if "workingDir" in container:
+        words.append(f"--workdir={container['workingDir']}")
+    for each in container.get("env", []):
+        words.append(f"--env={each['name']}={_value(each, at)}")
+    volumes = {each["name"]: each for each in pod["spec"].get("volumes", [])}
+    for mount in container.get("volumeMounts", []):
+        source, end = _source(volumes[mount["name"]], at, folder), mount["mountPath"]
+        if source is None:
+            words.append(f"--tmpfs={end}:rw,size=1g,mode=1777")
+        else:
+            words.append(f"--volume={source}:{end}{':ro' if mount.get('readOnly') else ''}")
+    return words
 
 
-def _needed() -> list[str]:
-    """Folders of this checkout and of its Python that are below what the pod has anew."""
-    places = {str(ROOT), sys.prefix, str(Path(sys.executable).resolve().parents[1])}
-    return sorted(place for place in places if place.startswith(("/tmp/", "/root/", "/home/")))
+def ulimits() -> list[str]:
+    """Podman asks for more than this machine's own limits, which not every root may raise."""
+    kinds = (("nofile", resource.RLIMIT_NOFILE), ("nproc", resource.RLIMIT_NPROC))
+    own = {name: min(resource.getrlimit(kind)[1], 2**14) for name, kind in kinds}
+    return [f"--ulimit={name}={most}:{most}" for name, most in own.items()]
+
+
+def _command(container: Document, at: Machines) -> list[str]:
+    """The image and what it is to run, with the variables that Kubernetes puts in."""
+    values = {each["name"]: _value(each, at) for each in container.get("env", [])}
+    words = [
+        re.sub(r"\$\(([A-Z_]+)\)", lambda found: values[found[1]], word)
+        for word in [*container["command"], *container.get("args", [])]
+    ]
+    return [f"--entrypoint={words[0]}", at.images[container["image"]], *words[1:]]
+
+
+def _value(variable: Document, at: Machines) -> str:
+    reference = variable.get("valueFrom", {}).get("secretKeyRef")
+    return at.secrets[reference["key"]] if reference else str(variable.get("value", ""))
 
 
 def _source(volume: Document, at: Machines, folder: Path) -> Path | None:
@@ -205,25 +186,67 @@ def _source(volume: Document, at: Machines, folder: Path) -> Path | None:
         return None
     if "persistentVolumeClaim" in volume:
         return at.volume(str(volume["persistentVolumeClaim"]["claimName"]))
-    source = folder / str(volume["name"])
-    source.mkdir(exist_ok=True)
-    os.chown(source, USER, USER)
+    source = _owned(folder / str(volume["name"]))
     if "configMap" in volume:
         held = one(at.objects, "ConfigMap", volume["configMap"]["name"])
-        (source / "..data").symlink_to(f"..{folder.name}")  # as the kubelet does, another in each
-        for item in volume["configMap"]["items"]:
-            path = source / f"..{folder.name}" / item["path"]
-            top = item["path"].partition("/")[0]
-            if not (source / top).is_symlink():
-                (source / top).symlink_to(f"..data/{top}")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if item["key"] in held["data"]:
-                path.write_text(held["data"][item["key"]])
-            else:
-                path.write_bytes(base64.b64decode(held["binaryData"][item["key"]]))
+        data = source / f"..{folder.name}"  # as the kubelet does, another in each pod
+        if not data.exists():
+            (source / "..data").symlink_to(data.name)
+            for item in volume["configMap"]["items"]:
+                _project(held, item, data)
+            for top in data.iterdir():
+                (source / top.name).symlink_to(f"..data/{top.name}")
     return source
 
 
-def _ip(*commands: str) -> None:
-    for command in commands:
-        subprocess.run(["ip", *command.split()], check=True)
+def _project(held: Document, item: Document, data: Path) -> None:
+    path = data / item["path"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if item["key"] in held["data"]:
+        path.write_text(held["data"][item["key"]])
+    else:
+        path.write_bytes(base64.b64decode(held["binaryData"][item["key"]]))
+
+
+def _owned(folder: Path) -> Path:
+    """A folder that belongs to the pods' group, as `fsGroup` asks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    os.chown(folder, USER, USER)
+    return folder
+
+
+@contextlib.contextmanager
+def _watched(at: Machines) -> Iterator[None]:
+    """Keeps `peaks`: what the kubelet calls the working set, read twice a second."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.5):
+            for name, account in list(at.accounts.items()):
+                with contextlib.suppress(OSError):  # it has just ended
+                    at.peaks[name] = max(at.peaks.get(name, 0), _working_set(account))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _account(container: str) -> Path:
+    """Where the kernel keeps account of a container's memory, under cgroups of both versions."""
+    pid = podman("inspect", "--format={{.State.Pid}}", container)
+    groups = dict(
+        line.split(":", 2)[1:] for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    )
+    if "memory" in groups:
+        return Path(f"/sys/fs/cgroup/memory{groups['memory']}/memory.usage_in_bytes")
+    return Path(f"/sys/fs/cgroup{groups['']}/memory.current")
+
+
+def _working_set(account: Path) -> int:
+    """Bytes in use, less pages of files that the kernel may drop at once."""
+    stat = dict(line.split() for line in (account.parent / "memory.stat").read_text().splitlines())
+    return int(account.read_text()) - int(stat.get("total_inactive_file", stat["inactive_file"]))

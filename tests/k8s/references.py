@@ -19,6 +19,10 @@ ADMIN_SECRETS = {
 }
 
 
+ADMIN_FILES = {"scheduled-job": {"job.yaml"}}
+"""ConfigMaps that an administrator makes, and their keys."""
+
+
 def _named_objects(pod: Document) -> Iterator[tuple[str, str, str | None]]:
     """(kind, name, key or None) of every object that a pod cannot start without."""
     spec = pod["spec"]
@@ -53,6 +57,7 @@ def reference_faults(found: list[Document]) -> list[str]:
         for document in found
     }
     keys |= {("Secret", name): each for name, each in ADMIN_SECRETS.items()}
+    keys |= {("ConfigMap", name): each for name, each in ADMIN_FILES.items()}
     keys[("Secret", "cluster")] = {"auth_token"}  # made by the operator for each Ray cluster
     keys[("ServiceAccount", "default")] = set()  # every namespace has it
     faults = []

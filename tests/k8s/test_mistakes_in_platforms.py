@@ -41,6 +41,22 @@ def argument(found: Documents, old: str, new: str) -> None:
     args[args.index(old)] = new
 
 
+def schedule(found: Documents) -> Any:
+    return one(found, "CronJob", "scheduled")["spec"]
+
+
+def scheduled(found: Documents) -> Any:
+    """The pod that the clock starts."""
+    return schedule(found)["jobTemplate"]["spec"]["template"]["spec"]
+
+
+def submits(found: Documents, old: str, new: str) -> None:
+    """Another command of it."""
+    (container,) = scheduled(found)["containers"]
+    assert old in container["args"][0]
+    container["args"] = [container["args"][0].replace(old, new)]
+
+
 HOSTS = "MLFLOW_SERVER_ALLOWED_HOSTS"
 
 # What is wrong -> (how to plant it, the check that sees it, what its fault says).
@@ -237,15 +253,52 @@ OF_PLATFORMS: dict[str, tuple[Plant, str, str]] = {
         "network", "ray does not reach mlflow"),
 }  # fmt: skip
 
+# The same, of what the clock starts.
+OF_SCHEDULES: dict[str, tuple[Plant, str, str]] = {
+    "a typo in a schedule": (
+        lambda f: rename(schedule(f), "timeZone", "timezone"), "core schema", "'timezone' was"),
+    "four fields": (lambda f: put(schedule(f), schedule="0 2 * *"), "schedule", "is no schedule"),
+    "two at a time": (
+        lambda f: schedule(f).pop("concurrencyPolicy"), "schedule", "beside the next"),
+    "an unknown flag": (lambda f: submits(f, "--yes", "--sure"), "schedule", "--sure"),
+    "a question": (lambda f: submits(f, "--yes", ""), "schedule", "nobody is there"),
+    "one name for all": (
+        lambda f: submits(f, "$JOB-$(date --utc +%Y%m%d-%H%M)", "$JOB"), "schedule", "second one"),
+    "a job elsewhere": (
+        lambda f: submits(f, "/job/job.yaml", "/jobs/job.yaml"), "schedule", "in no volume"),
+    "files that nobody makes": (
+        lambda f: put(scheduled(f)["volumes"][0]["configMap"], name="jobs"),
+        "references", "no ConfigMap 'jobs'"),
+    "nothing that it may": (
+        lambda f: f.remove(one(f, "RoleBinding", "scheduler")), "schedule", "may not do"),
+    "no token": (
+        lambda f: put(one(f, "ServiceAccount", "scheduler"), automountServiceAccountToken=False),
+        "schedule", "may not do"),
+    "no service account": (
+        lambda f: scheduled(f).pop("serviceAccountName"), "schedule", "may not do"),
+    "a root that is written to": (
+        lambda f: put(scheduled(f)["containers"][0]["securityContext"],
+                      readOnlyRootFilesystem=False), "pod security", "readOnlyRootFilesystem"),
+    "no way to the API server": (
+        lambda f: f.remove(one(f, "NetworkPolicy", "scheduler")),
+        "network", "scheduler does not reach 10.30.0.1"),
+    "no place for temporary files": (
+        lambda f: scheduled(f)["containers"][0]["volumeMounts"].pop(), "containers", "/tmp"),
+}  # fmt: skip
+MISTAKES = {("local", name): row for name, row in OF_PLATFORMS.items()}
+MISTAKES |= {("elastic", name): row for name, row in OF_SCHEDULES.items()}
 
-@pytest.mark.parametrize("mistake", OF_PLATFORMS)
-def test_a_mistake_in_a_platform_is_caught(mistake: str, built: dict[str, Documents]) -> None:
-    plant, check, words = OF_PLATFORMS[mistake]
-    found = copy.deepcopy(built["local"])
+
+@pytest.mark.parametrize(("overlay", "mistake"), MISTAKES)
+def test_a_mistake_in_a_platform_is_caught(
+    overlay: str, mistake: str, built: dict[str, Documents]
+) -> None:
+    plant, check, words = MISTAKES[overlay, mistake]
+    found = copy.deepcopy(built[overlay])
     plant(found)
     faults = platform_checks(found)[check]()
     assert any(words in fault for fault in faults), faults
 
 
 def test_every_check_of_a_platform_sees_some_mistake() -> None:
-    assert {check for _, check, _ in OF_PLATFORMS.values()} == platform_checks([]).keys()
+    assert {check for _, check, _ in MISTAKES.values()} == platform_checks([]).keys()

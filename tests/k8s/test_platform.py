@@ -35,8 +35,6 @@ def test_an_overlay_passes_every_check(overlay: str, built: dict[str, list[Docum
 
 @pytest.mark.parametrize("components", combinations(), ids="-".join)
 def test_components_go_together(components: list[str], kubectl: str, tmp_path: Path) -> None:
-    if not {"postgres", "database"} & set(components):
-        components = ["database", *components]
     found = render(kubectl, compose(tmp_path, components))
     checks = platform_checks(found)
     del checks["core schema"]  # of each object by itself, which the overlays show
@@ -45,12 +43,12 @@ def test_components_go_together(components: list[str], kubectl: str, tmp_path: P
     assert read(str(tmp_path / "k8s/overlays/composed")).namespace == "pipeline"
 
 
-def test_overlays_use_every_component_but_the_elastic_one() -> None:
+def test_overlays_use_every_component_but_two() -> None:
     used = set()
     for name in OVERLAYS:
         text = (K8S / "overlays" / name / "kustomization.yaml").read_text()
         used |= {Path(path).name for path in yaml.safe_load(text)["components"]}
-    assert used == {*COMPONENTS} - {"elastic"}
+    assert used == {*COMPONENTS} - {"elastic", "cron"}
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from pipeline.kubernetes.submit import make_plan, send
 
 from . import schemas
 from .conftest import ROOT
-from .documents import one
+from .documents import environment, one, pods
 from .fake_api import FakeApi, serving
 
 JOB = str(ROOT / "jobs/diabetes.yaml")
@@ -113,6 +114,24 @@ def test_a_run_is_applied_followed_and_told(
     held = api.objects[f"/api/v1/namespaces/pipeline/configmaps/{name}"]
     (owner,) = held["metadata"]["ownerReferences"]
     assert owner["uid"] == api.run(name)["metadata"]["uid"]
+
+
+def test_the_clock_submits_a_run_of_its_own_each_time(
+    api: FakeApi, built: dict[str, list[Document]], tmp_path: Path
+) -> None:
+    """The words of the pod, with its variables; the job stands elsewhere here."""
+    ((_, pod),) = pods([one(built["elastic"], "CronJob", "scheduled")])
+    (container,) = pod["spec"]["containers"]
+    (script,) = container["args"]
+    own = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    own |= environment(container) | {"KUBECONFIG": str(api.kubeconfig(tmp_path))}
+    words = [*container["command"], script.replace("/job/job.yaml", JOB)]
+    subprocess.run(words, env=own, check=True, timeout=SECONDS, capture_output=True)
+    name = the_run(api)
+    assert re.fullmatch(r"digits-\d{8}-\d{4}-[0-9a-f]{8}", name)
+    entrypoint = api.run(name)["spec"]["entrypoint"]
+    assert f"name={name[:-9]}" in entrypoint
+    assert "tracking.experiment=digits" in entrypoint
 
 
 def test_the_same_command_attaches_tells_and_resumes(
