@@ -7,10 +7,10 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import click
 
@@ -32,6 +32,14 @@ WAIT_SECONDS = 180.0
 """For a job that was asked to stop."""
 
 Command = Callable[..., None]
+
+
+class _Attempt(Protocol):
+    @property
+    def is_over(self) -> bool: ...
+
+
+Attempt = TypeVar("Attempt", bound=_Attempt)
 
 
 def _address(command: Command) -> Command:
@@ -253,11 +261,18 @@ def stop(name: str, address: str) -> None:
 
 
 def _newest(cluster: Cluster, name: str) -> Submission:
-    found = cluster.submissions(name)
-    if not found:
+    submissions = cluster.submissions(name)
+    if not submissions:
         raise UsageError(f"{name}: nothing of that name was submitted to {cluster.address}")
-    running = [one for one in found if not one.is_over]
+    return choose(name, {one.id: one for one in submissions})
+
+
+def choose(name: str, attempts: Mapping[str, Attempt]) -> Attempt:
+    """The attempt at a job that runs, or else the newest, which is the first; by their ids.
+
+    Raises UsageError where several run.
+    """
+    running = [each for each, one in attempts.items() if not one.is_over]
     if len(running) > 1:
-        ids = ", ".join(one.id for one in running)
-        raise UsageError(f"{name}: several run, name one of them: {ids}")
-    return (running or found)[0]
+        raise UsageError(f"{name}: several run, name one of them: {', '.join(running)}")
+    return attempts[running[0]] if running else next(iter(attempts.values()))

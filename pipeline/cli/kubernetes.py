@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipeline import render
-from pipeline.cli.cluster import confirm, line_printer
+from pipeline.cli.cluster import choose, confirm, line_printer
 from pipeline.cli.group import cli
 from pipeline.cli.jobs import job_options, parsed
 from pipeline.errors import UsageError
@@ -32,7 +34,41 @@ def k8s() -> None:
     """Train jobs on Kubernetes, with KubeRay; k8s/README.md tells how to set a cluster up."""
 
 
+@dataclass(frozen=True)
+class Request:
+    """What a command line asks for: which job, and how it is to be tried."""
+
+    job: str
+    overrides: tuple[str, ...]
+    imports: tuple[str, ...]
+    timeout: str | None
+    retries: int
+    fresh: bool
+
+    def prepare(self, platform: Platform) -> Run:
+        """The run on a platform. Raises SpecError and UsageError."""
+        from pipeline.kubernetes.render import prepare
+        from pipeline.tracking.source import source_tags
+
+        if self.timeout and not re.fullmatch(r"\d+(\.\d+)?[smh]", self.timeout):
+            raise UsageError(f"--timeout {self.timeout}: expected a time, as 30s, 90m or 2h")
+        # without what is not committed, which may be long
+        source = {key: value for key, value in source_tags().items() if not key.endswith(".diff")}
+        return prepare(
+            self.job, self.overrides, parsed(self.overrides), self.imports, platform,
+            timeout=self.timeout, retries=self.retries, fresh=self.fresh, source=source,
+        )  # fmt: skip
+
+
 def _run_options(command: Command) -> Command:
+    """The options of a run; the command gets them as a `Request`."""
+
+    @functools.wraps(command)
+    def with_request(**options: Any) -> None:
+        own = {field.name: options.pop(field.name) for field in fields(Request)}
+        command(Request(**own), **options)
+
+    collected: Command = with_request
     for add in (
         click.option(
             "--timeout",
@@ -51,8 +87,8 @@ def _run_options(command: Command) -> Command:
             "--fresh", is_flag=True, help="Start a new run, whatever there is of this job."
         ),
     ):
-        command = add(command)
-    return job_options(command)
+        collected = add(collected)
+    return job_options(collected)
 
 
 def _name(command: Command) -> Command:
@@ -68,70 +104,28 @@ def _name(command: Command) -> Command:
     metavar="PATH",
     help="An overlay, as k8s/overlays/local, or a file with the ConfigMap `platform`.",
 )
-def render_run(
-    job: str,
-    overrides: tuple[str, ...],
-    imports: tuple[str, ...],
-    as_json: bool,
-    timeout: str | None,
-    retries: int,
-    fresh: bool,
-    place: str,
-) -> None:
+def render_run(request: Request, as_json: bool, place: str) -> None:
     """Print the manifests that train a job: `kubectl apply -f -` starts it.
 
     Workers, GPUs, memory and deadlines are those of the spec; images, volumes and node labels those
     of the platform. The name follows from what is trained, so that the same job is not started
     twice. No cluster is asked.
     """
-    from pipeline.kubernetes.manifests import manifests
     from pipeline.kubernetes.platform import read
-    from pipeline.kubernetes.render import rendered
+    from pipeline.kubernetes.render import checked, to_yaml
 
-    run = _prepared(job, overrides, imports, read(place), timeout, retries, fresh)
-    text = rendered(run)
+    documents = checked(request.prepare(read(place)))
+    text = to_yaml(documents)
     if as_json:
-        text = json.dumps({"apiVersion": "v1", "kind": "List", "items": manifests(run)}) + "\n"
+        text = json.dumps({"apiVersion": "v1", "kind": "List", "items": documents}) + "\n"
     click.echo(text, nl=False)
-
-
-def _prepared(
-    job: str,
-    overrides: tuple[str, ...],
-    imports: tuple[str, ...],
-    platform: Platform,
-    timeout: str | None,
-    retries: int,
-    fresh: bool,
-) -> Run:
-    from pipeline.kubernetes.render import prepare
-    from pipeline.tracking.source import source_tags
-
-    if timeout and not re.fullmatch(r"\d+(\.\d+)?[smh]", timeout):
-        raise UsageError(f"--timeout {timeout}: expected a time, as 30s, 90m or 2h")
-    # without what is not committed, which may be long
-    source = {key: value for key, value in source_tags().items() if not key.endswith(".diff")}
-    return prepare(
-        job, overrides, parsed(overrides), imports, platform,
-        timeout=timeout, retries=retries, fresh=fresh, source=source,
-    )  # fmt: skip
 
 
 @k8s.command()
 @_run_options
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @click.option("--detach", is_flag=True, help="Do not follow it.")
-def submit(
-    job: str,
-    overrides: tuple[str, ...],
-    imports: tuple[str, ...],
-    as_json: bool,
-    timeout: str | None,
-    retries: int,
-    fresh: bool,
-    yes: bool,
-    detach: bool,
-) -> None:
+def submit(request: Request, as_json: bool, yes: bool, detach: bool) -> None:
     """Train a job on Kubernetes, and follow it.
 
     The cluster is that of kubectl's context. What would happen is shown before it is asked for; the
@@ -143,23 +137,26 @@ def submit(
     """
     from pipeline.cluster.plan import check_here
     from pipeline.kubernetes.client import Kubernetes
-    from pipeline.kubernetes.render import rendered
+    from pipeline.kubernetes.render import checked
     from pipeline.kubernetes.submit import make_plan, send
 
     cluster = Kubernetes(NAMESPACE)
     platform = cluster.platform()
-    run = _prepared(job, overrides, imports, platform, timeout, retries, fresh)
-    rendered(run)  # refuses what would not run
-    plan = make_plan(
-        cluster, run, lambda: check_here(job, parsed(overrides), imports, run.package)[0]
-    )
+    run = request.prepare(platform)
+    documents = checked(run)
+
+    def check_job() -> list[str]:
+        overrides = parsed(request.overrides)
+        return check_here(request.job, overrides, request.imports, run.package)[0]
+
+    plan = make_plan(cluster, run, check_job)
     for line in render.run_plan_lines(plan):
         click.echo(line, err=True)
     if plan.action in ("start", "resume"):
         confirm(yes)
-        is_ours = send(plan, platform.grace_seconds)
-        said = "submitted" if is_ours else "was submitted by another command at the same time"
-        click.echo(f"run   {run.name} {said}", err=True)
+        is_ours = send(plan, documents, platform.grace_seconds)
+        what = "submitted" if is_ours else "was submitted by another command at the same time"
+        click.echo(f"run   {run.name} {what}", err=True)
     if detach:
         _tell_next(run.name)
         if as_json:
@@ -193,8 +190,8 @@ def _finish(ended: RunState, result: dict[str, object] | None, why: str, as_json
     if why:
         click.echo(f"error: {ended.name}: {why}", err=True)
     if as_json:
-        said = {"state": "finished" if ended.succeeded else "failed"} if result is None else result
-        click.echo(json.dumps({**said, "name": ended.name}))
+        state = {"state": "finished" if ended.succeeded else "failed"} if result is None else result
+        click.echo(json.dumps({**state, "name": ended.name}))
     sys.exit(ended.exit_code)
 
 
@@ -217,10 +214,10 @@ def status(name: str | None, as_json: bool) -> None:
     """
     from pipeline.kubernetes.client import Kubernetes
 
-    found = Kubernetes(NAMESPACE).runs(name)
-    if name and not found:
+    runs = Kubernetes(NAMESPACE).runs(name)
+    if name and not runs:
         raise UsageError(f"{name}: no run of that name is there")
-    lines = [json.dumps(one.to_json()) for one in found] if as_json else render.run_lines(found)
+    lines = [json.dumps(one.to_json()) for one in runs] if as_json else render.run_lines(runs)
     for line in lines:
         click.echo(line)
 
@@ -286,11 +283,7 @@ def doctor() -> None:
 
 
 def _newest(cluster: Kubernetes, name: str) -> RunState:
-    found = cluster.runs(name)
-    if not found:
+    runs = cluster.runs(name)
+    if not runs:
         raise UsageError(f"{name}: no run of that name is there")
-    running = [one for one in found if not one.is_over]
-    if len(running) > 1:
-        names = ", ".join(one.name for one in running)
-        raise UsageError(f"{name}: several run, name one of them: {names}")
-    return (running or found)[0]
+    return choose(name, {one.name: one for one in runs})

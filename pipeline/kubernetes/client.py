@@ -124,7 +124,7 @@ class Kubernetes:
         """RayJobs of ours, the newest first: of all jobs, or those of this name, or called so."""
         path = PATHS["RayJob"].format(self.namespace)
         query = [("labelSelector", "app.kubernetes.io/part-of=pipeline")]
-        listed = self._call("GET", path, query).get("items", [])
+        listed = self._read(self._ask("GET", path, query)).get("items", [])
         found = [_state(one) for one in listed]
         found = [one for one in found if job is None or job in (one.job, one.name)]
         return sorted(found, key=lambda one: -one.started)
@@ -153,7 +153,7 @@ class Kubernetes:
         path = f"{PATHS['RayJob'].format(self.namespace)}/{name}"
         body = {"propagationPolicy": "Foreground", "preconditions": {"uid": uid}}
         with contextlib.suppress(_NotFoundError):
-            self._call("DELETE", path, body=body)
+            self._ask("DELETE", path, body=body)
 
     def submitter(self, name: str) -> str | None:
         """The newest pod that submits a RayJob's command, and prints its log."""
@@ -203,7 +203,7 @@ class Kubernetes:
     def get(self, path: str) -> Document | None:
         """An object by its path in the API; None where there is none."""
         try:
-            return self._call("GET", path)
+            return self._read(self._ask("GET", path))
         except _NotFoundError:
             return None
 
@@ -218,12 +218,13 @@ class Kubernetes:
             "kind": "SelfSubjectAccessReview",
             "spec": {"resourceAttributes": wanted},
         }
-        return bool(self._call("POST", path, body=review).get("status", {}).get("allowed"))
+        reviewed = self._read(self._ask("POST", path, body=review))
+        return bool(reviewed.get("status", {}).get("allowed"))
 
     def _pods(self, selector: str) -> list[Document]:
         path = f"/api/v1/namespaces/{self.namespace}/pods"
-        items = self._call("GET", path, [("labelSelector", selector)]).get("items", [])
-        return list(items)
+        answer = self._ask("GET", path, [("labelSelector", selector)])
+        return list(self._read(answer).get("items", []))
 
     def _apply(self, document: Document, is_dry: bool = False) -> Document:
         name = document["metadata"]["name"]
@@ -232,24 +233,17 @@ class Kubernetes:
             query.append(("dryRun", "All"))
         path = f"{PATHS[document['kind']].format(self.namespace)}/{name}"
         kind = "application/apply-patch+yaml"
-        return self._call("PATCH", path, query, document, kind)
+        return self._read(self._ask("PATCH", path, query, document, kind))
 
-    def _call(
-        self,
-        method: str,
-        path: str,
-        query: list[tuple[str, str]] | None = None,
-        body: Document | None = None,
-        kind: str = "application/json",
-    ) -> Document:
+    def _read(self, answer: Any) -> Document:
+        """The object that an answer holds. Raises UsageError where it breaks off."""
         import urllib3
 
-        answer = self._ask(method, path, query, body, kind)
         try:
-            found: Document = json.loads(answer.data)
+            document: Document = json.loads(answer.data)
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             raise UsageError(f"{self.address}: its answer broke off: {_line(error)}") from None
-        return found
+        return document
 
     def _ask(
         self,
@@ -274,19 +268,19 @@ class Kubernetes:
                 method, url, headers, sent, _request_timeout=(CONNECT_SECONDS, seconds)
             ).response
             if answer.status >= 400:
-                raise self._refusal(answer.status, _said(answer.data) or str(answer.reason))
+                raise self._refusal(answer.status, _message(answer.data) or str(answer.reason))
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise UsageError(f"{self.address}: {_line(error)}") from None
         return answer
 
-    def _refusal(self, status: int, said: str) -> UsageError:
+    def _refusal(self, status: int, message: str) -> UsageError:
         if status == 404:
-            return _NotFoundError(f"{self.address}: {redact(said)}")
+            return _NotFoundError(f"{self.address}: {redact(message)}")
         if status == 401:
-            said = f"it does not know us ({said}); see `kubectl auth whoami`"
+            message = f"it does not know us ({message}); see `kubectl auth whoami`"
         elif status == 409:
-            said = f"another has changed it at the same time ({said}); the same command again"
-        return UsageError(f"{self.address}: {redact(said)}")
+            message = f"another has changed it at the same time ({message}); the same command again"
+        return UsageError(f"{self.address}: {redact(message)}")
 
 
 class _NotFoundError(UsageError):
@@ -334,7 +328,7 @@ def _time(text: str | None) -> float | None:
     return datetime.fromisoformat(text).timestamp() if text else None
 
 
-def _said(body: Any) -> str:
+def _message(body: Any) -> str:
     """The message of an API server's refusal."""
     with contextlib.suppress(ValueError, TypeError, AttributeError):
         return str(json.loads(body).get("message", ""))

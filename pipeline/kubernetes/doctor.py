@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import UsageError
-from pipeline.kubernetes.client import Kubernetes
+from pipeline.kubernetes.client import Document, Kubernetes
 from pipeline.kubernetes.platform import Platform
 
 OLDEST = (1, 29)
@@ -60,10 +60,13 @@ def findings(cluster: Kubernetes) -> Iterator[Finding]:
         yield Finding("settings of the platform", False, str(error))
         return
     yield Finding("settings of the platform", True)
-    yield from _volumes(cluster, platform)
+    listed, finding = _looked(cluster, "/api/v1/nodes", "the nodes", "")
+    nodes = listed["items"] if listed else None
+    yield from _volumes(cluster, platform, nodes)
     yield from _secrets(cluster, platform)
     yield from _tracking(cluster)
-    yield from _gpus(cluster, platform)
+    if platform.gpu_image:
+        yield from [finding] if nodes is None else _gpus(platform, nodes)
     yield from _queue(cluster, platform)
 
 
@@ -108,9 +111,10 @@ def _rights(cluster: Kubernetes) -> Iterator[Finding]:
         )
 
 
-def _volumes(cluster: Kubernetes, platform: Platform) -> Iterator[Finding]:
-    listed, _ = _looked(cluster, "/api/v1/nodes", "", "")
-    num_nodes = len(listed["items"]) if listed else 2  # several, unless we know better
+def _volumes(
+    cluster: Kubernetes, platform: Platform, nodes: list[Document] | None
+) -> Iterator[Finding]:
+    num_nodes = 2 if nodes is None else len(nodes)  # several, unless we know better
     for claim, mode in ((platform.runs_claim, "ReadWriteMany"), (platform.data_claim, "")):
         if not claim:
             continue
@@ -153,16 +157,10 @@ def _tracking(cluster: Kubernetes) -> Iterator[Finding]:
     yield Finding(finding.what, runs, finding.fix, is_needed=False)
 
 
-def _gpus(cluster: Kubernetes, platform: Platform) -> Iterator[Finding]:
-    if not platform.gpu_image:
-        return
-    listed, found = _looked(cluster, "/api/v1/nodes", "nodes with GPUs", "")
-    if listed is None:
-        yield found
-        return
+def _gpus(platform: Platform, nodes: list[Document]) -> Iterator[Finding]:
     having = [
         node
-        for node in listed["items"]
+        for node in nodes
         if int((node.get("status") or {}).get("allocatable", {}).get(platform.gpu_resource, 0))
     ]
     yield Finding(

@@ -13,7 +13,7 @@ from pipeline import plugins
 from pipeline.cluster.package import pack
 from pipeline.errors import PipelineError, UsageError
 from pipeline.kubernetes import rules
-from pipeline.kubernetes.manifests import manifests
+from pipeline.kubernetes.manifests import Document, manifests
 from pipeline.kubernetes.platform import Platform
 from pipeline.kubernetes.run import Limits, Run
 from pipeline.launch.run import components
@@ -68,11 +68,16 @@ def _limits(spec: JobSpec, timeout: str | None, retries: int) -> Limits:
     return Limits(round(active), round(waiting), retries)
 
 
-def rendered(run: Run) -> str:
-    """The manifests as YAML. Raises PipelineError for a fault of ours: they would not run."""
+def checked(run: Run) -> list[Document]:
+    """A run's manifests. Raises PipelineError for a fault of ours: they would not run."""
     documents = manifests(run)
     if wrong := rules.faults(documents):
         raise PipelineError("\n  ".join(["these manifests would not run:", *wrong]))
+    return documents
+
+
+def to_yaml(documents: list[Document]) -> str:
+    """Manifests as text."""
     return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=100, allow_unicode=True)
 
 

@@ -9,8 +9,7 @@ from typing import Literal
 
 from pipeline.cluster.follow import Lines, interruptible
 from pipeline.errors import RunError, UsageError
-from pipeline.kubernetes.client import Kubernetes, RunState
-from pipeline.kubernetes.manifests import manifests
+from pipeline.kubernetes.client import Document, Kubernetes, RunState
 from pipeline.kubernetes.run import Run
 
 Action = Literal["start", "resume", "attach", "tell"]
@@ -32,7 +31,7 @@ class Plan:
     rivals: list[RunState]
     """Others of the job's name that run."""
     notes: list[str]
-    """What is to be said before."""
+    """What a person should know before."""
 
 
 def make_plan(cluster: Kubernetes, run: Run, check: Callable[[], list[str]]) -> Plan:
@@ -64,12 +63,11 @@ def _action(last: RunState | None, fresh: bool) -> Action:
     return "tell" if last.succeeded else "resume"
 
 
-def send(plan: Plan, seconds: float) -> bool:
+def send(plan: Plan, documents: list[Document], seconds: float) -> bool:
     """Apply a run's documents, in place of the RayJob that the plan has seen to be over.
 
     False where another command has submitted the run since. Raises UsageError.
     """
-    documents = manifests(plan.run)
     plan.cluster.check(documents)  # what is refused is refused before anything is deleted
     now = plan.cluster.run(plan.run.name)
     if now is not None and not now.is_leaving:
@@ -97,14 +95,14 @@ def await_gone(cluster: Kubernetes, name: str, uid: str, seconds: float) -> None
         time.sleep(POLL_SECONDS)
 
 
-def follow(cluster: Kubernetes, name: str, lines: Lines, tell: Callable[[str], None]) -> RunState:
+def follow(cluster: Kubernetes, name: str, lines: Lines, report: Callable[[str], None]) -> RunState:
     """Show what a run prints, in each of its attempts, until it has ended.
 
-    `tell` is told what is waited for. Raises KeyboardInterrupt for Ctrl-C, and RunError when the
-    cluster is out of reach for long, or the RayJob is gone.
+    `report` is called with what is waited for. Raises KeyboardInterrupt for Ctrl-C, and RunError
+    when the cluster is out of reach for long, or the RayJob is gone.
     """
     with interruptible():
-        ended = _followed(_Follower(cluster, name, lines, tell))
+        ended = _followed(_Follower(cluster, name, lines, report))
     lines.end()
     return ended
 
@@ -118,7 +116,7 @@ def _followed(follower: _Follower) -> RunState:
         except UsageError as error:  # it is out of reach: the run may go on all the same
             if not lost:
                 lost = time.monotonic()
-                follower.tell(f"note  {error}; asking again for {GONE_SECONDS:.0f} s")
+                follower.report(f"note  {error}; asking again for {GONE_SECONDS:.0f} s")
             if time.monotonic() - lost > GONE_SECONDS:
                 raise RunError(f"{error}; the same command attaches to the run") from None
             time.sleep(2)
@@ -135,11 +133,12 @@ class _Follower:
     cluster: Kubernetes
     name: str
     lines: Lines
-    tell: Callable[[str], None]
+    report: Callable[[str], None]
     pod: str | None = None
     seen: str = ""
     """Time of the last line that was shown of the pod's log."""
-    told: str = ""
+    message: str = ""
+    """The last that was reported."""
 
     def look(self) -> RunState:
         """Show what is new; the state is that of before, so that an end's last words come."""
@@ -155,7 +154,7 @@ class _Follower:
         try:
             self._show(pod, follows=not state.is_over)
         except UsageError as error:  # its state is what counts
-            self._say(f"note  its log cannot be read: {error}")
+            self._report(f"note  its log cannot be read: {error}")
         return state
 
     def _show(self, pod: str, follows: bool) -> None:
@@ -164,16 +163,16 @@ class _Follower:
             self.lines.add(f"{line}\n")
 
     def _wait(self, state: RunState) -> None:
-        said = f"{state.state.lower()}: {state.message}" if state.message else state.state.lower()
+        what = f"{state.state.lower()}: {state.message}" if state.message else state.state.lower()
         if why := self.cluster.waits_for(state):
-            said = f"waiting for {why}"
-        self._say(f"run   {self.name} {said}")
+            what = f"waiting for {why}"
+        self._report(f"run   {self.name} {what}")
 
-    def _say(self, text: str) -> None:
-        """Once, until there is something else to say."""
-        if text != self.told:
-            self.told = text
-            self.tell(text)
+    def _report(self, message: str) -> None:
+        """Once, until there is another."""
+        if message != self.message:
+            self.message = message
+            self.report(message)
 
 
 def explain(state: RunState) -> str:

@@ -17,7 +17,7 @@ import yaml
 from pipeline.errors import SpecError, UsageError
 from pipeline.kubernetes.manifests import manifests
 from pipeline.kubernetes.platform import Platform, parse
-from pipeline.kubernetes.render import prepare, rendered
+from pipeline.kubernetes.render import checked, prepare, to_yaml
 from pipeline.kubernetes.rules import Document
 from pipeline.kubernetes.run import Run
 from pipeline.spec import parse_override
@@ -62,7 +62,7 @@ def test_a_run_passes_every_check(
 def test_every_job_of_the_project_is_rendered_and_read_back(path: Path) -> None:
     imports = [str(path.with_suffix(".py"))] if path.with_suffix(".py").exists() else []
     run = run_of(path, imports=imports)
-    assert documents(rendered(run)) == manifests(run)
+    assert documents(to_yaml(checked(run))) == manifests(run)
 
 
 def test_the_name_follows_from_what_is_trained_and_not_from_where() -> None:
@@ -76,7 +76,7 @@ def test_the_name_follows_from_what_is_trained_and_not_from_where() -> None:
 def test_any_name_of_a_job_becomes_one_that_the_operator_takes(name: str, tmp_path: Path) -> None:
     tree = yaml.safe_load((ROOT / "jobs/diabetes.yaml").read_text()) | {"name": name}
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(tree))
-    assert rendered(run_of(tmp_path / "job.yaml"))
+    assert checked(run_of(tmp_path / "job.yaml"))
 
 
 def test_files_travel_as_they_stand_here(tmp_path: Path) -> None:
@@ -97,8 +97,8 @@ def test_no_character_is_lost_on_the_way(rows: str, tmp_path: Path) -> None:
     tree = {"name": "t", "model": "linear", "loss": "mse"}
     job.write_text(json.dumps(tree | {"data": {"target": "y", "train": "rows.csv"}}))
     run = run_of(job)
-    assert documents(rendered(run)) == manifests(run)
-    (held,) = of_kind(documents(rendered(run)), "ConfigMap")
+    assert documents(to_yaml(checked(run))) == manifests(run)
+    (held,) = of_kind(documents(to_yaml(checked(run))), "ConfigMap")
     assert held["data"]["1-rows.csv"] == rows
 
 

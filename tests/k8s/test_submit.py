@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.kubernetes.client import Kubernetes
+from pipeline.kubernetes.manifests import manifests
 from pipeline.kubernetes.render import prepare
 from pipeline.kubernetes.rules import Document
 from pipeline.kubernetes.submit import make_plan, send
@@ -411,12 +412,13 @@ def test_a_run_that_another_has_resumed_meanwhile_is_left_alone(
     monkeypatch.setenv("KUBECONFIG", str(api.kubeconfig(tmp_path)))
     cluster = Kubernetes("pipeline")
     run = prepare(JOB, [], {}, [], cluster.platform())
-    assert send(make_plan(cluster, run, list), 1)
+    documents = manifests(run)
+    assert send(make_plan(cluster, run, list), documents, 1)
     fail(api, run.name, "AppFailed")
     mine, theirs = (make_plan(cluster, run, list) for _ in range(2))
-    assert send(theirs, 1)
+    assert send(theirs, documents, 1)
     resumed = api.run(run.name)["metadata"]["uid"]
-    assert not send(mine, 1)
+    assert not send(mine, documents, 1)
     assert api.run(run.name)["metadata"]["uid"] == resumed
 
 
