@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from pipeline.kubernetes.run import Run
 
 Command = Callable[..., None]
-NAMESPACE = "pipeline"
-"""Of the platform and its runs."""
 
 
 @cli.group()
@@ -74,14 +72,14 @@ def _run_options(command: Command) -> Command:
             "--timeout",
             metavar="TIME",
             help="End an attempt after so long, as 12h or 90m; its state is saved. Unless given, "
-            "training.time_limit and an hour more, or a day.",
+            "training.time_limit, workers.wait and an hour more, or a day.",
         ),
         click.option(
             "--retries",
             type=click.IntRange(0),
             default=2,
             show_default=True,
-            help="New Ray clusters after one that failed; each resumes. None with --fresh.",
+            help="New Ray clusters after one that failed; each resumes. 0 with --fresh.",
         ),
         click.option(
             "--fresh", is_flag=True, help="Start a new run, whatever there is of this job."
@@ -105,7 +103,7 @@ def _name(command: Command) -> Command:
     help="An overlay, as k8s/overlays/local, or a file with the ConfigMap `platform`.",
 )
 def render_run(request: Request, as_json: bool, place: str) -> None:
-    """Print the manifests that train a job: `kubectl apply -f -` starts it.
+    """Print the manifests that train a job: `kubectl apply --server-side -f -` starts it.
 
     Workers, GPUs, memory and deadlines are those of the spec; images, volumes and node labels those
     of the platform. The name follows from what is trained, so that the same job is not started
@@ -114,7 +112,10 @@ def render_run(request: Request, as_json: bool, place: str) -> None:
     from pipeline.kubernetes.platform import read
     from pipeline.kubernetes.render import checked, to_yaml
 
-    documents = checked(request.prepare(read(place)))
+    run = request.prepare(read(place))
+    documents = checked(run)
+    for note in run.notes:
+        click.echo(f"note  {note}", err=True)
     text = to_yaml(documents)
     if as_json:
         text = json.dumps({"apiVersion": "v1", "kind": "List", "items": documents}) + "\n"
@@ -140,7 +141,7 @@ def submit(request: Request, as_json: bool, yes: bool, detach: bool) -> None:
     from pipeline.kubernetes.render import checked
     from pipeline.kubernetes.submit import make_plan, send
 
-    cluster = Kubernetes(NAMESPACE)
+    cluster = Kubernetes()
     platform = cluster.platform()
     run = request.prepare(platform)
     documents = checked(run)
@@ -214,7 +215,7 @@ def status(name: str | None, as_json: bool) -> None:
     """
     from pipeline.kubernetes.client import Kubernetes
 
-    runs = Kubernetes(NAMESPACE).runs(name)
+    runs = Kubernetes().runs(name)
     if name and not runs:
         raise UsageError(f"{name}: no run of that name is there")
     lines = [json.dumps(one.to_json()) for one in runs] if as_json else render.run_lines(runs)
@@ -230,7 +231,7 @@ def logs(name: str, follows: bool) -> None:
     from pipeline.cluster.follow import Lines
     from pipeline.kubernetes.client import Kubernetes
 
-    cluster = Kubernetes(NAMESPACE)
+    cluster = Kubernetes()
     newest = _newest(cluster, name)
     if follows:
         _follow(cluster, newest.name, as_json=False)
@@ -255,7 +256,7 @@ def stop(name: str) -> None:
     from pipeline.kubernetes.client import Kubernetes
     from pipeline.kubernetes.submit import end
 
-    cluster = Kubernetes(NAMESPACE)
+    cluster = Kubernetes()
     newest = _newest(cluster, name)
     began = time.monotonic()
     end(cluster, newest, cluster.platform().grace_seconds)
@@ -275,7 +276,7 @@ def doctor() -> None:
     from pipeline.kubernetes.doctor import findings
 
     is_lacking = False
-    for one in findings(Kubernetes(NAMESPACE)):
+    for one in findings(Kubernetes()):
         is_lacking |= one.is_needed and not one.is_well
         for line in render.finding_lines(one):
             click.echo(line)

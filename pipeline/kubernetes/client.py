@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from pipeline.errors import UsageError
-from pipeline.kubernetes.platform import NAME, Platform, parse
+from pipeline.kubernetes.platform import NAME, NAMESPACE, Platform, parse
 from pipeline.redact import redact
 
 Document = dict[str, Any]
@@ -91,7 +91,7 @@ class RunState:
 class Kubernetes:
     """A namespace. Raises UsageError where the cluster does not answer, or refuses us."""
 
-    def __init__(self, namespace: str) -> None:
+    def __init__(self, namespace: str = NAMESPACE) -> None:
         try:
             from kubernetes import client, config
         except ImportError:

@@ -8,7 +8,7 @@ from pipeline.cluster.package import SOURCE
 from pipeline.kubernetes import workers
 from pipeline.kubernetes.files import keys_of
 from pipeline.kubernetes.platform import Platform
-from pipeline.kubernetes.run import Run
+from pipeline.kubernetes.run import DATA_MOUNT, RUNS_MOUNT, Run
 from pipeline.kubernetes.workers import WorkerPods
 
 Document = dict[str, Any]
@@ -18,9 +18,7 @@ COMPONENT = "app.kubernetes.io/component"
 USER = 1000
 """The images' own."""
 JOB_MOUNT = "/job"
-RUNS_MOUNT = "/runs"
 CACHE_MOUNT = "/cache"
-DATA_MOUNT = "/data"
 RAY_SECONDS = 30
 """Of the grace, left to Ray after the command has saved its state."""
 LOST_NODE_SECONDS = 30
@@ -58,15 +56,20 @@ def worker_pod(run: Run, group: WorkerPods) -> Document:
     spec = _ray_pod_spec(run, _ray_container(run, resources))
     spec["tolerations"] += group.tolerations
     affinity = workers.node_affinity(group)
+    own = {"app.kubernetes.io/name": run.name, COMPONENT: "ray"}
+    term: Document = {
+        "labelSelector": {"matchLabels": own},
+        "topologyKey": "kubernetes.io/hostname",
+    }
     if group.is_apart:
-        own = {"app.kubernetes.io/name": run.name, COMPONENT: "ray"}
-        term = {"labelSelector": {"matchLabels": own}, "topologyKey": "kubernetes.io/hostname"}
         affinity["podAntiAffinity"] = {"requiredDuringSchedulingIgnoredDuringExecution": [term]}
+    if group.is_spread:
+        even = {"maxSkew": 1, "whenUnsatisfiable": "ScheduleAnyway"}
+        spec["topologySpreadConstraints"] = [term | even]
     if affinity:
         spec["affinity"] = affinity
     metadata = _pod_metadata("ray", stays=not group.is_elastic)
-    if group.is_apart:
-        metadata["labels"]["app.kubernetes.io/name"] = run.name
+    metadata["labels"]["app.kubernetes.io/name"] = run.name
     return {"metadata": metadata, "spec": spec}
 
 

@@ -62,9 +62,13 @@ def _limits(spec: JobSpec, timeout: str | None, retries: int) -> Limits:
         active = seconds_of(timeout)
     elif spec.training.time_limit:
         active = seconds_of(spec.training.time_limit) + waiting + MARGIN_SECONDS
+    else:
+        active = max(active, 2 * waiting)
     if active < LEAST_SECONDS:
         raise UsageError(f"--timeout: nodes, images and Ray alone take {LEAST_SECONDS} s or more")
-    waiting = max(LEAST_SECONDS / 2, min(waiting, active / 2))
+    if spec.workers.wait and waiting >= active:
+        raise UsageError(f"--timeout {timeout}: workers.wait is {spec.workers.wait} already")
+    waiting = max(LEAST_SECONDS / 2, min(waiting, active - LEAST_SECONDS / 2))
     return Limits(round(active), round(waiting), retries)
 
 

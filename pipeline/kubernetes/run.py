@@ -9,10 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.cluster.package import Package, entrypoint
+from pipeline.errors import UsageError
 from pipeline.files.store import is_uri
 from pipeline.kubernetes.platform import Platform, amount
+from pipeline.redact import redact
 from pipeline.spec import JobSpec
 
+RUNS_MOUNT = "/runs"
+DATA_MOUNT = "/data"
 MOST_NAME = 47
 """Characters of a RayJob's name: the operator appends to it."""
 CACHE_SHARE = 0.8
@@ -63,9 +67,32 @@ class Run:
 
     @property
     def storage(self) -> str:
-        """Where the run's folder is."""
-        own = self.spec.storage
-        return own if is_uri(own) else self.platform.storage
+        """Where the run's folder is: the spec's, if the pods have it. Raises UsageError."""
+        own, theirs = self.spec.storage, self.platform.storage
+        if is_uri(own):
+            if not (self.platform.storage_secret or is_uri(theirs)):
+                raise UsageError(
+                    f"storage: {redact(own)}: the platform lets no run reach an object store "
+                    "(component s3)"
+                )
+            return own
+        return own if own.startswith(f"{theirs}/") else theirs
+
+    @property
+    def notes(self) -> list[str]:
+        """What of the spec does not hold on Kubernetes, or may not be there."""
+        notes = []
+        if not is_uri(self.spec.storage) and self.spec.storage not in ("runs", self.storage):
+            notes.append(f"storage: {self.storage} in place of {self.spec.storage}")
+        mounts = [RUNS_MOUNT] * bool(self.platform.runs_claim)
+        mounts += [DATA_MOUNT] * bool(self.platform.data_claim)
+        names = {**self.package.left_out, "checkpoint.copy_to": self.spec.checkpoint.copy_to or ""}
+        for key, name in ((key, one) for key, text in names.items() for one in text.split(", ")):
+            on_volume = any(name.startswith(f"{mount}/") for mount in mounts)
+            if name.startswith("/") and not on_volume:
+                having = " or ".join(mounts) or "which the platform has none of"
+                notes.append(f"{key}: {name} is on no volume of the pods ({having})")
+        return notes
 
     @property
     def image(self) -> str:

@@ -45,7 +45,7 @@ def make_plan(cluster: Kubernetes, run: Run, check: Callable[[], list[str]]) -> 
     rivals = [one for one in cluster.runs(run.spec.name) if not one.is_over]
     rivals = [one for one in rivals if one.name != run.name]
     action = _action(last, run.fresh)
-    notes = check() if action in ("start", "resume") else []
+    notes = [*run.notes, *check()] if action in ("start", "resume") else []
     if last is not None and action in ("attach", "tell") and last.command != run.command:
         notes.append(f"that was submitted as `{last.command}`, which holds")
     return Plan(cluster, run, last, action, rivals, notes)

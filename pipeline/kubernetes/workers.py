@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.errors import UsageError
 from pipeline.kubernetes.platform import Platform, amount
+from pipeline.kubernetes.rules import LABEL, LABEL_KEY
 from pipeline.spec.sections import Workers
 
 MARKET = "ray.io/market-type"
@@ -38,6 +39,8 @@ class WorkerPods:
     """That nodes must not have."""
     is_apart: bool
     """Whether each pod stands on a node of its own."""
+    is_spread: bool
+    """Whether pods stand on as many nodes as there are for them."""
     tolerations: list[dict[str, str]]
 
     @property
@@ -74,9 +77,7 @@ def worker_pods(workers: Workers, platform: Platform) -> WorkerPods:
         )
     per_pod = _workers_per_pod(workers, platform)
     spot = _wants_spot(workers, platform)
-    node_labels = dict(platform.spot_label) if spot else {}
-    if workers.accelerator:
-        node_labels |= _gpu_type(workers.accelerator, platform)
+    node_labels, avoided_labels = _node_labels(workers, platform, spot)
     tolerations = list(platform.gpu_taints) if workers.gpu else []
     tolerations += platform.spot_taints if spot else []
     cpus = workers.cpus_per_worker * per_pod
@@ -90,8 +91,9 @@ def worker_pods(workers: Workers, platform: Platform) -> WorkerPods:
         gpus=per_pod if workers.gpu else 0,
         labels=_ray_labels(workers, spot),
         node_labels=node_labels,
-        avoided_labels=dict(platform.spot_label) if spot is False else {},
+        avoided_labels=avoided_labels,
         is_apart=workers.placement == "strict_spread",
+        is_spread=workers.placement == "spread",
         tolerations=tolerations,
     )
 
@@ -178,17 +180,33 @@ def _gpu_type(accelerator: str, platform: Platform) -> dict[str, str]:
     return {platform.gpu_type_label: platform.gpu_types[accelerator]}
 
 
-def _ray_labels(workers: Workers, spot: bool | None) -> dict[str, str]:
-    """What the pods' Ray nodes are called, so that Ray puts the workers there."""
-    labels = {key: value for key, value in workers.labels.items() if key != MARKET}
-    for key, value in labels.items():
+def _node_labels(
+    workers: Workers, platform: Platform, spot: bool | None
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Labels of Kubernetes that nodes must have, and that they must not have."""
+    wanted = dict(platform.spot_label) if spot else {}
+    avoided = dict(platform.spot_label) if spot is False else {}
+    if workers.accelerator:
+        wanted |= _gpu_type(workers.accelerator, platform)
+    for key, value in workers.labels.items():
+        if key == MARKET:
+            continue
         if key.partition("/")[0] in TAKEN:
             raise UsageError(f"workers.labels.{key}: Kubernetes has a meaning of its own for it")
-        if value.startswith(("!", "in(", "notin(")):
+        side, value = (avoided, value[1:]) if value.startswith("!") else (wanted, value)
+        if not (LABEL_KEY.fullmatch(key) and LABEL.fullmatch(value)):
             raise UsageError(
-                f"workers.labels.{key}: {value!r}: on Kubernetes the nodes are made for the run "
-                "and called what the spec says: give one value"
+                f"workers.labels.{key}: {value!r}: expected a label of Kubernetes, as `zone: a`, "
+                "or `zone: '!a'` for nodes without it"
             )
+        side[key] = value
+    return wanted, avoided
+
+
+def _ray_labels(workers: Workers, spot: bool | None) -> dict[str, str]:
+    """What the pods' Ray nodes are called, so that Ray puts the workers there."""
+    own = {key: value for key, value in workers.labels.items() if key != MARKET}
+    labels = {key: value for key, value in own.items() if not value.startswith("!")}
     if spot is not None:
         labels[MARKET] = "spot" if spot else "on-demand"
     return labels

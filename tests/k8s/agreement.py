@@ -177,7 +177,8 @@ def _sizes(job: Document, spec: JobSpec) -> Iterator[str]:
         least += group["minReplicas"] * per_pod
         most += group["maxReplicas"] * per_pod
         for key, value in (workers.labels or {}).items():
-            if key != "ray.io/market-type" and group.get("labels", {}).get(key) != value:
+            is_for_ray = key != "ray.io/market-type" and not value.startswith("!")
+            if is_for_ray and group.get("labels", {}).get(key) != value:
                 yield f"group {group['groupName']}: its nodes are not labelled {key}={value}"
         for key in workers.resources:
             if key not in params.get("resources", ""):

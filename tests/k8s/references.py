@@ -62,6 +62,8 @@ def reference_faults(found: list[Document]) -> list[str]:
     keys[("ServiceAccount", "default")] = set()  # every namespace has it
     faults = []
     for where, pod in pods(found):
+        if missing := _missing_pull_secrets(pod, found):
+            faults.append(f"{where}: pulls its images without {missing}")
         for kind, name, key in _named_objects(pod):
             if (kind, name) not in keys:
                 faults.append(f"{where}: there is no {kind} {name!r}")
@@ -75,6 +77,25 @@ def reference_faults(found: list[Document]) -> list[str]:
             if mount["name"] not in volumes
         ]
     return faults
+
+
+def _missing_pull_secrets(pod: Document, found: list[Document]) -> list[str]:
+    """Of a pod with an image of the platform's own, which neither it nor its account has."""
+    maps = [one["data"] for one in found if one["metadata"].get("name") == "platform"]
+    settings = maps[0] if maps else {}
+    ours = {settings.get(key) for key in ("image", "gpu_image", "manifest_mlflow_image")}
+    if not ours & {each["image"] for each in containers(pod)}:
+        return []
+    account = pod["spec"].get("serviceAccountName")
+    accounts = [
+        one
+        for one in found
+        if one["kind"] == "ServiceAccount" and one["metadata"]["name"] == account
+    ]
+    having = [pod["spec"], *accounts]
+    names = {each["name"] for one in having for each in one.get("imagePullSecrets", [])}
+    secret = settings.get("image_pull_secret")
+    return [secret] if secret and secret not in names else []
 
 
 def secret_faults(found: list[Document]) -> list[str]:

@@ -285,8 +285,14 @@ OF_SCHEDULES: dict[str, tuple[Plant, str, str]] = {
     "no place for temporary files": (
         lambda f: scheduled(f)["containers"][0]["volumeMounts"].pop(), "containers", "/tmp"),
 }  # fmt: skip
+OF_PRODUCTION: dict[str, tuple[Plant, str, str]] = {
+    "images that the registry does not give": (
+        lambda f: one(f, "ServiceAccount", "mlflow").pop("imagePullSecrets"),
+        "references", "pulls its images without ['registry']"),
+}  # fmt: skip
 MISTAKES = {("local", name): row for name, row in OF_PLATFORMS.items()}
 MISTAKES |= {("elastic", name): row for name, row in OF_SCHEDULES.items()}
+MISTAKES |= {("production", name): row for name, row in OF_PRODUCTION.items()}
 
 
 @pytest.mark.parametrize(("overlay", "mistake"), MISTAKES)

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from pydantic_core import PydanticUndefined
 
 from pipeline.kubernetes.manifests import RAY_VERSION
-from pipeline.kubernetes.platform import read
+from pipeline.kubernetes.platform import Platform, read
 from pipeline.kubernetes.pods import USER
 from pipeline.kubernetes.rules import Document, containers
 from pipeline.launch.gauges import NAMES
@@ -127,6 +128,21 @@ def test_alerts_and_dashboard_ask_for_gauges_that_runs_have() -> None:
     assert asked == set(NAMES)
     panels = json.loads((folder / "runs.json").read_text())["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
+
+
+def test_the_page_lists_every_setting() -> None:
+    """What it should hold is in the message of a failure."""
+    text = (K8S / "platform.md").read_text()
+    for name, field in Platform.model_fields.items():
+        default = "" if field.default in ("", PydanticUndefined, [], {}) else f"`{field.default}`"
+        default = "`nvidia.com/gpu:NoSchedule`" if name == "gpu_taints" else default
+        default = "`false`" if field.default is False else default
+        meaning = " ".join(str(field.description).split())
+        if name != "namespace":
+            assert f"| `{name}` | {default} | {meaning} |\n" in text
+    used = [path.read_text() for path in K8S.rglob("*.yaml")]
+    for name in sorted(set(re.findall(r"data\.(manifest_\w+)", "".join(used)))):
+        assert f"| `{name}` |" in text
 
 
 def test_the_readme_makes_every_secret_that_pods_need() -> None:

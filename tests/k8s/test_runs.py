@@ -16,7 +16,7 @@ import yaml
 
 from pipeline.errors import SpecError, UsageError
 from pipeline.kubernetes.manifests import manifests
-from pipeline.kubernetes.platform import Platform, parse
+from pipeline.kubernetes.platform import Platform, parse, read
 from pipeline.kubernetes.render import checked, prepare, to_yaml
 from pipeline.kubernetes.rules import Document
 from pipeline.kubernetes.run import Run
@@ -177,7 +177,9 @@ def test_workers_share_a_pod_as_far_as_a_node_has_gpus(
         (["workers.accelerator=A100"], {}, "A100 is not among the platform's `gpu_types`: none"),
         (["workers.labels={ray.io/market-type: spot}"], {}, "the platform has no spot nodes"),
         (["workers.labels={ray.io/market-type: cheap}"], {}, "expected one of spot"),
-        (["workers.labels={zone: '!a'}"], {}, "give one value"),
+        (["workers.labels={zone: 'in(a,b)'}"], {}, r"workers\.labels\.zone.*expected a label"),
+        (["workers.labels={'not a label!': a}"], {}, r"workers\.labels\.not a label!"),
+        (["storage=s3://b/runs"], {}, "lets no run reach an object store"),
         (["workers.labels={app.kubernetes.io/component: mlflow}"], {}, "a meaning of its own"),
         (["workers.resources={licence: 1}"], {}, "nothing would be limited"),
         (
@@ -203,7 +205,8 @@ def test_what_the_platform_does_not_have_is_said(
     ("data", "words"),
     [
         ({}, "image: Field required"),
-        ({"image": "a:1", "imagge": "b"}, "imagge: Extra inputs"),
+        ({"image": "a:1", "imagge": "b"}, "imagge: unknown.*'image'"),
+        ({"image": "a:1", "worker_memory": "128Mi"}, "Ray alone takes"),
         ({"image": "a:1", "head_memory": "3 GB"}, "'3 GB' is not a quantity"),
         ({"image": "a:1", "grace_seconds": "10"}, "greater than or equal to 60"),
         ({"image": "a:1", "gpu_taints": "nvidia.com/gpu"}, "expected a taint"),
@@ -218,6 +221,44 @@ def test_what_the_platform_does_not_have_is_said(
 def test_wrong_settings_are_said_by_name(data: dict[str, str], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         parse(data, "", "platform")
+
+
+def test_settings_are_text_in_the_one_namespace_with_what_components_add(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="grace_seconds: a ConfigMap holds text"):
+        parse({"image": "a:1", "grace_seconds": 120}, "", "platform")  # type: ignore[dict-item]
+    with pytest.raises(UsageError, match="is team-a, and has to be pipeline"):
+        parse({"image": "a:1"}, "team-a", "platform")
+    with pytest.raises(UsageError, match="name its folder"):
+        read(str(ROOT / "k8s/overlays/production/platform.yaml"))
+
+
+def test_labels_choose_nodes_of_kubernetes() -> None:
+    run = run_of("digits", "workers.labels={zone: a, arch: '!arm64'}")
+    (group,) = job_of(run)["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert group["labels"] == {"zone": "a"}  # of Ray's nodes
+    affinity = group["template"]["spec"]["affinity"]["nodeAffinity"]
+    (term,) = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert term["matchExpressions"] == [
+        {"key": "zone", "operator": "In", "values": ["a"]},
+        {"key": "arch", "operator": "NotIn", "values": ["arm64"]},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "storage", "note"),
+    [
+        ("storage=/runs/team", "/runs/team", ""),
+        ("storage=/mnt/ours", "/runs", "storage: /runs in place of /mnt/ours"),
+        ("data.train=/data/x.csv", "/runs", r"data.train: /data/x.csv is on no volume"),
+        ("checkpoint.copy_to=/safe", "/runs", "checkpoint.copy_to: /safe is on no volume"),
+    ],
+)
+def test_what_of_the_spec_does_not_hold_there_is_noted(
+    override: str, storage: str, note: str
+) -> None:
+    run = run_of("digits", override)
+    assert run.storage == storage
+    assert [one.partition(" of the pods")[0] for one in run.notes] == [note] * bool(note)
 
 
 def test_a_fault_of_the_spec_is_said_as_everywhere() -> None:
