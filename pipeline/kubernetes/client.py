@@ -9,7 +9,7 @@ import re
 import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.errors import UsageError
@@ -30,6 +30,8 @@ PATHS = {
 }
 OVER = ("Complete", "Failed", "ValidationFailed")
 """States that a RayJob keeps."""
+FRACTION = re.compile(r"\.(\d+)")
+"""Of a second."""
 EXIT_CODE = re.compile(r"exit code (-?\d+)")
 
 
@@ -57,6 +59,8 @@ class RunState:
     cluster: str
     """Name of its Ray cluster; empty before there is one."""
     uid: str
+    job_id: str
+    """Of the command in that cluster; empty before it is submitted."""
     is_leaving: bool
     """Whether it is being deleted."""
 
@@ -185,7 +189,8 @@ class Kubernetes:
         query = [("timestamps", "true")]
         query += [("follow", "true")] if follows else []
         if after:  # of which the server looks at the seconds
-            query.append(("sinceTime", f"{after.partition('.')[0].rstrip('Z')}Z"))
+            second, _ = _moment(after)
+            query.append(("sinceTime", f"{second:%Y-%m-%dT%H:%M:%SZ}"))
         answer = self._ask("GET", path, query, seconds=SILENT_SECONDS if follows else READ_SECONDS)
         rest = b""
         try:
@@ -193,7 +198,11 @@ class Kubernetes:
                 *lines, rest = (rest + piece).split(b"\n")
                 for line in lines:
                     moment, _, text = line.decode(errors="replace").partition(" ")
-                    if moment > after:
+                    try:
+                        is_new = not after or _moment(moment) > _moment(after)
+                    except ValueError:  # a word of the server's own
+                        continue
+                    if is_new:
                         yield moment, text
         except (urllib3.exceptions.HTTPError, OSError):
             return
@@ -299,11 +308,12 @@ def _state(document: Mapping[str, Any]) -> RunState:
         reason=status.get("reason") or "",
         message=status.get("message") or "",
         failures=int(status.get("failed") or 0),
-        command=document.get("spec", {}).get("entrypoint", ""),
+        command=document.get("spec", {}).get("entrypoint", "").replace("$$", "$"),
         started=_time(status.get("startTime") or metadata.get("creationTimestamp")) or 0.0,
         ended=_time(status.get("endTime")),
         cluster=status.get("rayClusterName") or "",
         uid=metadata.get("uid", ""),
+        job_id=status.get("jobId") or "",
         is_leaving="deletionTimestamp" in metadata,
     )
 
@@ -326,6 +336,13 @@ def _pending(status: Mapping[str, Any]) -> str:
 
 def _time(text: str | None) -> float | None:
     return datetime.fromisoformat(text).timestamp() if text else None
+
+
+def _moment(text: str) -> tuple[datetime, str]:
+    """A log's time in whatever zone, to the nanosecond. Raises ValueError for what is none."""
+    fraction = FRACTION.search(text)
+    second = datetime.fromisoformat(text).replace(microsecond=0)
+    return second.astimezone(UTC), (fraction[1] if fraction else "").ljust(9, "0")
 
 
 def _message(body: Any) -> str:

@@ -16,12 +16,13 @@ OPERATOR_NAMESPACE = "kuberay-operator"
 FIELDS = ("authOptions", "preRunningDeadlineSeconds", "backoffLimit")
 """Of a RayJob, the newest that runs need."""
 RIGHTS = (
-    ("create", "ray.io", "rayjobs", ""),
-    ("delete", "ray.io", "rayjobs", ""),
-    ("patch", "", "configmaps", ""),
+    *((verb, "ray.io", "rayjobs", "") for verb in ("get", "list", "create", "patch", "delete")),
+    ("get", "ray.io", "rayclusters", ""),
+    *((verb, "", "configmaps", "") for verb in ("get", "create", "patch")),
     ("list", "", "pods", ""),
     ("get", "", "pods", "log"),
 )
+"""What `submit`, `status`, `logs` and `stop` ask for."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def _operator(cluster: Kubernetes) -> Iterator[Finding]:
     crd, found = _looked(cluster, path, "KubeRay's RayJob", install)
     yield found
     if crd is not None:
-        missing = [field for field in FIELDS if field not in str(crd)]
+        missing = [field for field in FIELDS if field not in _fields(crd)]
         yield Finding(
             f"its fields {', '.join(FIELDS)}",
             not missing,
@@ -98,6 +99,17 @@ def _operator(cluster: Kubernetes) -> Iterator[Finding]:
     items = (listed or {"items": []})["items"]
     runs = any((one.get("status") or {}).get("readyReplicas") for one in items)
     yield Finding(found.what, runs, found.fix, is_needed=found.is_needed)
+
+
+def _fields(crd: Document) -> set[str]:
+    """The fields of the spec of what a definition defines, and of its Ray cluster's."""
+    fields: set[str] = set()
+    for version in (crd.get("spec") or {}).get("versions") or []:
+        schema = (version.get("schema") or {}).get("openAPIV3Schema") or {}
+        of_job = schema.get("properties", {}).get("spec", {}).get("properties", {})
+        of_cluster = of_job.get("rayClusterSpec", {}).get("properties", {})
+        fields |= {*of_job, *of_cluster}
+    return fields
 
 
 def _rights(cluster: Kubernetes) -> Iterator[Finding]:

@@ -73,7 +73,7 @@ def _ray_job(run: Run) -> Document:
             },
         }
     spec: Document = {
-        "entrypoint": run.command,
+        "entrypoint": run.command.replace("$", "$$"),  # the kubelet reads $(NAME) and $$
         "submissionMode": "K8sJobMode",
         "submitterConfig": {"backoffLimit": 2},
         "submitterPodTemplate": pods.submitter_pod(run),

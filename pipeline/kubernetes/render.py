@@ -18,6 +18,7 @@ from pipeline.kubernetes.platform import Platform
 from pipeline.kubernetes.run import Limits, Run
 from pipeline.launch.run import components
 from pipeline.spec import JobSpec, load
+from pipeline.spec.job import Dumper
 from pipeline.spec.sections import seconds_of
 
 MARGIN_SECONDS = 3600
@@ -85,7 +86,7 @@ def to_yaml(documents: list[Document]) -> str:
     return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=100, allow_unicode=True)
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(Dumper):
     """Text of several lines as such, and no anchors, which other tools lose."""
 
     def ignore_aliases(self, data: Any) -> bool:

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from pipeline.cluster.package import Package, entrypoint
 from pipeline.errors import UsageError
@@ -51,19 +52,20 @@ class Run:
     source: Mapping[str, str] | None = None
     """Who asks for it, from which code."""
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """What tells the job's spec, data and code from others, whatever it runs on."""
         parts = [self.spec.digest, self.storage, self.package.sha256]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
-    @property
+    @cached_property
     def name(self) -> str:
-        """Of the RayJob and the ConfigMap: the job's, and a mark of what it trains."""
+        """Of the RayJob and the ConfigMap: the job's, and a mark of that and of what it trains."""
         slug = re.sub(r"[^a-z0-9]+", "-", self.spec.name.lower()).strip("-") or "job"
         if not slug[0].isalpha():
             slug = f"job-{slug}"
-        return f"{slug[: MOST_NAME - 9].rstrip('-')}-{self.identity[:8]}"
+        mark = hashlib.sha256(json.dumps([self.spec.name, self.identity]).encode()).hexdigest()
+        return f"{slug[: MOST_NAME - 9].rstrip('-')}-{mark[:8]}"
 
     @property
     def storage(self) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from pipeline.cluster.follow import Lines, interruptible
 from pipeline.errors import RunError, UsageError
-from pipeline.kubernetes.client import Document, Kubernetes, RunState
+from pipeline.kubernetes.client import EXIT_CODE, Document, Kubernetes, RunState
 from pipeline.kubernetes.run import Run
 
 Action = Literal["start", "resume", "attach", "tell"]
@@ -137,6 +138,11 @@ class _Follower:
     pod: str | None = None
     seen: str = ""
     """Time of the last line that was shown of the pod's log."""
+    job_id: str = ""
+    shown: Counter[str] = field(default_factory=Counter)
+    """How often each line of that job was shown."""
+    again: Counter[str] = field(default_factory=Counter)
+    """Of these, those that a submitter that was replaced will print once more: from the start."""
     message: str = ""
     """The last that was reported."""
 
@@ -148,6 +154,9 @@ class _Follower:
         pod = self.cluster.submitter(self.name)
         if pod != self.pod:
             self.pod, self.seen = pod, ""
+            self.again = self.shown.copy() if state.job_id == self.job_id else Counter()
+            if state.job_id != self.job_id:
+                self.job_id, self.shown = state.job_id, Counter()
         if pod is None:
             self._wait(state)
             return state
@@ -160,10 +169,15 @@ class _Follower:
     def _show(self, pod: str, follows: bool) -> None:
         for moment, line in self.cluster.log(pod, follows, self.seen):
             self.seen = moment
+            if self.again[line] > 0:
+                self.again[line] -= 1
+                continue
+            self.shown[line] += 1
             self.lines.add(f"{line}\n")
 
     def _wait(self, state: RunState) -> None:
-        what = f"{state.state.lower()}: {state.message}" if state.message else state.state.lower()
+        what, first_line = state.state.lower(), state.message.partition("\n")[0]
+        what = f"{what}: {first_line}" if first_line else what
         if why := self.cluster.waits_for(state):
             what = f"waiting for {why}"
         self._report(f"run   {self.name} {what}")
@@ -192,4 +206,6 @@ def explain(state: RunState) -> str:
         "SubmissionFailed": f"the command could not be submitted: {state.message}",
     }
     key = "ValidationFailed" if state.state == "ValidationFailed" else state.reason
-    return reasons.get(key, "")
+    has_own_words = EXIT_CODE.search(state.message)  # in the log
+    message = "" if has_own_words else state.message.partition("\n")[0] or state.reason
+    return reasons.get(key, message)

@@ -33,7 +33,11 @@ NAMES: Mapping[str, str] = MappingProxyType(
 
 
 class Gauges:
-    """The gauges of one run; nothing is told before there is a step, or an attempt."""
+    """The gauges of one run.
+
+    Times before the first step and the first checkpoint are those of the start, so that a run that
+    never comes to one is seen.
+    """
 
     def __init__(self, run: RunDir, job: str, num_steps: int, rows_per_step: float) -> None:
         from ray.util.metrics import Gauge
@@ -46,7 +50,12 @@ class Gauges:
         }
         for gauge in self._gauges.values():
             gauge.set_default_tags(tags)
-        self._values: dict[str, float] = {"pipeline_num_steps": num_steps}
+        self._values: dict[str, float] = {
+            "pipeline_num_steps": num_steps,
+            "pipeline_reached_step": 0,
+            "pipeline_last_step_time": time.time(),
+            "pipeline_last_checkpoint_time": time.time(),
+        }
         self._skipped = 0
         self._told = (0.0, 0)
         """When, and at which step."""

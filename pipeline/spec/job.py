@@ -159,7 +159,7 @@ class JobSpec(Section):
     def dump(self) -> str:
         """YAML that loads back to an equal spec, but for secrets in URIs, which are hidden."""
         tree = redact_tree(self.model_dump(mode="json"))
-        dumped: str = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+        dumped: str = yaml.dump(tree, Dumper=Dumper, sort_keys=False, allow_unicode=True)
         return dumped
 
     @property
@@ -178,11 +178,11 @@ FLOAT = re.compile(
 """What a job spec takes for a fraction: YAML 1.2's, so that `1e-3` is one."""
 
 
-class _Dumper(yaml.SafeDumper):
-    """Puts what job specs would take for a number in quotes where it is a text."""
+class Dumper(yaml.SafeDumper):
+    """Puts what YAML 1.2 takes for a number in quotes where it is a text."""
 
 
-_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+.0123456789"))
+Dumper.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+.0123456789"))
 
 
 def schema() -> dict[str, Any]:

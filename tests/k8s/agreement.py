@@ -20,7 +20,7 @@ from pipeline.kubernetes.rules import Document, containers
 from pipeline.spec import JobSpec, load, parse_override
 
 from . import operator
-from .documents import environment, name_of, of_kind, one, pods
+from .documents import environment, expanded, name_of, of_kind, one, pods
 from .references import ADMIN_FILES
 
 SCHEDULE = re.compile(r"@(hourly|daily|weekly|monthly)|[\d*/,-]+( [\w*/,-]+){4}")
@@ -108,7 +108,7 @@ def run_faults(run: list[Document], platform: list[Document], folder: Path) -> l
 def _job(job: Document, run: list[Document], folder: Path) -> Iterator[str]:
     from pipeline.cli import cli
 
-    words = shlex.split(job["spec"]["entrypoint"])  # as `ray job submit` hands them on
+    words = shlex.split(expanded(job["spec"]["entrypoint"], {}))  # as `ray job submit` has them
     if words[:3] != ["python", "-m", "pipeline"]:
         yield f"entrypoint runs {words[0]}, not `python -m pipeline`"
         return
@@ -284,7 +284,7 @@ def _schedule(document: Document, found: list[Document]) -> Iterator[str]:
         return
     if not (options.get("yes") and options.get("detach")):
         yield f"{where}: nobody is there to be asked, or to follow it"
-    if "$JOB-$(date" not in str(options["overrides"]):
+    if "TICK##*-" not in str(options["overrides"]):
         yield f"{where}: the second one would have the first one's name"
     volumes = {each["name"]: each.get("configMap", {}) for each in pod["spec"]["volumes"]}
     folder, _, name = str(options["job"]).rpartition("/")

@@ -22,8 +22,9 @@ def prefix(writable: list[Path]) -> list[str]:
         return []
     for folder in writable:
         os.chown(folder, USER, USER)
-        for above in folder.parents[:3]:  # pytest's own are closed to others
-            above.chmod(above.stat().st_mode | 0o011)
+        for above in folder.parents:  # pytest's own are closed to others
+            if not above.stat().st_mode & 0o001:
+                above.chmod(above.stat().st_mode | 0o011)
     mounts = [_opened(), *(f"mount --bind {shlex.quote(str(one))}{{,}}" for one in writable)]
     script = " && ".join([*filter(None, mounts), "mount -o remount,bind,ro /", 'exec "$@"'])
     user = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "--no-new-privs"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,15 @@ def of_kind(found: list[Document], kind: str) -> list[Document]:
 
 def pods(found: list[Document]) -> list[tuple[str, Document]]:
     return [pod for document in found for pod in pod_templates(document)]
+
+
+def expanded(word: str, values: Mapping[str, str]) -> str:
+    """An argument as the kubelet hands it on: with variables put in, and `$$` for `$`."""
+
+    def replacement(found: re.Match[str]) -> str:
+        return "$" if found[0] == "$$" else values.get(found[1], found[0])
+
+    return re.sub(r"\$\$|\$\((\w+)\)", replacement, word)
 
 
 def environment(container: Document) -> dict[str, str]:

@@ -34,6 +34,8 @@ class FakeApi:
     """The objects by their path; what is refused; what pods have printed."""
 
     crds: schemas.Crds
+    rules: list[Document]
+    """What the user may do in the namespace, as of a Role."""
     objects: dict[str, Document] = field(default_factory=dict)
     logs: dict[str, list[str]] = field(default_factory=dict)
     """Lines by pod, two in a minute of its clock: a stream ends though its pod goes on."""
@@ -89,8 +91,8 @@ class FakeApi:
 
 
 @contextmanager
-def serving(crds: schemas.Crds) -> Iterator[FakeApi]:
-    api = FakeApi(crds)
+def serving(crds: schemas.Crds, rules: list[Document]) -> Iterator[FakeApi]:
+    api = FakeApi(crds, rules)
 
     class Handler(_Handler):
         fake = api
@@ -209,11 +211,32 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             self._refuse(401, "Unauthorized")
             return None, {}
-        if (self.command, _resource(url.path)) in self.fake.forbidden:
+        is_forbidden = (self.command, _resource(url.path)) in self.fake.forbidden
+        if is_forbidden or not self._may(url.path):
             said = f'{_resource(url.path)} is forbidden: User "u" cannot do that in "pipeline"'
             self._refuse(403, said)
             return None, {}
         return url.path, parse_qs(url.query)
+
+    def _may(self, path: str) -> bool:
+        """Whether a rule allows the request, if it is one in the namespace."""
+        prefix, has_namespace, rest = path.partition("/namespaces/pipeline/")
+        if not has_namespace:
+            return True
+        resource, _, name = rest.partition("/")
+        name, _, part = name.partition("/")
+        resource = f"{resource}/{part}" if part else resource
+        group = prefix.split("/")[2] if prefix.startswith("/apis/") else ""
+        verbs = {"GET": ["get" if name else "list"], "PATCH": ["patch", "create"]}
+        return all(
+            any(
+                verb in rule["verbs"]
+                and resource in rule["resources"]
+                and group in rule["apiGroups"]
+                for rule in self.fake.rules
+            )
+            for verb in verbs.get(self.command, [self.command.lower()])
+        )
 
     def _listed(self, path: str, query: dict[str, list[str]]) -> list[Document]:
         selector = dict(
@@ -241,8 +264,10 @@ class _Handler(BaseHTTPRequestHandler):
         deadline = time.monotonic() + (1 if follows else 0)
         while True:
             for number, piece in enumerate(pieces[sent:], sent):
-                moment = f"2026-01-01T00:{number // 2:02}:00.{number % 2 * 5 + 1}00000000Z"
-                if moment[:19] >= since[:19]:
+                second = f"2026-01-01T00:{number // 2:02}:00"
+                # of a node that is two hours ahead
+                moment = f"{second.replace('T00', 'T02')}.{number % 2 * 5 + 1}00000000+02:00"
+                if second >= since[:19]:
                     self.wfile.write(f"{moment} {piece}".encode())
             sent = max(sent, len(pieces))
             self.wfile.flush()

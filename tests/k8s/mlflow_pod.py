@@ -70,9 +70,11 @@ def relayed(socket: Path, host: str) -> Iterator[int]:
 
 
 def _end(loop: asyncio.AbstractEventLoop) -> None:
-    for task in asyncio.all_tasks(loop):
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
         task.cancel()
-    loop.call_soon(loop.stop)
+    ended = asyncio.gather(*tasks, return_exceptions=True)
+    ended.add_done_callback(lambda _: loop.stop())
 
 
 @contextlib.contextmanager

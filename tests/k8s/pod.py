@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
-import re
 import resource
 import secrets
 import subprocess
@@ -21,7 +20,7 @@ from pipeline.kubernetes.platform import amount
 from pipeline.kubernetes.pods import USER
 from pipeline.kubernetes.rules import Document
 
-from .documents import one
+from .documents import expanded, one
 from .image import podman
 
 MIB = 2**20
@@ -168,10 +167,7 @@ def ulimits() -> list[str]:
 def _command(container: Document, at: Machines) -> list[str]:
     """The image and what it is to run, with the variables that Kubernetes puts in."""
     values = {each["name"]: _value(each, at) for each in container.get("env", [])}
-    words = [
-        re.sub(r"\$\(([A-Z_]+)\)", lambda found: values[found[1]], word)
-        for word in [*container["command"], *container.get("args", [])]
-    ]
+    words = [expanded(one, values) for one in [*container["command"], *container.get("args", [])]]
     return [f"--entrypoint={words[0]}", at.images[container["image"]], *words[1:]]
 
 

@@ -22,7 +22,7 @@ RUN = {"run": "digits-1", "job": "digits"}
 
 @pytest.mark.parametrize(
     ("alert", "minute", "series", "fires"),
-    [
+    [  # a series' pod follows its name
         ("RunWithoutStep", 20, {"last_step_time": "0x60"}, True),
         ("RunWithoutStep", 5, {"last_step_time": "0x60"}, False),
         ("RunWithoutStep", 20, {"last_step_time": "0+60x60"}, False),
@@ -40,6 +40,17 @@ RUN = {"run": "digits-1", "job": "digits"}
             {"attempts": "1 1 2 2 3 3 4x60", "reached_step": "7+1x70"},
             False,
         ),
+        (
+            "RunRestartsWithoutProgress",
+            25,
+            {
+                "attempts head-a": "1 1 1 _x60",
+                "attempts head-b": "_ _ _ _ 2 2 2 _x60",
+                "attempts head-c": "_x9 3x60",
+                "reached_step head-c": "7x60",
+            },
+            True,
+        ),
         ("RunCheckpointOld", 80, {"last_checkpoint_time": "0x90"}, True),
         ("RunCheckpointOld", 30, {"last_checkpoint_time": "0x90"}, False),
     ],
@@ -56,12 +67,17 @@ def test_an_alert_is_there_when_it_should_be(
             text = text.replace("{{ $labels." + name + " }}", value)
         annotations[key] = text
     expected = {"exp_labels": rule["labels"] | RUN, "exp_annotations": annotations}
-    tags = ", ".join(f'{name}="{value}"' for name, value in RUN.items())
+
+    def named(series: str) -> str:
+        name, _, pod = series.partition(" ")
+        tags = RUN | {"pod": pod or "head"}  # as scraped, with `honorLabels`
+        pairs = ", ".join(f'{key}="{value}"' for key, value in tags.items())
+        return f"ray_pipeline_{name}{{{pairs}}}"
+
     case: dict[str, Any] = {
         "interval": "1m",
         "input_series": [
-            {"series": f"ray_pipeline_{name}{{{tags}}}", "values": values}
-            for name, values in series.items()
+            {"series": named(name), "values": values} for name, values in series.items()
         ],
         "alert_rule_test": [
             {"eval_time": f"{minute}m", "alertname": alert, "exp_alerts": [expected] * fires}

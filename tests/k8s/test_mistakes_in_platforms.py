@@ -263,7 +263,7 @@ OF_SCHEDULES: dict[str, tuple[Plant, str, str]] = {
     "an unknown flag": (lambda f: submits(f, "--yes", "--sure"), "schedule", "--sure"),
     "a question": (lambda f: submits(f, "--yes", ""), "schedule", "nobody is there"),
     "one name for all": (
-        lambda f: submits(f, "$JOB-$(date --utc +%Y%m%d-%H%M)", "$JOB"), "schedule", "second one"),
+        lambda f: submits(f, "TICK##*-", "TICK%%-*"), "schedule", "second one"),
     "a job elsewhere": (
         lambda f: submits(f, "/job/job.yaml", "/jobs/job.yaml"), "schedule", "in no volume"),
     "files that nobody makes": (

@@ -25,7 +25,7 @@ from pipeline.spec import parse_override
 from . import schemas
 from .checks import run_checks
 from .conftest import ROOT, RUNS
-from .documents import documents, environment, of_kind
+from .documents import documents, environment, expanded, of_kind, render
 
 JOBS = sorted((ROOT / "jobs").glob("*.yaml"))
 
@@ -102,6 +102,23 @@ def test_no_character_is_lost_on_the_way(rows: str, tmp_path: Path) -> None:
     assert held["data"]["1-rows.csv"] == rows
 
 
+@pytest.mark.processes
+def test_kubectl_reads_what_is_printed(kubectl: str, tmp_path: Path) -> None:
+    """Its YAML is another than Python's: a name that it takes for a number is refused."""
+    run = run_of("digits", "name='1e-3'", "workers.labels={zone: '1e3'}")
+    (tmp_path / "run.yaml").write_text(to_yaml(checked(run)))
+    (tmp_path / "kustomization.yaml").write_text("resources: [run.yaml]\n")
+    held, job = render(kubectl, tmp_path)
+    assert held["metadata"]["annotations"]["pipeline/job"] == "1e-3"
+    (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert group["labels"] == {"zone": "1e3"}
+
+
+def test_a_long_name_does_not_hide_what_tells_two_jobs_apart() -> None:
+    names = {run_of("digits", f"name={'n' * 45}-{day}").name for day in (1, 2)}
+    assert len(names) == 2
+
+
 def test_fresh_is_refused_where_a_queue_may_suspend_it() -> None:
     with pytest.raises(UsageError, match="would start anew each time"):
         run_of("digits", fresh=True, on=platform(queue="q"))
@@ -119,13 +136,17 @@ def test_more_files_than_a_config_map_holds_are_refused_with_the_ways_out(tmp_pa
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("value", ["a$b", "a`b`", 'a"b', "a\\b", "a'b", "a & b; c", "$(ls)\nx"])
+@pytest.mark.parametrize(
+    "value", ["a$b", "a$$b", "$(HOME)", "a`b`", 'a"b', "a\\b", "a'b", "a & b; c", "$(ls)\nx"]
+)
 def test_no_shell_on_the_way_to_the_head_changes_a_word(value: str) -> None:
-    """One of the submitter reads the command; `ray job submit` quotes it for one of the head."""
+    """The kubelet reads the command, then a shell of the submitter; `ray job submit` quotes it for
+    one of the head."""
     run = run_of("digits")
     named = replace(run, overrides=(f"tracking.experiment={value}",))
     prints = [sys.executable, "-c", "import sys, json; print(json.dumps(sys.argv[1:]))"]
-    text = f"{shlex.join(prints)} {named.command}"
+    entrypoint = expanded(job_of(named)["spec"]["entrypoint"], {"HOME": "/root"})
+    text = f"{shlex.join(prints)} {entrypoint}"
     words = json.loads(subprocess.run(["bash", "-ce", text], stdout=subprocess.PIPE).stdout)
     text = shlex.join([*prints, *words])
     words = json.loads(subprocess.run(["sh", "-c", text], stdout=subprocess.PIPE).stdout)

@@ -36,7 +36,8 @@ DONE = '{"state": "finished", "run": "diabetes-1"}\n'
 
 @pytest.fixture
 def api(crds: schemas.Crds, built: dict[str, list[Document]]) -> Iterator[FakeApi]:
-    with serving(crds) as fake:
+    rules = one(built["local"], "Role", "trainer")["rules"]
+    with serving(crds, rules) as fake:
         fake.put(PLATFORM, copy.deepcopy(one(built["local"], "ConfigMap", "platform")))
         yield fake
 
@@ -127,9 +128,11 @@ def test_the_clock_submits_a_run_of_its_own_each_time(
     own = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": str(tmp_path)}
     own |= environment(container) | {"KUBECONFIG": str(api.kubeconfig(tmp_path))}
     words = [*container["command"], script.replace("/job/job.yaml", JOB)]
-    subprocess.run(words, env=own, check=True, timeout=SECONDS, capture_output=True)
-    name = the_run(api)
-    assert re.fullmatch(r"digits-\d{8}-\d{4}-[0-9a-f]{8}", name)
+    for tick in ("scheduled-29451480", "scheduled-29451480"):  # tried again: one run
+        own["TICK"] = tick
+        subprocess.run(words, env=own, check=True, timeout=SECONDS, capture_output=True)
+    (name,) = [path.rpartition("/")[2] for path in api.objects if "/rayjobs/" in path]
+    assert re.fullmatch("digits-20251230-1000-[0-9a-f]{8}", name)
     entrypoint = api.run(name)["spec"]["entrypoint"]
     assert f"name={name[:-9]}" in entrypoint
     assert "tracking.experiment=digits" in entrypoint
@@ -233,6 +236,24 @@ def test_a_retry_is_followed_in_its_own_log(
     assert err.index("the first attempt") < err.index("the second attempt")
 
 
+def test_a_submitter_that_is_replaced_shows_nothing_twice(
+    api: FakeApi, command: Callable[..., subprocess.Popen[str]]
+) -> None:
+    """Its log begins anew, with the job's lines from the start."""
+    process = command("submit", JOB, "--yes")
+    name = the_run(api, process)
+    pod = api.submitter(name, 1, "note  one\n", "note  two\n", "note  two\n")
+    api.set(name, jobDeploymentStatus="Running", jobStatus="RUNNING", jobId="j-1")
+    looked(api, process, f"{pod}/log")
+    pod = api.submitter(name, 2, "note  one\n", "note  two\n", "note  two\n", "note  three\n")
+    looked(api, process, f"{pod}/log")
+    api.logs[pod].append(DONE)
+    succeed(api, name)
+    code, _, err = ended(process)
+    assert code == 0, err
+    assert [err.count(f"note  {word}") for word in ("one", "two", "three")] == [1, 2, 1], err
+
+
 def test_ctrl_c_leaves_it_running(
     api: FakeApi, command: Callable[..., subprocess.Popen[str]]
 ) -> None:
@@ -281,7 +302,7 @@ def test_one_that_is_deleted_meanwhile_is_said(
     [
         (lambda api: api.forbidden.add(("PATCH", "rayjobs")), "rayjobs is forbidden"),
         (lambda api: api.objects.pop(PLATFORM), "apply an overlay first"),
-        (lambda api: api.objects[PLATFORM]["data"].update(imagge="x"), "imagge: Extra inputs"),
+        (lambda api: api.objects[PLATFORM]["data"].update(imagge="x"), "imagge: unknown"),
         (lambda api: setattr(api, "is_down", True), "127.0.0.1"),
     ],
     ids=["forbidden", "no platform", "wrong settings", "no answer"],
@@ -372,7 +393,10 @@ def test_the_doctor_says_what_is_missing_and_how_to_mend_it(
     api.put("/version", {"major": "1", "minor": "36"})
     schema = crds[("ray.io/v1", "RayJob")]
     extensions = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
-    api.put(f"{extensions}/rayjobs.ray.io", {"spec": {"schema": schema}})
+    api.put(
+        f"{extensions}/rayjobs.ray.io",
+        {"spec": {"versions": [{"schema": {"openAPIV3Schema": schema}}]}},
+    )
     api.put(
         "/apis/apps/v1/namespaces/kuberay-operator/deployments/o", {"status": {"readyReplicas": 1}}
     )
