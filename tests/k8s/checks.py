@@ -13,7 +13,7 @@ from pipeline.kubernetes.rules import Document, pod_security_faults
 from . import agreement, network, operator
 from .containers import container_faults, storage_faults
 from .documents import name_of, of_kind, pods
-from .references import reference_faults, secret_faults, selection_faults
+from .references import other_faults, reference_faults, secret_faults, selection_faults
 from .schemas import Crds, core_schema_faults, ray_schema_faults
 
 KUBERNETES = ["1.29", kubernetes_validate.latest_version()]
@@ -28,7 +28,7 @@ def platform_checks(found: list[Document]) -> dict[str, Callable[[], list[str]]]
         ],
         "namespace": lambda: namespace_faults(found),
         "pod security": lambda: pod_security_faults(found),
-        "references": lambda: reference_faults(found),
+        "references": lambda: [*reference_faults(found), *other_faults(found)],
         "secrets": lambda: secret_faults(found),
         "selection": lambda: selection_faults(found, expects_runs=True),
         "containers": lambda: container_faults(found),

@@ -144,5 +144,56 @@ def selection_faults(found: list[Document], expects_runs: bool = False) -> list[
     return faults
 
 
+def other_faults(found: list[Document]) -> list[str]:
+    """Names in what is beside pods: backends, ports of monitors, queues, roles."""
+    names = {(one["kind"], one["metadata"]["name"]) for one in found}
+    faults = []
+
+    def expect(document: Document, kind: str, name: str) -> None:
+        if (kind, name) not in names:
+            faults.append(f"{name_of(document)}: there is no {kind} {name!r}")
+
+    for document in found:
+        kind, spec = document["kind"], document.get("spec", {})
+        if kind == "Ingress":
+            for rule in spec["rules"]:
+                for path in rule["http"]["paths"]:
+                    service = path["backend"]["service"]
+                    expect(document, "Service", service["name"])
+                    opened = {
+                        port.get("name")
+                        for one in found
+                        if name_of(one) == f"Service/{service['name']}"
+                        for port in one["spec"]["ports"]
+                    }
+                    if service["port"]["name"] not in opened:
+                        faults.append(f"{name_of(document)}: no port {service['port']['name']!r}")
+        elif kind == "PodMonitor":  # of runs, whose pods are not among the platform's documents
+            if spec["selector"]["matchLabels"] != {"app.kubernetes.io/component": "ray"}:
+                faults.append(f"{name_of(document)}: selects no pod")
+            if {one["port"] for one in spec["podMetricsEndpoints"]} != {"metrics"}:
+                faults.append(f"{name_of(document)}: pods of runs open the port 'metrics'")
+            if not all(one.get("honorLabels") for one in spec["podMetricsEndpoints"]):
+                faults.append(f"{name_of(document)}: the gauges' label `job` is overwritten")
+        elif kind == "LocalQueue":
+            expect(document, "ClusterQueue", spec["clusterQueue"])
+        elif kind == "ClusterQueue":
+            for flavor in (one for group in spec["resourceGroups"] for one in group["flavors"]):
+                expect(document, "ResourceFlavor", flavor["name"])
+        elif kind == "RoleBinding":
+            expect(document, document["roleRef"]["kind"], document["roleRef"]["name"])
+            for subject in document["subjects"]:
+                expect(document, subject["kind"], subject["name"])
+        elif document["metadata"]["name"] == "platform":
+            data = document["data"]
+            for key, wanted in (("queue", "LocalQueue"), ("priority", "WorkloadPriorityClass")):
+                if data.get("queue") and data.get(key):
+                    expect(document, wanted, data[key])
+            for key in ("runs_claim", "data_claim"):
+                if data.get(key):
+                    expect(document, "PersistentVolumeClaim", data[key])
+    return faults
+
+
 def _labels(pod: Document) -> Document:
     return dict(pod.get("metadata", {}).get("labels", {}))

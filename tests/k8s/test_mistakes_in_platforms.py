@@ -50,6 +50,16 @@ def scheduled(found: Documents) -> Any:
     return schedule(found)["jobTemplate"]["spec"]["template"]["spec"]
 
 
+def backend(found: Documents) -> Any:
+    """The Service that the page leads to."""
+    (rule,) = one(found, "Ingress", "mlflow")["spec"]["rules"]
+    return rule["http"]["paths"][0]["backend"]["service"]
+
+
+def endpoint(found: Documents) -> Any:
+    return one(found, "PodMonitor", "ray")["spec"]["podMetricsEndpoints"][0]
+
+
 def submits(found: Documents, old: str, new: str) -> None:
     """Another command of it."""
     (container,) = scheduled(found)["containers"]
@@ -289,6 +299,26 @@ OF_PRODUCTION: dict[str, tuple[Plant, str, str]] = {
     "images that the registry does not give": (
         lambda f: one(f, "ServiceAccount", "mlflow").pop("imagePullSecrets"),
         "references", "pulls its images without ['registry']"),
+    "a page that leads nowhere": (
+        lambda f: put(backend(f), name="mlflo"), "references", "no Service 'mlflo'"),
+    "a page behind a port that is not there": (
+        lambda f: put(backend(f)["port"], name="https"), "references", "no port 'https'"),
+    "a monitor of another port": (
+        lambda f: put(endpoint(f), port="metric"), "references", "open the port 'metrics'"),
+    "a monitor that renames the job": (
+        lambda f: endpoint(f).pop("honorLabels"), "references", "`job` is overwritten"),
+    "a monitor of other pods": (
+        lambda f: put(one(f, "PodMonitor", "ray")["spec"]["selector"]["matchLabels"],
+                      **{"app.kubernetes.io/component": "rays"}), "references", "selects no pod"),
+    "a queue of another": (
+        lambda f: put(one(f, "LocalQueue", "runs")["spec"], clusterQueue="pipelines"),
+        "references", "no ClusterQueue 'pipelines'"),
+    "a flavor that is not there": (
+        lambda f: f.remove(one(f, "ResourceFlavor", "pipeline")),
+        "references", "no ResourceFlavor"),
+    "a priority that is not there": (
+        lambda f: put(one(f, "ConfigMap", "platform")["data"], priority="high"),
+        "references", "no WorkloadPriorityClass 'high'"),
 }  # fmt: skip
 MISTAKES = {("local", name): row for name, row in OF_PLATFORMS.items()}
 MISTAKES |= {("elastic", name): row for name, row in OF_SCHEDULES.items()}

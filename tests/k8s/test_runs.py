@@ -21,6 +21,7 @@ from pipeline.kubernetes.render import checked, prepare, to_yaml
 from pipeline.kubernetes.rules import Document
 from pipeline.kubernetes.run import Run
 from pipeline.spec import parse_override
+from tests.approved import approve
 
 from . import schemas
 from .checks import run_checks
@@ -112,6 +113,17 @@ def test_kubectl_reads_what_is_printed(kubectl: str, tmp_path: Path) -> None:
     assert held["metadata"]["annotations"]["pipeline/job"] == "1e-3"
     (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     assert group["labels"] == {"zone": "1e3"}
+
+
+@pytest.mark.parametrize("name", ["two workers", "on spot nodes", "elastic with GPUs"])
+def test_a_rayjob_is_the_one_that_was_approved(
+    name: str, runs: dict[str, tuple[list[Document], list[Document]]]
+) -> None:
+    """So that a change of what pods get is seen by whoever reads the change."""
+    run, _ = runs[name]
+    path = Path(__file__).parent / "approved" / f"{name.replace(' ', '-')}.yaml"
+    (job,) = of_kind(run, "RayJob")
+    approve(path, to_yaml([job]).replace(job["metadata"]["name"], "digits-NAME"))
 
 
 def test_a_long_name_does_not_hide_what_tells_two_jobs_apart() -> None:
