@@ -19,6 +19,7 @@ SLOW = (
     "recovery",
     "same_bits",
     "startup",
+    "step",
     "submit",
     "throughput",
     "tracking",
