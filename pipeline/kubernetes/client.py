@@ -188,9 +188,9 @@ class Kubernetes:
         path = f"/api/v1/namespaces/{self.namespace}/pods/{pod}/log"
         query = [("timestamps", "true")]
         query += [("follow", "true")] if follows else []
-        if after:  # of which the server looks at the seconds
-            second, _ = _moment(after)
-            query.append(("sinceTime", f"{second:%Y-%m-%dT%H:%M:%SZ}"))
+        since = _moment(after) if after else None
+        if since:  # of which the server looks at the seconds
+            query.append(("sinceTime", f"{since[0]:%Y-%m-%dT%H:%M:%SZ}"))
         answer = self._ask("GET", path, query, seconds=SILENT_SECONDS if follows else READ_SECONDS)
         rest = b""
         try:
@@ -199,7 +199,7 @@ class Kubernetes:
                 for line in lines:
                     moment, _, text = line.decode(errors="replace").partition(" ")
                     try:
-                        is_new = not after or _moment(moment) > _moment(after)
+                        is_new = _moment(moment) > since if since else bool(_moment(moment))
                     except ValueError:  # a word of the server's own
                         continue
                     if is_new:

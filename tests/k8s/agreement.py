@@ -5,7 +5,6 @@ Command lines are parsed by the programs' own parsers; the job's file is read as
 
 from __future__ import annotations
 
-import base64
 import math
 import re
 import shlex
@@ -20,7 +19,7 @@ from pipeline.kubernetes.rules import Document, containers
 from pipeline.spec import JobSpec, load, parse_override
 
 from . import operator
-from .documents import environment, expanded, name_of, of_kind, one, pods
+from .documents import environment, expanded, name_of, of_kind, one, pods, write_files
 from .references import ADMIN_FILES
 
 SCHEDULE = re.compile(r"@(hourly|daily|weekly|monthly)|[\d*/,-]+( [\w*/,-]+){4}")
@@ -150,13 +149,7 @@ def _mounted(job: Document, run: list[Document], folder: Path) -> Path:
     for volume in pod["volumes"]:
         if volume["name"] in names and "configMap" in volume:
             held = one(run, "ConfigMap", volume["configMap"]["name"])
-            for item in volume["configMap"].get("items", []):
-                path = folder / item["path"]
-                path.parent.mkdir(parents=True, exist_ok=True)
-                if item["key"] in held.get("binaryData", {}):
-                    path.write_bytes(base64.b64decode(held["binaryData"][item["key"]]))
-                elif item["key"] in held.get("data", {}):
-                    path.write_text(held["data"][item["key"]])
+            write_files(held, volume["configMap"].get("items", []), folder)
     return folder
 
 

@@ -128,7 +128,7 @@ def compose(folder: Path, components: list[str]) -> Path:
 def combinations() -> list[list[str]]:
     """Sets of components, one database in each, in which any three occur in all ways: in and out.
 
-    The smallest of some random sets that have most of what is still to come, until nothing is.
+    Each is the one of some random sets that adds most, until nothing is left to add.
     """
     names = [name for name in COMPONENTS if name not in {"settings", "postgres"}]
     trios = list(itertools.combinations(range(len(names)), 3))

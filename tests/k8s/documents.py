@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import subprocess
 from collections.abc import Mapping
@@ -60,6 +61,17 @@ def of_kind(found: list[Document], kind: str) -> list[Document]:
 
 def pods(found: list[Document]) -> list[tuple[str, Document]]:
     return [pod for document in found for pod in pod_templates(document)]
+
+
+def write_files(config_map: Document, items: list[Document], folder: Path) -> None:
+    """The files that a volume has of a ConfigMap, which holds text and bytes."""
+    for item in items:
+        path = folder / item["path"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if item["key"] in config_map.get("binaryData", {}):
+            path.write_bytes(base64.b64decode(config_map["binaryData"][item["key"]]))
+        elif item["key"] in config_map.get("data", {}):
+            path.write_text(config_map["data"][item["key"]])
 
 
 def expanded(word: str, values: Mapping[str, str]) -> str:

@@ -5,7 +5,6 @@ What the kubelet does with a pod is done by a container runtime; what is missing
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import os
 import resource
@@ -20,7 +19,7 @@ from pipeline.kubernetes.platform import amount
 from pipeline.kubernetes.pods import USER
 from pipeline.kubernetes.rules import Document
 
-from .documents import expanded, one
+from .documents import expanded, one, write_files
 from .image import podman
 
 MIB = 2**20
@@ -188,20 +187,10 @@ def _source(volume: Document, at: Machines, folder: Path) -> Path | None:
         data = source / f"..{folder.name}"  # as the kubelet does, another in each pod
         if not data.exists():
             (source / "..data").symlink_to(data.name)
-            for item in volume["configMap"]["items"]:
-                _project(held, item, data)
+            write_files(held, volume["configMap"]["items"], data)
             for top in data.iterdir():
                 (source / top.name).symlink_to(f"..data/{top.name}")
     return source
-
-
-def _project(held: Document, item: Document, data: Path) -> None:
-    path = data / item["path"]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if item["key"] in held["data"]:
-        path.write_text(held["data"][item["key"]])
-    else:
-        path.write_bytes(base64.b64decode(held["binaryData"][item["key"]]))
 
 
 def _owned(folder: Path) -> Path:
